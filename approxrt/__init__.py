@@ -1,0 +1,43 @@
+"""approxrt: fine-tuned transformers, much faster and smaller, executed for real.
+
+    import approxrt
+
+    approxrt.convert("path/to/checkpoint", "model.artifact", bits=8)
+    m = approxrt.load("model.artifact")
+    m.classify(["a gripping film", "two hours I will not get back"])
+
+Importing the package loads neither torch nor transformers; `convert` needs the
+extra `compress` only for checkpoints that are not safetensors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Model", "Prediction", "__version__", "convert", "errors", "load"]
+
+if TYPE_CHECKING:
+    from approxrt import errors
+    from approxrt.convert import convert
+    from approxrt.runtime.model import Model, Prediction, load
+
+_LAZY = {
+    "load": "approxrt.runtime.model",
+    "Model": "approxrt.runtime.model",
+    "Prediction": "approxrt.runtime.model",
+    "convert": "approxrt.convert",
+    "errors": "approxrt.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'approxrt' has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(_LAZY[name])
+    # `approxrt.convert` is both a module and the function in it; the function is the public face.
+    value = module if name == "errors" else getattr(module, name)
+    globals()[name] = value
+    return value

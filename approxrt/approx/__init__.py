@@ -1,0 +1,1 @@
+"""Approximations: transforms from a model's tensors to cheaper tensors."""

@@ -1,0 +1,233 @@
+"""The artifact's schema: what `config.json` says and which tensors must exist.
+
+A `ModelSpec` is plain, frozen data. It knows how to turn itself into the JSON of
+`config.json` and back, and which tensors (name, dtype, shape) a model of that
+spec has. It holds no weights and runs nothing.
+
+Linear kinds, with N = out_features, K = in_features:
+
+  f32      weight f32[N, K]
+  s8       q i8[N, K], scale f32[N]; W[o, i] = scale[o] * q[o, i], q in [-127, 127]
+  bsr_s8   tiles i8[nnz, 16, 4], indices u16[nnz], indptr i32[ceil(N/16) + 1], scale f32[N];
+           CSR over tiles: strip g (outputs 16g..16g+15) owns tiles indptr[g]..indptr[g+1]-1,
+           tile t covers inputs 4*indices[t]..4*indices[t]+3, indices ascend within a strip;
+           rows and columns past N and K are stored as zeros
+
+and always `bias f32[N]`. Word embeddings are `f32` (weight f32[V, E]) or `s8`
+(q i8[V, E], scale f32[V]: one scale a row).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FORMAT_NAME = "approxrt"
+FORMAT_VERSION = 1
+
+TILE_N = 16
+TILE_K = 4
+
+LinearKind = Literal["f32", "s8", "bsr_s8"]
+LINEAR_KINDS: tuple[LinearKind, ...] = ("f32", "s8", "bsr_s8")
+EmbeddingKind = Literal["f32", "s8"]
+EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = ("f32", "s8")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
+FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+POOLINGS = ("cls", "mean")
+TaskType = Literal["classification", "regression", "multi_label", "embedding"]
+TASK_TYPES: tuple[TaskType, ...] = ("classification", "regression", "multi_label", "embedding")
+INPUTS = ("single", "pair", "any")
+
+# Limits that keep a hostile config from asking for absurd memory before any tensor is looked at.
+MAX_DIM = 1 << 17
+MAX_VOCAB = 1 << 22
+MAX_LAYERS = 256
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """y = x W^T + b, with x [tokens, in_features] and y [tokens, out_features]."""
+
+    in_features: int
+    out_features: int
+    kind: LinearKind = "f32"
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One post-norm transformer layer.
+
+    `num_heads * head_dim` outputs of query, key and value; it may be less than
+    hidden_size once heads are pruned. Likewise `intermediate_size`.
+    """
+
+    num_heads: int
+    head_dim: int
+    intermediate_size: int
+    query: LinearKind = "f32"
+    key: LinearKind = "f32"
+    value: LinearKind = "f32"
+    attention_output: LinearKind = "f32"
+    ffn_up: LinearKind = "f32"
+    ffn_down: LinearKind = "f32"
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What turns hidden states into the answer.
+
+    pooled = cls or mean of the last hidden states;
+    x = activation(dense(pooled)) if `dense_features`, else pooled;
+    logits = out(x) if the task has labels.
+    """
+
+    pooling: str = "cls"
+    dense_features: int | None = None
+    dense_activation: str = "tanh"
+    dense_kind: LinearKind = "f32"
+    out_kind: LinearKind = "f32"
+    normalize: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """An encoder with its task head. Sizes in elements; `max_length` in tokens, specials included."""
+
+    architecture: str
+    task_type: TaskType
+    vocab_size: int
+    embedding_size: int
+    hidden_size: int
+    max_positions: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    activation: str
+    layers: tuple[LayerSpec, ...]
+    head: HeadSpec
+    labels: tuple[str, ...] = ()
+    inputs: str = "any"
+    max_length: int = 512
+    embedding_kind: EmbeddingKind = "f32"
+    projection_kind: LinearKind = "f32"
+    pad_token_id: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_projection(self) -> bool:
+        """ELECTRA's small embeddings are projected to the hidden size."""
+        return self.embedding_size != self.hidden_size
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of `logits`; 0 for an embedding model."""
+        return len(self.labels)
+
+    def linears(self) -> Iterator[tuple[str, LinearSpec]]:
+        """Every linear of the model as (name, spec), in execution order."""
+        if self.has_projection:
+            yield "embeddings.projection", LinearSpec(self.embedding_size, self.hidden_size, self.projection_kind)
+        for i, layer in enumerate(self.layers):
+            inner = layer.num_heads * layer.head_dim
+            for part in ("query", "key", "value"):
+                yield f"layers.{i}.attention.{part}", LinearSpec(self.hidden_size, inner, getattr(layer, part))
+            yield f"layers.{i}.attention.output", LinearSpec(inner, self.hidden_size, layer.attention_output)
+            yield f"layers.{i}.ffn.up", LinearSpec(self.hidden_size, layer.intermediate_size, layer.ffn_up)
+            yield f"layers.{i}.ffn.down", LinearSpec(layer.intermediate_size, self.hidden_size, layer.ffn_down)
+        features = self.hidden_size
+        if self.head.dense_features is not None:
+            yield "head.dense", LinearSpec(features, self.head.dense_features, self.head.dense_kind)
+            features = self.head.dense_features
+        if self.labels:
+            yield "head.out", LinearSpec(features, len(self.labels), self.head.out_kind)
+
+    def with_linear_kinds(self, kinds: Mapping[str, LinearKind]) -> ModelSpec:
+        """A copy in which the named linears (names as in `linears()`) have the given kinds."""
+        fields = {
+            "attention.query": "query",
+            "attention.key": "key",
+            "attention.value": "value",
+            "attention.output": "attention_output",
+            "ffn.up": "ffn_up",
+            "ffn.down": "ffn_down",
+        }
+        known = {name for name, _ in self.linears()}
+        unknown = sorted(set(kinds) - known)
+        if unknown:
+            raise KeyError(f"no such linears: {unknown}")
+        layers = []
+        for i, layer in enumerate(self.layers):
+            changes = {
+                attr: kinds[f"layers.{i}.{part}"] for part, attr in fields.items() if f"layers.{i}.{part}" in kinds
+            }
+            layers.append(dataclasses.replace(layer, **changes))
+        head = dataclasses.replace(
+            self.head,
+            dense_kind=kinds.get("head.dense", self.head.dense_kind),
+            out_kind=kinds.get("head.out", self.head.out_kind),
+        )
+        return dataclasses.replace(
+            self,
+            layers=tuple(layers),
+            head=head,
+            projection_kind=kinds.get("embeddings.projection", self.projection_kind),
+        )
+
+    def dense_tensors(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(name, dtype, shape) of every tensor whose shape the spec alone decides.
+
+        The number of tiles of a `bsr_s8` linear depends on its data: `tiles` and
+        `indices` are not listed here (`indptr`, `scale` and `bias` are). Dtypes
+        are safetensors names: F32, I8, I32.
+        """
+        v, e, h = self.vocab_size, self.embedding_size, self.hidden_size
+        if self.embedding_kind == "f32":
+            yield "embeddings.word.weight", "F32", (v, e)
+        else:
+            yield "embeddings.word.q", "I8", (v, e)
+            yield "embeddings.word.scale", "F32", (v,)
+        yield "embeddings.position.weight", "F32", (self.max_positions, e)
+        if self.type_vocab_size:
+            yield "embeddings.token_type.weight", "F32", (self.type_vocab_size, e)
+        yield "embeddings.norm.weight", "F32", (e,)
+        yield "embeddings.norm.bias", "F32", (e,)
+        for i in range(len(self.layers)):
+            for part in ("attention", "ffn"):
+                yield f"layers.{i}.{part}.norm.weight", "F32", (h,)
+                yield f"layers.{i}.{part}.norm.bias", "F32", (h,)
+        for name, linear in self.linears():
+            n, k = linear.out_features, linear.in_features
+            if linear.kind == "f32":
+                yield f"{name}.weight", "F32", (n, k)
+            else:
+                yield f"{name}.scale", "F32", (n,)
+                if linear.kind == "s8":
+                    yield f"{name}.q", "I8", (n, k)
+                else:
+                    yield f"{name}.indptr", "I32", (-(-n // TILE_N) + 1,)
+            yield f"{name}.bias", "F32", (n,)
+
+    # -- JSON ---------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """The `model` object of config.json."""
+        data = dataclasses.asdict(self)
+        data["labels"] = list(self.labels)
+        data["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
+        data["extra"] = dict(self.extra)
+        return data
+
+    @staticmethod
+    def from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
+        """(spec, faults). The spec is None when `data` is too broken to build one; nothing is raised."""
+        from approxrt.artifact.validate import spec_from_json
+
+        return spec_from_json(data)
+
+    def validate(self) -> list[str]:
+        """All faults of this spec, in plain words; empty when it is sound."""
+        from approxrt.artifact.validate import spec_faults
+
+        return spec_faults(self)

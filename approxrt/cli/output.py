@@ -1,0 +1,72 @@
+"""How commands speak: tables and progress for people on stderr/stdout, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+JSON_OPTION = typer.Option(False, "--json", help="Print one JSON document on stdout; logs go to stderr.")
+
+
+def emit_json(document: Any) -> None:
+    """Print the command's one JSON document."""
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def log(message: str) -> None:
+    """A line for people, on stderr, so that stdout stays the answer."""
+    stderr.print(message, highlight=False)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Report an error and leave with exit code 1. With --json the document says so too."""
+    if "--json" in sys.argv:
+        emit_json({"error": {"type": type(error).__name__, "message": str(error)}})
+    stderr.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+def usage(message: str) -> NoReturn:
+    """A wrong option or argument: exit code 2 with typer's usual form."""
+    raise typer.BadParameter(message)
+
+
+@contextmanager
+def progress(description: str, total: float | None) -> Iterator[Any]:
+    """A progress bar with time left on stderr, shown only when stderr is a terminal.
+
+    Yields `advance(n=1, description=None)`.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(description, total=total)
+
+        def advance(n: float = 1, description: str | None = None) -> None:
+            bar.update(task, advance=n, description=description)
+
+        yield advance
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

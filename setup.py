@@ -1,0 +1,163 @@
+"""Builds the extension `approxrt._C` with ninja.
+
+Every translation unit gets the flags of the instruction set that its file name
+ends in (`NAME_avx2.cpp`, `NAME_avx512.cpp`, `NAME_avx512vnni.cpp`); all others
+are compiled for baseline x86-64, so that importing the extension never executes
+an instruction that the CPU lacks. `dispatch.cpp` chooses at run time.
+
+Environment:
+  CXX                 the compiler (default: the first of c++, g++, clang++ found)
+  APPROXRT_SANITIZE   e.g. "address,undefined" or "thread": a sanitizer build
+  APPROXRT_WERROR     1: warnings are errors
+  MAX_JOBS            parallel compilations (default: what ninja chooses)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# A longer suffix is tested first: "_avx512vnni" also ends a name that "_avx512" would not match.
+ISA_FLAGS = {
+    "avx512vnni": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni",
+    "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq",
+    "avx2": "-mavx2 -mfma -mf16c",
+}
+
+
+def isa_of(source: Path) -> str | None:
+    """The instruction set that a file name ends in, or None for baseline code."""
+    tail = source.stem.rsplit("_", 1)[-1]
+    return tail if tail in ISA_FLAGS else None
+
+
+def find_compiler() -> str:
+    """The C++ compiler's command, or an exit that says what is missing."""
+    asked = os.environ.get("CXX")
+    for name in [asked] if asked else ["c++", "g++", "clang++"]:
+        if shutil.which(shlex.split(name)[0]):
+            return name
+    sys.exit(
+        f"approxrt builds C++ kernels and found no compiler ({'CXX=' + asked if asked else 'c++, g++, clang++'}).\n"
+        "Install one (Debian: apt-get install g++; Fedora: dnf install gcc-c++; conda: gxx_linux-64), "
+        "or set CXX to its path, then try again."
+    )
+
+
+def find_ninja() -> str:
+    """ninja's path: the PyPI package's binary, else one on PATH."""
+    try:
+        import ninja
+
+        candidate = Path(ninja.BIN_DIR) / "ninja"
+        if candidate.exists():
+            return str(candidate)
+    except ImportError:
+        pass
+    found = shutil.which("ninja")
+    if found:
+        return found
+    sys.exit("approxrt's build needs ninja: pip install ninja")
+
+
+def python_header_missing() -> str | None:
+    """The folder where Python.h should be, when it is not there."""
+    include = sysconfig.get_paths()["include"]
+    return None if (Path(include) / "Python.h").exists() else include
+
+
+class NinjaBuildExt(build_ext):
+    """build_ext that writes a build.ninja and lets ninja compile in parallel."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        if os.name != "posix":
+            sys.exit(f"approxrt's engine builds on Linux and macOS; this is {platform.system()}.")
+        missing = python_header_missing()
+        if missing:
+            sys.exit(f"Python.h is not in {missing}: install Python's headers (Debian: apt-get install python3-dev).")
+        compiler, ninja = find_compiler(), find_ninja()
+        sanitize = os.environ.get("APPROXRT_SANITIZE", "")
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        build = Path(self.build_temp).resolve() / ("ninja" + ("-" + sanitize.replace(",", "-") if sanitize else ""))
+        build.mkdir(parents=True, exist_ok=True)
+
+        cxx = [
+            "-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-pthread",
+            # Equal results on every path of a kernel: a product and a sum fuse only where the code says so.
+            "-ffp-contract=off", "-fno-math-errno",
+            "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-ignored-attributes",
+            f"-I{ROOT / 'csrc'}",
+            f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}",
+            f"-DAPPROXRT_X86={int(IS_X86)}",
+            f"-DAPPROXRT_VERSION='\"{self.distribution.get_version()}\"'",
+        ]  # fmt: skip
+        if os.environ.get("APPROXRT_WERROR") == "1":
+            cxx.append("-Werror")
+        link = ["-shared", "-pthread"]
+        if platform.system() == "Darwin":
+            link += ["-undefined", "dynamic_lookup"]
+        if sanitize:
+            flags = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+            cxx += [*flags, "-O1", "-DAPPROXRT_SANITIZED=1"]
+            link += flags
+
+        lines = [
+            "ninja_required_version = 1.8",
+            f"cxx = {compiler}",
+            f"flags = {' '.join(cxx)}",
+            f"link = {' '.join(link)}",
+            "rule compile",
+            "  command = $cxx -MMD -MF $out.d $flags $isa -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = CXX $in",
+            "rule shared",
+            "  command = $cxx $in $link -o $out",
+            "  description = LINK $out",
+        ]
+        objects = []
+        for source in sorted((ROOT / "csrc").rglob("*.cpp")):
+            isa = isa_of(source)
+            if isa and not IS_X86:
+                continue
+            obj = source.relative_to(ROOT).with_suffix(".o")
+            lines.append(f"build {obj}: compile {escape(source)}")
+            if IS_X86:
+                lines.append(f"  isa = {ISA_FLAGS[isa] if isa else '-march=x86-64'}")
+            objects.append(str(obj))
+        lines.append(f"build {escape(output)}: shared {' '.join(objects)}")
+        lines.append(f"default {escape(output)}\n")
+        (build / "build.ninja").write_text("\n".join(lines))
+
+        command = [ninja, "-C", str(build)]
+        if os.environ.get("MAX_JOBS"):
+            command += ["-j", os.environ["MAX_JOBS"]]
+        result = subprocess.run(command, check=False)
+        if result.returncode:
+            sys.exit(f"approxrt: compilation with {compiler!r} failed; the compiler's message is above.")
+
+
+def escape(path: Path) -> str:
+    """A path as build.ninja wants it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+setup(
+    ext_modules=[Extension("approxrt._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuildExt},
+)
