@@ -19,14 +19,14 @@ __all__ = ["Model", "Prediction", "__version__", "convert", "errors", "load"]
 
 if TYPE_CHECKING:
     from approxrt import errors
-    from approxrt.convert import convert
+    from approxrt.conversion import convert
     from approxrt.runtime.model import Model, Prediction, load
 
 _LAZY = {
     "load": "approxrt.runtime.model",
     "Model": "approxrt.runtime.model",
     "Prediction": "approxrt.runtime.model",
-    "convert": "approxrt.convert",
+    "convert": "approxrt.conversion",
     "errors": "approxrt.errors",
 }
 
@@ -37,7 +37,6 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     module = importlib.import_module(_LAZY[name])
-    # `approxrt.convert` is both a module and the function in it; the function is the public face.
     value = module if name == "errors" else getattr(module, name)
     globals()[name] = value
     return value
