@@ -1,0 +1,165 @@
+// What kernels are called with. Plain data: no ownership, no STL, so that units compiled for an
+// instruction set share no inline code with the rest.
+//
+// Conventions. Rows are tokens. Strides (`ld*`) count elements, not bytes. Linears work on strips of
+// kTileN outputs: a buffer that a linear writes or reads as a residual has ld >= round_up(n, kTileN),
+// and the kernel writes whole strips (the surplus columns receive the padding's result: bias 0,
+// weight 0). Pointers to packed weights are 64-byte aligned; activations need natural alignment only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace approxrt {
+
+constexpr int kTileN = 16;  // outputs of a tile: one zmm of int32 accumulators, two ymm
+constexpr int kTileK = 4;   // inputs of a tile: what one vpdpbusd lane sums
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+enum class Act : int32_t { kIdentity = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kTanh = 4 };
+
+// How a kernel family wants quantised activations: panels of `mr` tokens, k-major in groups of
+// kTileK inputs, so that a broadcast of one token's group is base + constant:
+//   panel[(k / 4) * mr * 4 + token * 4 + k % 4], elements of `element_size` bytes.
+// Stored is u = q + bias, q = round(x * 127 / max|x|) in [-127, 127].
+struct PanelLayout {
+    int32_t mr;
+    int32_t element_size;
+    int32_t bias;  // 128 for the unsigned operand of vpdpbusd, 0 where the kernel multiplies signed values
+
+    constexpr size_t group_bytes() const { return static_cast<size_t>(mr) * kTileK * element_size; }
+    constexpr size_t panel_bytes(int64_t k) const { return round_up(k, kTileK) / kTileK * group_bytes(); }
+    constexpr size_t bytes(int64_t rows, int64_t k) const { return round_up(rows, mr) / mr * panel_bytes(k); }
+};
+
+// panels, scales <- x.  s_t = max|x_t| / 127; a row whose maximum is below kQuantizeFloor becomes
+// exact zeros with s_t = 0. Rows beyond `rows` in the last panel are filled with q = 0.
+struct QuantizeRowsArgs {
+    const float* x;  // [rows, k]
+    int64_t ldx;
+    int32_t rows;
+    int32_t k;
+    void* panels;   // layout of the kernel family that will read them
+    float* scales;  // [rows]
+};
+constexpr float kQuantizeFloor = 1e-30f;
+
+// int8 weights re-laid for one kernel family. Strip g owns tiles indptr[g] .. indptr[g+1]-1 of 64
+// bytes. `offsets[t]` is the byte offset of tile t's activation group within a panel; null when the
+// linear is dense (tile t of a strip is group t).
+struct PackedInt8 {
+    int32_t n, k, strips;
+    const int32_t* indptr;   // [strips + 1]
+    const uint32_t* offsets;  // [tiles] or null
+    const int8_t* tiles;     // [tiles * 64], order of the 64 bytes as the kernel family wants it
+    const float* scale;      // [strips * 16], 0 in the padding
+    const float* bias;       // [strips * 16], 0 in the padding
+    const int32_t* correction;  // [strips * 16]: layout.bias * sum of the output's kept weights
+};
+
+// y[t, o] = act(s_t * s_o * (sum_k u[t, k] q[o, k] - correction[o]) + b[o]) (+ residual[t, o]).
+struct GemmInt8Args {
+    const void* panels;
+    const float* act_scales;  // [rows]
+    int32_t rows;
+    const PackedInt8* w;
+    int32_t strip_begin, strip_end;
+    float* y;  // column 0 of strip 0
+    int64_t ldy;
+    const float* residual;  // null: none; added after the activation
+    int64_t ldr;
+    Act act;
+    int32_t* accumulators;  // null in production; else [rows, strips * 16] receives the corrected int32 sums
+};
+
+// f32 weights as [strips][k][16].
+struct PackedF32 {
+    int32_t n, k, strips;
+    const float* w;
+    const float* bias;  // [strips * 16]
+};
+
+// y[t, o] = act(sum_k x[t, k] W[o, k] + b[o]) (+ residual[t, o]); k ascends, one accumulator an output.
+struct GemmF32Args {
+    const float* x;  // [rows, k]
+    int64_t ldx;
+    int32_t rows;
+    const PackedF32* w;
+    int32_t strip_begin, strip_end;
+    float* y;
+    int64_t ldy;
+    const float* residual;
+    int64_t ldr;
+    Act act;
+};
+
+// y = (x - mean) / sqrt(var + eps) * gamma + beta, a row at a time; y may be x.
+struct LayerNormArgs {
+    const float* x;
+    int64_t ldx;
+    int32_t rows;
+    int32_t width;
+    const float* gamma;
+    const float* beta;
+    float eps;
+    float* y;
+    int64_t ldy;
+};
+
+// x[t, :n] <- softmax(scale * x[t, :n]) without the division: returns exponentials and 1 / sum.
+struct SoftmaxArgs {
+    float* x;
+    int64_t ldx;
+    int32_t rows;
+    int32_t n;
+    float scale;
+    float* inv_sum;  // [rows]
+};
+
+// x[i] <- act(x[i]).
+struct ActivationArgs {
+    float* x;
+    int64_t count;
+    Act act;
+};
+
+// One head of one sequence: out[i] = sum_j softmax_j(scale q_i.k_j) v_j for queries
+// query_begin .. query_end-1 over all n keys. No padding: n is the sequence's own length.
+struct AttentionArgs {
+    const float* q;  // [n, head_dim]
+    const float* k;
+    const float* v;
+    int64_t ldq;
+    int64_t ld;  // of k and v
+    int32_t n;
+    int32_t head_dim;
+    int32_t query_begin, query_end;
+    float scale;
+    float* out;  // [n, head_dim]
+    int64_t ldo;
+    float* scratch;  // attention_scratch_floats(n, head_dim), 64-byte aligned
+};
+constexpr int kAttentionRows = 8;  // queries that a kernel may hold at a time
+constexpr int64_t attention_scratch_floats(int64_t n, int64_t head_dim) {
+    // transposed keys, a padded copy of the values, a block of scores
+    return round_up(head_dim, 16) * round_up(n, 16) * 2 + kAttentionRows * round_up(n, 16) + 64;
+}
+
+// out[t] = word[ids[t]] + position[positions[t]] (+ token_type[types[t]]).
+struct EmbeddingArgs {
+    const float* word;         // [vocab, width], or null when word_q is set
+    const int8_t* word_q;      // [vocab, width]
+    const float* word_scale;   // [vocab]
+    const float* position;     // [max_positions, width]
+    const float* token_type;   // [types, width] or null
+    const int32_t* ids;        // [rows]
+    const int32_t* positions;  // [rows]
+    const int32_t* types;      // [rows] or null (all 0)
+    int32_t rows;
+    int32_t width;
+    float* out;
+    int64_t ldo;
+};
+
+}  // namespace approxrt

@@ -1,0 +1,50 @@
+// numpy arrays as checked, typed views.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+namespace approxrt {
+
+namespace py = pybind11;
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+const char* dtype_name();
+template <>
+inline const char* dtype_name<float>() { return "float32"; }
+template <>
+inline const char* dtype_name<int8_t>() { return "int8"; }
+template <>
+inline const char* dtype_name<int32_t>() { return "int32"; }
+template <>
+inline const char* dtype_name<uint16_t>() { return "uint16"; }
+
+// The array behind `object`, which must be a C-contiguous numpy array of exactly this dtype and rank:
+// nothing is converted or copied behind the caller's back.
+template <class T>
+Array<T> typed(const py::handle& object, int rank, const std::string& name) {
+    if (!py::isinstance<Array<T>>(object)) {
+        throw py::type_error(name + ": expected a C-contiguous numpy array of " + dtype_name<T>() + ", got " +
+                             std::string(py::str(py::type::handle_of(object))) +
+                             (py::isinstance<py::array>(object)
+                                  ? " of " + std::string(py::str(object.attr("dtype"))) + ", shape " +
+                                        std::string(py::str(object.attr("shape")))
+                                  : std::string()));
+    }
+    auto array = py::reinterpret_borrow<Array<T>>(object);
+    if (array.ndim() != rank)
+        throw py::value_error(name + ": expected " + std::to_string(rank) + " dimensions, got " +
+                              std::to_string(array.ndim()));
+    return array;
+}
+
+inline void expect(bool condition, const std::string& message) {
+    if (!condition) throw py::value_error(message);
+}
+
+}  // namespace approxrt

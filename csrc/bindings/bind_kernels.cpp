@@ -1,0 +1,304 @@
+// Single kernels for tests and benchmarks: one call, one kernel, at a level of the caller's choice.
+#include <cstring>
+
+#include "../pack.h"
+#include "arrays.h"
+
+namespace approxrt {
+namespace {
+
+const KernelTable& table(const std::string& isa) { return kernels_for(resolve_isa(isa)); }
+
+Act parse_act(const std::string& name) {
+    if (name == "identity") return Act::kIdentity;
+    if (name == "gelu") return Act::kGelu;
+    if (name == "gelu_tanh") return Act::kGeluTanh;
+    if (name == "relu") return Act::kRelu;
+    if (name == "tanh") return Act::kTanh;
+    throw py::value_error("unknown activation '" + name + "': identity, gelu, gelu_tanh, relu, tanh");
+}
+
+// Address of element (token, input) of quantised panels.
+size_t panel_offset(const PanelLayout& l, int64_t k, int64_t token, int64_t input) {
+    return token / l.mr * l.panel_bytes(k) + input / kTileK * l.group_bytes() +
+           ((token % l.mr) * kTileK + input % kTileK) * l.element_size;
+}
+
+// Quantised activations of one call.
+struct Panels {
+    const KernelTable* kernels;
+    int32_t rows, k;
+    AlignedBuffer data, scales;
+};
+
+Panels quantize(const Array<float>& x_any, const std::string& isa) {
+    auto x = typed<float>(x_any, 2, "x");
+    const KernelTable& t = table(isa);
+    const auto rows = static_cast<int32_t>(x.shape(0)), k = static_cast<int32_t>(x.shape(1));
+    expect(rows > 0 && k > 0, "x is empty");
+    Panels p{&t, rows, k, AlignedBuffer(t.layout.bytes(rows, k)), AlignedBuffer(sizeof(float) * rows)};
+    t.quantize_rows({x.data(), k, rows, k, p.data.as<void>(), p.scales.as<float>()});
+    return p;
+}
+
+// Panels from integers, for products over the whole range of values.
+Panels panels_from_int8(const py::array& q_any, const std::string& isa) {
+    auto q = typed<int8_t>(q_any, 2, "q");
+    const KernelTable& t = table(isa);
+    const PanelLayout& l = t.layout;
+    const auto rows = static_cast<int32_t>(q.shape(0)), k = static_cast<int32_t>(q.shape(1));
+    expect(rows > 0 && k > 0, "q is empty");
+    Panels p{&t, rows, k, AlignedBuffer(l.bytes(rows, k)), AlignedBuffer(sizeof(float) * rows)};
+    std::memset(p.data.as<char>(), l.bias, p.data.size());
+    for (int32_t i = 0; i < rows; ++i) {
+        p.scales.as<float>()[i] = 1.0f;
+        for (int32_t j = 0; j < k; ++j) {
+            const int value = q.at(i, j) + l.bias;
+            char* at = p.data.as<char>() + panel_offset(l, k, i, j);
+            if (l.element_size == 1) {
+                *reinterpret_cast<uint8_t*>(at) = static_cast<uint8_t>(value);
+            } else {
+                *reinterpret_cast<int16_t*>(at) = static_cast<int16_t>(value);
+            }
+        }
+    }
+    return p;
+}
+
+py::tuple unpack(const Panels& p) {
+    const PanelLayout& l = p.kernels->layout;
+    Array<int8_t> q({p.rows, p.k});
+    Array<float> scales(p.rows);
+    std::memcpy(scales.mutable_data(), p.scales.as<float>(), sizeof(float) * p.rows);
+    for (int32_t i = 0; i < p.rows; ++i)
+        for (int32_t j = 0; j < p.k; ++j) {
+            const char* at = p.data.as<char>() + panel_offset(l, p.k, i, j);
+            const int value = l.element_size == 1 ? *reinterpret_cast<const uint8_t*>(at)
+                                                  : *reinterpret_cast<const int16_t*>(at);
+            q.mutable_at(i, j) = static_cast<int8_t>(value - l.bias);
+        }
+    return py::make_tuple(q, scales);
+}
+
+struct Int8Linear {
+    const KernelTable* kernels;
+    Int8Weights weights;
+
+    void run(const Panels& p, float* y, int32_t* accumulators, const float* residual, Act act) const {
+        const PackedInt8& w = weights.packed();
+        expect(p.k == w.k, "panels have " + std::to_string(p.k) + " inputs, the weights " + std::to_string(w.k));
+        expect(p.kernels->layout.mr == kernels->layout.mr, "panels were made for another instruction set");
+        const int64_t padded = static_cast<int64_t>(w.strips) * kTileN;
+        GemmInt8Args a{p.data.as<void>(), p.scales.as<float>(), p.rows, &w, 0, w.strips, y, padded, residual, padded,
+                       act, accumulators};
+        py::gil_scoped_release release;
+        kernels->gemm_int8(a);
+    }
+};
+
+Int8Linear dense_linear(const py::array& q_any, const py::array& scale_any, const py::array& bias_any,
+                        const std::string& isa) {
+    auto q = typed<int8_t>(q_any, 2, "q");
+    auto scale = typed<float>(scale_any, 1, "scale"), bias = typed<float>(bias_any, 1, "bias");
+    const auto n = static_cast<int32_t>(q.shape(0)), k = static_cast<int32_t>(q.shape(1));
+    expect(scale.shape(0) == n && bias.shape(0) == n, "scale and bias need one value an output");
+    return {&table(isa), Int8Weights::from_dense(table(isa), n, k, q.data(), scale.data(), bias.data())};
+}
+
+Int8Linear bsr_linear(int32_t n, int32_t k, const py::array& indptr_any, const py::array& indices_any,
+                      const py::array& tiles_any, const py::array& scale_any, const py::array& bias_any,
+                      const std::string& isa) {
+    auto indptr = typed<int32_t>(indptr_any, 1, "indptr");
+    auto indices = typed<uint16_t>(indices_any, 1, "indices");
+    auto tiles = typed<int8_t>(tiles_any, 3, "tiles");
+    auto scale = typed<float>(scale_any, 1, "scale"), bias = typed<float>(bias_any, 1, "bias");
+    const int64_t strips = round_up(n, kTileN) / kTileN, groups = round_up(k, kTileK) / kTileK;
+    expect(indptr.shape(0) == strips + 1 && indptr.at(0) == 0, "indptr needs strips + 1 entries from 0");
+    for (int64_t g = 0; g < strips; ++g) expect(indptr.at(g) <= indptr.at(g + 1), "indptr must not descend");
+    const int64_t count = indptr.at(strips);
+    expect(indices.shape(0) == count && tiles.shape(0) == count && tiles.shape(1) == kTileN && tiles.shape(2) == kTileK,
+           "indices and tiles [nnz, 16, 4] need indptr's number of tiles");
+    for (int64_t t = 0; t < count; ++t) expect(indices.at(t) < groups, "tile index out of range");
+    expect(scale.shape(0) == n && bias.shape(0) == n, "scale and bias need one value an output");
+    return {&table(isa), Int8Weights::from_bsr(table(isa), n, k, indptr.data(), indices.data(), tiles.data(),
+                                               scale.data(), bias.data())};
+}
+
+Array<float> int8_forward(const Int8Linear& self, const Panels& p, const py::object& residual_any,
+                          const std::string& act) {
+    const PackedInt8& w = self.weights.packed();
+    const int64_t padded = static_cast<int64_t>(w.strips) * kTileN;
+    Array<float> y({static_cast<int64_t>(p.rows), padded});
+    const float* residual = nullptr;
+    Array<float> held;
+    if (!residual_any.is_none()) {
+        held = typed<float>(residual_any, 2, "residual");
+        expect(held.shape(0) == p.rows && held.shape(1) == padded, "residual must be [rows, round_up(n, 16)]");
+        residual = held.data();
+    }
+    self.run(p, y.mutable_data(), nullptr, residual, parse_act(act));
+    return y;
+}
+
+Array<int32_t> int8_accumulate(const Int8Linear& self, const Panels& p) {
+    const int64_t padded = static_cast<int64_t>(self.weights.packed().strips) * kTileN;
+    Array<int32_t> accumulators({static_cast<int64_t>(p.rows), padded});
+    AlignedBuffer y(sizeof(float) * p.rows * padded);
+    self.run(p, y.as<float>(), accumulators.mutable_data(), nullptr, Act::kIdentity);
+    return accumulators;
+}
+
+Array<float> gemm_f32(const py::array& x_any, const py::array& w_any, const py::array& bias_any,
+                      const std::string& act, const std::string& isa) {
+    auto x = typed<float>(x_any, 2, "x"), w = typed<float>(w_any, 2, "w"), bias = typed<float>(bias_any, 1, "bias");
+    const auto rows = static_cast<int32_t>(x.shape(0)), k = static_cast<int32_t>(x.shape(1));
+    const auto n = static_cast<int32_t>(w.shape(0));
+    expect(w.shape(1) == k && bias.shape(0) == n, "shapes of x, w and bias do not fit");
+    F32Weights weights(n, k, w.data(), bias.data());
+    const PackedF32& p = weights.packed();
+    const int64_t padded = static_cast<int64_t>(p.strips) * kTileN;
+    Array<float> y({static_cast<int64_t>(rows), padded});
+    table(isa).gemm_f32({x.data(), k, rows, &p, 0, p.strips, y.mutable_data(), padded, nullptr, 0, parse_act(act)});
+    return y;
+}
+
+Array<float> layer_norm(const py::array& x_any, const py::array& gamma_any, const py::array& beta_any, float eps,
+                        const std::string& isa) {
+    auto x = typed<float>(x_any, 2, "x"), gamma = typed<float>(gamma_any, 1, "gamma"),
+         beta = typed<float>(beta_any, 1, "beta");
+    const auto rows = static_cast<int32_t>(x.shape(0)), width = static_cast<int32_t>(x.shape(1));
+    expect(gamma.shape(0) == width && beta.shape(0) == width, "gamma and beta need one value a column");
+    Array<float> y({rows, width});
+    table(isa).layer_norm({x.data(), width, rows, width, gamma.data(), beta.data(), eps, y.mutable_data(), width});
+    return y;
+}
+
+Array<float> softmax(const py::array& x_any, float scale, const std::string& isa) {
+    auto x = typed<float>(x_any, 2, "x");
+    const auto rows = static_cast<int32_t>(x.shape(0)), n = static_cast<int32_t>(x.shape(1));
+    expect(n > 0, "x has no columns");
+    Array<float> y({rows, n}), inv(rows);
+    std::memcpy(y.mutable_data(), x.data(), sizeof(float) * x.size());
+    table(isa).softmax({y.mutable_data(), n, rows, n, scale, inv.mutable_data()});
+    for (int32_t i = 0; i < rows; ++i)
+        for (int32_t j = 0; j < n; ++j) y.mutable_at(i, j) *= inv.at(i);
+    return y;
+}
+
+Array<float> activation(const py::array& x_any, const std::string& act, const std::string& isa) {
+    auto x = typed<float>(x_any, 1, "x");
+    Array<float> y(x.shape(0));
+    std::memcpy(y.mutable_data(), x.data(), sizeof(float) * x.size());
+    table(isa).activation({y.mutable_data(), x.shape(0), parse_act(act)});
+    return y;
+}
+
+Array<float> attention(const py::array& q_any, const py::array& k_any, const py::array& v_any, float scale,
+                       const std::string& isa, int32_t query_begin, int32_t query_end) {
+    auto q = typed<float>(q_any, 2, "q"), k = typed<float>(k_any, 2, "k"), v = typed<float>(v_any, 2, "v");
+    const auto queries = static_cast<int32_t>(q.shape(0));
+    const auto n = static_cast<int32_t>(k.shape(0)), d = static_cast<int32_t>(k.shape(1));
+    expect(n > 0 && d > 0 && q.shape(1) == d && v.shape(0) == n && v.shape(1) == d, "shapes of q, k, v do not fit");
+    if (query_end < 0) query_end = queries;
+    expect(0 <= query_begin && query_begin <= query_end && query_end <= queries, "query range out of range");
+    Array<float> out({queries, d});
+    std::memset(out.mutable_data(), 0, sizeof(float) * out.size());
+    AlignedBuffer scratch(sizeof(float) * attention_scratch_floats(n, d));
+    AttentionArgs a{q.data(), k.data(), v.data(), d, d, n, d, query_begin, query_end, scale, out.mutable_data(), d,
+                    scratch.as<float>()};
+    {
+        py::gil_scoped_release release;
+        table(isa).attention(a);
+    }
+    return out;
+}
+
+Array<float> embedding(const py::array& word, const py::object& word_scale, const py::array& position_any,
+                       const py::object& token_type, const py::array& ids_any, const py::array& positions_any,
+                       const py::object& types, const std::string& isa) {
+    EmbeddingArgs a{};
+    Array<float> word_f, scale, type_table;
+    Array<int8_t> word_q;
+    Array<int32_t> type_ids;
+    if (word_scale.is_none()) {
+        word_f = typed<float>(word, 2, "word");
+        a.word = word_f.data();
+    } else {
+        word_q = typed<int8_t>(word, 2, "word");
+        scale = typed<float>(word_scale, 1, "word_scale");
+        expect(scale.shape(0) == word.shape(0), "word_scale needs one value a row");
+        a.word_q = word_q.data();
+        a.word_scale = scale.data();
+    }
+    auto position = typed<float>(position_any, 2, "position");
+    auto ids = typed<int32_t>(ids_any, 1, "ids"), positions = typed<int32_t>(positions_any, 1, "positions");
+    a.width = static_cast<int32_t>(word.shape(1));
+    a.rows = static_cast<int32_t>(ids.shape(0));
+    expect(position.shape(1) == a.width && positions.shape(0) == a.rows, "shapes of tables and ids do not fit");
+    for (int32_t i = 0; i < a.rows; ++i)
+        expect(ids.at(i) >= 0 && ids.at(i) < word.shape(0) && positions.at(i) >= 0 && positions.at(i) < position.shape(0),
+               "id or position out of range");
+    if (!token_type.is_none()) {
+        type_table = typed<float>(token_type, 2, "token_type");
+        expect(type_table.shape(1) == a.width, "token_type has another width");
+        a.token_type = type_table.data();
+    }
+    if (!types.is_none()) {
+        type_ids = typed<int32_t>(types, 1, "types");
+        expect(type_ids.shape(0) == a.rows, "types needs one value a token");
+        for (int32_t i = 0; i < a.rows; ++i)
+            expect(type_ids.at(i) >= 0 && (!a.token_type || type_ids.at(i) < type_table.shape(0)), "type out of range");
+        a.types = type_ids.data();
+    }
+    a.position = position.data();
+    a.ids = ids.data();
+    a.positions = positions.data();
+    Array<float> out({a.rows, a.width});
+    a.out = out.mutable_data();
+    a.ldo = a.width;
+    table(isa).embedding(a);
+    return out;
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& parent) {
+    auto module = parent.def_submodule("kernels", "Single kernels, for tests and benchmarks.");
+    py::class_<Panels>(module, "Panels", "Activations quantised per token, in a kernel family's layout.")
+        .def("unpack", &unpack, "(q int8 [rows, k], scales float32 [rows])")
+        .def_readonly("rows", &Panels::rows)
+        .def_readonly("k", &Panels::k);
+    module.def("quantize_rows", [](const py::array& x, const std::string& isa) { return quantize(typed<float>(x, 2, "x"), isa); },
+               py::arg("x"), py::arg("isa") = "", "Quantise float32 [rows, k] per row.");
+    module.def("panels_from_int8", &panels_from_int8, py::arg("q"), py::arg("isa") = "",
+               "Panels with given integers and scales of 1.");
+    py::class_<Int8Linear>(module, "Int8Linear", "Packed int8 weights, dense or block-sparse.")
+        .def_static("dense", &dense_linear, py::arg("q"), py::arg("scale"), py::arg("bias"), py::arg("isa") = "")
+        .def_static("bsr", &bsr_linear, py::arg("n"), py::arg("k"), py::arg("indptr"), py::arg("indices"),
+                    py::arg("tiles"), py::arg("scale"), py::arg("bias"), py::arg("isa") = "")
+        .def("accumulate", &int8_accumulate, py::arg("panels"), "Corrected int32 sums [rows, round_up(n, 16)].")
+        .def("forward", &int8_forward, py::arg("panels"), py::arg("residual") = py::none(),
+             py::arg("act") = "identity", "float32 [rows, round_up(n, 16)].")
+        .def_property_readonly("tiles", [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
+        .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });
+    module.def("gemm_f32", &gemm_f32, py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("act") = "identity",
+               py::arg("isa") = "");
+    module.def("layer_norm", &layer_norm, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("eps"),
+               py::arg("isa") = "");
+    module.def("softmax", &softmax, py::arg("x"), py::arg("scale") = 1.0f, py::arg("isa") = "");
+    module.def("activation", &activation, py::arg("x"), py::arg("act"), py::arg("isa") = "");
+    module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"),
+               py::arg("isa") = "", py::arg("query_begin") = 0, py::arg("query_end") = -1);
+    module.def("embedding", &embedding, py::arg("word"), py::arg("word_scale"), py::arg("position"),
+               py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "");
+    module.def("peak_int8", [](int64_t iterations, const std::string& isa) {
+        py::gil_scoped_release release;
+        return table(isa).peak_int8(iterations);
+    }, py::arg("iterations"), py::arg("isa") = "", "Products executed by that many rounds of register-only int8 work.");
+    module.def("peak_f32", [](int64_t iterations, const std::string& isa) {
+        py::gil_scoped_release release;
+        return table(isa).peak_f32(iterations);
+    }, py::arg("iterations"), py::arg("isa") = "", "The same for float32.");
+}
+
+}  // namespace approxrt

@@ -1,0 +1,47 @@
+// Which kernel runs where. The only place that knows; everything else holds a KernelTable.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "args.h"
+#include "isa.h"
+
+namespace approxrt {
+
+struct KernelTable {
+    Isa isa;
+    PanelLayout layout;  // of quantize_rows and gemm_int8, which always come from one level
+    void (*quantize_rows)(const QuantizeRowsArgs&);
+    void (*gemm_int8)(const GemmInt8Args&);
+    void (*gemm_f32)(const GemmF32Args&);
+    void (*layer_norm)(const LayerNormArgs&);
+    void (*softmax)(const SoftmaxArgs&);
+    void (*activation)(const ActivationArgs&);
+    void (*attention)(const AttentionArgs&);
+    void (*embedding)(const EmbeddingArgs&);
+    // Executes `iterations` rounds of register-only multiply-adds and returns how many products that
+    // were: timed by the caller, the peak that benchmarks give shares of.
+    int64_t (*peak_int8)(int64_t iterations);
+    int64_t (*peak_f32)(int64_t iterations);
+    // Byte `i` of a packed tile holds canonical byte tile_order[i] (canonical: output * 4 + input).
+    const uint8_t* tile_order;
+};
+
+struct KernelInfo {
+    const char* family;
+    Isa isa;
+    int mr, nr, kr;
+    bool compiled;
+};
+
+// Every line of kernel_list.inc.
+const std::vector<KernelInfo>& kernel_list();
+
+// The table for a level: per family the best kernel at or below it.
+const KernelTable& kernels_for(Isa isa);
+
+// (family, level whose kernel was chosen) for a table, for `info` and the tests.
+std::vector<std::pair<std::string, std::string>> chosen_kernels(Isa isa);
+
+}  // namespace approxrt

@@ -1,0 +1,27 @@
+// Softmax attention of one head over one sequence: the definition.
+#include <cmath>
+
+#include "../args.h"
+
+namespace approxrt {
+
+void attention_scalar(const AttentionArgs& a) {
+    float* p = a.scratch;
+    for (int32_t i = a.query_begin; i < a.query_end; ++i) {
+        float max = -INFINITY, sum = 0.0f;
+        for (int32_t j = 0; j < a.n; ++j) {
+            float s = 0.0f;
+            for (int32_t c = 0; c < a.head_dim; ++c) s += a.q[i * a.ldq + c] * a.k[j * a.ld + c];
+            p[j] = s;
+            max = s > max ? s : max;
+        }
+        for (int32_t j = 0; j < a.n; ++j) sum += p[j] = std::exp(a.scale * (p[j] - max));
+        for (int32_t c = 0; c < a.head_dim; ++c) {
+            float o = 0.0f;
+            for (int32_t j = 0; j < a.n; ++j) o += p[j] * a.v[j * a.ld + c];
+            a.out[i * a.ldo + c] = o / sum;
+        }
+    }
+}
+
+}  // namespace approxrt

@@ -1,0 +1,64 @@
+// Canonical weights -> a kernel family's layout. The one packer: engine, tests and benchmarks use it.
+#pragma once
+
+#include <cstdint>
+
+#include "dispatch.h"
+
+namespace approxrt {
+
+// 64-byte aligned memory that frees itself.
+class AlignedBuffer {
+   public:
+    AlignedBuffer() = default;
+    explicit AlignedBuffer(size_t bytes);
+    AlignedBuffer(AlignedBuffer&& other) noexcept;
+    AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
+    ~AlignedBuffer();
+
+    template <class T>
+    T* as() const {
+        return static_cast<T*>(data_);
+    }
+    size_t size() const { return size_; }
+
+   private:
+    void* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+// int8 weights in the layout of `table`, owned.
+class Int8Weights {
+   public:
+    // q [n, k] row-major, scale [n], bias [n].
+    static Int8Weights from_dense(const KernelTable& table, int32_t n, int32_t k, const int8_t* q, const float* scale,
+                                  const float* bias);
+    // tiles [indptr[strips]][16][4], indices (groups of 4 inputs), CSR over strips of 16 outputs.
+    // Preconditions (the reader has checked them): indptr ascends from 0, indices < ceil(k / 4).
+    static Int8Weights from_bsr(const KernelTable& table, int32_t n, int32_t k, const int32_t* indptr,
+                                const uint16_t* indices, const int8_t* tiles, const float* scale, const float* bias);
+    const PackedInt8& packed() const { return packed_; }
+    size_t bytes() const;
+
+   private:
+    Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const float* scale, const float* bias);
+    void add_correction(const KernelTable& table);
+
+    PackedInt8 packed_{};
+    AlignedBuffer indptr_, offsets_, tiles_, scale_, bias_, correction_;
+};
+
+// f32 weights as [strips][k][16], owned.
+class F32Weights {
+   public:
+    // w [n, k] row-major, bias [n].
+    F32Weights(int32_t n, int32_t k, const float* w, const float* bias);
+    const PackedF32& packed() const { return packed_; }
+    size_t bytes() const;
+
+   private:
+    PackedF32 packed_{};
+    AlignedBuffer w_, bias_;
+};
+
+}  // namespace approxrt

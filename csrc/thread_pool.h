@@ -1,0 +1,77 @@
+// Fork/join over task indices.
+//
+// One pool serves all callers with the same thread count: its regions run one at a time, so several
+// Python threads that call at once share the cores instead of multiplying threads. The caller takes
+// part in its own region. Workers spin briefly after a region (the next layer is microseconds away),
+// then sleep; an idle pool uses no CPU. Workers start at the first region and again in a forked child.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace approxrt {
+
+class ThreadPool {
+   public:
+    // The process's pool with `threads` threads (the caller included), created on first use.
+    static std::shared_ptr<ThreadPool> get(int threads);
+
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int threads() const { return threads_; }
+
+    // Runs body(task, thread) for every task in [0, tasks); thread in [0, threads()). Tasks are handed
+    // out in ascending order. `body` must not throw and must not call `run` on the same pool.
+    template <class Body>
+    void run(int tasks, const Body& body) {
+        if (threads_ == 1 || tasks <= 1) {
+            for (int i = 0; i < tasks; ++i) body(i, 0);
+            return;
+        }
+        run_erased(tasks, [](const void* context, int task, int thread) {
+            (*static_cast<const Body*>(context))(task, thread);
+        }, &body);
+    }
+
+    // fork(): called with all regions finished and no lock held by another thread.
+    void before_fork();
+    void after_fork_parent();
+    void after_fork_child();
+
+   private:
+    using Function = void (*)(const void* context, int task, int thread);
+    struct Sleep {
+        std::mutex mutex;
+        std::condition_variable wake;
+    };
+
+    void run_erased(int tasks, Function function, const void* context);
+    void work(int thread);
+    void worker(int thread);
+    void start_workers();
+
+    const int threads_;
+    std::mutex region_;            // one region at a time
+    std::unique_ptr<Sleep> sleep_;  // replaced in a forked child
+    std::unique_ptr<std::vector<std::thread>> workers_;
+
+    std::atomic<bool> open_{false};       // a region accepts workers
+    std::atomic<bool> stop_{false};
+    std::atomic<uint64_t> region_count_{0};
+    std::atomic<int> active_{0};    // workers that may touch the region's fields
+    std::atomic<int> sleepers_{0};
+    std::atomic<int> next_task_{0};
+    int tasks_ = 0;
+    Function function_ = nullptr;
+    const void* context_ = nullptr;
+};
+
+}  // namespace approxrt
