@@ -1,0 +1,150 @@
+"""The CPU engine: an artifact's tensors handed to the C++ encoder, token ids in, numbers out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from approxrt import _C
+from approxrt.artifact.reader import Artifact
+from approxrt.artifact.spec import ModelSpec
+from approxrt.errors import DeviceError, InputError
+from approxrt.runtime.batching import TOKEN_BUDGET, plan_batches
+from approxrt.runtime.threads import resolve_threads
+
+
+def forced_isa() -> str:
+    """The level in use: `APPROXRT_ISA` if set (an error where the CPU lacks it), else the best there is."""
+    try:
+        return _C.resolve_isa(os.environ.get("APPROXRT_ISA", ""))
+    except ValueError as error:
+        raise DeviceError(str(error)) from None
+
+
+class CpuEngine:
+    """Runs one model on CPU kernels. Safe to call from several threads and in forked children."""
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        self.spec = artifact.spec
+        self.threads = resolve_threads(threads)
+        self.isa = forced_isa()
+        self._encoder = _C.Encoder(encoder_config(artifact.spec), dict(artifact.tensors), self.isa, self.threads)
+
+    def forward(
+        self,
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        type_ids: Sequence[Sequence[int]] | None,
+        output: str,
+        budget: int = TOKEN_BUDGET,
+    ) -> np.ndarray:
+        """One row a sequence, in the order given: `output` is "logits" or "pooled".
+
+        Returns float32 [len(sequences), num_outputs or hidden_size]. A sequence's row does
+        not depend on the others in the call.
+        """
+        arrays = [_as_ids(ids, i) for i, ids in enumerate(sequences)]
+        if not arrays:
+            raise InputError("the batch is empty: give at least one sequence")
+        types = self._check(arrays, type_ids)
+        lengths = [len(ids) for ids in arrays]
+        columns = self.spec.num_outputs if output == "logits" else self.spec.hidden_size
+        result = np.empty((len(arrays), columns), np.float32)
+        for batch in plan_batches(lengths, budget):
+            cu_seqlens = np.zeros(len(batch) + 1, np.int32)
+            np.cumsum([lengths[i] for i in batch], out=cu_seqlens[1:])
+            packed_types = None if types is None else np.concatenate([types[i] for i in batch])
+            rows = self._encoder.forward(np.concatenate([arrays[i] for i in batch]), packed_types, cu_seqlens, output)
+            result[batch] = rows
+        return result
+
+    def hidden(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> np.ndarray:
+        """Last hidden states of one sequence, float32 [tokens, hidden_size]."""
+        array = _as_ids(ids, 0)
+        types = self._check([array], None if type_ids is None else [type_ids])
+        return self._encoder.forward(
+            array, None if types is None else types[0], np.array([0, len(array)], np.int32), "hidden"
+        )
+
+    def _check(self, arrays: list[np.ndarray], type_ids: Sequence[Sequence[int]] | None) -> list[np.ndarray] | None:
+        """Everything is checked before the first pass runs, so that an error names the caller's index."""
+        spec = self.spec
+        for i, ids in enumerate(arrays):
+            if len(ids) == 0:
+                raise InputError(f"sequence {i} is empty: give at least one token id")
+            if len(ids) > spec.max_positions:
+                raise InputError(
+                    f"sequence {i} has {len(ids)} tokens; the model has positions for {spec.max_positions}: cut it"
+                )
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= spec.vocab_size:
+                raise InputError(
+                    f"sequence {i} has token id {low if low < 0 else high}; "
+                    f"the vocabulary has ids 0 to {spec.vocab_size - 1}"
+                )
+        if type_ids is None:
+            return None
+        if len(type_ids) != len(arrays):
+            raise InputError(f"{len(type_ids)} lists of token types for {len(arrays)} sequences: give one a sequence")
+        types = [_as_ids(t, i, "token types") for i, t in enumerate(type_ids)]
+        # A model without token types has one kind of token; RoBERTa's tokenizer says so with zeros.
+        highest = max(spec.type_vocab_size, 1) - 1
+        for i, (t, ids) in enumerate(zip(types, arrays, strict=True)):
+            if len(t) != len(ids):
+                raise InputError(f"sequence {i} has {len(ids)} token ids and {len(t)} token types: give as many")
+            if int(t.min()) < 0 or int(t.max()) > highest:
+                raise InputError(f"sequence {i} has token type {int(t.max())}; the model has types 0 to {highest}")
+        return types if spec.type_vocab_size else None
+
+    def info(self) -> dict[str, Any]:
+        """What runs where."""
+        return {
+            "device": "cpu",
+            "isa": self.isa,
+            "threads": self.threads,
+            "kernels": dict(_C.chosen_kernels(self.isa)),
+            "packed_weight_bytes": self._encoder.weight_bytes,
+            "scratch_bytes": self._encoder.scratch_bytes,
+        }
+
+
+def _as_ids(ids: Sequence[int] | np.ndarray, index: int, what: str = "token ids") -> np.ndarray:
+    """One sequence as int32; anything but integers that fit is refused."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        raise InputError(f"sequence {index}: {what} must be a flat list of integers") from None
+    if array.size == 0:
+        return np.zeros(0, np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"sequence {index}: {what} must be a flat list of integers, got "
+            f"{array.ndim} dimension(s) of {array.dtype}; for one sequence write [[1, 2, 3]]"
+        )
+    limits = np.iinfo(np.int32)
+    if int(array.min()) < limits.min or int(array.max()) > limits.max:
+        raise InputError(f"sequence {index}: {what} do not fit 32 bits: {int(array.min())} to {int(array.max())}")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def encoder_config(spec: ModelSpec) -> dict[str, Any]:
+    """The sizes that the C++ encoder is built from."""
+    return {
+        "vocab_size": spec.vocab_size,
+        "embedding_size": spec.embedding_size,
+        "hidden_size": spec.hidden_size,
+        "max_positions": spec.max_positions,
+        "type_vocab_size": spec.type_vocab_size,
+        "layer_norm_eps": spec.layer_norm_eps,
+        "activation": spec.activation,
+        "layers": [
+            {"num_heads": l.num_heads, "head_dim": l.head_dim, "intermediate_size": l.intermediate_size}
+            for l in spec.layers
+        ],
+        "pooling": spec.head.pooling,
+        "dense_features": spec.head.dense_features or 0,
+        "dense_activation": spec.head.dense_activation,
+        "num_outputs": spec.num_outputs,
+    }

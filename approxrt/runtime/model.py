@@ -1,0 +1,162 @@
+"""The public object: an artifact that answers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from approxrt.artifact.reader import Artifact, read_artifact
+from approxrt.errors import DeviceError, InputError, TruncationWarning, UnsupportedTaskError
+from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer to one text.
+
+    label      the class, or the target's name for a regression
+    score      softmax probability (classification), sigmoid probability (multi-label), value (regression)
+    truncated  the text was longer than the model's limit and its end was not read
+    """
+
+    label: str
+    score: float
+    truncated: bool = False
+
+
+def load(path: str | os.PathLike[str], device: str = "auto", threads: int | None = None) -> Model:
+    """Load an artifact. Nothing is executed from it; its files are validated and memory-mapped.
+
+    device   "auto" and "cpu" run on this CPU; "cuda" is not available in this version
+    threads  default: min(CPU affinity, cgroup quota, physical cores)
+
+    Raises ArtifactError (listing every fault), DeviceError, InputError.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"unknown device {device!r}: choose 'auto', 'cpu' or 'cuda'")
+    if device == "cuda":
+        raise DeviceError("device 'cuda' is not available in this version of approxrt: load with device='cpu'")
+    return Model(read_artifact(path), threads)
+
+
+class Model:
+    """A loaded artifact. Methods may be called from several threads at once.
+
+    `texts` is a str, a (str, str) pair, or a list of either. A text's answer does not
+    depend on the batch that it came in, bit for bit, nor on the number of threads.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        from approxrt.runtime.cpu import CpuEngine
+
+        self.spec = artifact.spec
+        self.path = artifact.path
+        self._card = artifact.card
+        self._bytes = artifact.size_bytes
+        self._engine = CpuEngine(artifact, threads)
+        self._text = TextEncoder(artifact.tokenizer_path, self.spec.max_length, self.spec.inputs, self.spec.vocab_size)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order of `logits`' columns."""
+        return self.spec.labels
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Sizes, density, kinds and kernels by layer, the instruction set in use."""
+        from approxrt.artifact.summary import summarize
+
+        return {**summarize(self.spec, self._engine_tensors()), "artifact_bytes": self._bytes, **self._engine.info()}
+
+    def classify(self, texts: Texts, top_k: int = 1, truncate: bool = True) -> list[Any]:
+        """The `top_k` best labels of each text, best first.
+
+        Returns list[Prediction] for one text and list[list[Prediction]] for a list of texts.
+        With truncate=False a text over the limit raises TextTooLongError.
+        """
+        self._need_labels("classify")
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise InputError(f"top_k={top_k!r}: expected an integer of at least 1")
+        encoded = self._text.encode(texts, truncate)
+        scores = self._scores(self._engine.forward(encoded.ids, encoded.type_ids, "logits"))
+        answers = []
+        for row, cut in zip(scores, encoded.truncated, strict=True):
+            best = np.argsort(-row, kind="stable")[:top_k]
+            answers.append([Prediction(self.labels[j], float(row[j]), cut) for j in best])
+        return answers[0] if is_single(texts) else answers
+
+    def logits(self, texts: Texts, truncate: bool = True) -> np.ndarray:
+        """Raw outputs, float32 [n, n_labels]; one text gives n = 1. Truncated texts are named in a warning."""
+        self._need_labels("logits")
+        encoded = self._encode_or_warn(texts, truncate)
+        return self._engine.forward(encoded.ids, encoded.type_ids, "logits")
+
+    def embed(self, texts: Texts, normalize: bool = True, truncate: bool = True) -> np.ndarray:
+        """Pooled hidden states, float32 [n, hidden_size], of length 1 if `normalize`."""
+        encoded = self._encode_or_warn(texts, truncate)
+        vectors = self._engine.forward(encoded.ids, encoded.type_ids, "pooled")
+        if normalize:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.maximum(norms, np.float32(1e-12))
+        return vectors
+
+    def forward(self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        """For those who bring their own tokenizer: token ids (specials included, no padding) to float32.
+
+        Returns logits [n, n_labels], or pooled hidden states [n, hidden_size] of a model without labels.
+        """
+        if isinstance(input_ids, (str, bytes)) or not isinstance(input_ids, (Sequence, np.ndarray)):
+            raise InputError(f"input_ids must be a list of lists of integers, got {type(input_ids).__name__}")
+        if len(input_ids) and isinstance(input_ids[0], (int, np.integer)):
+            raise InputError("input_ids must be a list of lists: for one sequence write [[101, ..., 102]]")
+        return self._engine.forward(input_ids, type_ids, "logits" if self.labels else "pooled")
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> str | Iterator[str]:
+        """Only decoder models generate; an encoder raises UnsupportedTaskError."""
+        self._refuse("generate", "classify, logits, embed or forward" if self.labels else "embed or forward")
+
+    def _scores(self, logits: np.ndarray) -> np.ndarray:
+        if self.spec.task_type == "regression":
+            return logits
+        wide = logits.astype(np.float64)
+        if self.spec.task_type == "multi_label":
+            return 1.0 / (1.0 + np.exp(-wide))
+        shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+    def _encode_or_warn(self, texts: Texts, truncate: bool) -> Encoded:
+        encoded = self._text.encode(texts, truncate)
+        cut = [i for i, flag in enumerate(encoded.truncated) if flag]
+        if cut:
+            shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
+            warnings.warn(
+                f"{len(cut)} of {len(encoded.ids)} texts were cut to {self.spec.max_length} tokens (index {shown})",
+                TruncationWarning,
+                stacklevel=3,
+            )
+        return encoded
+
+    def _need_labels(self, method: str) -> None:
+        if not self.labels:
+            self._refuse(method, "embed or forward")
+
+    def _refuse(self, method: str, instead: str) -> NoReturn:
+        raise UnsupportedTaskError(
+            f"{method}: {os.fspath(self.path)!r} is a {self.spec.architecture} encoder for {self.spec.task_type}; "
+            f"use {instead}"
+        )

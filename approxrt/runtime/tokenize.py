@@ -1,0 +1,98 @@
+"""Text to token ids: the artifact's tokenizer, with one truncation policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from approxrt.errors import ArtifactError, InputError, TextTooLongError, UnsupportedTaskError
+
+Text = str | tuple[str, str]
+Texts = Text | Sequence[Text]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """ids and token types a text, and which texts were cut to the limit."""
+
+    ids: list[list[int]]
+    type_ids: list[list[int]]
+    truncated: list[bool]
+
+
+def is_single(texts: Texts) -> bool:
+    """Whether a call's argument is one text (or one pair) rather than a list of them."""
+    return isinstance(texts, str) or (
+        isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(part, str) for part in texts)
+    )
+
+
+class TextEncoder:
+    """Wraps a `tokenizers.Tokenizer`. `max_length` counts special tokens; pairs are cut longest first."""
+
+    def __init__(self, path: Path, max_length: int, inputs: str, vocab_size: int) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ArtifactError(path.parent, [f"tokenizer.json cannot be used: {error}"]) from None
+        # tokenizer.json may carry a padding and a truncation of its training days; ours is the only one.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.max_length = max_length
+        self.inputs = inputs
+        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        if size > vocab_size:
+            raise ArtifactError(
+                path.parent, [f"tokenizer.json has {size} tokens, the embedding table {vocab_size} rows"]
+            )
+        self._specials = {
+            False: self._tokenizer.num_special_tokens_to_add(False),
+            True: self._tokenizer.num_special_tokens_to_add(True),
+        }
+
+    def encode(self, texts: Texts, truncate: bool = True) -> Encoded:
+        """Encode one text or many; an error names the text's index, the limit and the mend."""
+        items = self._checked(texts)
+        if truncate:
+            self._tokenizer.enable_truncation(self.max_length, strategy="longest_first")
+        else:
+            self._tokenizer.no_truncation()
+        encodings = self._tokenizer.encode_batch(items)
+        truncated = [bool(e.overflowing) for e in encodings]
+        if not truncate:
+            for i, e in enumerate(encodings):
+                if len(e.ids) > self.max_length:
+                    raise TextTooLongError(
+                        f"text {i} has {len(e.ids)} tokens, the limit is {self.max_length}: "
+                        "shorten it or call with truncate=True"
+                    )
+        for i, e in enumerate(encodings):
+            if not e.ids:
+                raise InputError(f"text {i} gives no tokens: {items[i]!r}; give some text")
+        return Encoded([e.ids for e in encodings], [e.type_ids for e in encodings], truncated)
+
+    def _checked(self, texts: Texts) -> list[Text]:
+        if is_single(texts):
+            texts = [texts]  # type: ignore[list-item]
+        if isinstance(texts, (bytes, dict)) or not isinstance(texts, Sequence):
+            raise InputError(f"texts must be a str, a (str, str) pair or a list of either, got {type(texts).__name__}")
+        if not texts:
+            raise InputError("the batch is empty: give at least one text")
+        items: list[Text] = []
+        for i, text in enumerate(texts):
+            if isinstance(text, str):
+                if self.inputs == "pair":
+                    raise UnsupportedTaskError(f"text {i} is one text; this model takes pairs: give (text, text_pair)")
+                items.append(text)
+            elif isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text):
+                if self.inputs == "single":
+                    raise UnsupportedTaskError(f"text {i} is a pair; this model takes single texts: give a str")
+                items.append((text[0], text[1]))
+            else:
+                raise InputError(f"text {i} must be a str or a pair of str, got {type(text).__name__}: {text!r:.80}")
+            if self._specials[not isinstance(text, str)] >= self.max_length:
+                raise InputError(f"text {i}: the limit of {self.max_length} tokens leaves no room beside the specials")
+        return items
