@@ -513,7 +513,7 @@ def test_no_space_left_names_the_mend(tmp_path: Path, monkeypatch: pytest.Monkey
             device.write(data)
 
     monkeypatch.setattr(writer, "_write_file", to_full_device)
-    with pytest.raises(ArtifactError, match="no space left on device.*free some space") as caught:
+    with pytest.raises(ArtifactError, match=r"no space left on device.*free some space") as caught:
         write(tmp_path / "a")
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
