@@ -9,6 +9,8 @@ from approxrt.artifact.tensorfile import parse_json
 from approxrt.errors import CheckpointError, MissingDependencyError
 
 TOKENIZER = "tokenizer.json"
+# What a tokenizer can be built from. Without any of them transformers builds an empty vocabulary and says nothing.
+OLDER_FILES = ("vocab.txt", "vocab.json", "*.model", "*.bpe.codes")
 
 
 def read_tokenizer(folder: Path) -> bytes:
@@ -38,6 +40,10 @@ def read_tokenizer(folder: Path) -> bytes:
 
 
 def _build(folder: Path) -> str:
+    if not any(any(folder.glob(pattern)) for pattern in OLDER_FILES):
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} has no tokenizer: {TOKENIZER} or one of {', '.join(OLDER_FILES)} is needed"
+        )
     try:
         from transformers import AutoTokenizer
     except ImportError:
