@@ -35,8 +35,7 @@ class MissingDependencyError(ApproxrtError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package {package!r}, which is not installed: "
-            f"pip install 'approxrt[{extra}]'"
+            f"{purpose} needs the package {package!r}, which is not installed: pip install 'approxrt[{extra}]'"
         )
         self.package = package
         self.extra = extra

@@ -159,7 +159,7 @@ class ModelSpec:
             raise KeyError(f"no such linears: {unknown}")
         layers = []
         for i, layer in enumerate(self.layers):
-            changes = {
+            changes: dict[str, Any] = {
                 attr: kinds[f"layers.{i}.{part}"] for part, attr in fields.items() if f"layers.{i}.{part}" in kinds
             }
             layers.append(dataclasses.replace(layer, **changes))

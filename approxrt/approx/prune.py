@@ -1,0 +1,72 @@
+"""Which tiles to keep, by magnitude alone: the baseline criterion, which needs no data.
+
+A tile's score is its energy, the sum of its squared weights. Tiles at an edge
+have fewer weights and score less; they also cost as much to run as full ones.
+
+Two scopes:
+
+  linear   (default) every linear keeps the same share of its own tiles. Scales of
+           weights differ between layers for reasons that have nothing to do with
+           importance (layer norms rescale what follows), so energies of two
+           linears are not comparable, and no linear can be emptied.
+  global   one threshold over all linears. Comparable only for models whose layers
+           have similar weight scales; every linear keeps at least one tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from approxrt.approx.bsr import to_tiles
+from approxrt.artifact.spec import ModelSpec
+
+Scope = Literal["linear", "global"]
+
+
+def tile_scores(weight: np.ndarray) -> np.ndarray:
+    """f32[N, K] -> f32[strips, columns]: the sum of squares of each 16x4 tile."""
+    tiles = to_tiles(np.asarray(weight, np.float32))
+    return np.einsum("scij,scij->sc", tiles, tiles)
+
+
+def prunable_linears(spec: ModelSpec) -> list[str]:
+    """The encoder's linears: not the head's, not the embeddings' projection."""
+    return [name for name, _ in spec.linears() if name.startswith("layers.")]
+
+
+def prune_tiles(
+    spec: ModelSpec, tensors: Mapping[str, np.ndarray], density: float, scope: Scope = "linear"
+) -> dict[str, np.ndarray]:
+    """Masks bool[strips, columns] of the tiles to keep, by linear.
+
+    `density` in (0, 1] is the share of tiles kept, rounded to whole tiles (at
+    least one): per linear or over all, as `scope` says. Of equal scores the
+    first tile in row-major order stays. Tensors are those of an all-f32 spec.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density is {density}; it must be over 0 and at most 1")
+    scores = {name: tile_scores(tensors[f"{name}.weight"]) for name in prunable_linears(spec)}
+    if scope == "linear":
+        return {name: _keep(score.ravel(), density).reshape(score.shape) for name, score in scores.items()}
+    if scope != "global":
+        raise ValueError(f"scope is {scope!r}; it must be linear or global")
+    kept = _keep(np.concatenate([score.ravel() for score in scores.values()]), density)
+    masks: dict[str, np.ndarray] = {}
+    start = 0
+    for name, score in scores.items():
+        masks[name] = kept[start : start + score.size].reshape(score.shape)
+        start += score.size
+        if not masks[name].any():
+            masks[name].flat[np.argmax(score)] = True
+    return masks
+
+
+def _keep(scores: np.ndarray, density: float) -> np.ndarray:
+    """bool over `scores`: the largest share `density` of them."""
+    count = max(1, round(density * scores.size))
+    mask = np.zeros(scores.size, bool)
+    mask[np.argsort(-scores, kind="stable")[:count]] = True
+    return mask

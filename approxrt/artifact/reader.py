@@ -1,0 +1,196 @@
+"""Open an artifact folder: mapped, not copied, and checked in full before anything runs.
+
+Needs numpy only. A fault is never the end of the search: everything that is
+wrong is collected and raised together in one ArtifactError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.artifact.layout import (
+    CARD,
+    CONFIG,
+    HASHED,
+    IGNORED,
+    MAX_JSON_BYTES,
+    REQUIRED,
+    TOKENIZER,
+    WEIGHTS,
+    explain_os_error,
+)
+from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION, ModelSpec
+from approxrt.artifact.tensorfile import TensorFile, open_tensor_file, parse_json
+from approxrt.artifact.tensors import tensor_faults
+from approxrt.artifact.validate import spec_from_json
+from approxrt.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A sound artifact. `tensors` are read-only views into a memory map of model.safetensors."""
+
+    path: Path
+    spec: ModelSpec
+    tensors: Mapping[str, np.ndarray]
+    tokenizer_path: Path
+    card: dict[str, Any]
+
+
+def read_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """Open and validate the artifact at `path`. Raises ArtifactError that lists every fault."""
+    folder = Path(path)
+    present, faults = _look_into(folder)
+    if not present:
+        raise ArtifactError(folder, faults)
+    config = _read_json(folder, CONFIG, faults) if CONFIG in present else None
+    card = _read_json(folder, CARD, faults) if CARD in present else None
+    if config is not None:
+        version_faults = _version_faults(config)
+        if version_faults:
+            # Another version's fields and tensors would be judged by the wrong rules: say this alone.
+            raise ArtifactError(folder, version_faults)
+    file = _open_weights(folder, faults) if WEIGHTS in present else None
+    checks = _Hashing(folder, present, config, file)
+    spec = None
+    if config is not None:
+        spec, spec_faults = spec_from_json(config.get("model"))
+        faults += spec_faults
+    tensors: dict[str, np.ndarray] = {}
+    if file is not None:
+        faults += file.faults
+        for name, tensor in file.tensors.items():
+            if tensor.dtype == "BF16":
+                # Its views are uint16, which must not pass for tile indices.
+                faults.append(f"tensor {name!r} is BF16, which no artifact holds")
+            else:
+                tensors[name] = tensor.data
+        if spec is not None and not file.faults:
+            faults += tensor_faults(spec, tensors)
+    faults += checks()
+    if faults or spec is None or card is None:
+        raise ArtifactError(folder, faults)
+    return Artifact(folder, spec, tensors, folder / TOKENIZER, card)
+
+
+def _look_into(folder: Path) -> tuple[set[str], list[str]]:
+    """(the artifact's files that are there, faults); no files when the folder is not worth reading."""
+    try:
+        if not folder.exists():
+            return set(), ["does not exist; check the path, or make it with `approxrt convert`"]
+        if not folder.is_dir():
+            return set(), ["is a file, not a folder; an artifact is the folder that `approxrt convert` wrote"]
+        names = {entry.name: entry.is_file() for entry in os.scandir(folder)}
+    except OSError as error:
+        return set(), [f"cannot be read: {explain_os_error(error)}"]
+    if CONFIG in names and CARD not in names and {"tokenizer_config.json", "vocab.txt", "vocab.json"} & set(names):
+        return set(), [
+            f"has no {CARD}: this looks like a Hugging Face checkpoint; make an artifact of it with `approxrt convert`"
+        ]
+    faults = []
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        faults.append(f"missing files: {', '.join(missing)}")
+    faults += [f"{name} is not a regular file" for name in REQUIRED if not names.get(name, True)]
+    extra = sorted(name for name in names if name not in REQUIRED + IGNORED and not name.startswith("."))
+    if extra:
+        more = f" and {len(extra) - 8} more" if len(extra) > 8 else ""
+        faults.append(f"files that are not part of an artifact: {', '.join(extra[:8])}{more}")
+    return {name for name in REQUIRED if names.get(name)}, faults
+
+
+def _read_json(folder: Path, name: str, faults: list[str]) -> dict[str, Any] | None:
+    try:
+        size = (folder / name).stat().st_size
+        if size > MAX_JSON_BYTES:
+            faults.append(f"{name} has {size} bytes; the limit is {MAX_JSON_BYTES}")
+            return None
+        data = parse_json((folder / name).read_bytes())
+    except OSError as error:
+        faults.append(f"{name} cannot be read: {explain_os_error(error)}")
+        return None
+    except ValueError as error:
+        faults.append(f"{name} is not valid JSON: {error}")
+        return None
+    if not isinstance(data, dict):
+        faults.append(f"{name} is not a JSON object")
+        return None
+    return data
+
+
+def _version_faults(config: dict[str, Any]) -> list[str]:
+    if config.get("format") != FORMAT_NAME:
+        return [
+            f"{CONFIG} says format {str(config.get('format'))[:40]!r}, not {FORMAT_NAME!r}: not an approxrt artifact; "
+            "a Hugging Face checkpoint becomes one with `approxrt convert`"
+        ]
+    version = config.get("format_version")
+    if type(version) is not int or version < 1:
+        return [f"{CONFIG} says format_version {str(version)[:40]!r}; this approxrt reads version {FORMAT_VERSION}"]
+    if version > FORMAT_VERSION:
+        return [
+            f"has format version {str(version)[:40]}; this approxrt reads version {FORMAT_VERSION}: "
+            "upgrade approxrt (pip install --upgrade approxrt)"
+        ]
+    return []
+
+
+def _open_weights(folder: Path, faults: list[str]) -> TensorFile | None:
+    try:
+        return open_tensor_file(folder / WEIGHTS)
+    except OSError as error:
+        faults.append(f"{WEIGHTS} cannot be read: {explain_os_error(error)}")
+        return None
+
+
+class _Hashing:
+    """Sizes and SHA-256 of the recorded files, computed beside the tensor checks (hashlib frees the GIL)."""
+
+    def __init__(self, folder: Path, present: set[str], config: dict[str, Any] | None, file: TensorFile | None) -> None:
+        self.faults: list[str] = []
+        self.folder, self.present, self.config, self.file = folder, present, config, file
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def __call__(self) -> list[str]:
+        self.thread.join()
+        return self.faults
+
+    def _run(self) -> None:
+        if self.config is None:
+            return
+        recorded = self.config.get("files")
+        if not isinstance(recorded, dict):
+            self.faults.append(f"{CONFIG} has no object `files` with sizes and checksums")
+            return
+        for name in HASHED:
+            entry = recorded.get(name)
+            if not isinstance(entry, dict) or type(entry.get("size")) is not int:
+                self.faults.append(f"{CONFIG}: files[{name!r}] needs size and sha256")
+                continue
+            if name not in self.present or (name == WEIGHTS and self.file is None):
+                continue  # said already
+            try:
+                self._check(name, entry)
+            except OSError as error:
+                self.faults.append(f"{name} cannot be read: {explain_os_error(error)}")
+
+    def _check(self, name: str, entry: dict[str, Any]) -> None:
+        data: Any = self.file.buffer if name == WEIGHTS and self.file is not None else None
+        if data is None:
+            data = (self.folder / name).read_bytes()
+        if len(data) != entry["size"]:
+            self.faults.append(
+                f"{name} has {len(data)} bytes, {CONFIG} says {str(entry['size'])[:40]}: truncated or changed; "
+                "copy or convert it again"
+            )
+        elif hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+            self.faults.append(f"{name} does not match its SHA-256: damaged or changed; copy or convert it again")

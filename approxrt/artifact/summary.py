@@ -1,0 +1,96 @@
+"""What an artifact is made of: bytes by part and kind, density, and which kernels do the multiplying.
+
+MACs are multiply-accumulates a token of the encoder's linears (and the
+embeddings' projection). The head runs once a text and attention's products
+depend on the text's length: both are left out of the shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from approxrt.artifact.reader import Artifact
+from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, LinearSpec, ModelSpec
+
+_LINEAR_PARTS = ("weight", "q", "scale", "tiles", "indices", "indptr", "bias")
+
+
+def summarize(artifact: Artifact) -> dict[str, Any]:
+    """A JSON-ready description of a sound artifact."""
+    spec, tensors = artifact.spec, artifact.tensors
+    linears = [linear_summary(name, linear, tensors) for name, linear in spec.linears()]
+    by_part = _bytes_by_part(tensors)
+    files = {entry.name: entry.stat().st_size for entry in sorted(artifact.path.iterdir()) if entry.is_file()}
+    return {
+        "path": str(artifact.path),
+        "architecture": spec.architecture,
+        "task_type": spec.task_type,
+        "inputs": spec.inputs,
+        "labels": list(spec.labels),
+        "layers": len(spec.layers),
+        "hidden_size": spec.hidden_size,
+        "max_length": spec.max_length,
+        "bytes": {"total": sum(files.values()), "weights": sum(by_part.values()), **by_part, "files": files},
+        "bytes_by_kind": _bytes_by_kind(spec, linears, tensors),
+        "density": _density([linear for linear in linears if linear["name"].startswith("layers.")]),
+        "mac_share": mac_share(linears),
+        "layer_density": [
+            _density([linear for linear in linears if linear["name"].startswith(f"layers.{i}.")])
+            for i in range(len(spec.layers))
+        ],
+        "linears": linears,
+        "card": artifact.card,
+    }
+
+
+def linear_summary(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Kind, shape, bytes, density and MACs a token of one linear; `density` is the share of tiles kept."""
+    n, k = linear.out_features, linear.in_features
+    size = sum(tensors[f"{name}.{part}"].nbytes for part in _LINEAR_PARTS if f"{name}.{part}" in tensors)
+    density, macs = 1.0, n * k
+    if linear.kind == "bsr_s8":
+        tiles = len(tensors[f"{name}.indices"])
+        density = tiles / (-(-n // TILE_N) * -(-k // TILE_K))
+        macs = tiles * TILE_N * TILE_K
+    return {
+        "name": name,
+        "kind": linear.kind,
+        "out_features": n,
+        "in_features": k,
+        "density": density,
+        "bytes": size,
+        "macs": macs,
+        "dense_macs": n * k,
+    }
+
+
+def mac_share(linears: list[dict[str, Any]]) -> dict[str, float]:
+    """By kind of linear, its share of the dense model's MACs: the part of the work that its kernel takes over."""
+    work = [linear for linear in linears if not linear["name"].startswith("head.")]
+    total = sum(linear["dense_macs"] for linear in work)
+    return {kind: sum(x["dense_macs"] for x in work if x["kind"] == kind) / total for kind in LINEAR_KINDS}
+
+
+def _density(linears: list[dict[str, Any]]) -> float:
+    """Executed share of the dense MACs; at most 1 (padding of edge tiles is not counted against it)."""
+    return min(1.0, sum(x["macs"] for x in linears) / sum(x["dense_macs"] for x in linears))
+
+
+def _bytes_by_part(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    parts = {"embeddings": 0, "layers": 0, "head": 0}
+    for name, array in tensors.items():
+        parts[name.split(".", 1)[0]] += array.nbytes
+    return {"embeddings": parts["embeddings"], "encoder": parts["layers"], "head": parts["head"]}
+
+
+def _bytes_by_kind(spec: ModelSpec, linears: list[dict[str, Any]], tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Weights by the kind of the linear (or embedding) that they belong to; norms and tables count as f32."""
+    kinds: dict[str, int] = {kind: sum(x["bytes"] for x in linears if x["kind"] == kind) for kind in LINEAR_KINDS}
+    words = sum(array.nbytes for name, array in tensors.items() if name.startswith("embeddings.word."))
+    kinds[spec.embedding_kind] += words
+    rest = sum(array.nbytes for array in tensors.values()) - sum(x["bytes"] for x in linears) - words
+    kinds["f32"] += rest
+    return kinds

@@ -1,0 +1,139 @@
+"""Do these arrays make the model that the spec describes? Every fault, vectorised.
+
+The kernels trust what passes here: an index that passed is in range, a strip's
+tiles ascend, a scale is a positive finite number, and -128 does not occur (the
+engine's |q| <= 127 keeps sums within their int32 bound).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from approxrt.artifact.spec import TILE_K, TILE_N, LinearSpec, ModelSpec
+
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "U16": np.dtype(np.uint16),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# indices are u16, so a linear with more tile columns cannot be stored as bsr_s8
+MAX_TILE_COLUMNS = 1 << 16
+
+
+def tensor_faults(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """All faults of `tensors` against a sound `spec`, in plain words; empty when they fit."""
+    expected = {name: (dtype, shape) for name, dtype, shape in spec.dense_tensors()}
+    bsr = {name: linear for name, linear in spec.linears() if linear.kind == "bsr_s8"}
+    names = [*expected, *(f"{name}.{part}" for name in bsr for part in ("tiles", "indices"))]
+    faults: list[str] = []
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        faults.append(f"missing tensors: {_some(missing)}")
+    unexpected = sorted(set(tensors) - set(names))
+    if unexpected:
+        faults.append(f"unexpected tensors: {_some(unexpected)}")
+    for name, (dtype, shape) in expected.items():
+        if name not in tensors:
+            continue
+        array = tensors[name]
+        if array.dtype != DTYPES[dtype] or array.shape != shape:
+            faults.append(
+                f"tensor {name!r} is {_describe(array)}; the config asks for {_NAMES[DTYPES[dtype]]}{list(shape)}"
+            )
+            continue
+        faults += _value_faults(name, array)
+    for name, linear in bsr.items():
+        parts = [tensors.get(f"{name}.{part}") for part in ("tiles", "indices", "indptr")]
+        if all(part is not None for part in parts):
+            tiles, indices, indptr = (part for part in parts if part is not None)
+            faults += _bsr_faults(name, linear, tiles, indices, indptr)
+    return faults
+
+
+def _value_faults(name: str, array: np.ndarray) -> Iterator[str]:
+    if not array.flags.aligned or not array.flags.c_contiguous:
+        yield f"tensor {name!r} is not stored aligned and in row-major order"
+    if array.dtype == np.float32:
+        # A sum is finite only if every term is (or on overflow, which the exact test then clears): one fast pass.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(array.sum(dtype=np.float32))
+        if suspicious:
+            bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+            if bad:
+                yield f"tensor {name!r} has {bad} values that are NaN or infinite"
+        if name.endswith(".scale") and array.size:
+            bad = int(np.count_nonzero(~(array > 0)))
+            if bad:
+                first = int(np.argmax(~(array > 0)))
+                yield f"tensor {name!r} has {bad} scales that are not > 0 (the first is {array[first]} at {first})"
+    elif name.endswith(".q") and array.size and array.min() < -127:
+        bad = int(np.count_nonzero(array == -128))
+        yield f"tensor {name!r} has {bad} values of -128; the range is -127 to 127"
+
+
+def _bsr_faults(
+    name: str, linear: LinearSpec, tiles: np.ndarray, indices: np.ndarray, indptr: np.ndarray
+) -> Iterator[str]:
+    """Faults of one block-sparse linear; checks that rest on a broken one are left out."""
+    n, k = linear.out_features, linear.in_features
+    columns, strips = -(-k // TILE_K), -(-n // TILE_N)
+    if columns > MAX_TILE_COLUMNS:
+        yield f"linear {name!r} has {k} inputs; bsr_s8 indexes at most {MAX_TILE_COLUMNS * TILE_K}"
+        return
+    sound = True
+    if tiles.dtype != np.int8 or tiles.ndim != 3 or tiles.shape[1:] != (TILE_N, TILE_K):
+        yield f"tensor '{name}.tiles' is {_describe(tiles)}; I8[nnz, {TILE_N}, {TILE_K}] is needed"
+        sound = False
+    if indices.dtype != np.uint16 or indices.ndim != 1:
+        yield f"tensor '{name}.indices' is {_describe(indices)}; U16[nnz] is needed"
+        sound = False
+    if indptr.dtype != np.int32 or indptr.shape != (strips + 1,):
+        sound = False  # the dense check has said so
+    if not sound:
+        return
+    if not (tiles.flags.aligned and tiles.flags.c_contiguous and indices.flags.aligned):
+        yield f"the tiles of {name!r} are not stored aligned and in row-major order"
+    nnz = len(indices)
+    if len(tiles) != nnz:
+        yield f"linear {name!r} has {len(tiles)} tiles but {nnz} indices"
+        return
+    if nnz and tiles.min() < -127:
+        bad = int(np.count_nonzero(tiles == -128))
+        yield f"tensor '{name}.tiles' has {bad} values of -128; the range is -127 to 127"
+    outside = int(np.count_nonzero(indices >= columns))
+    if outside:
+        yield (
+            f"tensor '{name}.indices' has {outside} tile indices out of range (the largest is {indices.max()}; "
+            f"{k} inputs make {columns} tile columns)"
+        )
+    if indptr[0] != 0 or indptr[-1] != nnz or np.any(indptr[1:] < indptr[:-1]):
+        yield f"tensor '{name}.indptr' must rise from 0 to {nnz}; it starts at {indptr[0]}, ends at {indptr[-1]}" + (
+            " and falls in between" if np.any(indptr[1:] < indptr[:-1]) else ""
+        )
+        return
+    if nnz > 1:
+        ascends = indices[1:] > indices[:-1]
+        starts = indptr[1:-1]
+        # the step from one strip's last tile to the next strip's first is free
+        ascends[starts[(starts > 0) & (starts < nnz)] - 1] = True
+        if not ascends.all():
+            strip = int(np.searchsorted(indptr, np.argmin(ascends), side="right")) - 1
+            yield f"tensor '{name}.indices' does not ascend strictly within strip {strip}"
+    if n % TILE_N and np.any(tiles[indptr[-2] :, n % TILE_N :, :]):
+        yield f"tensor '{name}.tiles' has nonzero values in rows past output {n}; padding must be zero"
+    if k % TILE_K and np.any(tiles[indices == columns - 1][:, :, k % TILE_K :]):
+        yield f"tensor '{name}.tiles' has nonzero values in columns past input {k}; padding must be zero"
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{_NAMES.get(array.dtype, str(array.dtype))}{list(array.shape)}"
+
+
+def _some(items: list[str], limit: int = 8) -> str:
+    more = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")

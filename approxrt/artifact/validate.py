@@ -1,0 +1,271 @@
+"""What a sound spec is, and how JSON from a stranger becomes one without ever raising.
+
+Two steps: `spec_from_json` checks structure (objects, lists, names of fields) and
+builds the dataclasses; `spec_faults` checks types and values of a built spec.
+Both collect every fault; a fault names the field, its value and the limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from approxrt.artifact.spec import (
+    ACTIVATIONS,
+    EMBEDDING_KINDS,
+    FFN_ACTIVATIONS,
+    INPUTS,
+    LINEAR_KINDS,
+    MAX_DIM,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    POOLINGS,
+    TASK_TYPES,
+    HeadSpec,
+    LayerSpec,
+    ModelSpec,
+)
+
+MAX_LABELS = 1 << 16
+MAX_NAME = 1000
+
+
+def spec_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
+    """(spec, faults) of the `model` object of config.json.
+
+    The spec is None when structure or types are wrong; a spec whose types are
+    right but whose values are not comes back with its faults.
+    """
+    faults: list[str] = []
+    fields = _fields(data, ModelSpec, "model", faults)
+    if fields is None:
+        return None, faults
+    layers = fields.get("layers")
+    if isinstance(layers, list):
+        if len(layers) > MAX_LAYERS:
+            return None, [*faults, f"model.layers has {len(layers)} entries; the limit is {MAX_LAYERS}"]
+        built = [_build(layer, LayerSpec, f"model.layers[{i}]", faults) for i, layer in enumerate(layers)]
+        fields["layers"] = tuple(layer for layer in built if layer is not None)
+    elif "layers" in fields:
+        faults.append(f"model.layers is {_show(layers)}; a list is needed")
+    if "head" in fields:
+        fields["head"] = _build(fields["head"], HeadSpec, "model.head", faults)
+    labels = fields.get("labels", [])
+    if isinstance(labels, list):
+        fields["labels"] = tuple(labels)
+    else:
+        faults.append(f"model.labels is {_show(labels)}; a list is needed")
+    if faults:
+        return None, faults
+    spec = ModelSpec(**fields)
+    type_faults = _type_faults(spec)
+    if type_faults:
+        return None, type_faults
+    return spec, spec_faults(spec)
+
+
+def spec_faults(spec: ModelSpec) -> list[str]:
+    """All faults of a spec, in plain words; empty when it is sound. Never raises."""
+    faults = _type_faults(spec)
+    if faults:
+        return faults
+    faults += _range_faults(spec)
+    faults += _choice_faults(spec)
+    faults += _task_faults(spec)
+    return faults
+
+
+# -- structure ----------------------------------------------------------------
+
+
+def _fields(data: Any, cls: type, where: str, faults: list[str]) -> dict[str, Any] | None:
+    """The object's fields, or None when it is no object; missing and unknown names go to `faults`."""
+    if not isinstance(data, Mapping):
+        faults.append(f"{where} is {_show(data)}; an object is needed")
+        return None
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(_show(name) for name in data if name not in known)
+    if unknown:
+        # A field that is not understood may change what the weights mean, so it is not skipped.
+        faults.append(f"{where} has unknown fields: {_some(unknown)}")
+    for name, f in known.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            faults.append(f"{where}.{name} is missing")
+    return {name: data[name] for name in known if name in data}
+
+
+def _build(data: Any, cls: Callable[..., Any], where: str, faults: list[str]) -> Any:
+    before = len(faults)
+    fields = _fields(data, cls, where, faults)  # type: ignore[arg-type]
+    return cls(**fields) if fields is not None and len(faults) == before else None
+
+
+# -- types --------------------------------------------------------------------
+
+_INT_FIELDS = (
+    "vocab_size",
+    "embedding_size",
+    "hidden_size",
+    "max_positions",
+    "type_vocab_size",
+    "max_length",
+    "pad_token_id",
+)
+_STR_FIELDS = ("architecture", "task_type", "activation", "inputs", "embedding_kind", "projection_kind")
+_LAYER_SIZES = ("num_heads", "head_dim", "intermediate_size")
+_LAYER_KINDS = ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")
+
+
+def _type_faults(spec: ModelSpec) -> list[str]:
+    faults: list[str] = []
+
+    def need(ok: bool, where: str, value: Any, what: str) -> None:
+        if not ok:
+            faults.append(f"{where} is {_show(value)}; {what} is needed")
+
+    for name in _INT_FIELDS:
+        value = getattr(spec, name)
+        need(type(value) is int, f"model.{name}", value, "an integer")
+    for name in _STR_FIELDS:
+        value = getattr(spec, name)
+        need(_is_text(value), f"model.{name}", value, "a string")
+    eps = spec.layer_norm_eps
+    need(type(eps) in (int, float), "model.layer_norm_eps", eps, "a number")
+    need(isinstance(spec.extra, Mapping), "model.extra", spec.extra, "an object")
+    if not isinstance(spec.labels, tuple):
+        need(False, "model.labels", spec.labels, "a sequence of strings")
+    else:
+        for i, label in enumerate(spec.labels[:MAX_LABELS]):
+            need(_is_text(label), f"model.labels[{i}]", label, "a string")
+    if not isinstance(spec.layers, tuple):
+        need(False, "model.layers", spec.layers, "a sequence of layers")
+    else:
+        for i, layer in enumerate(spec.layers):
+            if not isinstance(layer, LayerSpec):
+                need(False, f"model.layers[{i}]", layer, "a layer")
+                continue
+            for name in _LAYER_SIZES:
+                need(type(getattr(layer, name)) is int, f"model.layers[{i}].{name}", getattr(layer, name), "an integer")
+            for name in _LAYER_KINDS:
+                need(_is_text(getattr(layer, name)), f"model.layers[{i}].{name}", getattr(layer, name), "a string")
+    head = spec.head
+    if not isinstance(head, HeadSpec):
+        need(False, "model.head", head, "a head")
+        return faults
+    for name in ("pooling", "dense_activation", "dense_kind", "out_kind"):
+        need(_is_text(getattr(head, name)), f"model.head.{name}", getattr(head, name), "a string")
+    dense = head.dense_features
+    need(dense is None or type(dense) is int, "model.head.dense_features", dense, "an integer or null")
+    need(type(head.normalize) is bool, "model.head.normalize", head.normalize, "true or false")
+    return faults
+
+
+def _is_text(value: Any) -> bool:
+    """A string that can be printed: lone surrogates from JSON escapes would fail later, far from here."""
+    if type(value) is not str:
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# -- values -------------------------------------------------------------------
+
+
+def _range_faults(spec: ModelSpec) -> list[str]:
+    faults: list[str] = []
+
+    def between(where: str, value: int, low: int, high: int) -> None:
+        if not low <= value <= high:
+            faults.append(f"{where} is {_show(value)}; it must be between {low} and {high}")
+
+    between("model.vocab_size", spec.vocab_size, 1, MAX_VOCAB)
+    between("model.embedding_size", spec.embedding_size, 1, MAX_DIM)
+    between("model.hidden_size", spec.hidden_size, 1, MAX_DIM)
+    between("model.max_positions", spec.max_positions, 1, MAX_DIM)
+    between("model.type_vocab_size", spec.type_vocab_size, 0, MAX_DIM)
+    between("model.max_length", spec.max_length, 1, max(1, min(spec.max_positions, MAX_DIM)))
+    between("model.pad_token_id", spec.pad_token_id, 0, max(0, min(spec.vocab_size, MAX_VOCAB) - 1))
+    if not (math.isfinite(spec.layer_norm_eps) and 0 <= spec.layer_norm_eps <= 1):
+        faults.append(f"model.layer_norm_eps is {_show(spec.layer_norm_eps)}; it must be between 0 and 1")
+    if not 1 <= len(spec.layers) <= MAX_LAYERS:
+        faults.append(f"model.layers has {len(spec.layers)} entries; it must have 1 to {MAX_LAYERS}")
+    for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
+        where = f"model.layers[{i}]"
+        for name in _LAYER_SIZES:
+            between(f"{where}.{name}", getattr(layer, name), 1, MAX_DIM)
+        if layer.num_heads * layer.head_dim > MAX_DIM:
+            inner = _show(layer.num_heads * layer.head_dim)
+            faults.append(f"{where}: num_heads * head_dim is {inner}; the limit is {MAX_DIM}")
+    if spec.head.dense_features is not None:
+        between("model.head.dense_features", spec.head.dense_features, 1, MAX_DIM)
+    return faults
+
+
+def _choice_faults(spec: ModelSpec) -> list[str]:
+    faults: list[str] = []
+
+    def one_of(where: str, value: str, allowed: Iterable[str]) -> None:
+        if value not in tuple(allowed):
+            faults.append(f"{where} is {_show(value)}; it must be one of {', '.join(allowed)}")
+
+    one_of("model.task_type", spec.task_type, TASK_TYPES)
+    one_of("model.activation", spec.activation, FFN_ACTIVATIONS)
+    one_of("model.inputs", spec.inputs, INPUTS)
+    one_of("model.embedding_kind", spec.embedding_kind, EMBEDDING_KINDS)
+    one_of("model.projection_kind", spec.projection_kind, LINEAR_KINDS)
+    for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
+        for name in _LAYER_KINDS:
+            one_of(f"model.layers[{i}].{name}", getattr(layer, name), LINEAR_KINDS)
+    one_of("model.head.pooling", spec.head.pooling, POOLINGS)
+    one_of("model.head.dense_activation", spec.head.dense_activation, ACTIVATIONS)
+    one_of("model.head.dense_kind", spec.head.dense_kind, LINEAR_KINDS)
+    one_of("model.head.out_kind", spec.head.out_kind, LINEAR_KINDS)
+    if not 0 < len(spec.architecture) <= MAX_NAME:
+        faults.append(f"model.architecture has {len(spec.architecture)} characters; it must have 1 to {MAX_NAME}")
+    return faults
+
+
+def _task_faults(spec: ModelSpec) -> list[str]:
+    """Labels must fit the task."""
+    faults: list[str] = []
+    count = len(spec.labels)
+    if count > MAX_LABELS:
+        return [f"model.labels has {count} entries; the limit is {MAX_LABELS}"]
+    if len(set(spec.labels)) != count:
+        twice = sorted({label for label in spec.labels if spec.labels.count(label) > 1}) if count < 1000 else []
+        faults.append(f"model.labels are not distinct: {_some([_show(label) for label in twice])}")
+    if any(not 0 < len(label) <= MAX_NAME for label in spec.labels):
+        faults.append(f"model.labels: each must have 1 to {MAX_NAME} characters")
+    # A one-label classifier exists (num_labels=1 with problem_type single_label); its softmax is always 1.
+    expected = {"embedding": (0, 0), "regression": (1, MAX_LABELS)}.get(spec.task_type, (1, MAX_LABELS))
+    if spec.task_type in TASK_TYPES and not expected[0] <= count <= expected[1]:
+        faults.append(
+            f"model.labels has {count} entries; a model of task_type {spec.task_type} has "
+            + ("none" if expected[1] == 0 else f"{expected[0]} to {expected[1]}")
+        )
+    return faults
+
+
+def _show(value: Any) -> str:
+    """A value in a message: short whatever it is, and safe to print."""
+    if isinstance(value, str | int | float | bool | type(None)):
+        try:
+            text = ascii(value) if isinstance(value, str) and not _is_text(value) else repr(value)
+        except ValueError:  # an int of more digits than Python prints
+            text = "a huge integer"
+    else:
+        names: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
+        text = names.get(type(value), type(value).__name__)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _some(items: list[str], limit: int = 8) -> str:
+    """The first few of a list, and how many more there are."""
+    more = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,238 @@
+"""Write an artifact folder, whole or not at all.
+
+Everything goes into a temporary sibling folder that is synced to disk and then
+renamed to its final name: one atomic step. An existing artifact is swapped with
+the new one by renameat2(RENAME_EXCHANGE), so at every moment one whole artifact
+has the name. A killed write leaves at most a hidden temporary folder, which the
+next write to the same name removes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from approxrt.artifact.layout import CARD, CONFIG, TOKENIZER, WEIGHTS, explain_os_error
+from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION, ModelSpec
+from approxrt.artifact.tensorfile import parse_json
+from approxrt.artifact.tensors import tensor_faults
+from approxrt.artifact.validate import spec_faults
+from approxrt.errors import ArtifactError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def write_artifact(
+    path: str | os.PathLike[str],
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    tokenizer_json: bytes,
+    card: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Write the artifact and return its path.
+
+    `tensors` has the names, dtypes and shapes that `spec` asks for
+    (`ModelSpec.dense_tensors`, plus tiles and indices of bsr_s8 linears);
+    `tokenizer_json` is the content of a `tokenizers` file. With `overwrite` an
+    existing artifact (nothing else) at `path` is replaced. Raises ArtifactError
+    with every fault of the content before anything is written, or naming the
+    path and the mend when the disk refuses.
+    """
+    target = Path(os.path.abspath(os.path.realpath(path)))
+    faults = _content_faults(spec, tensors, tokenizer_json, card)
+    if faults:
+        raise ArtifactError(target, [f"not written: {fault}" for fault in faults])
+    check_target(target, overwrite)
+    weights = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    config = {
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        "model": spec.to_json(),
+        "files": {WEIGHTS: _fingerprint(weights), TOKENIZER: _fingerprint(tokenizer_json)},
+    }
+    files = {
+        WEIGHTS: weights,
+        TOKENIZER: tokenizer_json,
+        CARD: _to_json(card),
+        CONFIG: _to_json(config),
+    }
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        _write_and_rename(target, files)
+    except OSError as error:
+        raise ArtifactError(target, [f"cannot be written: {explain_os_error(error)}"]) from error
+    return target
+
+
+def write_card(path: str | os.PathLike[str], card: Mapping[str, Any]) -> None:
+    """Replace an artifact's card.json, atomically. Raises ArtifactError when it cannot be written."""
+    folder = Path(path)
+    temporary = folder / f".{CARD}.{os.getpid()}"
+    try:
+        _write_file(temporary, _to_json(card))
+        os.replace(temporary, folder / CARD)
+        _sync_folder(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ArtifactError(folder, [f"{CARD} cannot be written: {explain_os_error(error)}"]) from error
+    except ValueError as error:
+        raise ArtifactError(folder, [f"{CARD} not written: {error}"]) from error
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise ArtifactError when `target` exists and may not be replaced: callers ask before long work."""
+    try:
+        if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+            return
+        if not target.is_dir():
+            raise ArtifactError(target, ["exists and is not a folder; choose another name for the artifact"])
+        if not _is_artifact(target):
+            raise ArtifactError(
+                target, ["exists and is not an approxrt artifact, so it is not replaced; choose another name"]
+            )
+        if not overwrite:
+            raise ArtifactError(target, ["exists already; pass overwrite=True (--overwrite) to replace it"])
+    except OSError as error:
+        raise ArtifactError(target, [f"cannot be written: {explain_os_error(error)}"]) from error
+
+
+# -- content ------------------------------------------------------------------
+
+
+def _content_faults(
+    spec: ModelSpec, tensors: Mapping[str, np.ndarray], tokenizer_json: bytes, card: Mapping[str, Any]
+) -> list[str]:
+    faults = spec_faults(spec)
+    if not faults:
+        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        faults += tensor_faults(spec, contiguous)
+    try:
+        if not isinstance(parse_json(tokenizer_json), dict):
+            faults.append(f"{TOKENIZER} is not a JSON object")
+    except ValueError as error:
+        faults.append(f"{TOKENIZER} is not valid JSON: {error}")
+    for name, data in ((CARD, card), ("model.extra", spec.extra)):
+        try:
+            _to_json(data)
+        except (TypeError, ValueError, RecursionError) as error:
+            faults.append(f"{name} cannot be written as JSON: {error}")
+    return faults
+
+
+def _to_json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _fingerprint(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+# -- disk ---------------------------------------------------------------------
+
+
+def _is_artifact(folder: Path) -> bool:
+    try:
+        config = parse_json((folder / CONFIG).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("format") == FORMAT_NAME
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.writing-"
+
+
+def _write_and_rename(target: Path, files: Mapping[str, bytes]) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+    lock = -1
+    try:
+        # Held until this process ends or is done: tells a live write from an abandoned one.
+        lock = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.chmod(temporary, 0o777 & ~_umask())
+        for name, data in files.items():
+            _write_file(temporary / name, data)
+        _sync_folder(temporary)
+        if target.exists():
+            _exchange(temporary, target)
+        else:
+            os.rename(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        if lock >= 0:
+            os.close(lock)
+        # After an exchange this is the old artifact; after a failure, what was written so far.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders' names. Atomic where the kernel and file system can, else by two renames."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        names = (os.fsencode(new), os.fsencode(old))
+        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(old))
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old-", dir=old.parent)) / old.name
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except OSError:
+        os.rename(aside, old)
+        raise
+    shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Delete temporary folders of writes that were killed: nobody holds their lock any more."""
+    for folder in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass
+        finally:
+            os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,62 @@
+"""`approxrt convert`: a checkpoint to an artifact, without data, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from approxrt.cli import output
+
+
+def command(
+    checkpoint: str = typer.Argument(..., help="Folder of a Hugging Face checkpoint, or a hub id."),
+    out: Path = typer.Option(..., "--out", help="Folder to write the artifact to."),
+    bits: int = typer.Option(8, "--bits", help="8 (int8 weights) or 32 (float32)."),
+    density: float = typer.Option(1.0, "--density", help="Share of 16x4 weight tiles to keep, over 0 up to 1."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an artifact at --out."),
+    inputs: str | None = typer.Option(
+        None, "--inputs", help="single, pair or any: what the model accepts; default: what the checkpoint says."
+    ),
+    json: bool = output.JSON_OPTION,
+) -> None:
+    """Convert a checkpoint to an artifact with int8 or block-sparse int8 weights; needs no data."""
+    import time
+
+    from approxrt.artifact.reader import read_artifact
+    from approxrt.artifact.summary import summarize
+    from approxrt.conversion import convert
+
+    start = time.perf_counter()
+    with output.progress("converting", None) as advance:
+        path = convert(
+            checkpoint,
+            out,
+            bits=bits,
+            density=density,
+            overwrite=overwrite,
+            inputs=inputs,
+            progress=lambda done, total, name: advance(0, f"converting {name} ({100 * done // total} %)"),
+        )
+    seconds = time.perf_counter() - start
+    summary = summarize(read_artifact(path))
+    sizes = summary["card"]["sizes"]
+    if json:
+        output.emit_json(
+            {
+                "artifact": str(path),
+                "seconds": round(seconds, 3),
+                "bits": bits,
+                "density": summary["density"],
+                "sizes": sizes,
+                "mac_share": summary["mac_share"],
+            }
+        )
+        return
+    before, after = sizes["f32_weight_bytes"], sizes["artifact_weight_bytes"]
+    output.stdout.print(
+        f"{path}: {before / 1e6:.1f} MB in f32 -> {after / 1e6:.1f} MB ({before / after:.1f}x smaller), "
+        f"density {summary['density']:.2f}, {seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )

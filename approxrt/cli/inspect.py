@@ -1,0 +1,69 @@
+"""`approxrt inspect`: what an artifact is made of and which kernels will run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from approxrt.cli import output
+
+
+def command(
+    artifact: Path = typer.Argument(..., help="Folder of the artifact."),
+    json: bool = output.JSON_OPTION,
+) -> None:
+    """Show an artifact's sizes, density by layer, and the share of the work on fast kernels."""
+    from approxrt.artifact.reader import read_artifact
+    from approxrt.artifact.summary import summarize
+
+    summary = summarize(read_artifact(artifact))
+    if json:
+        output.emit_json(summary)
+    else:
+        _show(summary)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    sizes, share = summary["bytes"], summary["mac_share"]
+    labels = ", ".join(summary["labels"][:6]) + (" ..." if len(summary["labels"]) > 6 else "")
+    lines = [
+        f"{summary['path']}",
+        f"{summary['architecture']}, {summary['layers']} layers of {summary['hidden_size']}, {summary['task_type']}"
+        + (f" ({labels})" if labels else "")
+        + f", inputs {summary['inputs']}, up to {summary['max_length']} tokens",
+        f"{_mb(sizes['total'])} on disk; weights: embeddings {_mb(sizes['embeddings'])}, "
+        f"encoder {_mb(sizes['encoder'])}, head {_mb(sizes['head'])}",
+        f"density {summary['density']:.3f}; linear MACs on int8 {share['s8']:.0%}, "
+        f"block-sparse int8 {share['bsr_s8']:.0%}, f32 {share['f32']:.0%}",
+    ]
+    for line in lines:
+        output.stdout.print(escape(line), highlight=False, soft_wrap=True)
+    table = Table("linear", "kind", "outputs x inputs", "density", "MACs a token", "size")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    table.columns[0].no_wrap = True
+    for linear in summary["linears"]:
+        table.add_row(
+            linear["name"],
+            linear["kind"],
+            f"{linear['out_features']} x {linear['in_features']}",
+            f"{linear['density']:.3f}",
+            f"{linear['macs']:,}",
+            f"{linear['bytes'] / 1e3:,.1f} kB",
+        )
+    output.stdout.print(table)
+    table = Table("kind", "bytes", "share")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, size in summary["bytes_by_kind"].items():
+        table.add_row(kind, f"{size:,}", f"{size / sizes['weights']:.1%}")
+    output.stdout.print(table)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

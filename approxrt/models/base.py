@@ -1,0 +1,249 @@
+"""What the families share: typed access to config.json, checked access to weights, layers, heads.
+
+A family's file says how its names and conventions map to a `ModelSpec` (all
+linears f32) and the artifact's tensor names. Faults in weights are collected
+and raised together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from approxrt.artifact.spec import HeadSpec, LayerSpec, TaskType
+from approxrt.artifact.tensorfile import Tensor
+from approxrt.errors import CheckpointError, UnsupportedModelError
+
+# transformers' names of activations -> ours. gelu_new, gelu_pytorch_tanh: the tanh approximation.
+ACTIVATION_NAMES = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+class Config:
+    """config.json with a family's defaults beneath it; every access checks the type."""
+
+    def __init__(self, data: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.data = {**defaults, **{key: value for key, value in data.items() if value is not None}}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.data.get(key, default)
+
+    def size(self, key: str, minimum: int = 1) -> int:
+        value = self.data.get(key)
+        if type(value) is not int or value < minimum:
+            raise CheckpointError(f"config.json: {key} is {value!r}; an integer of at least {minimum} is needed")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.data.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"config.json: {key} is {value!r}; a number is needed")
+        return float(value)
+
+    def activation(self, key: str) -> str:
+        name = self.data.get(key)
+        if not isinstance(name, str) or name not in ACTIVATION_NAMES:
+            raise UnsupportedModelError(
+                f"activation {name!r} ({key} in config.json) is not supported; supported: {', '.join(ACTIVATION_NAMES)}"
+            )
+        return ACTIVATION_NAMES[name]
+
+    def refuse_unsupported(self) -> None:
+        """Raise for the options of these families that change what a layer computes."""
+        position = self.data.get("position_embedding_type", "absolute")
+        if position != "absolute":
+            raise UnsupportedModelError(
+                f"position_embedding_type {position!r} is not supported; supported: absolute (learned or sinusoidal)"
+            )
+        for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+            if self.data.get(key):
+                raise UnsupportedModelError(f"{key}=true is not supported; supported: encoders only")
+
+    def heads(self, hidden_key: str, heads_key: str) -> tuple[int, int]:
+        """(num_heads, head_dim)."""
+        hidden, heads = self.size(hidden_key), self.size(heads_key)
+        if hidden % heads:
+            raise CheckpointError(f"config.json: {hidden_key} {hidden} is not a multiple of {heads_key} {heads}")
+        return heads, hidden // heads
+
+
+class Weights:
+    """The checkpoint's tensors, taken one at a time under the artifact's names, as float32.
+
+    A missing or misshapen tensor is noted, not raised, so that `finish` can name all of them.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+        # Checkpoints converted from TensorFlow call the layer norm's parameters gamma and beta.
+        self.tensors = {
+            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+            for name, tensor in tensors.items()
+        }
+        self.prefix = prefix if any(name.startswith(f"{prefix}embeddings.") for name in self.tensors) else ""
+        self.out: dict[str, np.ndarray] = {}
+        self.taken: set[str] = set()
+        self.faults: list[str] = []
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        tensor = self.tensors.get(name)
+        return None if tensor is None else tuple(tensor.data.shape)
+
+    def take(self, target: str, source: str, shape: tuple[int, ...], encoder: bool = True) -> np.ndarray:
+        """Put the checkpoint's `source` (under the encoder's prefix, or at the top) into the artifact's `target`."""
+        name = self.prefix + source if encoder else source
+        tensor = self.tensors.get(name)
+        value = np.zeros(0, np.float32)
+        if tensor is None:
+            self.faults.append(f"tensor {name!r} is missing")
+        elif tensor.data.shape != shape:
+            self.faults.append(
+                f"tensor {name!r} has shape {list(tensor.data.shape)}; config.json asks for {list(shape)}"
+            )
+        else:
+            self.taken.add(name)
+            try:
+                value = tensor.to_float32()
+            except TypeError as error:
+                self.faults.append(f"tensor {name!r}: {error}")
+            else:
+                bad = value.size - int(np.count_nonzero(np.isfinite(value)))
+                if bad:
+                    self.faults.append(f"tensor {name!r} has {bad} values that are NaN or infinite")
+        self.out[target] = value
+        return value
+
+    def linear(self, target: str, source: str, n: int, k: int, encoder: bool = True) -> None:
+        self.take(f"{target}.weight", f"{source}.weight", (n, k), encoder)
+        self.take(f"{target}.bias", f"{source}.bias", (n,), encoder)
+
+    def norm(self, target: str, source: str, size: int) -> None:
+        self.take(f"{target}.weight", f"{source}.weight", (size,))
+        self.take(f"{target}.bias", f"{source}.bias", (size,))
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """The artifact's tensors. Raises CheckpointError with every fault found on the way."""
+        if self.faults:
+            more = len(self.faults) - 10
+            shown = "; ".join(self.faults[:10]) + (f"; and {more} more" if more > 0 else "")
+            raise CheckpointError(f"the checkpoint's weights do not fit: {shown}")
+        return self.out
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Where a family keeps the parts of layer `{i}`."""
+
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    attention_norm: str
+    ffn_up: str
+    ffn_down: str
+    ffn_norm: str
+
+
+# BERT, RoBERTa and ELECTRA name them alike.
+BERT_LAYER = LayerNames(
+    query="encoder.layer.{i}.attention.self.query",
+    key="encoder.layer.{i}.attention.self.key",
+    value="encoder.layer.{i}.attention.self.value",
+    attention_output="encoder.layer.{i}.attention.output.dense",
+    attention_norm="encoder.layer.{i}.attention.output.LayerNorm",
+    ffn_up="encoder.layer.{i}.intermediate.dense",
+    ffn_down="encoder.layer.{i}.output.dense",
+    ffn_norm="encoder.layer.{i}.output.LayerNorm",
+)
+
+
+def take_layers(
+    weights: Weights, names: LayerNames, count: int, hidden: int, heads: tuple[int, int], ffn: int
+) -> tuple[LayerSpec, ...]:
+    """Take `count` layers and return their specs."""
+    for i in range(count):
+        at = f"layers.{i}"
+        for part in ("query", "key", "value"):
+            weights.linear(f"{at}.attention.{part}", getattr(names, part).format(i=i), hidden, hidden)
+        weights.linear(f"{at}.attention.output", names.attention_output.format(i=i), hidden, hidden)
+        weights.norm(f"{at}.attention.norm", names.attention_norm.format(i=i), hidden)
+        weights.linear(f"{at}.ffn.up", names.ffn_up.format(i=i), ffn, hidden)
+        weights.linear(f"{at}.ffn.down", names.ffn_down.format(i=i), hidden, ffn)
+        weights.norm(f"{at}.ffn.norm", names.ffn_norm.format(i=i), hidden)
+    return tuple(LayerSpec(*heads, ffn) for _ in range(count))
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a plain encoder's hidden states become one vector (sentence-transformers' modules)."""
+
+    mode: str = "mean"
+    normalize: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a checkpoint answers: its head, labels and kind of task."""
+
+    task_type: TaskType
+    labels: tuple[str, ...]
+    head: HeadSpec
+
+
+def classifier_task(
+    config: Config, weights: Weights, dense: str, out: str, activation: str, dense_in_encoder: bool = False
+) -> Task:
+    """The head `out(activation(dense(cls)))`, all of whose families pool the first token."""
+    hidden = config.size("hidden_size")
+    weights.linear("head.dense", dense, hidden, hidden, encoder=dense_in_encoder)
+    rows = weights.shape(f"{out}.weight")
+    labels = read_labels(config, rows[0] if rows else None)
+    weights.linear("head.out", out, len(labels), hidden, encoder=False)
+    return Task(task_type(config, len(labels)), labels, HeadSpec("cls", hidden, activation))
+
+
+def encoder_task(pooling: Pooling) -> Task:
+    """A plain encoder: embeddings, no labels."""
+    return Task("embedding", (), HeadSpec(pooling=pooling.mode, normalize=pooling.normalize))
+
+
+def read_labels(config: Config, rows: int | None) -> tuple[str, ...]:
+    """Labels in the order of the logits, from id2label; LABEL_0 ... where the config has none."""
+    id2label = config.get("id2label")
+    if id2label is None:
+        count = rows if rows is not None else config.get("num_labels", 2)
+        return tuple(f"LABEL_{i}" for i in range(count))
+    try:
+        by_id = {int(key): str(value) for key, value in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise CheckpointError("config.json: id2label is not an object from numbers to names") from None
+    if sorted(by_id) != list(range(len(by_id))) or not by_id:
+        raise CheckpointError(f"config.json: the ids of id2label are {sorted(by_id)}; 0, 1, 2, ... are needed")
+    labels = tuple(by_id[i] for i in range(len(by_id)))
+    if len(set(labels)) != len(labels):
+        raise CheckpointError(f"config.json: id2label gives two ids the same name: {', '.join(labels)}")
+    return labels
+
+
+def task_type(config: Config, num_labels: int) -> TaskType:
+    """As transformers decides it: problem_type, else one output means regression."""
+    problem = config.get("problem_type")
+    known: dict[Any, TaskType] = {
+        None: "regression" if num_labels == 1 else "classification",
+        "regression": "regression",
+        "single_label_classification": "classification",
+        "multi_label_classification": "multi_label",
+    }
+    if problem not in known:
+        raise UnsupportedModelError(
+            f"problem_type {problem!r} is not supported; supported: {', '.join(key for key in known if key)}"
+        )
+    return known[problem]

@@ -1,0 +1,69 @@
+"""BERT (Devlin et al. 2018, arXiv 1810.04805), MiniLM among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from approxrt.artifact.spec import ModelSpec
+from approxrt.models.base import (
+    BERT_LAYER,
+    Config,
+    Pooling,
+    Weights,
+    classifier_task,
+    encoder_task,
+    take_layers,
+)
+
+MODEL_TYPES = ("bert",)
+PREFIX = "bert."
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+
+
+def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """(all-f32 spec, tensors). `pooling` is None for a classifier, whose pooler reads the first token."""
+    hidden, vocab = config.size("hidden_size"), config.size("vocab_size")
+    positions, types = config.size("max_position_embeddings"), config.size("type_vocab_size", 0)
+    weights.take("embeddings.word.weight", "embeddings.word_embeddings.weight", (vocab, hidden))
+    weights.take("embeddings.position.weight", "embeddings.position_embeddings.weight", (positions, hidden))
+    if types:
+        weights.take("embeddings.token_type.weight", "embeddings.token_type_embeddings.weight", (types, hidden))
+    weights.norm("embeddings.norm", "embeddings.LayerNorm", hidden)
+    heads = config.heads("hidden_size", "num_attention_heads")
+    layers = take_layers(
+        weights, BERT_LAYER, config.size("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
+    )
+    if pooling is None:
+        task = classifier_task(config, weights, "pooler.dense", "classifier", "tanh", dense_in_encoder=True)
+    else:
+        task = encoder_task(pooling)
+    spec = ModelSpec(
+        architecture="bert",
+        task_type=task.task_type,
+        vocab_size=vocab,
+        embedding_size=hidden,
+        hidden_size=hidden,
+        max_positions=positions,
+        type_vocab_size=types,
+        layer_norm_eps=config.number("layer_norm_eps"),
+        activation=config.activation("hidden_act"),
+        layers=layers,
+        head=task.head,
+        labels=task.labels,
+        max_length=positions,
+        pad_token_id=config.size("pad_token_id", 0),
+    )
+    return spec, weights.finish()

@@ -1,0 +1,189 @@
+"""The truth that the engine is tested against: an artifact's forward pass in plain PyTorch.
+
+One sequence at a time, no padding, every step written as its formula. f32
+linears are computed in `dtype` (float64 by default) from the stored weights.
+Quantised linears follow the engine's arithmetic (DESIGN: CPU engine) step by
+step, because rounding decides their result:
+
+    m   = max|x_t| over the token's inputs           float32
+    s_t = m * (1/127), q = round_half_even(x * (127/m)), clamped to [-127, 127]     float32
+    m <= 1e-30: s_t = 0 and q = 0, so the output is the bias
+    y   = s_t * scale[o] * sum_i q[t, i] * W[o, i] + bias[o]        sum exact, the rest in `dtype`
+
+x reaches the quantiser rounded from `dtype` to float32. In float64 it may lie
+on the other side of a rounding boundary than the engine's float32 x: one step
+of one input, which is the quantisation error itself, not a defect.
+
+This is the one module of the runtime that imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from approxrt.approx.bsr import bsr_to_dense
+from approxrt.artifact.spec import LinearSpec, ModelSpec
+
+QUANTIZE_FLOOR = np.float32(1e-30)
+
+
+def reference_hidden(
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    input_ids: Sequence[Sequence[int]],
+    type_ids: Sequence[Sequence[int]] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> list[np.ndarray]:
+    """Last hidden states: for each sequence an array [tokens, hidden]."""
+    model = Reference(spec, tensors, dtype)
+    return [model.hidden(ids, types).numpy() for ids, types in _pairs(input_ids, type_ids)]
+
+
+def reference_logits(
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    input_ids: Sequence[Sequence[int]],
+    type_ids: Sequence[Sequence[int]] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> np.ndarray:
+    """Logits [n, labels]."""
+    model = Reference(spec, tensors, dtype)
+    return np.stack([model.logits(ids, types).numpy() for ids, types in _pairs(input_ids, type_ids)])
+
+
+def reference_embeddings(
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    input_ids: Sequence[Sequence[int]],
+    type_ids: Sequence[Sequence[int]] | None = None,
+    dtype: torch.dtype = torch.float64,
+    normalize: bool = False,
+) -> np.ndarray:
+    """Pooled hidden states [n, hidden], of length 1 if `normalize`."""
+    model = Reference(spec, tensors, dtype)
+    pooled = torch.stack([model.pooled(ids, types) for ids, types in _pairs(input_ids, type_ids)])
+    if normalize:
+        pooled = pooled / pooled.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return pooled.numpy()
+
+
+def quantize_tokens(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x f32[tokens, K] -> (q i8[tokens, K], s_t f32[tokens]) as the engine quantises activations."""
+    peak = np.abs(x).max(axis=1, initial=0).astype(np.float32)
+    live = peak > QUANTIZE_FLOOR
+    inverse = np.where(live, np.float32(127) / np.where(live, peak, np.float32(1)), np.float32(0))
+    scale = np.where(live, peak * (np.float32(1) / np.float32(127)), np.float32(0))
+    q = np.clip(np.rint(x * inverse[:, None]), -127, 127).astype(np.int8)
+    return q, scale
+
+
+class Reference:
+    """A model whose weights are converted once; calls take one sequence of ids."""
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float64) -> None:
+        self.spec, self.dtype = spec, dtype
+        self.linears = dict(spec.linears())
+        self.weights: dict[str, torch.Tensor] = {}
+        for name, array in tensors.items():
+            if array.dtype == np.float32:
+                self.weights[name] = self._real(array)
+        for name, linear in self.linears.items():
+            if linear.kind != "f32":
+                q = _dense_integers(name, linear, tensors)
+                # float64 holds every sum of products exactly: |sum| <= 127 * 127 * K < 2^53
+                self.weights[f"{name}.q"] = torch.from_numpy(q.astype(np.float64))
+        if spec.embedding_kind == "s8":
+            q, scale = tensors["embeddings.word.q"], tensors["embeddings.word.scale"]
+            self.words = self._real(q) * self._real(scale)[:, None]
+        else:
+            self.words = self.weights["embeddings.word.weight"]
+
+    def hidden(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
+        """[tokens, hidden] in `dtype`."""
+        spec = self.spec
+        tokens = torch.tensor(list(ids))
+        x = self.words[tokens] + self.weights["embeddings.position.weight"][: len(tokens)]
+        if spec.type_vocab_size:
+            rows = torch.zeros_like(tokens) if types is None else torch.tensor(list(types))
+            x = x + self.weights["embeddings.token_type.weight"][rows]
+        x = self._norm("embeddings.norm", x)
+        if spec.has_projection:
+            x = self._linear("embeddings.projection", x)
+        for i, layer in enumerate(spec.layers):
+            at = f"layers.{i}"
+            attended = self._attention(f"{at}.attention", x, layer.num_heads, layer.head_dim)
+            x = self._norm(f"{at}.attention.norm", x + self._linear(f"{at}.attention.output", attended))
+            inner = _activation(spec.activation, self._linear(f"{at}.ffn.up", x))
+            x = self._norm(f"{at}.ffn.norm", x + self._linear(f"{at}.ffn.down", inner))
+        return x
+
+    def pooled(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
+        """[hidden]: the first token's state, or the mean over tokens."""
+        hidden = self.hidden(ids, types)
+        return hidden[0] if self.spec.head.pooling == "cls" else hidden.mean(dim=0)
+
+    def logits(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
+        """[labels]."""
+        x = self.pooled(ids, types)[None]
+        if self.spec.head.dense_features is not None:
+            x = _activation(self.spec.head.dense_activation, self._linear("head.dense", x))
+        return self._linear("head.out", x)[0]
+
+    def _attention(self, name: str, x: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
+        """softmax(q k^T / sqrt(head_dim)) v by head; [tokens, heads * head_dim]."""
+        q, k, v = (
+            self._linear(f"{name}.{part}", x).reshape(len(x), heads, head_dim).transpose(0, 1)
+            for part in ("query", "key", "value")
+        )
+        weights = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(head_dim), dim=-1)
+        return (weights @ v).transpose(0, 1).reshape(len(x), heads * head_dim)
+
+    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        bias = self.weights[f"{name}.bias"]
+        if self.linears[name].kind == "f32":
+            return x @ self.weights[f"{name}.weight"].T + bias
+        q, s_t = quantize_tokens(x.to(torch.float32).numpy())
+        sums = (torch.from_numpy(q.astype(np.float64)) @ self.weights[f"{name}.q"].T).to(self.dtype)
+        return self._real(s_t)[:, None] * self.weights[f"{name}.scale"] * sums + bias
+
+    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        variance = (centred * centred).mean(dim=-1, keepdim=True)
+        normed = centred / torch.sqrt(variance + self.spec.layer_norm_eps)
+        return normed * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    def _real(self, array: np.ndarray) -> torch.Tensor:
+        # A copy: torch warns about the read-only views of a mapped artifact.
+        return torch.from_numpy(np.array(array)).to(self.dtype)
+
+
+def _dense_integers(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """i8[N, K] of a quantised linear, zeros where nothing is stored."""
+    if linear.kind == "s8":
+        return tensors[f"{name}.q"]
+    tiles, indices, indptr = (tensors[f"{name}.{part}"] for part in ("tiles", "indices", "indptr"))
+    return bsr_to_dense(tiles, indices, indptr, linear.out_features, linear.in_features)
+
+
+def _activation(name: str, x: torch.Tensor) -> torch.Tensor:
+    if name == "gelu":
+        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    if name == "gelu_tanh":
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if name == "relu":
+        return torch.relu(x)
+    if name == "tanh":
+        return torch.tanh(x)
+    return x
+
+
+def _pairs(
+    input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None
+) -> list[tuple[Sequence[int], Sequence[int] | None]]:
+    if type_ids is None:
+        return [(ids, None) for ids in input_ids]
+    return list(zip(input_ids, type_ids, strict=True))

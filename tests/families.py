@@ -1,0 +1,195 @@
+"""Randomly initialised checkpoints of every supported family, as transformers saves them.
+
+The tokenizers are real (WordPiece or byte-level BPE, trained on a few
+sentences). Weights are drawn wide enough that attention is far from uniform and
+layer norms are no identity: transformers' own initialisation (0.02) would hide
+most mistakes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+FAMILIES = ("bert", "distilbert", "roberta", "electra")
+ALL_TYPES = (*FAMILIES, "camembert", "xlm-roberta")
+
+CORPUS = [
+    "a gripping film that holds its audience from the first minute to the last",
+    "two hours that nobody in the room will ever get back",
+    "the quick brown fox jumps over the lazy dog while the rain falls on the plain",
+    "She sold seashells; he bought 42 of them, and paid 3.50 for each!",
+    "An honest account of work, weather and the price of bread in a small town.",
+    "good bad great awful fine terrible excellent poor wonderful dreadful",
+]
+
+
+def is_roberta(family: str) -> bool:
+    return family in ("roberta", "camembert", "xlm-roberta")
+
+
+def build_tokenizer(family: str) -> Tokenizer:
+    """A trained tokenizer with the family's special tokens and templates for one text and a pair."""
+    if is_roberta(family):
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+        tokenizer.train_from_iterator(CORPUS * 3, trainer)
+        single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
+        ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        tokenizer.train_from_iterator(CORPUS * 3, trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials))
+        single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+        ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+    return tokenizer
+
+
+def build_config(family: str, vocab: int, **options: Any) -> Any:
+    """A transformers config; see `build_checkpoint` for the options."""
+    import transformers
+
+    hidden, heads, layers = options["hidden"], options["heads"], options["layers"]
+    ffn, positions = options["ffn"], options["positions"]
+    common = {
+        "vocab_size": vocab,
+        "num_labels": options["num_labels"],
+        "problem_type": options["problem_type"],
+        "pad_token_id": 1 if is_roberta(family) else 0,
+    }
+    if family == "distilbert":
+        return transformers.DistilBertConfig(
+            **common,
+            dim=hidden,
+            n_heads=heads,
+            n_layers=layers,
+            hidden_dim=ffn,
+            max_position_embeddings=positions,
+            activation=options["activation"],
+        )
+    common |= {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "intermediate_size": ffn,
+        "hidden_act": options["activation"],
+    }
+    if is_roberta(family):
+        cls = {
+            "roberta": transformers.RobertaConfig,
+            "camembert": transformers.CamembertConfig,
+            "xlm-roberta": transformers.XLMRobertaConfig,
+        }[family]
+        return cls(**common, max_position_embeddings=positions + 2, type_vocab_size=1, layer_norm_eps=1e-5)
+    if family == "electra":
+        embedding = options["embedding"] or hidden
+        return transformers.ElectraConfig(**common, max_position_embeddings=positions, embedding_size=embedding)
+    return transformers.BertConfig(**common, max_position_embeddings=positions)
+
+
+def randomize(model: Any, seed: int) -> None:
+    """Weights of a trained model's magnitude. RoBERTa's positions and types are drawn from a grid of
+    2^-10, so that their sum, which the converter folds into one table, is exact in float32."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        value = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if "position_embeddings" in name or "token_type" in name:
+            value = torch.round(value * 0.5 * 1024) / 1024
+        elif "embeddings" in name and parameter.ndim == 2:
+            value *= 0.5
+        elif "norm" in name.lower() and name.endswith("weight"):
+            value = 1 + 0.2 * value
+        elif parameter.ndim == 2:
+            value *= 1.5 / parameter.shape[1] ** 0.5
+        else:
+            value *= 0.2
+        parameter.data.copy_(value)
+
+
+def build_checkpoint(
+    family: str,
+    folder: Path,
+    *,
+    hidden: int = 64,
+    heads: int = 2,
+    layers: int = 2,
+    ffn: int = 96,
+    positions: int = 512,
+    embedding: int | None = None,
+    num_labels: int = 3,
+    problem_type: str | None = None,
+    activation: str = "gelu",
+    plain: bool = False,
+    pooling: str | None = None,
+    normalize: bool = True,
+    max_seq_length: int | None = None,
+    dtype: str = "float32",
+    safetensors: bool = True,
+    shard_size: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Save a random checkpoint with its tokenizer and return `folder`.
+
+    `plain` saves the encoder without a head; `pooling` ("cls" or "mean") adds
+    sentence-transformers' files. `embedding` is ELECTRA's embedding size.
+    """
+    import torch
+    import transformers
+
+    tokenizer = build_tokenizer(family)
+    config = build_config(
+        family,
+        tokenizer.get_vocab_size(),
+        hidden=hidden,
+        heads=heads,
+        layers=layers,
+        ffn=ffn,
+        positions=positions,
+        embedding=embedding,
+        num_labels=num_labels,
+        problem_type=problem_type,
+        activation=activation,
+    )
+    factory = transformers.AutoModel if plain else transformers.AutoModelForSequenceClassification
+    model = factory.from_config(config)
+    randomize(model, seed)
+    model.to(getattr(torch, dtype))
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, **({"max_shard_size": shard_size} if shard_size else {}))
+    if not safetensors:
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": positions}))
+    if pooling is not None:
+        _add_sentence_files(folder, hidden, pooling, normalize, max_seq_length)
+    return folder
+
+
+def _add_sentence_files(folder: Path, hidden: int, pooling: str, normalize: bool, length: int | None) -> None:
+    base = "sentence_transformers.models."
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
+    entries = [{"idx": i, "name": str(i), "path": p, "type": base + kind} for i, (p, kind) in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    chosen = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}[pooling]
+    modes = {f"pooling_mode_{m}": m == chosen for m in ("cls_token", "mean_tokens", "max_tokens")}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": hidden, **modes}))
+    if length:
+        (folder / "sentence_bert_config.json").write_text(
+            json.dumps({"max_seq_length": length, "do_lower_case": False})
+        )

@@ -1,0 +1,61 @@
+"""Small model specs with random tensors of every kind, for tests of artifacts and kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from approxrt.artifact.spec import TILE_K, TILE_N, HeadSpec, LayerSpec, LinearSpec, ModelSpec
+
+TOKENIZER_JSON = b'{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}}'
+
+
+def small_spec(kind: str = "s8", hidden: int = 40, labels: tuple[str, ...] = ("no", "yes"), **changes) -> ModelSpec:
+    """One layer whose sizes are no multiples of the tile: hidden 40 (not of 16), FFN 51 (of neither)."""
+    layer = LayerSpec(2, hidden // 2, 51, *[kind] * 6)
+    fields = {
+        "architecture": "bert",
+        "task_type": "classification",
+        "vocab_size": 30,
+        "embedding_size": hidden,
+        "hidden_size": hidden,
+        "max_positions": 16,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "activation": "gelu",
+        "layers": (layer,),
+        "head": HeadSpec(dense_features=hidden),
+        "labels": labels,
+        "max_length": 16,
+        "embedding_kind": "f32" if kind == "f32" else "s8",
+    }
+    return ModelSpec(**{**fields, **changes})
+
+
+def random_bsr(linear: LinearSpec, rng: np.random.Generator, density: float = 0.6) -> dict[str, np.ndarray]:
+    """Random tiles, indices and indptr with zero padding."""
+    strips, columns = -(-linear.out_features // TILE_N), -(-linear.in_features // TILE_K)
+    mask = rng.random((strips, columns)) < density
+    indptr = np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.int32)
+    indices = np.nonzero(mask)[1].astype(np.uint16)
+    tiles = rng.integers(-127, 128, (len(indices), TILE_N, TILE_K), dtype=np.int8)
+    rows = np.repeat(np.arange(strips), mask.sum(1))[:, None, None] * TILE_N + np.arange(TILE_N)[None, :, None]
+    cols = indices.astype(int)[:, None, None] * TILE_K + np.arange(TILE_K)[None, None, :]
+    tiles[(rows >= linear.out_features) | (cols >= linear.in_features)] = 0
+    return {"tiles": tiles, "indices": indices, "indptr": indptr}
+
+
+def random_tensors(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Sound random tensors for `spec`."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, np.ndarray] = {}
+    for name, dtype, shape in spec.dense_tensors():
+        if dtype == "I8":
+            tensors[name] = rng.integers(-127, 128, shape, dtype=np.int8)
+        elif dtype == "F32" and name.endswith(".scale"):
+            tensors[name] = rng.uniform(1e-3, 1e-2, shape).astype(np.float32)
+        elif dtype == "F32":
+            tensors[name] = rng.normal(0, 0.1, shape).astype(np.float32)
+    for name, linear in spec.linears():
+        if linear.kind == "bsr_s8":
+            tensors |= {f"{name}.{part}": value for part, value in random_bsr(linear, rng).items()}
+    return tensors

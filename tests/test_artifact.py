@@ -1,0 +1,609 @@
+"""The artifact on disk: round trip, every corruption named, atomic writes, hostile JSON."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from specs import TOKENIZER_JSON, random_tensors, small_spec
+
+from approxrt.artifact import writer
+from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.spec import LINEAR_KINDS, MAX_LAYERS, LayerSpec, ModelSpec
+from approxrt.artifact.tensors import tensor_faults
+from approxrt.artifact.validate import spec_from_json
+from approxrt.artifact.writer import write_artifact, write_card
+from approxrt.errors import ArtifactError
+
+CARD = {"source": "test", "accuracy": None}
+
+
+def write(path: Path, kind: str = "bsr_s8", seed: int = 0, **kwargs) -> Path:
+    spec = small_spec(kind)
+    return write_artifact(path, spec, random_tensors(spec, seed), TOKENIZER_JSON, CARD, **kwargs)
+
+
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
+def test_round_trip_is_exact_mapped_and_read_only(tmp_path: Path, kind: str) -> None:
+    spec = small_spec(kind)
+    tensors = random_tensors(spec)
+    write_artifact(tmp_path / "a", spec, tensors, TOKENIZER_JSON, CARD)
+    artifact = read_artifact(tmp_path / "a")
+    assert artifact.spec == spec
+    assert artifact.card == CARD
+    assert artifact.tokenizer_path.read_bytes() == TOKENIZER_JSON
+    assert set(artifact.tensors) == set(tensors)
+    for name, array in tensors.items():
+        mapped = artifact.tensors[name]
+        np.testing.assert_array_equal(mapped, array)
+        assert mapped.dtype == array.dtype
+        assert not mapped.flags.writeable and not mapped.flags.owndata
+        base = mapped
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap), name
+
+
+def test_the_safetensors_library_reads_the_same_weights(tmp_path: Path) -> None:
+    path = write(tmp_path / "a")
+    ours, theirs = read_artifact(path).tensors, load_file(path / "model.safetensors")
+    assert set(ours) == set(theirs)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_a_view_outlives_the_artifact(tmp_path: Path) -> None:
+    path = write(tmp_path / "a")
+    view = read_artifact(path).tensors["layers.0.ffn.up.bias"]
+    expected = load_file(path / "model.safetensors")["layers.0.ffn.up.bias"]
+    np.testing.assert_array_equal(view, expected)
+
+
+# -- corruptions --------------------------------------------------------------
+
+
+def edit_config(folder: Path, edit: Callable[[dict], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """Change tensors and record the new size and checksum, as a hostile author would."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors")
+    seal(folder, "model.safetensors")
+
+
+def seal(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_config(folder, lambda c: c["files"].update({name: entry}))
+
+
+def set_value(name: str, index: object, value: float) -> Callable[[Path], None]:
+    def edit(tensors: dict[str, np.ndarray]) -> None:
+        tensors[name] = tensors[name].copy()
+        tensors[name][index] = value
+
+    return lambda folder: edit_tensors(folder, edit)
+
+
+def replace_tensor(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    return lambda folder: edit_tensors(folder, lambda t: t.update({name: change(t[name])}))
+
+
+def flip_bit(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-100] ^= 4
+    (folder / "model.safetensors").write_bytes(data)
+
+
+def truncate(name: str, keep: float) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, int((folder / name).stat().st_size * keep))
+
+
+def raw_header(header: bytes) -> Callable[[Path], None]:
+    def write_it(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 64)
+        seal(folder, "model.safetensors")
+
+    return write_it
+
+
+def duplicate_index(tensors: dict[str, np.ndarray]) -> None:
+    """Give a strip with two tiles the same column twice."""
+    indices, indptr = tensors["layers.0.ffn.up.indices"].copy(), tensors["layers.0.ffn.up.indptr"]
+    strip = int(np.argmax(np.diff(indptr) >= 2))
+    indices[indptr[strip] + 1] = indices[indptr[strip]]
+    tensors["layers.0.ffn.up.indices"] = indices
+
+
+UP = "layers.0.ffn.up"  # 40 -> 51: 10 tile columns, 4 strips, 3 rows in the last
+DOWN = "layers.0.ffn.down"  # 51 -> 40: 13 tile columns of which the last has 3 inputs
+
+
+def dirty_row(tensors: dict[str, np.ndarray]) -> None:
+    tiles = tensors[f"{UP}.tiles"].copy()
+    tiles[-1, 3, 0] = 1
+    tensors[f"{UP}.tiles"] = tiles
+
+
+def dirty_column(tensors: dict[str, np.ndarray]) -> None:
+    tiles = tensors[f"{DOWN}.tiles"].copy()
+    (last,) = np.nonzero(tensors[f"{DOWN}.indices"] == 12)
+    tiles[last[0], 0, 3] = 1
+    tensors[f"{DOWN}.tiles"] = tiles
+
+
+CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "missing files: model.safetensors"),
+    "no card": (lambda f: (f / "card.json").unlink(), "missing files: card.json"),
+    "pickle beside": (lambda f: (f / "weights.bin").write_bytes(b"x"), "not part of an artifact: weights.bin"),
+    "config not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "config.json is not a JSON object"),
+    "config binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json is not valid JSON"),
+    "config deep": (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is not valid JSON"),
+    "card NaN": (lambda f: (f / "card.json").write_text('{"a": NaN}'), "card.json is not valid JSON"),
+    "config is a folder": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        "config.json is not a regular file",
+    ),
+    "other format": (lambda f: edit_config(f, lambda c: c.update(format="onnx")), "format 'onnx'"),
+    "future version": (lambda f: edit_config(f, lambda c: c.update(format_version=2)), "reads version 1: upgrade"),
+    "version true": (lambda f: edit_config(f, lambda c: c.update(format_version=True)), "format_version 'True'"),
+    "no files": (lambda f: edit_config(f, lambda c: c.pop("files")), "no object `files`"),
+    "truncated weights": (truncate("model.safetensors", 0.7), "truncated"),
+    "weights of 5 bytes": (truncate("model.safetensors", 0.0001), "at least 8"),
+    "empty weights": (truncate("model.safetensors", 0), "at least 8"),
+    "truncated header": (truncate("model.safetensors", 0.02), "truncated"),
+    "bit flip": (flip_bit, "model.safetensors does not match its SHA-256"),
+    "tokenizer changed": (lambda f: (f / "tokenizer.json").write_bytes(b"{}"), "tokenizer.json has 2 bytes"),
+    "header not JSON": (raw_header(b"{"), "header of model.safetensors is not valid JSON"),
+    "header a list": (raw_header(b"[]"), "header of model.safetensors is not a JSON object"),
+    "entry a string": (raw_header(b'{"a": "b"}'), "its entry is not an object"),
+    "unknown dtype": (raw_header(b'{"a": {"dtype": "F3", "shape": [], "data_offsets": [0, 0]}}'), "unknown dtype"),
+    "negative shape": (raw_header(b'{"a": {"dtype": "I8", "shape": [-1], "data_offsets": [0, 0]}}'), "its shape"),
+    "huge shape": (
+        raw_header(b'{"a": {"dtype": "I8", "shape": [0, 99999999999, 99999999999], "data_offsets": [0, 0]}}'),
+        "absurdly large",
+    ),
+    "offsets past the end": (
+        raw_header(b'{"a": {"dtype": "I8", "shape": [65], "data_offsets": [0, 65]}}'),
+        "ends at byte 65",
+    ),
+    "offsets unfit": (
+        raw_header(b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}}'),
+        "needs 16 bytes",
+    ),
+    "overlap": (
+        raw_header(
+            b'{"a": {"dtype": "I8", "shape": [40], "data_offsets": [0, 40]},'
+            b' "b": {"dtype": "I8", "shape": [40], "data_offsets": [24, 64]}}'
+        ),
+        "overlaps",
+    ),
+    "hole": (raw_header(b'{"a": {"dtype": "I8", "shape": [40], "data_offsets": [24, 64]}}'), "leaves a hole"),
+    "tensor gone": (lambda f: edit_tensors(f, lambda t: t.pop(f"{UP}.bias")), f"missing tensors: {UP}.bias"),
+    "tiles gone": (lambda f: edit_tensors(f, lambda t: t.pop(f"{UP}.tiles")), f"missing tensors: {UP}.tiles"),
+    "tensor added": (
+        lambda f: edit_tensors(f, lambda t: t.update(x=np.zeros(3, np.float32))),
+        "unexpected tensors: x",
+    ),
+    "wrong dtype": (replace_tensor(f"{UP}.bias", lambda a: a.astype(np.float16)), "is float16[51]"),
+    "wrong shape": (replace_tensor(f"{UP}.bias", lambda a: a[:-1]), "is F32[50]; the config asks for F32[51]"),
+    "NaN": (set_value("embeddings.norm.weight", 3, np.nan), "1 values that are NaN or infinite"),
+    "infinity": (set_value("embeddings.position.weight", (2, 1), -np.inf), "1 values that are NaN or infinite"),
+    "scale NaN": (set_value(f"{UP}.scale", 7, np.nan), "1 scales that are not > 0 (the first is nan at 7)"),
+    "scale zero": (set_value(f"{UP}.scale", 7, 0), "1 scales that are not > 0 (the first is 0.0 at 7)"),
+    "scale negative": (set_value("embeddings.word.scale", 2, -1), "1 scales that are not > 0"),
+    "q -128": (set_value("embeddings.word.q", (1, 2), -128), "1 values of -128"),
+    "tile -128": (set_value(f"{UP}.tiles", (0, 2, 1), -128), "1 values of -128"),
+    "index out of range": (set_value(f"{UP}.indices", 0, 10), "1 tile indices out of range (the largest is 10"),
+    "index far out": (set_value(f"{UP}.indices", -1, 65535), "the largest is 65535"),
+    "index twice": (lambda f: edit_tensors(f, duplicate_index), "does not ascend strictly within strip"),
+    "indptr falls": (set_value(f"{UP}.indptr", 1, 10_000), "falls in between"),
+    "indptr negative": (set_value(f"{UP}.indptr", 1, -1), "falls in between"),
+    "indptr start": (set_value(f"{UP}.indptr", 0, 1), "it starts at 1"),
+    "indptr end": (set_value(f"{UP}.indptr", -1, 10_000), "ends at 10000"),
+    "indptr dtype": (replace_tensor(f"{UP}.indptr", lambda a: a.astype(np.int64)), "is int64[5]"),
+    "indices dtype": (replace_tensor(f"{UP}.indices", lambda a: a.astype(np.int32)), "U16[nnz] is needed"),
+    "tiles shape": (replace_tensor(f"{UP}.tiles", lambda a: a.reshape(-1, 4, 16)), "I8[nnz, 16, 4] is needed"),
+    "fewer tiles": (replace_tensor(f"{UP}.tiles", lambda a: a[:-1]), "indices"),
+    "row padding": (lambda f: edit_tensors(f, dirty_row), "rows past output 51"),
+    "column padding": (lambda f: edit_tensors(f, dirty_column), "columns past input 51"),
+    "spec value": (
+        lambda f: edit_config(f, lambda c: c["model"].update(activation="swish")),
+        "model.activation is 'swish'; it must be one of gelu",
+    ),
+    "spec type": (
+        lambda f: edit_config(f, lambda c: c["model"].update(hidden_size="40")),
+        "model.hidden_size is '40'; an integer is needed",
+    ),
+    "spec size": (
+        lambda f: edit_config(f, lambda c: c["model"].update(vocab_size=1 << 40)),
+        "it must be between 1 and 4194304",
+    ),
+    "no model": (lambda f: edit_config(f, lambda c: c.pop("model")), "model is None; an object is needed"),
+}
+
+
+@pytest.mark.parametrize("case", CORRUPTIONS)
+def test_corruption_is_named(tmp_path: Path, case: str) -> None:
+    path = write(tmp_path / "a")
+    corrupt, expected = CORRUPTIONS[case]
+    corrupt(path)
+    with pytest.raises(ArtifactError) as caught:
+        read_artifact(path)
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_all_faults_come_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a")
+    set_value(f"{UP}.scale", 7, np.nan)(path)
+    set_value(f"{DOWN}.indices", 0, 999)(path)
+    edit_config(path, lambda c: c["model"].update(layer_norm_eps=-1, inputs="many"))
+    (path / "tokenizer.json").write_bytes(b"{}")
+    (path / "extra.py").write_text("boom")
+    (path / "card.json").unlink()
+    with pytest.raises(ArtifactError) as caught:
+        read_artifact(path)
+    text = "\n".join(caught.value.faults)
+    for part in ("scales", "out of range", "layer_norm_eps", "many", "tokenizer.json has", "extra.py", "card.json"):
+        assert part in text
+    assert str(caught.value).count("\n  - ") == len(caught.value.faults) >= 7
+
+
+def test_not_an_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist"):
+        read_artifact(tmp_path / "nowhere")
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ArtifactError, match="is a file, not a folder"):
+        read_artifact(file)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        (checkpoint / name).write_text("{}")
+    with pytest.raises(ArtifactError, match="approxrt convert"):
+        read_artifact(checkpoint)
+
+
+def test_files_of_a_hub_are_ignored(tmp_path: Path) -> None:
+    path = write(tmp_path / "a")
+    (path / "README.md").write_text("about")
+    (path / ".gitattributes").write_text("x")
+    read_artifact(path)
+
+
+def as_other_user(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code as `nobody` when the tests run as root, whom permissions do not stop."""
+    drop = "import os, sys\nif os.geteuid() == 0:\n    os.setgid(65534); os.setuid(65534)\n"
+    return subprocess.run(
+        [sys.executable, "-c", IMPORTS + drop + code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+# Imported before the rights are dropped: the interpreter's folders may be closed to others.
+IMPORTS = """
+import numpy as np
+from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.writer import write_artifact
+from approxrt.errors import ArtifactError
+from specs import TOKENIZER_JSON, random_tensors, small_spec
+spec = small_spec('bsr_s8')
+tensors = random_tensors(spec)
+"""
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Path:
+    """A folder that every user can reach; pytest's own is closed to others."""
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="approxrt-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_no_read_permission(open_folder: Path) -> None:
+    path = write(open_folder / "a")
+    (path / "model.safetensors").chmod(0)
+    run = as_other_user(f"try: read_artifact({str(path)!r})\nexcept ArtifactError as e: print(e)")
+    assert run.returncode == 0, run.stderr
+    assert "model.safetensors cannot be read: permission denied" in run.stdout
+    (path / "model.safetensors").chmod(0o644)
+    path.chmod(0)
+    run = as_other_user(f"try: read_artifact({str(path)!r})\nexcept ArtifactError as e: print(e)")
+    assert run.returncode == 0, run.stderr
+    assert "permission denied" in run.stdout
+    path.chmod(0o755)
+
+
+def test_no_write_permission(open_folder: Path) -> None:
+    closed = open_folder / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    run = as_other_user(
+        f"try: write_artifact({str(closed / 'a')!r}, spec, tensors, TOKENIZER_JSON, {{}})\n"
+        "except ArtifactError as e: print(e)"
+    )
+    assert run.returncode == 0, run.stderr
+    assert "cannot be written: permission denied" in run.stdout
+    assert "choose a folder" in run.stdout
+    assert list(closed.iterdir()) == []
+
+
+# -- writing ------------------------------------------------------------------
+
+
+def test_existing_artifact_needs_overwrite(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", seed=1)
+    with pytest.raises(ArtifactError, match="--overwrite"):
+        write(path, seed=2)
+    before = read_artifact(path).tensors[f"{UP}.bias"].copy()
+    write(path, seed=2, overwrite=True)
+    assert not np.array_equal(read_artifact(path).tensors[f"{UP}.bias"], before)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_only_an_artifact_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    with pytest.raises(ArtifactError, match="not an approxrt artifact"):
+        write(tmp_path / "thesis", overwrite=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="not a folder"):
+        write(tmp_path / "file", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
+
+
+def test_an_old_view_survives_overwriting(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", seed=1)
+    old = read_artifact(path)
+    expected = {name: array.copy() for name, array in old.tensors.items()}
+    write(path, seed=2, overwrite=True)
+    for name, array in old.tensors.items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_exchange_without_renameat2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldLibrary:
+        """A C library from before renameat2."""
+
+    path = write(tmp_path / "a", seed=1)
+    monkeypatch.setattr(writer.ctypes, "CDLL", lambda *_, **__: OldLibrary())
+    write(path, seed=2, overwrite=True)
+    expected = random_tensors(small_spec("bsr_s8"), 2)[f"{UP}.bias"]
+    np.testing.assert_array_equal(read_artifact(path).tensors[f"{UP}.bias"], expected)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_bad_content_is_refused_before_writing(tmp_path: Path) -> None:
+    spec = small_spec("s8")
+    tensors = random_tensors(spec)
+    tensors[f"{UP}.scale"] = -tensors[f"{UP}.scale"]
+    with pytest.raises(ArtifactError) as caught:
+        write_artifact(tmp_path / "a", spec, tensors, b"not json", {"x": float("nan")})
+    assert len(caught.value.faults) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from approxrt.artifact import writer
+from specs import TOKENIZER_JSON, random_tensors, small_spec
+step, path = int(sys.argv[1]), sys.argv[2]
+count = 0
+def at_step(function):
+    def wrapped(*args, **kwargs):
+        global count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapped
+for name in ("_write_file", "_sync_folder", "_exchange"):
+    setattr(writer, name, at_step(getattr(writer, name)))
+writer.os.fsync = at_step(os.fsync)
+spec = small_spec("bsr_s8")
+writer.write_artifact(path, spec, random_tensors(spec, 2), TOKENIZER_JSON, {}, overwrite=True)
+print("finished", count)
+"""
+
+
+def run_killed(step: int, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, str(step), str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_kill_at_every_step_leaves_a_whole_artifact_or_none(tmp_path: Path, exists: bool) -> None:
+    path = tmp_path / "a"
+    expected = {seed: random_tensors(small_spec("bsr_s8"), seed)[f"{UP}.bias"] for seed in (1, 2)}
+    outcomes = []
+    for step in range(1, 40):
+        if exists:
+            write(path, seed=1, overwrite=True)
+        run = run_killed(step, path)
+        if run.returncode == 0:
+            assert "finished" in run.stdout
+            break
+        assert run.returncode == -signal.SIGKILL, run.stderr
+        if not exists and not path.exists():
+            outcomes.append("none")
+            continue
+        bias = read_artifact(path).tensors[f"{UP}.bias"]
+        outcomes.append("old" if np.array_equal(bias, expected[1]) else "new")
+        assert np.array_equal(bias, expected[1]) or np.array_equal(bias, expected[2])
+        if not exists:
+            import shutil
+
+            shutil.rmtree(path)
+    assert len(outcomes) >= 6
+    assert outcomes[0] == ("old" if exists else "none")
+    write(path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"], "abandoned folders are removed by the next write"
+
+
+def test_a_live_write_is_not_taken_for_an_abandoned_one(tmp_path: Path) -> None:
+    code = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "(print('waiting', flush=True), sys.stdin.read())")
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "4", str(tmp_path / "a")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdout is not None and child.stdin is not None
+    assert child.stdout.readline() == "waiting\n"
+    write(tmp_path / "a")
+    child.stdin.close()
+    assert child.wait(30) == 0
+    read_artifact(tmp_path / "a")
+
+
+def test_disk_full(tmp_path: Path) -> None:
+    """A file-size limit stands in for a full disk: the kernel refuses the write midway."""
+    path = write(tmp_path / "a", seed=1)
+    size = (path / "model.safetensors").stat().st_size
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        with pytest.raises(ArtifactError, match="cannot be written: file too large") as caught:
+            write(path, seed=2, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(path) in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    expected = random_tensors(small_spec("bsr_s8"), 1)[f"{UP}.bias"]
+    np.testing.assert_array_equal(read_artifact(path).tensors[f"{UP}.bias"], expected)
+
+
+def test_no_space_left_names_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_full_device(path: Path, data: bytes) -> None:
+        with open("/dev/full", "wb", buffering=0) as device:
+            device.write(data)
+
+    monkeypatch.setattr(writer, "_write_file", to_full_device)
+    with pytest.raises(ArtifactError, match=r"no space left on device.*free some space") as caught:
+        write(tmp_path / "a")
+    assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_card_is_replaced_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a")
+    write_card(path, {**CARD, "accuracy": 0.9})
+    assert read_artifact(path).card["accuracy"] == 0.9
+    with pytest.raises(ArtifactError, match="not written"):
+        write_card(path, {"accuracy": float("nan")})
+    assert read_artifact(path).card["accuracy"] == 0.9
+
+
+# -- the spec -----------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+PATHS = [
+    (),
+    *[(name,) for name in small_spec().to_json()],
+    *[("layers", 0, name) for name in small_spec().to_json()["layers"][0]],
+    ("layers", 0),
+    *[("head", name) for name in small_spec().to_json()["head"]],
+    ("labels", 0),
+]
+
+
+@given(where=st.sampled_from(PATHS), value=JSON)
+def test_hostile_json_never_raises(where: tuple, value: object) -> None:
+    data = small_spec().to_json()
+    if not where:
+        data = value
+    else:
+        target = data
+        for key in where[:-1]:
+            target = target[key]
+        target[where[-1]] = value
+    spec, faults = spec_from_json(data)
+    assert spec is not None or faults
+    if not faults:
+        assert ModelSpec.from_json(spec.to_json()) == (spec, [])
+        list(spec.dense_tensors())
+    for fault in faults:
+        fault.encode("utf-8")
+        assert len(fault) < 2000
+
+
+@given(data=JSON)
+def test_any_json_is_refused(data: object) -> None:
+    spec, faults = spec_from_json(data)
+    assert spec is None and faults
+
+
+@pytest.mark.parametrize("field", list(small_spec().to_json()))
+def test_every_field_is_checked(field: str) -> None:
+    data = small_spec().to_json()
+    data[field] = object()
+    spec, faults = spec_from_json(data)
+    assert spec is None and any(f"model.{field}" in fault for fault in faults)
+
+
+def test_spec_faults_name_value_and_limit() -> None:
+    layer = LayerSpec(0, 20, 51)
+    spec = small_spec(layers=(layer,) * (MAX_LAYERS + 1), max_length=99, pad_token_id=30, labels=("a", "a"))
+    text = "\n".join(spec.validate())
+    for part in ("num_heads is 0", "257 entries", "max_length is 99", "between 1 and 16", "pad_token_id is 30"):
+        assert part in text
+    assert "not distinct: 'a'" in text
+    assert "has none" in "\n".join(small_spec(task_type="embedding").validate())
+    assert "1 to" in "\n".join(small_spec(labels=()).validate())
+
+
+def test_tensor_faults_of_sound_tensors() -> None:
+    for kind in LINEAR_KINDS:
+        spec = small_spec(kind)
+        assert tensor_faults(spec, random_tensors(spec)) == []
+
+
+def test_reading_is_fast(tmp_path: Path) -> None:
+    """A model of MiniLM's size, int8, opens and validates in well under a tenth of a second."""
+    layers = (LayerSpec(12, 32, 1536, *["s8"] * 6),) * 6
+    spec = small_spec("s8", hidden=384, layers=layers, vocab_size=30522, max_positions=512, max_length=512)
+    path = write_artifact(tmp_path / "a", spec, random_tensors(spec), TOKENIZER_JSON, CARD)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        read_artifact(path)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.1, times
