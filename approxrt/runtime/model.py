@@ -56,8 +56,7 @@ class Model:
 
         self.spec = artifact.spec
         self.path = artifact.path
-        self._card = artifact.card
-        self._bytes = artifact.size_bytes
+        self._artifact = artifact
         self._engine = CpuEngine(artifact, threads)
         self._text = TextEncoder(artifact.tokenizer_path, self.spec.max_length, self.spec.inputs, self.spec.vocab_size)
 
@@ -71,7 +70,7 @@ class Model:
         """Sizes, density, kinds and kernels by layer, the instruction set in use."""
         from approxrt.artifact.summary import summarize
 
-        return {**summarize(self.spec, self._engine_tensors()), "artifact_bytes": self._bytes, **self._engine.info()}
+        return {**summarize(self._artifact), **self._engine.info()}
 
     def classify(self, texts: Texts, top_k: int = 1, truncate: bool = True) -> list[Any]:
         """The `top_k` best labels of each text, best first.

@@ -1,6 +1,8 @@
 // The encoder for Python: built from an artifact's spec and tensors, called with packed tokens.
 #include <map>
 
+#include <pybind11/stl.h>
+
 #include "../engine/encoder.h"
 #include "arrays.h"
 
