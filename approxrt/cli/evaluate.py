@@ -31,24 +31,29 @@ def command(
     if against is not None:
         other = "  ".join(f"{name} {value:.4f}" for name, value in result["against"]["metrics"].items())
         output.stdout.print(f"{other}  ({against})", highlight=False, soft_wrap=True)
-        output.stdout.print(f"flip rate {result['flip_rate']:.4f}", highlight=False)
+        if "flip_rate" in result:
+            output.stdout.print(f"flip rate {result['flip_rate']:.4f}", highlight=False)
 
 
 def evaluate(
     artifact: Path, task: str, data: Path, against: Path | None = None, threads: int | None = None
 ) -> dict[str, Any]:
     """Metrics of `artifact` on `data`; with `against` also its metrics and the flip rate between them."""
-    from approxrt.errors import DataError
+    from approxrt.errors import InputError
     from approxrt.runtime.model import load
     from approxrt.tasks.metrics import compute_metrics, flip_rate
     from approxrt.tasks.readers import read_task
     from approxrt.tasks.registry import get_task
 
-    get_task(task)
+    wanted = get_task(task)
     model = load(artifact, device="cpu", threads=threads)
-    dataset = read_task(task, data, label_names=model.labels)
-    if not len(dataset.texts):
-        raise DataError(f"{data}: no examples")
+    regression = model.spec.task_type == "regression"
+    if wanted.regression is not None and wanted.regression != regression:
+        raise InputError(
+            f"task {task!r} is {'a regression' if wanted.regression else 'a classification'}; "
+            f"{str(artifact)!r} is for {model.spec.task_type}"
+        )
+    dataset = read_task(task, data, label_names=None if regression else model.labels, regression=regression)
     outputs, seconds = _logits(model, dataset.texts)
     result: dict[str, Any] = {
         "artifact": str(artifact),
@@ -61,7 +66,8 @@ def evaluate(
     if against is not None:
         other, _ = _logits(load(against, device="cpu", threads=threads), dataset.texts)
         result["against"] = {"artifact": str(against), "metrics": compute_metrics(task, other, dataset.labels)}
-        result["flip_rate"] = flip_rate(task, outputs, other)
+        if not regression:
+            result["flip_rate"] = flip_rate(outputs, other)
     return result
 
 
