@@ -69,3 +69,7 @@ class DataError(ApproxrtError, ValueError):
 
 class TruncationWarning(UserWarning):
     """Texts were cut to the model's maximum length; the message names them."""
+
+
+class TrainingError(ApproxrtError):
+    """Training cannot go on: the loss is not a number, or there is nothing to resume."""

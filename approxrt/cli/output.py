@@ -27,7 +27,7 @@ def emit_json(document: Any) -> None:
 
 def log(message: str) -> None:
     """A line for people, on stderr, so that stdout stays the answer."""
-    stderr.print(message, highlight=False)
+    stderr.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(error: BaseException) -> NoReturn:

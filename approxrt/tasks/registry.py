@@ -1,0 +1,90 @@
+"""The tasks that approxrt knows by name: where texts and labels stand in their files, and what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from approxrt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    `text` (and `text_pair`) and `label` name columns; `columns` names those of a
+    file without a header. `labels` are the class names in the order of the
+    logits, None for regression or where the data decides; `raw_labels` are the
+    words that stand for them in the file. The first of `metrics` is the one that
+    selects a model.
+    """
+
+    name: str
+    inputs: Literal["single", "pair", "any"]
+    text: str
+    text_pair: str | None
+    label: str
+    metrics: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    raw_labels: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
+    regression: bool | None = False
+
+
+_ENTAILS = ("entailment", "not_entailment")
+
+# GLUE (Wang et al. 2018, arXiv 1804.07461): columns of its own .tsv files, class order as in transformers.
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("sst2", "single", "sentence", None, "label", ("accuracy",), ("negative", "positive"), ("0", "1")),
+        Task(
+            "mrpc",
+            "pair",
+            "#1 String",
+            "#2 String",
+            "Quality",
+            ("f1", "accuracy"),
+            ("not_equivalent", "equivalent"),
+            ("0", "1"),
+        ),
+        Task("rte", "pair", "sentence1", "sentence2", "label", ("accuracy",), _ENTAILS, _ENTAILS),
+        Task(
+            "cola",
+            "single",
+            "sentence",
+            None,
+            "label",
+            ("matthews", "accuracy"),
+            ("unacceptable", "acceptable"),
+            ("0", "1"),
+            columns=("source", "label", "note", "sentence"),
+        ),
+        Task("stsb", "pair", "sentence1", "sentence2", "score", ("spearman", "pearson"), regression=True),
+        Task("qnli", "pair", "question", "sentence", "label", ("accuracy",), _ENTAILS, _ENTAILS),
+        Task(
+            "wnli",
+            "pair",
+            "sentence1",
+            "sentence2",
+            "label",
+            ("accuracy",),
+            ("not_entailment", "entailment"),
+            ("0", "1"),
+        ),
+        # columns text[,text_pair],label; classes or scores as the data has them
+        Task("csv", "any", "text", "text_pair", "label", ("accuracy",), regression=None),
+    )
+}
+
+REGRESSION_METRICS = ("spearman", "pearson")
+
+
+def get_task(name: str | Task) -> Task:
+    """The task of that name, written as in GLUE or as here (SST-2, sst2). Raises InputError."""
+    if isinstance(name, Task):
+        return name
+    key = name.lower().replace("-", "").replace("_", "")
+    if key not in TASKS:
+        raise InputError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return TASKS[key]

@@ -1,0 +1,27 @@
+"""Instruction-set levels as test parameters, and what float32 may err by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from approxrt import _C
+
+SUPPORTED = tuple(_C.supported_isas())
+ALL = ("scalar", "avx2", "avx512", "avx512vnni")
+EPS = float(np.finfo(np.float32).eps)
+
+every_level = pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(
+            isa, marks=pytest.mark.skipif(isa not in SUPPORTED, reason=f"this CPU or system has no {isa}, only {SUPPORTED}")
+        )
+        for isa in ALL
+    ],
+)
+
+
+def sum_tolerance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Bound on the error of float32 dot products a @ b.T in any order: K eps sum |a||b| (Higham 2002, 3.1)."""
+    return (a.shape[-1] + 2) * EPS * (np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64).T)

@@ -1,0 +1,80 @@
+"""Levels: detection, the list of kernels, and what a forced level does."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from levels import ALL, SUPPORTED
+
+from approxrt import _C
+from approxrt.errors import DeviceError
+from approxrt.runtime.cpu import forced_isa
+
+
+def test_levels_ascend_from_scalar() -> None:
+    assert SUPPORTED == ALL[: len(SUPPORTED)]
+    assert _C.detected_isa() == SUPPORTED[-1]
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo to compare with")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels above scalar are x86-64")
+def test_detection_agrees_with_the_kernel() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split())
+    assert ("avx2" in SUPPORTED) == {"avx2", "fma", "f16c"}.issubset(flags)
+    wide = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}.issubset(flags)
+    assert ("avx512" in SUPPORTED) == wide
+    assert ("avx512vnni" in SUPPORTED) == (wide and "avx512_vnni" in flags)
+
+
+def test_every_family_has_a_scalar_definition_and_a_source_file() -> None:
+    rows = _C.kernel_list()
+    families = {row["family"] for row in rows}
+    assert {row["family"] for row in rows if row["isa"] == "scalar"} == families
+    sources = Path(__file__).resolve().parents[1] / "csrc" / "kernels"
+    for row in rows:
+        assert (sources / f"{row['family']}_{row['isa']}.cpp").is_file(), row
+
+
+@pytest.mark.parametrize("isa", SUPPORTED)
+def test_a_level_uses_no_kernel_above_it(isa: str) -> None:
+    chosen = _C.chosen_kernels(isa)
+    assert set(chosen) == {row["family"] for row in _C.kernel_list()}
+    assert all(ALL.index(level) <= ALL.index(isa) for level in chosen.values())
+    if isa == "avx512vnni":
+        assert chosen["gemm_int8"] == chosen["quantize_rows"] == "avx512vnni"
+
+
+def test_forced_level_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for isa in SUPPORTED:
+        monkeypatch.setenv("APPROXRT_ISA", isa)
+        assert forced_isa() == isa
+
+
+def test_unknown_level_raises_with_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPROXRT_ISA", "sse9")
+    with pytest.raises(DeviceError, match=r"sse9.*scalar, avx2, avx512, avx512vnni"):
+        forced_isa()
+
+
+@pytest.mark.skipif(SUPPORTED == ALL, reason="this CPU has every level")
+def test_missing_level_raises_and_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = ALL[len(SUPPORTED)]
+    monkeypatch.setenv("APPROXRT_ISA", missing)
+    with pytest.raises(DeviceError, match=f"{missing}.*only: scalar"):
+        forced_isa()
+
+
+def test_runtime_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, approxrt; approxrt.load, approxrt.convert, approxrt.Model; import approxrt.cli.main;"
+        "print(sorted({'torch', 'transformers', 'sklearn', 'scipy'} & set(sys.modules)))"
+    )
+    root = Path(__file__).resolve().parents[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=root, check=True)
+    assert done.stdout.strip() == "[]"
