@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,11 +248,11 @@ def _workloads(
     for batch in batches:
         for seq in seqs:
             ids = rng.integers(1, vocabulary, (batch, seq), dtype=np.int64)
-            out.append(Workload(f"{batch} x {seq}", batch, seq, batch, lambda c, ids=ids: _call_full(c, ids)))
+            out.append(Workload(f"{batch} x {seq}", batch, seq, batch, partial(_call_full, ids)))
     return out
 
 
-def _call_full(contestant: Contestant, ids: np.ndarray) -> Callable[[], object]:
+def _call_full(ids: np.ndarray, contestant: Contestant) -> Callable[[], object]:
     return lambda: contestant.engine.run(ids)
 
 

@@ -94,7 +94,7 @@ def tables(doc: dict[str, Any]) -> list[RenderableType]:
     machine_line = f"{doc['machine']['cpu']}, {doc['threads']} threads"
     about = Table(title=f"Engines ({machine_line})", title_justify="left")
     for column in ("engine", "load s", "first answer s", "memory MB", "model MB", "max |Δ| to f32", "same winner"):
-        about.add_column(column, justify="left" if column == "engine" else "right")
+        about.add_column(column, justify="left" if column == "engine" else "right", no_wrap=column == "engine")
     for engine in doc["engines"]:
         agreement = engine.get("agreement")
         about.add_row(
@@ -109,7 +109,7 @@ def tables(doc: dict[str, Any]) -> list[RenderableType]:
     ours = [engine["name"] for engine in doc["engines"] if engine["family"] == OURS]
     times = Table(title="Times, interleaved: milliseconds a batch", title_justify="left")
     for column in ("batch x tokens", "engine", "p20", "median", "p80", "texts/s"):
-        times.add_column(column, justify="left" if column in ("batch x tokens", "engine") else "right")
+        times.add_column(column, justify="left" if column in ("batch x tokens", "engine") else "right", no_wrap=True)
     for name in ours:
         times.add_column(f"{name} is faster by", justify="right")
     last = None

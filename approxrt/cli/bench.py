@@ -72,7 +72,7 @@ def _token_ids(artifact: Path, data: Path, task: str) -> list[list[int]]:
     """Token ids of the file's texts, by the artifact's own tokenizer, cut to its limit."""
     from approxrt.artifact.reader import read_artifact
     from approxrt.runtime.tokenize import TextEncoder
-    from approxrt.tasks import read_task
+    from approxrt.tasks.readers import read_task
 
     opened = read_artifact(artifact)
     spec = opened.spec
