@@ -1,0 +1,135 @@
+"""The checkpoint that every engine is made from, as a torch module with one plain signature.
+
+All peers are exported from, and compared with, the same f32 module, so that a
+difference in speed is never a difference in what was computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.errors import CheckpointError
+
+# What NNCF calibrates with and deviations are measured on when the user gives no texts of his own.
+SAMPLE_TEXTS = (
+    "The plot wanders for an hour and then forgets where it was going.",
+    "A warm, patient film about two brothers who stop talking.",
+    "I ordered this in March and it arrived in May, broken.",
+    "Works as described; the battery lasts two days.",
+    "Rates were left unchanged for the third month in a row.",
+    "He scored twice in the first half and was substituted after a knock to the knee.",
+    "Is the museum open on Mondays?",
+    "It rained.",
+    "The committee will publish its findings next week, a spokeswoman said.",
+    "Nothing in the second act prepares you for the quiet cruelty of the third.",
+    "My doctor lowered the dose, and the headaches were gone within a week.",
+    "To reset the device, hold both buttons until the light turns green, then release them one after the other.",
+    "Great value for the money, although the manual is useless.",
+    "The river rose four metres overnight and cut the village off from the road.",
+    "An astonishing waste of a good cast.",
+    "She has written eleven novels, none of them longer than two hundred pages.",
+    "The update fixes a crash that some users saw when they opened large files.",
+    "You will laugh, you will look at your watch, you will laugh again.",
+    "Prices differ between shops, so compare before you buy; delivery is usually free above fifty euros.",
+    "Not bad, not good, not anything.",
+    "The enzyme binds the substrate only in the presence of magnesium.",
+    "Turn left at the church and follow the lane down to the harbour.",
+    "Every performance is precise, and the music does the rest.",
+    "The service was slow, the soup was cold, and the bill was wrong.",
+)
+
+
+@dataclass
+class Source:
+    """A Hugging Face checkpoint folder and texts that are typical of its task.
+
+    Needs torch and transformers (the extra `bench`).
+    """
+
+    checkpoint: Path
+    texts: tuple[str, ...] = SAMPLE_TEXTS
+
+    @cached_property
+    def config(self) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.checkpoint, local_files_only=True)
+
+    def module(self, attention: str = "sdpa") -> Any:
+        """The f32 module in eval mode: forward(input_ids i64[b, s], attention_mask i64[b, s] | None) -> f32[b, n]."""
+        return build_module(self.checkpoint, attention)
+
+    @cached_property
+    def sample_ids(self) -> list[list[int]]:
+        """Token ids of `texts`, each cut to 128 tokens and to the model's limit."""
+        from tokenizers import Tokenizer
+
+        path = self.checkpoint / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: peers are calibrated with texts, which need the tokenizer")
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        limit = min(128, int(getattr(self.config, "max_position_embeddings", 512)))
+        tokenizer.enable_truncation(max_length=limit)
+        return [encoding.ids for encoding in tokenizer.encode_batch(list(self.texts))]
+
+    @cached_property
+    def reference(self) -> list[np.ndarray]:
+        """torch's f32 answer to each of `sample_ids`."""
+        import torch
+
+        module = self.module()
+        with torch.inference_mode():
+            return [module(torch.tensor([ids]), None).numpy()[0] for ids in self.sample_ids]
+
+
+def build_module(checkpoint: Path, attention: str = "sdpa") -> Any:
+    """See `Source.module`."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    loader = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModel
+    model = loader.from_pretrained(
+        checkpoint, local_files_only=True, attn_implementation=attention, dtype=torch.float32
+    ).eval()
+
+    class Plain(torch.nn.Module):
+        """Ids and mask in, one array out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
+            bias = None
+            if attention_mask is not None:
+                # The classic additive form: exporters and graph optimisers know it.
+                bias = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * -10000.0
+            out = self.model(input_ids=input_ids, attention_mask=bias)
+            if classifies:
+                return out.logits
+            hidden = out.last_hidden_state
+            if attention_mask is None:
+                return hidden.mean(1)
+            weight = attention_mask[:, :, None].to(hidden.dtype)
+            return (hidden * weight).sum(1) / weight.sum(1)
+
+    return Plain().eval()
+
+
+def pad(batch: list[list[int]], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(input_ids, attention_mask), both i64[b, longest]."""
+    longest = max(map(len, batch))
+    ids = np.full((len(batch), longest), pad_id, np.int64)
+    mask = np.zeros((len(batch), longest), np.int64)
+    for row, tokens in enumerate(batch):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return ids, mask
