@@ -318,7 +318,7 @@ def test_pickled_code_is_not_run(checkpoint: Path, tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "pwned",))
 
     (checkpoint / "model.safetensors").unlink()
-    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Evil()}))
+    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Evil()}, protocol=2))
     with pytest.raises(CheckpointError, match="loaded safely"):
         load_checkpoint(checkpoint)
     assert not (tmp_path / "pwned").exists()
