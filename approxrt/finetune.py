@@ -15,7 +15,7 @@ import numpy as np
 
 from approxrt.artifact.layout import explain_os_error
 from approxrt.errors import DataError, InputError, MissingDependencyError, TrainingError
-from approxrt.models.checkpoint import find_folder
+from approxrt.models.checkpoint import find_folder, read_config
 from approxrt.models.weights import read_json
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
 from approxrt.tasks.registry import Task, get_task
@@ -38,13 +38,16 @@ def finetune(
     Returns the report that finetune.json holds: options, every epoch's training
     loss and validation metrics, the best epoch, dev metrics where there is a dev
     file. Raises DataError for data that cannot teach the task, InputError for
-    wrong options, TrainingError when the loss stops being a number.
+    wrong options, UnsupportedModelError for a model that could not be converted
+    afterwards, TrainingError when the loss stops being a number.
     """
     options = options or FinetuneOptions()
     options.check()
     task = get_task(task)
     _require_packages()
     folder, target = find_folder(checkpoint), Path(out)
+    # Before hours of training: what comes out must be something that can be converted.
+    read_config(folder)
     _check_out(target, resume)
     train, validation = split_data(read_task(task, require_split(data, "train")), options)
     dev_file = find_split(data, "dev")

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from approxrt.artifact.reader import read_artifact
 from approxrt.conversion import convert
-from approxrt.errors import DataError, InputError, TrainingError
+from approxrt.errors import DataError, InputError, TrainingError, UnsupportedModelError
 from approxrt.finetune import FinetuneOptions, finetune, split_data, total_steps
 from approxrt.tasks.readers import Dataset
 from approxrt.training import STATE, bucketed_batches
@@ -269,6 +269,17 @@ def test_folders_that_do_not_fit(base: Path, data: Path, tmp_path: Path) -> None
     finetune(base, "csv", data, tmp_path / "run", options, resume=True)
     with pytest.raises(InputError, match="finished run"):
         finetune(base, "csv", data, tmp_path / "run", options, resume=True)
+
+
+def test_a_model_that_could_not_be_converted(base: Path, data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(base, tmp_path / "c"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "silu"}))
+    with pytest.raises(UnsupportedModelError, match="activation 'silu'"):
+        finetune(folder, "csv", data, tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_command(base: Path, data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from approxrt.models.base import Config, LayerNames, Pooling, Weights, classifie
 
 MODEL_TYPES = ("distilbert",)
 PREFIX = "distilbert."
+ACTIVATION_KEY = "activation"
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "dim": 768,
@@ -58,7 +59,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
         max_positions=positions,
         type_vocab_size=0,
         layer_norm_eps=LAYER_NORM_EPS,
-        activation=config.activation("activation"),
+        activation=config.activation(ACTIVATION_KEY),
         layers=layers,
         head=task.head,
         labels=task.labels,
