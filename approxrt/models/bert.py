@@ -45,7 +45,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
     weights.norm("embeddings.norm", "embeddings.LayerNorm", hidden)
     heads = config.heads("hidden_size", "num_attention_heads")
     layers = take_layers(
-        weights, BERT_LAYER, config.size("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
+        weights, BERT_LAYER, config.layers("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
     )
     if pooling is None:
         task = classifier_task(config, weights, "pooler.dense", "classifier", "tanh", dense_in_encoder=True)

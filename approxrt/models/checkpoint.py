@@ -169,7 +169,7 @@ def _inputs(raw: Mapping[str, Any]) -> str:
     """`single` or `pair` where the checkpoint says so: `approxrt_inputs`, or the GLUE task it was tuned on."""
     given = raw.get("approxrt_inputs")
     if given is not None:
-        if given not in INPUTS:
+        if not isinstance(given, str) or given not in INPUTS:
             raise CheckpointError(f"config.json: approxrt_inputs is {given!r}; one of {', '.join(INPUTS)} is needed")
         return str(given)
     task = str(raw.get("finetuning_task") or "").lower().replace("-", "").replace("_", "")
@@ -186,7 +186,7 @@ def _max_length(folder: Path, spec: ModelSpec) -> int:
     if tokenizer_config.exists():
         length = read_json(tokenizer_config).get("model_max_length")
         # transformers writes 1e30 for "no limit"
-        if isinstance(length, int | float) and 0 < length < 1 << 20:
+        if isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < 1 << 20:
             lengths.append(int(length))
     sentence = max_seq_length(folder)
     if sentence is not None:

@@ -45,7 +45,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
     weights.take("embeddings.position.weight", "embeddings.position_embeddings.weight", (positions, hidden))
     weights.norm("embeddings.norm", "embeddings.LayerNorm", hidden)
     heads = config.heads("dim", "n_heads")
-    layers = take_layers(weights, LAYER, config.size("n_layers"), hidden, heads, config.size("hidden_dim"))
+    layers = take_layers(weights, LAYER, config.layers("n_layers"), hidden, heads, config.size("hidden_dim"))
     if pooling is None:
         task = classifier_task(config, weights, "pre_classifier", "classifier", "relu")
     else:

@@ -52,7 +52,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
         weights.linear("embeddings.projection", "embeddings_project", hidden, embedding)
     heads = config.heads("hidden_size", "num_attention_heads")
     layers = take_layers(
-        weights, BERT_LAYER, config.size("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
+        weights, BERT_LAYER, config.layers("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
     )
     if pooling is None:
         task = classifier_task(config, weights, "classifier.dense", "classifier.out_proj", "gelu")
