@@ -1,6 +1,6 @@
 """Randomly initialised checkpoints of every supported family, as transformers saves them.
 
-The tokenizers are real (WordPiece or byte-level BPE, trained on a few
+The tokenizers are real (WordPiece or byte-level BPE over the words of a few
 sentences). Weights are drawn wide enough that attention is far from uniform and
 layer norms are no identity: transformers' own initialisation (0.02) would hide
 most mistakes.
@@ -9,10 +9,11 @@ most mistakes.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra")
 ALL_TYPES = (*FAMILIES, "camembert", "xlm-roberta")
@@ -32,29 +33,52 @@ def is_roberta(family: str) -> bool:
 
 
 def build_tokenizer(family: str) -> Tokenizer:
-    """A trained tokenizer with the family's special tokens and templates for one text and a pair."""
+    """The corpus's words in the family's kind of tokenizer, with its templates for one text and a pair.
+
+    The vocabulary is written down, not trained: the trainers of `tokenizers`
+    break ties differently from process to process. Words of the last sentence
+    and every other word are whole tokens; the rest falls to pieces.
+    """
+    names = "<s> <pad> </s> <unk> <mask>" if is_roberta(family) else "[PAD] [UNK] [CLS] [SEP] [MASK]"
+    specials = names.split()
     if is_roberta(family):
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        merges, vocab = _merges(), [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        vocab += [left + right for left, right in merges]
+        tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, merges, unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        trainer = trainers.BpeTrainer(
-            vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        )
-        tokenizer.train_from_iterator(CORPUS * 3, trainer)
-        single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
-        ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+        single, pair, ends = "<s> $A </s>", "<s> $A </s> </s> $B </s>", ("<s>", "</s>")
     else:
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        letters = sorted(set("".join(CORPUS).lower()) - {" "})
+        vocab = [*specials, *letters, *(f"##{letter}" for letter in letters)]
+        vocab += [word for word in _words(lower=True) if len(word) > 1]
+        tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        tokenizer.train_from_iterator(CORPUS * 3, trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials))
-        single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
-        ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        single, pair, ends = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ("[CLS]", "[SEP]")
+    tokenizer.add_special_tokens(specials)
+    ids = [(token, tokenizer.token_to_id(token)) for token in ends]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
     return tokenizer
+
+
+def _words(lower: bool) -> list[str]:
+    text = " ".join(CORPUS)
+    words = sorted(set(re.findall(r"\w+", text.lower() if lower else text)))
+    last = set(CORPUS[-1].split())
+    return [word for i, word in enumerate(words) if word in last or i % 2]
+
+
+def _merges() -> list[tuple[str, str]]:
+    """BPE merges that build each word, after a space (byte-level: \u0120), from left to right."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in _words(lower=False):
+        left = "\u0120"
+        for letter in word:
+            merges[left, letter] = None
+            left += letter
+    return list(merges)
 
 
 def build_config(family: str, vocab: int, **options: Any) -> Any:

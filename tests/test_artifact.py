@@ -255,6 +255,33 @@ def test_corruption_is_named(tmp_path: Path, case: str) -> None:
     assert str(path) in str(caught.value)
 
 
+@given(
+    name=st.sampled_from(["config.json", "model.safetensors", "tokenizer.json", "card.json"]),
+    where=st.floats(0, 1, exclude_max=True),
+    content=st.binary(min_size=1, max_size=12),
+    cut=st.booleans(),
+    sealed=st.booleans(),
+)
+def test_damage_anywhere_is_an_artifact_error_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, name: str, where: float, content: bytes, cut: bool, sealed: bool
+) -> None:
+    """Bytes overwritten or cut off at any place, with and without a checksum made to fit: never another exception."""
+    path = write(tmp_path_factory.mktemp("fuzz") / "a")
+    data = bytearray((path / name).read_bytes())
+    # Headers and JSON sit at the front of their files: look there more often.
+    at = int(where * (len(data) if sealed else min(len(data), 3000)))
+    before = bytes(data)
+    data[at:] = content if cut else content + data[at + len(content) :]
+    (path / name).write_bytes(data)
+    if sealed and name in ("model.safetensors", "tokenizer.json"):
+        seal(path, name)
+    try:
+        read_artifact(path)
+    except ArtifactError:
+        return
+    assert sealed or bytes(data) == before or name in ("config.json", "card.json")
+
+
 def test_all_faults_come_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "a")
     set_value(f"{UP}.scale", 7, np.nan)(path)

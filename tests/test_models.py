@@ -269,6 +269,28 @@ def test_unsupported_is_named_with_what_is_supported(
     assert named in text and supported in text.split("supported:")[1]
 
 
+ODD_VALUES = (None, True, -1, 0, 1.5, 10**30, "x", [], [1], {}, {"a": 1}, {"0": None}, {"0": []})
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_odd_values_in_configs_raise_nothing_else(checkpoint: Path, file: str) -> None:
+    """Every field of the config in turn takes every odd value: an error of ours that can be printed, or a model."""
+    original = json.loads((checkpoint / file).read_text())
+    refused = 0
+    for key in [*original, "id2label", "num_labels", "finetuning_task", "approxrt_inputs", "position_embedding_type"]:
+        for value in ODD_VALUES:
+            (checkpoint / file).write_text(json.dumps({**original, key: value}))
+            try:
+                spec = load_checkpoint(checkpoint).spec
+            except CheckpointError as error:
+                refused += 1
+                assert str(error)
+            else:
+                assert spec.validate() == []
+    # A senseless model_max_length is passed over, as transformers' own 1e30 is.
+    assert refused > 100 if file == "config.json" else refused == 0
+
+
 @pytest.mark.parametrize("pooling", ["max", None])
 def test_unsupported_sentence_modules(tmp_path: Path, pooling: str | None) -> None:
     folder = build_checkpoint("bert", tmp_path / "c", plain=True, pooling=pooling or "mean", layers=1)
@@ -318,7 +340,7 @@ def test_pickled_code_is_not_run(checkpoint: Path, tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "pwned",))
 
     (checkpoint / "model.safetensors").unlink()
-    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Evil()}))
+    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Evil()}, protocol=2))
     with pytest.raises(CheckpointError, match="loaded safely"):
         load_checkpoint(checkpoint)
     assert not (tmp_path / "pwned").exists()

@@ -100,6 +100,19 @@ def test_a_glue_task_in_a_plain_csv(tmp_path: Path) -> None:
     assert data.texts == [("a", "b"), ("c", "d")] and data.labels.tolist() == [1, 0]
 
 
+def test_class_numbers_follow_the_models_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", "sentence\tlabel\nx\t1\ny\t0\n")
+    for names, expected in (
+        (None, [1, 0]),
+        (("LABEL_0", "LABEL_1"), [1, 0]),
+        (("negative", "positive"), [1, 0]),
+        (("POSITIVE", "NEGATIVE"), [0, 1]),
+    ):
+        assert read_task("sst2", path, names).labels.tolist() == expected, names
+    with pytest.raises(InputError, match=r"task sst2 has 2 classes \(negative, positive\), the model has 3 labels"):
+        read_task("sst2", path, ("a", "b", "c"))
+
+
 BAD = {
     "empty": ("sst2", "a.tsv", "", "empty"),
     "header only": ("sst2", "a.tsv", "sentence\tlabel\n", "no examples"),

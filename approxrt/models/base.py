@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import HeadSpec, LayerSpec, TaskType
+from approxrt.artifact.spec import MAX_LAYERS, MAX_VOCAB, HeadSpec, LayerSpec, TaskType
 from approxrt.artifact.tensorfile import Tensor
 from approxrt.errors import CheckpointError, UnsupportedModelError
 
@@ -37,11 +37,16 @@ class Config:
     def get(self, key: str, default: Any = None) -> Any:
         return self.data.get(key, default)
 
-    def size(self, key: str, minimum: int = 1) -> int:
+    def size(self, key: str, minimum: int = 1, maximum: int = MAX_VOCAB) -> int:
         value = self.data.get(key)
-        if type(value) is not int or value < minimum:
-            raise CheckpointError(f"config.json: {key} is {value!r}; an integer of at least {minimum} is needed")
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise CheckpointError(
+                f"config.json: {key} is {value!r}; an integer between {minimum} and {maximum} is needed"
+            )
         return value
+
+    def layers(self, key: str) -> int:
+        return self.size(key, maximum=MAX_LAYERS)
 
     def number(self, key: str) -> float:
         value = self.data.get(key)
@@ -219,7 +224,8 @@ def read_labels(config: Config, rows: int | None) -> tuple[str, ...]:
     """Labels in the order of the logits, from id2label; LABEL_0 ... where the config has none."""
     id2label = config.get("id2label")
     if id2label is None:
-        count = rows if rows is not None else config.get("num_labels", 2)
+        # Without rows the head is missing, which is reported where it is taken.
+        count = rows if rows is not None else 2
         return tuple(f"LABEL_{i}" for i in range(count))
     try:
         by_id = {int(key): str(value) for key, value in id2label.items()}

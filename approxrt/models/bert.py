@@ -19,6 +19,7 @@ from approxrt.models.base import (
 
 MODEL_TYPES = ("bert",)
 PREFIX = "bert."
+ACTIVATION_KEY = "hidden_act"
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "hidden_size": 768,
@@ -44,7 +45,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
     weights.norm("embeddings.norm", "embeddings.LayerNorm", hidden)
     heads = config.heads("hidden_size", "num_attention_heads")
     layers = take_layers(
-        weights, BERT_LAYER, config.size("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
+        weights, BERT_LAYER, config.layers("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
     )
     if pooling is None:
         task = classifier_task(config, weights, "pooler.dense", "classifier", "tanh", dense_in_encoder=True)
@@ -59,7 +60,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
         max_positions=positions,
         type_vocab_size=types,
         layer_norm_eps=config.number("layer_norm_eps"),
-        activation=config.activation("hidden_act"),
+        activation=config.activation(ACTIVATION_KEY),
         layers=layers,
         head=task.head,
         labels=task.labels,

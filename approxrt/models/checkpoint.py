@@ -68,15 +68,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     CheckpointError naming the file or tensor at fault.
     """
     folder = find_folder(path)
-    raw = read_json(folder / "config.json")
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
-        )
-    family = FAMILIES[model_type]
-    config = Config(raw, family.DEFAULTS)
-    config.refuse_unsupported()
+    raw, family, config = read_config(folder)
     architecture = _architecture(raw)
     pooling = _pooling(folder, architecture)
     tensors = read_weights(folder)
@@ -89,7 +81,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"checkpoint {str(folder)!r} describes no sound model: " + "; ".join(faults))
     source = {
         "name": Path(os.path.abspath(path)).name if Path(path).is_dir() else str(path),
-        "model_type": model_type,
+        "model_type": raw["model_type"],
         "architecture": architecture,
         "finetuning_task": raw.get("finetuning_task"),
         "weight_bytes": sum(tensors[name].data.nbytes for name in tensors if name in weights.taken),
@@ -97,6 +89,24 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     }
     unused = tuple(sorted(name for name in weights.tensors if name not in weights.taken))
     return Checkpoint(spec, taken, read_tokenizer(folder), source, unused)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], ModuleType, Config]:
+    """(config.json, family, config with the family's defaults) of an encoder that is supported, head apart.
+
+    Raises UnsupportedModelError naming the model type, activation or option that is not.
+    """
+    raw = read_json(folder / "config.json")
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    family = FAMILIES[model_type]
+    config = Config(raw, family.DEFAULTS)
+    config.refuse_unsupported()
+    config.activation(family.ACTIVATION_KEY)
+    return raw, family, config
 
 
 def find_folder(path: str | os.PathLike[str]) -> Path:
@@ -159,7 +169,7 @@ def _inputs(raw: Mapping[str, Any]) -> str:
     """`single` or `pair` where the checkpoint says so: `approxrt_inputs`, or the GLUE task it was tuned on."""
     given = raw.get("approxrt_inputs")
     if given is not None:
-        if given not in INPUTS:
+        if not isinstance(given, str) or given not in INPUTS:
             raise CheckpointError(f"config.json: approxrt_inputs is {given!r}; one of {', '.join(INPUTS)} is needed")
         return str(given)
     task = str(raw.get("finetuning_task") or "").lower().replace("-", "").replace("_", "")
@@ -176,7 +186,7 @@ def _max_length(folder: Path, spec: ModelSpec) -> int:
     if tokenizer_config.exists():
         length = read_json(tokenizer_config).get("model_max_length")
         # transformers writes 1e30 for "no limit"
-        if isinstance(length, int | float) and 0 < length < 1 << 20:
+        if isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < 1 << 20:
             lengths.append(int(length))
     sentence = max_seq_length(folder)
     if sentence is not None:

@@ -11,6 +11,7 @@ from approxrt.models.base import Config, LayerNames, Pooling, Weights, classifie
 
 MODEL_TYPES = ("distilbert",)
 PREFIX = "distilbert."
+ACTIVATION_KEY = "activation"
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "dim": 768,
@@ -44,7 +45,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
     weights.take("embeddings.position.weight", "embeddings.position_embeddings.weight", (positions, hidden))
     weights.norm("embeddings.norm", "embeddings.LayerNorm", hidden)
     heads = config.heads("dim", "n_heads")
-    layers = take_layers(weights, LAYER, config.size("n_layers"), hidden, heads, config.size("hidden_dim"))
+    layers = take_layers(weights, LAYER, config.layers("n_layers"), hidden, heads, config.size("hidden_dim"))
     if pooling is None:
         task = classifier_task(config, weights, "pre_classifier", "classifier", "relu")
     else:
@@ -58,7 +59,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
         max_positions=positions,
         type_vocab_size=0,
         layer_norm_eps=LAYER_NORM_EPS,
-        activation=config.activation("activation"),
+        activation=config.activation(ACTIVATION_KEY),
         layers=layers,
         head=task.head,
         labels=task.labels,

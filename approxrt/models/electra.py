@@ -23,6 +23,7 @@ from approxrt.models.base import (
 
 MODEL_TYPES = ("electra",)
 PREFIX = "electra."
+ACTIVATION_KEY = "hidden_act"
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "embedding_size": 128,
@@ -51,7 +52,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
         weights.linear("embeddings.projection", "embeddings_project", hidden, embedding)
     heads = config.heads("hidden_size", "num_attention_heads")
     layers = take_layers(
-        weights, BERT_LAYER, config.size("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
+        weights, BERT_LAYER, config.layers("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
     )
     if pooling is None:
         task = classifier_task(config, weights, "classifier.dense", "classifier.out_proj", "gelu")
@@ -66,7 +67,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
         max_positions=positions,
         type_vocab_size=types,
         layer_norm_eps=config.number("layer_norm_eps"),
-        activation=config.activation("hidden_act"),
+        activation=config.activation(ACTIVATION_KEY),
         layers=layers,
         head=task.head,
         labels=task.labels,

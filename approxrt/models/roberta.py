@@ -26,6 +26,7 @@ from approxrt.models.base import (
 
 MODEL_TYPES = ("roberta", "camembert", "xlm-roberta")
 PREFIX = "roberta."
+ACTIVATION_KEY = "hidden_act"
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50265,
     "hidden_size": 768,
@@ -68,7 +69,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
     weights.norm("embeddings.norm", "embeddings.LayerNorm", hidden)
     heads = config.heads("hidden_size", "num_attention_heads")
     layers = take_layers(
-        weights, BERT_LAYER, config.size("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
+        weights, BERT_LAYER, config.layers("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
     )
     if pooling is None:
         task = classifier_task(config, weights, "classifier.dense", "classifier.out_proj", "tanh")
@@ -83,7 +84,7 @@ def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[Mo
         max_positions=rows - first,
         type_vocab_size=types,
         layer_norm_eps=config.number("layer_norm_eps"),
-        activation=config.activation("hidden_act"),
+        activation=config.activation(ACTIVATION_KEY),
         layers=layers,
         head=task.head,
         labels=task.labels,

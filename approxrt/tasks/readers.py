@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from approxrt.errors import DataError
+from approxrt.errors import DataError, InputError
 from approxrt.tasks.registry import Task, get_task
 
 Text = str | tuple[str, str]
@@ -78,7 +78,8 @@ def read_task(
     For `csv` the data decides what it is (numbers that are not all whole are
     scores, all else are classes, sorted by name), unless `label_names` or
     `regression` says so: pass those of the model or of the training data, so
-    that class numbers agree. Raises DataError.
+    that class numbers agree. Raises DataError, and InputError for a model whose
+    labels cannot be the task's.
     """
     task = get_task(task)
     file = Path(path)
@@ -109,8 +110,9 @@ def read_task(
 def _classes(task: Task, label_names: Sequence[str] | None, raw: list[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """(class names, word in the file -> class number)."""
     if task.labels is not None and task.raw_labels is not None:
-        words = {word: i for i, word in enumerate(task.raw_labels)}
-        return task.labels, {**{name: i for i, name in enumerate(task.labels)}, **words}
+        names = _in_order_of(task, label_names)
+        words = {name: names.index(name) for name in task.labels}
+        return names, words | {raw: words[name] for raw, name in zip(task.raw_labels, task.labels, strict=True)}
     if label_names is None:
         numeric = all(_is_int(label) for label in raw)
         names = tuple(sorted(set(raw), key=(lambda x: (int(x), x)) if numeric else None))
@@ -119,6 +121,25 @@ def _classes(task: Task, label_names: Sequence[str] | None, raw: list[str]) -> t
     # A model whose labels are LABEL_0, LABEL_1, ... is also addressed by number.
     words = {str(i): i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
     return names, words
+
+
+def _in_order_of(task: Task, label_names: Sequence[str] | None) -> tuple[str, ...]:
+    """The task's class names in the order of a model's logits.
+
+    A model that uses the task's own names (in any case: POSITIVE, positive) may
+    have them in another order; one with other names (LABEL_0, ...) is taken to
+    have GLUE's.
+    """
+    assert task.labels is not None
+    if label_names is None:
+        return task.labels
+    if len(label_names) != len(task.labels):
+        raise InputError(
+            f"task {task.name} has {len(task.labels)} classes ({', '.join(task.labels)}), "
+            f"the model has {len(label_names)} labels ({', '.join(list(label_names)[:8])})"
+        )
+    given = tuple(name.lower() for name in label_names)
+    return given if sorted(given) == sorted(task.labels) else task.labels
 
 
 def _class(file: Path, line: int, label: str, names: tuple[str, ...], words: dict[str, int]) -> int:

@@ -10,36 +10,60 @@
 namespace approxrt {
 namespace {
 
-// sums [rows][16] of tokens row.. and strip `strip`, corrected already.
-inline void finish_int8(const GemmInt8Args& a, int32_t row, int32_t rows, int32_t strip, const int32_t* sums) {
-    const PackedInt8& w = *a.w;
-    const int64_t column = static_cast<int64_t>(strip) * kTileN;
-    for (int32_t r = 0; r < rows; ++r) {
-        const int64_t t = row + r;
-        if (a.accumulators)
-            for (int o = 0; o < kTileN; ++o)
-                a.accumulators[t * w.strips * kTileN + column + o] = sums[r * kTileN + o];
-        const Vec s = set1(a.act_scales[t]);
-        for (int o = 0; o < kTileN; o += Vec::kWidth) {
-            Vec y = fma(load_i32(sums + r * kTileN + o), mul(s, load(w.scale + column + o)), load(w.bias + column + o));
-            y = activate(y, a.act);
-            if (a.residual) y = add(y, load(a.residual + t * a.ldr + column + o));
-            store(a.y + t * a.ldy + column + o, y);
-        }
+// The activation is chosen once a block, not once a vector.
+template <class Body>
+inline void with_act(Act act, const Body& body) {
+    switch (act) {
+        case Act::kGelu: return body([](Vec x) { return gelu(x); });
+        case Act::kGeluTanh: return body([](Vec x) { return gelu_tanh(x); });
+        case Act::kRelu: return body([](Vec x) { return max(x, zero()); });
+        case Act::kTanh: return body([](Vec x) { return tanh(x); });
+        case Act::kIdentity: return body([](Vec x) { return x; });
     }
 }
 
-// sums [rows][16], bias not yet added.
-inline void finish_f32(const GemmF32Args& a, int32_t row, int32_t rows, int32_t strip, const float* sums) {
+// sums [rows][16] of tokens row.. and strip `strip`, corrected already.
+[[maybe_unused]] __attribute__((noinline)) void finish_int8(const GemmInt8Args& a, int32_t row, int32_t rows, int32_t strip,
+                                           const int32_t* sums) {
+    constexpr int W = Vec::kWidth, kCount = kTileN / W;
+    const PackedInt8& w = *a.w;
     const int64_t column = static_cast<int64_t>(strip) * kTileN;
-    for (int32_t r = 0; r < rows; ++r) {
-        const int64_t t = row + r;
-        for (int o = 0; o < kTileN; o += Vec::kWidth) {
-            Vec y = activate(add(load(sums + r * kTileN + o), load(a.w->bias + column + o)), a.act);
-            if (a.residual) y = add(y, load(a.residual + t * a.ldr + column + o));
-            store(a.y + t * a.ldy + column + o, y);
-        }
+    if (a.accumulators)
+        for (int32_t r = 0; r < rows; ++r)
+            for (int o = 0; o < kTileN; ++o)
+                a.accumulators[(row + r) * static_cast<int64_t>(w.strips) * kTileN + column + o] = sums[r * kTileN + o];
+    Vec scale[kCount], bias[kCount];
+    for (int v = 0; v < kCount; ++v) {
+        scale[v] = load(w.scale + column + v * W);
+        bias[v] = load(w.bias + column + v * W);
     }
+    with_act(a.act, [&](auto act) {
+        for (int32_t r = 0; r < rows; ++r) {
+            const int64_t t = row + r;
+            const Vec s = broadcast(a.act_scales + t);
+            for (int v = 0; v < kCount; ++v) {
+                Vec y = act(fma(load_i32(sums + r * kTileN + v * W), mul(s, scale[v]), bias[v]));
+                if (a.residual) y = add(y, load(a.residual + t * a.ldr + column + v * W));
+                store(a.y + t * a.ldy + column + v * W, y);
+            }
+        }
+    });
+}
+
+// sums [rows][16], bias not yet added.
+[[maybe_unused]] __attribute__((noinline)) void finish_f32(const GemmF32Args& a, int32_t row, int32_t rows, int32_t strip,
+                                          const float* sums) {
+    const int64_t column = static_cast<int64_t>(strip) * kTileN;
+    with_act(a.act, [&](auto act) {
+        for (int32_t r = 0; r < rows; ++r) {
+            const int64_t t = row + r;
+            for (int o = 0; o < kTileN; o += Vec::kWidth) {
+                Vec y = act(add(load(sums + r * kTileN + o), load(a.w->bias + column + o)));
+                if (a.residual) y = add(y, load(a.residual + t * a.ldr + column + o));
+                store(a.y + t * a.ldy + column + o, y);
+            }
+        }
+    });
 }
 
 }  // namespace

@@ -15,20 +15,13 @@
 #include "vec_avx2.h"
 
 #include "../args.h"
-#include "epilogue.h"
-#include "with_rows.h"
+#include "gemm_int8_blocks.h"
 
 namespace approxrt {
 namespace {
 
 constexpr PanelLayout kLayout{6, 2, 0};
 constexpr int64_t kTileBytes = kTileN * kTileK;
-
-struct Block {
-    const GemmInt8Args* a;
-    const char* panel;
-    int32_t row, strip;
-};
 
 // One token, one input pair, 16 outputs. In assembly because GCC 12 otherwise sums the pairs first and
 // spills the accumulators.
@@ -57,7 +50,7 @@ inline __attribute__((always_inline)) void tile_product(const int8_t* tile, cons
 
 template <int MR>
 struct Rows {
-    static void run(const Block& block) {
+    static void run(const Int8Block& block) {
         const GemmInt8Args& a = *block.a;
         const PackedInt8& w = *a.w;
         const int32_t begin = w.indptr[block.strip], end = w.indptr[block.strip + 1];
@@ -86,12 +79,7 @@ struct Rows {
 }  // namespace
 
 void gemm_int8_avx2(const GemmInt8Args& a) {
-    const size_t panel_bytes = kLayout.panel_bytes(a.w->k);
-    for (int32_t g = a.strip_begin; g < a.strip_end; ++g) {
-        const char* panel = static_cast<const char*>(a.panels);
-        for (int32_t t = 0; t < a.rows; t += kLayout.mr, panel += panel_bytes)
-            with_rows<6, Rows>(a.rows - t < 6 ? a.rows - t : 6, Block{&a, panel, t, g});
-    }
+    gemm_int8_blocks<6, Rows>(a, kLayout);
 }
 
 }  // namespace approxrt

@@ -16,20 +16,13 @@
 #include "vec_avx512.h"
 
 #include "../args.h"
-#include "epilogue.h"
-#include "with_rows.h"
+#include "gemm_int8_blocks.h"
 
 namespace approxrt {
 namespace {
 
 constexpr PanelLayout kLayout{24, 1, 128};
 constexpr int64_t kTileBytes = kTileN * kTileK;
-
-struct Block {
-    const GemmInt8Args* a;
-    const char* panel;
-    int32_t row, strip;
-};
 
 template <int MR>
 inline __attribute__((always_inline)) void tile_product(const int8_t* tile, const char* x, __m512i (&acc)[MR]) {
@@ -45,7 +38,7 @@ inline __attribute__((always_inline)) void tile_product(const int8_t* tile, cons
 
 template <int MR>
 struct Rows {
-    static void run(const Block& block) {
+    static void run(const Int8Block& block) {
         const GemmInt8Args& a = *block.a;
         const PackedInt8& w = *a.w;
         const int32_t begin = w.indptr[block.strip], end = w.indptr[block.strip + 1];
@@ -72,12 +65,7 @@ struct Rows {
 }  // namespace
 
 void gemm_int8_avx512vnni(const GemmInt8Args& a) {
-    const size_t panel_bytes = kLayout.panel_bytes(a.w->k);
-    for (int32_t g = a.strip_begin; g < a.strip_end; ++g) {
-        const char* panel = static_cast<const char*>(a.panels);
-        for (int32_t t = 0; t < a.rows; t += kLayout.mr, panel += panel_bytes)
-            with_rows<24, Rows>(a.rows - t < 24 ? a.rows - t : 24, Block{&a, panel, t, g});
-    }
+    gemm_int8_blocks<24, Rows>(a, kLayout);
 }
 
 }  // namespace approxrt
