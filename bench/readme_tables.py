@@ -23,7 +23,7 @@ def render(results: Path) -> str:
 
 
 def table(doc: dict[str, Any]) -> str:
-    """One document: a row an engine, a column a workload, medians in ms and, for ours, how much faster than the best peer."""
+    """One document: a row an engine, a column a workload; medians in ms and, for ours, the gain over the best peer."""
     workloads = list(dict.fromkeys(row["workload"] for row in doc["rows"]))
     medians = {(row["engine"], row["workload"]): row["median_ms"] for row in doc["rows"]}
     machine, versions = doc["machine"], doc["versions"]
@@ -32,8 +32,8 @@ def table(doc: dict[str, Any]) -> str:
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "openvino") if name in versions)
     lines = [
         f"**{doc.get('title') or doc['checkpoint']}** on {machine['cpu']} ({isa}), {doc['threads']} threads. Median "
-        f"milliseconds for a batch x tokens, full sequences, all engines in turns in one run; in brackets: times faster "
-        f"than the best peer. {named}.",
+        f"milliseconds for a batch x tokens, full sequences, all engines in turns in one run; in brackets: times "
+        f"faster than the best peer. {named}.",
         "",
         "| engine | " + " | ".join(workloads) + " | model MB | first answer s |",
         "|---|" + "---:|" * (len(workloads) + 2),

@@ -1,0 +1,233 @@
+"""The benchmark: engines agree with PyTorch, failures are named, documents are complete, the README is current."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from families import build_checkpoint
+from typer.testing import CliRunner
+
+import approxrt
+from approxrt.benchmark import engines
+from approxrt.benchmark.measure import measure
+from approxrt.benchmark.report import document, tables
+from approxrt.benchmark.source import Source, pad
+from approxrt.cli.main import app
+from approxrt.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "checkpoint"
+    build_checkpoint("bert", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifacts(checkpoint: Path) -> list[Path]:
+    paths = [checkpoint.parent / "f32", checkpoint.parent / "int8"]
+    approxrt.convert(checkpoint, paths[0], bits=32)
+    approxrt.convert(checkpoint, paths[1], bits=8)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def doc(checkpoint: Path, artifacts: list[Path]) -> dict[str, Any]:
+    result = measure(artifacts, ("torch",), checkpoint, (1, 3), (4, 9), threads=1, budget=0.4)
+    return json.loads(json.dumps(document(result), allow_nan=False))
+
+
+def test_every_engine_has_a_row_for_every_workload(doc: dict[str, Any]) -> None:
+    names = ["approxrt:f32", "approxrt:int8", "torch-eager", "torch-compile"]
+    left = {name for key in doc["left_out"] for name in names if key.startswith(name)}
+    # torch.compile needs a compiler at run time; where there is one nothing may be left out
+    assert left <= {"torch-compile"}
+    expected = {(n, w) for n in names if n not in left for w in ("1 x 4", "1 x 9", "3 x 4", "3 x 9")}
+    assert {(row["engine"], row["workload"]) for row in doc["rows"]} == expected
+    for row in doc["rows"]:
+        assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["repetitions"] >= 3
+        assert row["texts_per_s"] == pytest.approx(row["batch"] / row["median_ms"] * 1e3)
+
+
+def test_ratios_are_of_the_same_workload(doc: dict[str, Any]) -> None:
+    median = {(row["engine"], row["workload"]): row["median_ms"] for row in doc["rows"]}
+    for row in doc["rows"]:
+        for ours, ratio in row["speedup_of"].items():
+            assert ratio == pytest.approx(row["median_ms"] / median[ours, row["workload"]])
+        assert set(row["speedup_of"]) == {"approxrt:f32", "approxrt:int8"}
+
+
+def test_answers_are_compared_with_torch(doc: dict[str, Any]) -> None:
+    by_name = {engine["name"]: engine for engine in doc["engines"]}
+    assert by_name["torch-eager"]["max_deviation"] < 1e-5
+    assert by_name["approxrt:f32"]["max_deviation"] < 1e-3
+    assert by_name["approxrt:f32"]["max_deviation"] < by_name["approxrt:int8"]["max_deviation"]
+
+
+def test_load_and_memory_come_from_a_fresh_process(doc: dict[str, Any]) -> None:
+    pytest.importorskip("psutil")
+    by_name = {engine["name"]: engine for engine in doc["engines"]}
+    ours, torch = by_name["approxrt:int8"], by_name["torch-eager"]
+    assert 0 < ours["load_s"] <= ours["first_answer_s"]
+    assert ours["rss_mb"] < torch["rss_mb"]
+
+
+def test_table_names_everything(doc: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    doc = {**doc, "left_out": {"openvino": "not installed: openvino"}}
+    for item in tables(doc):
+        console.print(item)
+    text = console.export_text()
+    for word in ("approxrt:int8", "torch-eager", "3 x 9", "left out: openvino: not installed: openvino"):
+        assert word in text
+
+
+@pytest.mark.parametrize("family", ["onnxruntime", "openvino"])
+@pytest.mark.slow
+def test_peer_equals_torch(family: str, checkpoint: Path, artifacts: list[Path]) -> None:
+    missing = engines.missing_packages(family)
+    if missing:
+        pytest.skip(f"{family} needs {', '.join(missing)}: pip install 'approxrt[bench]'")
+    result = measure(artifacts[:1], (family,), checkpoint, (2,), (8,), threads=1, budget=0.1)
+    assert result.left_out == {}
+    deviation = {engine["name"]: engine["max_deviation"] for engine in result.engines}
+    assert deviation[f"{family}-f32"] < 1e-4
+    assert deviation[f"{family}-f32"] < deviation[f"{family}-int8"] < 1.0
+
+
+def test_padding_does_not_change_torchs_answer(checkpoint: Path) -> None:
+    """Real texts reach peers in padded batches: the mask must make that harmless."""
+    import torch
+
+    source = Source(checkpoint)
+    texts = [source.sample_ids[0], source.sample_ids[9]]
+    assert len(texts[0]) != len(texts[1])
+    ids, mask = pad(texts)
+    with torch.inference_mode():
+        answer = source.module()(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+    np.testing.assert_allclose(answer, [source.reference[0], source.reference[9]], atol=1e-5)
+
+
+def test_real_texts(checkpoint: Path, artifacts: list[Path]) -> None:
+    texts = Source(checkpoint).sample_ids
+    result = measure(artifacts[1:], ("torch",), checkpoint, (1, 8), texts=texts, threads=1, budget=0.1)
+    rows = {(row.engine, row.batch): row for row in result.rows}
+    for batch in (1, 8):
+        row = rows["approxrt", batch]
+        assert row.seq is None
+        assert row.texts_per_s == pytest.approx(len(texts) / row.median_ms * 1e3)
+        assert ("torch-eager", batch) in rows
+
+
+def test_a_peer_that_is_not_installed_is_named(
+    checkpoint: Path, artifacts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from approxrt.benchmark import openvino_engine
+
+    monkeypatch.setattr(openvino_engine, "PACKAGES", ("no_such_package_here",))
+    result = measure(artifacts[1:], ("openvino",), checkpoint, (1,), (4,), threads=1, budget=0.05)
+    assert "no_such_package_here" in result.left_out["openvino"]
+    assert [row.engine for row in result.rows] == ["approxrt"]
+
+
+def test_a_peer_that_breaks_is_left_out(
+    checkpoint: Path, artifacts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from approxrt.benchmark import torch_engine
+
+    def broken(variant: str, source: Source, work: Path) -> Path:
+        raise RuntimeError(f"no way to prepare {variant}")
+
+    monkeypatch.setattr(torch_engine, "prepare", broken)
+    result = measure(artifacts[1:], ("torch",), checkpoint, (1,), (4,), threads=1, budget=0.05)
+    assert "no way to prepare eager" in result.left_out["torch-eager"]
+    assert [row.engine for row in result.rows] == ["approxrt"]
+
+
+def test_checkpoint_of_another_model_is_refused(artifacts: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    build_checkpoint("bert", other, num_labels=5)
+    with pytest.raises(InputError, match="must be what the artifact was made from"):
+        measure(artifacts[1:], ("torch",), other, (1,), (4,), threads=1, budget=0.05)
+
+
+def test_unknown_engine_lists_the_known() -> None:
+    with pytest.raises(InputError, match=r"'tensorrt'.*torch, onnxruntime, openvino"):
+        engines.parse_families("torch,tensorrt")
+    assert engines.parse_families("openvino, torch,openvino") == ("openvino", "torch")
+    assert engines.parse_families("all") == engines.FAMILIES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--against", "tensorrt"], ["tensorrt", "onnxruntime"]),
+        (["--against", "torch"], ["--checkpoint"]),
+        (["--against", "torch", "--checkpoint", "/no/such/folder"], ["/no/such/folder"]),
+        (["--batch", "1,x"], ["--batch"]),
+        (["--seq", "0"], ["--seq"]),
+        (["--data", "dev.csv"], ["--task"]),
+    ],
+)
+def test_wrong_usage_exits_2(artifacts: list[Path], arguments: list[str], words: list[str]) -> None:
+    result = CliRunner().invoke(app, ["bench", str(artifacts[1]), *arguments])
+    assert result.exit_code == 2
+    for word in words:
+        assert word in result.output
+
+
+def test_command_writes_one_document(artifacts: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "bench.json"
+    command = [sys.executable, "-m", "approxrt.cli.main", "bench", str(artifacts[1]), "--json", "--out", str(out)]
+    command += ["--batch", "1", "--seq", "5", "--budget", "0.1", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    printed = json.loads(done.stdout)
+    assert printed == json.loads(out.read_text())
+    assert printed["schema"] == "approxrt.bench/1"
+    assert printed["machine"]["cores"] >= 1
+    assert "torch" not in {row["engine"] for row in printed["rows"]}
+    assert [(row["engine"], row["workload"]) for row in printed["rows"]] == [("approxrt", "1 x 5")]
+
+
+def test_importing_the_command_loads_no_peer() -> None:
+    code = (
+        "import sys, approxrt.cli.bench, approxrt.benchmark.measure, approxrt.benchmark.report\n"
+        "print([m for m in ('torch', 'onnxruntime', 'openvino', 'transformers') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def readme_tables() -> Any:
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "bench" / "readme_tables.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_shows_the_committed_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme_tables().updated(text, ROOT / "bench" / "results") == text, "run: make readme"
+
+
+def test_readme_table_of_a_document(doc: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "latency-x.json").write_text(json.dumps({**doc, "title": "Tiny", "checkpoint": "x"}))
+    module = readme_tables()
+    text = module.updated(f"before\n{module.BEGIN}\nstale\n{module.END}\nafter\n", tmp_path)
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    median = {(row["engine"], row["workload"]): row["median_ms"] for row in doc["rows"]}
+    best = min(ms for (name, workload), ms in median.items() if workload == "1 x 9" and name.startswith("torch"))
+    ours = median["approxrt:int8", "1 x 9"]
+    assert f"{ours:.1f} ({best / ours:.2f}x)" in text
