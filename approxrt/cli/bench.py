@@ -1,0 +1,80 @@
+"""`approxrt bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from approxrt.cli import output
+
+
+def command(
+    artifacts: list[Path] = typer.Argument(..., metavar="ARTIFACT...", help="One or more artifact folders."),
+    against: str = typer.Option("", help="Peers: torch,onnxruntime,openvino, or all."),
+    checkpoint: Path | None = typer.Option(None, help="The checkpoint folder that peers are built from."),
+    batch: str = typer.Option("1,8,32", help="Batch sizes."),
+    seq: str = typer.Option("16,32,128", help="Sequence lengths in tokens; full sequences, no padding."),
+    data: Path | None = typer.Option(None, help="A data file: real texts, lengths as they come, instead of --seq."),
+    task: str | None = typer.Option(None, help="How to read --data: sst2, mrpc, ..., csv."),
+    threads: int | None = typer.Option(None, help="Threads of every engine. Default: what approxrt.load would take."),
+    budget: float = typer.Option(60.0, min=0.1, help="Seconds of timing, shared by all workloads."),
+    out: Path | None = typer.Option(None, help="Write the JSON document to this file, too."),
+    as_json: bool = output.JSON_OPTION,
+) -> None:
+    """Measure latency, throughput, load time and memory, side by side with other engines."""
+    from approxrt.benchmark.engines import parse_families
+    from approxrt.benchmark.measure import measure
+    from approxrt.benchmark.report import document, tables
+    from approxrt.errors import InputError
+
+    batches, seqs = _sizes(batch, "--batch"), _sizes(seq, "--seq")
+    try:
+        families = parse_families(against) if against else ()
+    except InputError as error:
+        output.usage(f"--against: {error}")
+    if families and checkpoint is None:
+        output.usage(
+            "--against needs --checkpoint DIR: peers are built from the original checkpoint, "
+            "which an artifact no longer holds"
+        )
+    if checkpoint is not None and not checkpoint.is_dir():
+        output.usage(f"--checkpoint {checkpoint}: no such folder (a hub id must be downloaded first)")
+    if data is not None and task is None:
+        output.usage("--data needs --task NAME, which says how the file is read")
+    token_ids = None if data is None or task is None else _token_ids(artifacts[0], data, task)
+    result = measure(
+        artifacts, families, checkpoint, batches, seqs, token_ids, threads, budget, log=lambda line: output.log(line)
+    )
+    doc = document(result, artifacts=[str(path) for path in artifacts], checkpoint=str(checkpoint or ""))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(doc, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if as_json:
+        output.emit_json(doc)
+        return
+    for table in tables(doc):
+        output.stdout.print(table, highlight=False)
+
+
+def _sizes(text: str, option: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        output.usage(f"{option} {text!r}: expected positive numbers separated by commas, such as 1,8,32")
+    return sizes
+
+
+def _token_ids(artifact: Path, data: Path, task: str) -> list[list[int]]:
+    """Token ids of the file's texts, by the artifact's own tokenizer, cut to its limit."""
+    from approxrt.artifact.reader import read_artifact
+    from approxrt.runtime.tokenize import TextEncoder
+    from approxrt.tasks.readers import read_task
+
+    opened = read_artifact(artifact)
+    spec = opened.spec
+    encoder = TextEncoder(opened.tokenizer_path, spec.max_length, spec.inputs, spec.vocab_size)
+    return encoder.encode(read_task(task, data).texts).ids
