@@ -113,7 +113,7 @@ def main() -> None:
     artifacts = [out / name for name, _, _ in CONVERSIONS]
     batches = ",".join(dict.fromkeys(str(batch) for batch, _ in WORKLOADS))
     seqs = ",".join(dict.fromkeys(str(seq) for _, seq in WORKLOADS))
-    bench = ("--checkpoint", checkpoint, "--against", "torch", "--batch", batches, "--seq", seqs)
+    bench = ("--checkpoint", checkpoint, "--against", "torch-eager", "--batch", batches, "--seq", seqs)
     document = json.loads(run("bench", *artifacts, *bench, "--budget", str(options.budget), "--json"))
     (out / "bench.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

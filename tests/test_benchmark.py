@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import approxrt
 from approxrt.benchmark import engines
+from approxrt.benchmark.engines import parse_peers
 from approxrt.benchmark.measure import measure
 from approxrt.benchmark.report import document, tables
 from approxrt.benchmark.source import Source, pad
@@ -42,16 +43,14 @@ def artifacts(checkpoint: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def doc(checkpoint: Path, artifacts: list[Path]) -> dict[str, Any]:
-    result = measure(artifacts, ("torch",), checkpoint, (1, 3), (4, 9), threads=1, budget=0.4)
+    result = measure(artifacts, parse_peers("torch-eager"), checkpoint, (1, 3), (4, 9), threads=1, budget=0.4)
     return json.loads(json.dumps(document(result), allow_nan=False))
 
 
 def test_every_engine_has_a_row_for_every_workload(doc: dict[str, Any]) -> None:
-    names = ["approxrt:f32", "approxrt:int8", "torch-eager", "torch-compile"]
-    left = {name for key in doc["left_out"] for name in names if key.startswith(name)}
-    # torch.compile needs a compiler at run time; where there is one nothing may be left out
-    assert left <= {"torch-compile"}
-    expected = {(n, w) for n in names if n not in left for w in ("1 x 4", "1 x 9", "3 x 4", "3 x 9")}
+    assert doc["left_out"] == {}
+    names = ("approxrt:f32", "approxrt:int8", "torch-eager")
+    expected = {(n, w) for n in names for w in ("1 x 4", "1 x 9", "3 x 4", "3 x 9")}
     assert {(row["engine"], row["workload"]) for row in doc["rows"]} == expected
     for row in doc["rows"]:
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
@@ -94,13 +93,20 @@ def test_table_names_everything(doc: dict[str, Any]) -> None:
         assert word in text
 
 
+@pytest.mark.slow
+def test_compiled_torch_equals_eager(checkpoint: Path, artifacts: list[Path]) -> None:
+    result = measure(artifacts[:1], parse_peers("torch-compile"), checkpoint, (2,), (8,), threads=1, budget=0.1)
+    assert result.left_out == {}
+    assert {engine["name"]: engine["max_deviation"] for engine in result.engines}["torch-compile"] < 1e-4
+
+
 @pytest.mark.parametrize("family", ["onnxruntime", "openvino"])
 @pytest.mark.slow
 def test_peer_equals_torch(family: str, checkpoint: Path, artifacts: list[Path]) -> None:
     missing = engines.missing_packages(family)
     if missing:
         pytest.skip(f"{family} needs {', '.join(missing)}: pip install 'approxrt[bench]'")
-    result = measure(artifacts[:1], (family,), checkpoint, (2,), (8,), threads=1, budget=0.1)
+    result = measure(artifacts[:1], parse_peers(family), checkpoint, (2,), (8,), threads=1, budget=0.1)
     assert result.left_out == {}
     deviation = {engine["name"]: engine["max_deviation"] for engine in result.engines}
     assert deviation[f"{family}-f32"] < 1e-4
@@ -122,7 +128,7 @@ def test_padding_does_not_change_torchs_answer(checkpoint: Path) -> None:
 
 def test_real_texts(checkpoint: Path, artifacts: list[Path]) -> None:
     texts = Source(checkpoint).sample_ids
-    result = measure(artifacts[1:], ("torch",), checkpoint, (1, 8), texts=texts, threads=1, budget=0.1)
+    result = measure(artifacts[1:], parse_peers("torch-eager"), checkpoint, (1, 8), texts=texts, threads=1, budget=0.1)
     rows = {(row.engine, row.batch): row for row in result.rows}
     for batch in (1, 8):
         row = rows["approxrt", batch]
@@ -137,7 +143,7 @@ def test_a_peer_that_is_not_installed_is_named(
     from approxrt.benchmark import openvino_engine
 
     monkeypatch.setattr(openvino_engine, "PACKAGES", ("no_such_package_here",))
-    result = measure(artifacts[1:], ("openvino",), checkpoint, (1,), (4,), threads=1, budget=0.05)
+    result = measure(artifacts[1:], parse_peers("openvino"), checkpoint, (1,), (4,), threads=1, budget=0.05)
     assert "no_such_package_here" in result.left_out["openvino"]
     assert [row.engine for row in result.rows] == ["approxrt"]
 
@@ -151,7 +157,7 @@ def test_a_peer_that_breaks_is_left_out(
         raise RuntimeError(f"no way to prepare {variant}")
 
     monkeypatch.setattr(torch_engine, "prepare", broken)
-    result = measure(artifacts[1:], ("torch",), checkpoint, (1,), (4,), threads=1, budget=0.05)
+    result = measure(artifacts[1:], parse_peers("torch-eager"), checkpoint, (1,), (4,), threads=1, budget=0.05)
     assert "no way to prepare eager" in result.left_out["torch-eager"]
     assert [row.engine for row in result.rows] == ["approxrt"]
 
@@ -160,14 +166,18 @@ def test_checkpoint_of_another_model_is_refused(artifacts: list[Path], tmp_path:
     other = tmp_path / "other"
     build_checkpoint("bert", other, num_labels=5)
     with pytest.raises(InputError, match="must be what the artifact was made from"):
-        measure(artifacts[1:], ("torch",), other, (1,), (4,), threads=1, budget=0.05)
+        measure(artifacts[1:], parse_peers("torch-eager"), other, (1,), (4,), threads=1, budget=0.05)
 
 
 def test_unknown_engine_lists_the_known() -> None:
     with pytest.raises(InputError, match=r"'tensorrt'.*torch, onnxruntime, openvino"):
-        engines.parse_families("torch,tensorrt")
-    assert engines.parse_families("openvino, torch,openvino") == ("openvino", "torch")
-    assert engines.parse_families("all") == engines.FAMILIES
+        parse_peers("torch,tensorrt")
+    assert [peer.name for peer in parse_peers("openvino, torch-eager,openvino")] == [
+        "torch-eager",
+        "openvino-f32",
+        "openvino-int8",
+    ]
+    assert {peer.family for peer in parse_peers("all")} == set(engines.FAMILIES)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,27 +68,28 @@ def family_module(family: str) -> Any:
     return importlib.import_module(f"approxrt.benchmark.{family}_engine")
 
 
-def parse_families(text: str) -> tuple[str, ...]:
-    """The families of a comma-separated list such as "torch,openvino"; "all" is every one.
+def all_peers() -> list[Peer]:
+    """Every variant of every family."""
+    return [Peer(family, variant) for family in FAMILIES for variant in family_module(family).VARIANTS]
+
+
+def parse_peers(text: str) -> list[Peer]:
+    """The peers of a comma-separated list of families and single variants: "torch-eager,openvino"; "all" is every one.
 
     InputError names what is unknown and lists what is known.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if names == ["all"]:
-        return FAMILIES
-    unknown = [name for name in names if name not in FAMILIES]
+    peers = all_peers()
+    known = {"all", *FAMILIES, *(peer.name for peer in peers)}
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise InputError(
-            f"unknown engine {', '.join(map(repr, unknown)) or repr(text)}; known engines: {', '.join(FAMILIES)}"
+            f"unknown engine {', '.join(map(repr, unknown)) or repr(text)}; known engines: {', '.join(FAMILIES)}, "
+            f"one variant of them ({', '.join(peer.name for peer in peers)}), or all"
         )
-    return tuple(dict.fromkeys(names))
+    return [peer for peer in peers if {"all", peer.family, peer.name} & set(names)]
 
 
 def missing_packages(family: str) -> list[str]:
     """Import names that the family needs and that are not installed."""
     return [name for name in family_module(family).PACKAGES if importlib.util.find_spec(name) is None]
-
-
-def peers_of(families: Sequence[str]) -> list[Peer]:
-    """Every variant of the given families, in their order."""
-    return [Peer(family, variant) for family in families for variant in family_module(family).VARIANTS]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.benchmark.engines import Engine, family_module, missing_packages, peers_of
+from approxrt.benchmark.engines import Engine, Peer, family_module, missing_packages
 from approxrt.benchmark.source import SAMPLE_TEXTS, Source, pad
 from approxrt.errors import InputError
 
@@ -89,7 +89,7 @@ class Result:
 
 def measure(
     artifacts: Sequence[Path],
-    families: Sequence[str] = (),
+    peers: Sequence[Peer] = (),
     checkpoint: Path | None = None,
     batches: Sequence[int] = (1, 8, 32),
     seqs: Sequence[int] = (16, 32, 128),
@@ -102,7 +102,7 @@ def measure(
     """Run the benchmark.
 
     artifacts    ours; the first is the one that others are compared with, but every ratio is given
-    families     peers, made from `checkpoint`
+    peers        whom to compare with (`engines.parse_peers`), made from `checkpoint`
     batches, seqs   workloads: every pair, full sequences
     texts        token ids of real texts instead: one workload per batch size, lengths as they come;
                  peers get length-sorted, padded batches, ours gets the packed run
@@ -116,11 +116,11 @@ def measure(
     left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="approxrt-bench-") as folder:
         contestants = [_open_ours(path, count, artifacts) for path in artifacts]
-        if families:
+        if peers:
             if checkpoint is None:
                 raise InputError("peers are built from the original checkpoint: give its folder")
             source = Source(checkpoint, tuple(calibration))
-            contestants += _open_peers(families, source, Path(folder), count, left_out, log)
+            contestants += _open_peers(peers, source, Path(folder), count, left_out, log)
             _check_answers(contestants, source, left_out, log)
         for contestant in contestants:
             log(f"{contestant.name}: load time and memory in a fresh process")
@@ -157,24 +157,23 @@ def _open_ours(path: Path, threads: int, all_paths: Sequence[Path]) -> Contestan
 
 
 def _open_peers(
-    families: Sequence[str], source: Source, work: Path, threads: int, left_out: dict[str, str], log: Log
+    peers: Sequence[Peer], source: Source, work: Path, threads: int, left_out: dict[str, str], log: Log
 ) -> list[Contestant]:
     contestants = []
-    for family in families:
-        missing = missing_packages(family)
+    for peer in peers:
+        missing = missing_packages(peer.family)
         if missing:
-            left_out[family] = f"not installed: {', '.join(missing)} (pip install 'approxrt[bench]')"
+            left_out[peer.family] = f"not installed: {', '.join(missing)} (pip install 'approxrt[bench]')"
             continue
-        for peer in peers_of([family]):
-            log(f"{peer.name}: building from {source.checkpoint}")
-            try:
-                module = family_module(family)
-                path = module.prepare(peer.variant, source, work)
-                engine = module.open_engine(peer.variant, path, threads)
-                size = _size_mb(path)
-                contestants.append(Contestant(peer.name, family, peer.variant, path, engine, info={"size_mb": size}))
-            except Exception as error:
-                left_out[peer.name] = _reason(error)
+        log(f"{peer.name}: building from {source.checkpoint}")
+        try:
+            module = family_module(peer.family)
+            path = module.prepare(peer.variant, source, work)
+            engine = module.open_engine(peer.variant, path, threads)
+            info = {"size_mb": _size_mb(path)}
+            contestants.append(Contestant(peer.name, peer.family, peer.variant, path, engine, info=info))
+        except Exception as error:
+            left_out[peer.name] = _reason(error)
     return contestants
 
 

@@ -12,7 +12,7 @@ from approxrt.cli import output
 
 def command(
     artifacts: list[Path] = typer.Argument(..., metavar="ARTIFACT...", help="One or more artifact folders."),
-    against: str = typer.Option("", help="Peers: torch,onnxruntime,openvino, or all."),
+    against: str = typer.Option("", help="Peers: torch,onnxruntime,openvino, one variant such as torch-eager, or all."),
     checkpoint: Path | None = typer.Option(None, help="The checkpoint folder that peers are built from."),
     batch: str = typer.Option("1,8,32", help="Batch sizes."),
     seq: str = typer.Option("16,32,128", help="Sequence lengths in tokens; full sequences, no padding."),
@@ -24,17 +24,17 @@ def command(
     as_json: bool = output.JSON_OPTION,
 ) -> None:
     """Measure latency, throughput, load time and memory, side by side with other engines."""
-    from approxrt.benchmark.engines import parse_families
+    from approxrt.benchmark.engines import parse_peers
     from approxrt.benchmark.measure import measure
     from approxrt.benchmark.report import document, tables
     from approxrt.errors import InputError
 
     batches, seqs = _sizes(batch, "--batch"), _sizes(seq, "--seq")
     try:
-        families = parse_families(against) if against else ()
+        peers = parse_peers(against) if against else []
     except InputError as error:
         output.usage(f"--against: {error}")
-    if families and checkpoint is None:
+    if peers and checkpoint is None:
         output.usage(
             "--against needs --checkpoint DIR: peers are built from the original checkpoint, "
             "which an artifact no longer holds"
@@ -45,7 +45,7 @@ def command(
         output.usage("--data needs --task NAME, which says how the file is read")
     token_ids = None if data is None or task is None else _token_ids(artifacts[0], data, task)
     result = measure(
-        artifacts, families, checkpoint, batches, seqs, token_ids, threads, budget, log=lambda line: output.log(line)
+        artifacts, peers, checkpoint, batches, seqs, token_ids, threads, budget, log=lambda line: output.log(line)
     )
     doc = document(result, artifacts=[str(path) for path in artifacts], checkpoint=str(checkpoint or ""))
     if out is not None:
