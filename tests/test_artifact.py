@@ -520,7 +520,7 @@ def test_disk_full(tmp_path: Path) -> None:
     """A file-size limit stands in for a full disk: the kernel refuses the write midway."""
     path = write(tmp_path / "a", seed=1)
     size = (path / "model.safetensors").stat().st_size
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
     try:
@@ -528,6 +528,7 @@ def test_disk_full(tmp_path: Path) -> None:
             write(path, seed=2, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
     assert str(path) in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     expected = random_tensors(small_spec("bsr_s8"), 1)[f"{UP}.bias"]
