@@ -19,15 +19,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from approxrt import __version__
-from approxrt.errors import CheckpointError, InputError, TrainingError
+from approxrt.artifact.layout import explain_os_error
+from approxrt.errors import InputError, TrainingError
+from approxrt.models.classifier import load_classifier, quiet
 from approxrt.models.tokenizer import read_tokenizer
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.readers import Dataset
@@ -290,6 +292,9 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.out / STATE)
+        except (OSError, RuntimeError) as error:
+            # torch reports a write that the system refused as a RuntimeError about its own buffers
+            raise _unwritable(self.out / STATE, error) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -329,8 +334,11 @@ class Run:
         config = self.model.config
         config.finetuning_task = self.task.name
         config.approxrt_inputs = "pair" if self.is_pair else "single"
-        with _quiet():
-            self.model.save_pretrained(self.out)
+        try:
+            with quiet():
+                self.model.save_pretrained(self.out)
+        except (OSError, SafetensorError) as error:
+            raise _unwritable(self.out, error) from error
         (self.out / "tokenizer.json").write_bytes(self.tokenizer_json)
         for name in TOKENIZER_FILES:
             if (self.folder / name).is_file():
@@ -365,41 +373,8 @@ class Run:
         }
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and warnings: a head that is new, and a pooler or decoder that
-    is not used, are what fine-tuning is about."""
-    import transformers
-
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
-
-
-def load_classifier(folder: Path, label_names: tuple[str, ...] | None) -> Any:
-    """The checkpoint as a float32 classifier (or one-output regression) for these labels; new heads are random."""
-    import torch
-    import transformers
-
-    names = label_names if label_names is not None else ("score",)
-    try:
-        with _quiet():
-            return transformers.AutoModelForSequenceClassification.from_pretrained(
-                str(folder),
-                dtype=torch.float32,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                num_labels=len(names),
-                id2label=dict(enumerate(names)),
-                label2id={name: i for i, name in enumerate(names)},
-                problem_type="single_label_classification" if label_names is not None else "regression",
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"transformers cannot load {str(folder)!r} as a classifier: {reason}") from error
+def _unwritable(path: Path, error: Exception) -> TrainingError:
+    reason = explain_os_error(error) if isinstance(error, OSError) else (str(error).splitlines() or [""])[0]
+    return TrainingError(
+        f"{path} cannot be written: {reason}. Is the disk full? Free some space, then go on with --resume"
+    )

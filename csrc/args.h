@@ -50,11 +50,11 @@ constexpr float kQuantizeFloor = 1e-30f;
 // linear is dense (tile t of a strip is group t).
 struct PackedInt8 {
     int32_t n, k, strips;
-    const int32_t* indptr;   // [strips + 1]
-    const uint32_t* offsets;  // [tiles] or null
-    const int8_t* tiles;     // [tiles * 64], order of the 64 bytes as the kernel family wants it
-    const float* scale;      // [strips * 16], 0 in the padding
-    const float* bias;       // [strips * 16], 0 in the padding
+    const int32_t* indptr;      // [strips + 1]
+    const uint32_t* offsets;    // [tiles] or null
+    const int8_t* tiles;        // [tiles * 64], order of the 64 bytes as the kernel family wants it
+    const float* scale;         // [strips * 16], 0 in the padding
+    const float* bias;          // [strips * 16], 0 in the padding
     const int32_t* correction;  // [strips * 16]: layout.bias * sum of the output's kept weights
 };
 

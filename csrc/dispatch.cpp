@@ -53,13 +53,13 @@ KernelTable make_table(Isa level) {
     t.isa = level;
     Isa gemm_level = Isa::kScalar;
     // Lines ascend by level within kernel_list.inc, so the last one at or below `level` stays.
-#define KERNEL(family, isa_, mr_, nr_, kr_)                                                   \
-    if (kIsa_##isa_ <= level && (APPROXRT_X86 || kIsa_##isa_ == Isa::kScalar)) {             \
-        assign(t, &KernelTable::family, APPROXRT_KERNEL_ADDRESS(family, isa_));              \
-        if (!std::strcmp(#family, "gemm_int8")) {                                            \
-            gemm_level = kIsa_##isa_;                                                        \
-            t.layout.mr = mr_;                                                             \
-        }                                                                                    \
+#define KERNEL(family, isa_, mr_, nr_, kr_)                                      \
+    if (kIsa_##isa_ <= level && (APPROXRT_X86 || kIsa_##isa_ == Isa::kScalar)) { \
+        assign(t, &KernelTable::family, APPROXRT_KERNEL_ADDRESS(family, isa_));  \
+        if (!std::strcmp(#family, "gemm_int8")) {                                \
+            gemm_level = kIsa_##isa_;                                            \
+            t.layout.mr = mr_;                                                   \
+        }                                                                        \
     }
 #if APPROXRT_X86
 #define APPROXRT_KERNEL_ADDRESS(family, isa_) family##_##isa_
@@ -87,8 +87,7 @@ KernelTable make_table(Isa level) {
 
 const std::vector<KernelInfo>& kernel_list() {
     static const std::vector<KernelInfo> list = {
-#define KERNEL(family, isa, mr, nr, kr) \
-    {#family, kIsa_##isa, mr, nr, kr, APPROXRT_X86 || kIsa_##isa == Isa::kScalar},
+#define KERNEL(family, isa, mr, nr, kr) {#family, kIsa_##isa, mr, nr, kr, APPROXRT_X86 || kIsa_##isa == Isa::kScalar},
 #include "kernel_list.inc"
 #undef KERNEL
     };

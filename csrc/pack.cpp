@@ -42,8 +42,15 @@ Int8Weights::Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const
     scale_ = padded_floats(scale, n, strips);
     bias_ = padded_floats(bias, n, strips);
     correction_ = AlignedBuffer(sizeof(int32_t) * strips * kTileN);
-    packed_ = {n, k, strips, indptr_.as<int32_t>(), sparse ? offsets_.as<uint32_t>() : nullptr, tiles_.as<int8_t>(),
-               scale_.as<float>(), bias_.as<float>(), correction_.as<int32_t>()};
+    packed_ = {n,
+               k,
+               strips,
+               indptr_.as<int32_t>(),
+               sparse ? offsets_.as<uint32_t>() : nullptr,
+               tiles_.as<int8_t>(),
+               scale_.as<float>(),
+               bias_.as<float>(),
+               correction_.as<int32_t>()};
 }
 
 void Int8Weights::add_correction(const KernelTable& table) {
@@ -58,8 +65,8 @@ void Int8Weights::add_correction(const KernelTable& table) {
                 correction[g * kTileN + order_output[i]] += table.layout.bias * packed_.tiles[t * kTileBytes + i];
 }
 
-Int8Weights Int8Weights::from_dense(const KernelTable& table, int32_t n, int32_t k, const int8_t* q,
-                                    const float* scale, const float* bias) {
+Int8Weights Int8Weights::from_dense(const KernelTable& table, int32_t n, int32_t k, const int8_t* q, const float* scale,
+                                    const float* bias) {
     const int32_t groups = static_cast<int32_t>(round_up(k, kTileK) / kTileK), strips = strips_of(n);
     Int8Weights w(n, k, static_cast<int64_t>(groups) * strips, false, scale, bias);
     auto* indptr = w.indptr_.as<int32_t>();
@@ -82,8 +89,7 @@ Int8Weights Int8Weights::from_dense(const KernelTable& table, int32_t n, int32_t
 }
 
 Int8Weights Int8Weights::from_bsr(const KernelTable& table, int32_t n, int32_t k, const int32_t* indptr,
-                                  const uint16_t* indices, const int8_t* tiles, const float* scale,
-                                  const float* bias) {
+                                  const uint16_t* indices, const int8_t* tiles, const float* scale, const float* bias) {
     const int32_t strips = strips_of(n);
     const int64_t count = indptr[strips];
     Int8Weights w(n, k, count, true, scale, bias);
@@ -92,8 +98,7 @@ Int8Weights Int8Weights::from_bsr(const KernelTable& table, int32_t n, int32_t k
     auto* packed = w.tiles_.as<int8_t>();
     for (int64_t t = 0; t < count; ++t) {
         offsets[t] = static_cast<uint32_t>(indices[t] * table.layout.group_bytes());
-        for (int i = 0; i < kTileBytes; ++i)
-            packed[t * kTileBytes + i] = tiles[t * kTileBytes + table.tile_order[i]];
+        for (int i = 0; i < kTileBytes; ++i) packed[t * kTileBytes + i] = tiles[t * kTileBytes + table.tile_order[i]];
     }
     w.add_correction(table);
     return w;

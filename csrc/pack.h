@@ -9,7 +9,7 @@ namespace approxrt {
 
 // 64-byte aligned memory that frees itself.
 class AlignedBuffer {
-   public:
+  public:
     AlignedBuffer() = default;
     explicit AlignedBuffer(size_t bytes);
     AlignedBuffer(AlignedBuffer&& other) noexcept;
@@ -22,14 +22,14 @@ class AlignedBuffer {
     }
     size_t size() const { return size_; }
 
-   private:
+  private:
     void* data_ = nullptr;
     size_t size_ = 0;
 };
 
 // int8 weights in the layout of `table`, owned.
 class Int8Weights {
-   public:
+  public:
     // q [n, k] row-major, scale [n], bias [n].
     static Int8Weights from_dense(const KernelTable& table, int32_t n, int32_t k, const int8_t* q, const float* scale,
                                   const float* bias);
@@ -40,7 +40,7 @@ class Int8Weights {
     const PackedInt8& packed() const { return packed_; }
     size_t bytes() const;
 
-   private:
+  private:
     Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const float* scale, const float* bias);
     void add_correction(const KernelTable& table);
 
@@ -50,13 +50,13 @@ class Int8Weights {
 
 // f32 weights as [strips][k][16], owned.
 class F32Weights {
-   public:
+  public:
     // w [n, k] row-major, bias [n].
     F32Weights(int32_t n, int32_t k, const float* w, const float* bias);
     const PackedF32& packed() const { return packed_; }
     size_t bytes() const;
 
-   private:
+  private:
     PackedF32 packed_{};
     AlignedBuffer w_, bias_;
 };

@@ -92,7 +92,9 @@ void ThreadPool::run_erased(int tasks, Function function, const void* context) {
     open_ = true;
     region_count_.fetch_add(1);
     if (sleepers_.load() > 0) {
-        { std::lock_guard<std::mutex> sleep_lock(sleep_->mutex); }
+        {
+            std::lock_guard<std::mutex> sleep_lock(sleep_->mutex);
+        }
         sleep_->wake.notify_all();
     }
     work(0);

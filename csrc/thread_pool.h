@@ -17,7 +17,7 @@
 namespace approxrt {
 
 class ThreadPool {
-   public:
+  public:
     // The process's pool with `threads` threads (the caller included), created on first use.
     static std::shared_ptr<ThreadPool> get(int threads);
 
@@ -36,9 +36,10 @@ class ThreadPool {
             for (int i = 0; i < tasks; ++i) body(i, 0);
             return;
         }
-        run_erased(tasks, [](const void* context, int task, int thread) {
-            (*static_cast<const Body*>(context))(task, thread);
-        }, &body);
+        run_erased(
+            tasks,
+            [](const void* context, int task, int thread) { (*static_cast<const Body*>(context))(task, thread); },
+            &body);
     }
 
     // fork(): called with all regions finished and no lock held by another thread.
@@ -46,7 +47,7 @@ class ThreadPool {
     void after_fork_parent();
     void after_fork_child();
 
-   private:
+  private:
     using Function = void (*)(const void* context, int task, int thread);
     struct Sleep {
         std::mutex mutex;
@@ -59,14 +60,14 @@ class ThreadPool {
     void start_workers();
 
     const int threads_;
-    std::mutex region_;            // one region at a time
+    std::mutex region_;             // one region at a time
     std::unique_ptr<Sleep> sleep_;  // replaced in a forked child
     std::unique_ptr<std::vector<std::thread>> workers_;
 
-    std::atomic<bool> open_{false};       // a region accepts workers
+    std::atomic<bool> open_{false};  // a region accepts workers
     std::atomic<bool> stop_{false};
     std::atomic<uint64_t> region_count_{0};
-    std::atomic<int> active_{0};    // workers that may touch the region's fields
+    std::atomic<int> active_{0};  // workers that may touch the region's fields
     std::atomic<int> sleepers_{0};
     std::atomic<int> next_task_{0};
     int tasks_ = 0;

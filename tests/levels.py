@@ -15,7 +15,8 @@ every_level = pytest.mark.parametrize(
     "isa",
     [
         pytest.param(
-            isa, marks=pytest.mark.skipif(isa not in SUPPORTED, reason=f"this CPU or system has no {isa}, only {SUPPORTED}")
+            isa,
+            marks=pytest.mark.skipif(isa not in SUPPORTED, reason=f"this CPU or system has no {isa}, only {SUPPORTED}"),
         )
         for isa in ALL
     ],

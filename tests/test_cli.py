@@ -30,9 +30,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*arguments: object, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     code = "from approxrt.cli.main import main; main()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "COLUMNS": "200", **(env or {})}
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], input=stdin, capture_output=True, text=True, env=environment, check=False
-    )  # fmt: skip
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, check=False)
 
 
 def succeed(*arguments: object, **options) -> str:
@@ -90,9 +89,7 @@ def test_eval(artifact: Path, tmp_path: Path) -> None:
     data.write_text("text,label\na good film,yes\nbad,no\nthe play,yes\n")
     answers = json.loads(succeed("classify", artifact, "a good film", "bad", "the play", "--json"))
     right = [a["predictions"][0]["label"] == label for a, label in zip(answers, ("yes", "no", "yes"), strict=True)]
-    result = json.loads(
-        succeed("eval", artifact, "--task", "csv", "--data", data, "--against", artifact, "--json")
-    )
+    result = json.loads(succeed("eval", artifact, "--task", "csv", "--data", data, "--against", artifact, "--json"))
     assert result["metrics"]["accuracy"] == pytest.approx(np.mean(right))
     assert result["flip_rate"] == 0
     assert result["examples"] == 3

@@ -282,6 +282,29 @@ def test_a_model_that_could_not_be_converted(base: Path, data: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
+def test_disk_full_then_resume(base: Path, data: Path, tmp_path: Path, save_seconds: float) -> None:
+    """A file-size limit stands in for the full disk: while saving the state, and while writing the result."""
+    import resource
+    import signal
+
+    options = FinetuneOptions(epochs=1, lr=5e-3, limit=60, save_seconds=save_seconds)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"cannot be written.*--resume"):
+            finetune(base, "csv", data, tmp_path / "out", options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert not list((tmp_path / "out").glob(".*")), "no temporary file stays"
+    finetune(base, "csv", data, tmp_path / "out", options, resume=True)
+    finetune(base, "csv", data, tmp_path / "whole", options)
+    a, b = (load_file(tmp_path / name / "model.safetensors")["classifier.weight"] for name in ("out", "whole"))
+    np.testing.assert_array_equal(a, b)
+
+
 def test_command(base: Path, data: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(importlib.import_module("approxrt.cli.finetune").command)

@@ -17,7 +17,7 @@ from approxrt.runtime.cpu import forced_isa
 
 
 def test_levels_ascend_from_scalar() -> None:
-    assert SUPPORTED == ALL[: len(SUPPORTED)]
+    assert ALL[: len(SUPPORTED)] == SUPPORTED
     assert _C.detected_isa() == SUPPORTED[-1]
 
 

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*command: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd=cwd, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd=cwd, check=False
+    )
 
 
 def test_kernels_package_comes_from_its_own_folder() -> None:
@@ -46,9 +48,9 @@ def test_wheel_holds_everything_and_nothing_else(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    sources = {
-        str(p.relative_to(ROOT)) for p in (ROOT / "approxrt").rglob("*.py")
-    } | {f"approxrt/kernels/{p.relative_to(ROOT / 'kernels')}" for p in (ROOT / "kernels").rglob("*.py")}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "approxrt").rglob("*.py")} | {
+        f"approxrt/kernels/{p.relative_to(ROOT / 'kernels')}" for p in (ROOT / "kernels").rglob("*.py")
+    }
     packed = {n for n in names if n.endswith(".py")}
     assert packed == sources
     assert any(n.startswith("approxrt/_C.") and n.endswith(".so") for n in names)
@@ -64,7 +66,8 @@ def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     (sdist,) = tmp_path.glob("*.tar.gz")
-    names = {n.split("/", 1)[1] for n in tarfile.open(sdist).getnames() if "/" in n}
+    with tarfile.open(sdist) as archive:
+        names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
     needed = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".h", ".inc")}
     assert needed <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "kernels/__init__.py"} <= names

@@ -30,9 +30,7 @@ def test_equals_float64(isa: str, n: int) -> None:
 
 @every_level
 @given(
-    x=hnp.arrays(
-        np.float32, st.tuples(st.integers(1, 3), st.integers(1, 40)), elements=st.floats(-1e4, 1e4, width=32)
-    )
+    x=hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 40)), elements=st.floats(-1e4, 1e4, width=32))
 )
 def test_never_leaves_the_simplex(isa: str, x: np.ndarray) -> None:
     y = kernels.softmax(x, 1.0, isa)

@@ -28,7 +28,15 @@ def command(
     from approxrt.conversion import convert
 
     start = time.perf_counter()
-    with output.progress("converting", None) as advance:
+    with output.progress("reading the checkpoint", 100) as advance:
+        shown = 0
+
+        def show(done: int, total: int, name: str) -> None:
+            nonlocal shown
+            percent = 100 * done // total
+            advance(percent - shown, f"converting {name}")
+            shown = percent
+
         path = convert(
             checkpoint,
             out,
@@ -36,7 +44,7 @@ def command(
             density=density,
             overwrite=overwrite,
             inputs=inputs,
-            progress=lambda done, total, name: advance(0, f"converting {name} ({100 * done // total} %)"),
+            progress=show,
         )
     seconds = time.perf_counter() - start
     summary = summarize(read_artifact(path))

@@ -15,7 +15,9 @@ def command(
     artifact: Path = typer.Argument(..., help="Folder of the artifact."),
     task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli or csv."),
     data: Path = typer.Option(..., "--data", help="Labelled file: .tsv, .csv or .jsonl."),
-    against: Path | None = typer.Option(None, "--against", help="A second artifact: report the share of flipped answers."),
+    against: Path | None = typer.Option(
+        None, "--against", help="A second artifact: report the share of flipped answers."
+    ),
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
     json: bool = output.JSON_OPTION,
 ) -> None:

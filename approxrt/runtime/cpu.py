@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt import _C
+import approxrt._C as _C
 from approxrt.artifact.reader import Artifact
 from approxrt.artifact.spec import ModelSpec
 from approxrt.errors import DeviceError, InputError

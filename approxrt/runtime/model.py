@@ -104,7 +104,9 @@ class Model:
             vectors = vectors / np.maximum(norms, np.float32(1e-12))
         return vectors
 
-    def forward(self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+    def forward(
+        self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None
+    ) -> np.ndarray:
         """For those who bring their own tokenizer: token ids (specials included, no padding) to float32.
 
         Returns logits [n, n_labels], or pooled hidden states [n, hidden_size] of a model without labels.

@@ -16,13 +16,21 @@ using Array = py::array_t<T, py::array::c_style>;
 template <class T>
 const char* dtype_name();
 template <>
-inline const char* dtype_name<float>() { return "float32"; }
+inline const char* dtype_name<float>() {
+    return "float32";
+}
 template <>
-inline const char* dtype_name<int8_t>() { return "int8"; }
+inline const char* dtype_name<int8_t>() {
+    return "int8";
+}
 template <>
-inline const char* dtype_name<int32_t>() { return "int32"; }
+inline const char* dtype_name<int32_t>() {
+    return "int32";
+}
 template <>
-inline const char* dtype_name<uint16_t>() { return "uint16"; }
+inline const char* dtype_name<uint16_t>() {
+    return "uint16";
+}
 
 // The array behind `object`, which must be a C-contiguous numpy array of exactly this dtype and rank:
 // nothing is converted or copied behind the caller's back.

@@ -12,8 +12,10 @@ namespace {
 using Tensors = std::map<std::string, py::object>;
 
 Act parse_act(const std::string& name) {
-    static const std::map<std::string, Act> acts = {{"identity", Act::kIdentity}, {"gelu", Act::kGelu},
-                                                    {"gelu_tanh", Act::kGeluTanh}, {"relu", Act::kRelu},
+    static const std::map<std::string, Act> acts = {{"identity", Act::kIdentity},
+                                                    {"gelu", Act::kGelu},
+                                                    {"gelu_tanh", Act::kGeluTanh},
+                                                    {"relu", Act::kRelu},
                                                     {"tanh", Act::kTanh}};
     const auto found = acts.find(name);
     expect(found != acts.end(), "unknown activation '" + name + "'");
@@ -21,7 +23,7 @@ Act parse_act(const std::string& name) {
 }
 
 class Builder {
-   public:
+  public:
     Builder(const py::dict& config, const Tensors& tensors, const KernelTable& kernels)
         : config_(config), tensors_(tensors), kernels_(kernels) {}
 
@@ -31,7 +33,8 @@ class Builder {
         m.eps = config_["layer_norm_eps"].cast<float>();
         m.activation = parse_act(config_["activation"].cast<std::string>());
         m.embeddings = embeddings();
-        if (m.embeddings.width != m.hidden) m.embeddings.projection = linear("embeddings.projection", m.hidden, m.embeddings.width);
+        if (m.embeddings.width != m.hidden)
+            m.embeddings.projection = linear("embeddings.projection", m.hidden, m.embeddings.width);
         const py::list layers = config_["layers"];
         for (size_t i = 0; i < layers.size(); ++i) {
             const py::dict l = layers[i];
@@ -58,7 +61,7 @@ class Builder {
         return m;
     }
 
-   private:
+  private:
     static int32_t number(const py::dict& d, const char* key) {
         const auto value = d[key].cast<int32_t>();
         expect(value >= 0, std::string(key) + " is negative");
@@ -90,18 +93,18 @@ class Builder {
 
     Linear linear(const std::string& name, int32_t n, int32_t k) const {
         auto bias = floats(name + ".bias", n);
-        if (has(name + ".weight")) return Linear(F32Weights(n, k, matrix<float>(name + ".weight", n, k).data(), bias.data()));
+        if (has(name + ".weight"))
+            return Linear(F32Weights(n, k, matrix<float>(name + ".weight", n, k).data(), bias.data()));
         auto scale = floats(name + ".scale", n);
         if (has(name + ".q"))
-            return Linear(Int8Weights::from_dense(kernels_, n, k, matrix<int8_t>(name + ".q", n, k).data(), scale.data(),
-                                                  bias.data()));
+            return Linear(Int8Weights::from_dense(kernels_, n, k, matrix<int8_t>(name + ".q", n, k).data(),
+                                                  scale.data(), bias.data()));
         const int64_t strips = round_up(n, kTileN) / kTileN, groups = round_up(k, kTileK) / kTileK;
         auto indptr = typed<int32_t>(tensor(name + ".indptr"), 1, name + ".indptr");
         auto indices = typed<uint16_t>(tensor(name + ".indices"), 1, name + ".indices");
         auto tiles = typed<int8_t>(tensor(name + ".tiles"), 3, name + ".tiles");
         expect(indptr.shape(0) == strips + 1 && indptr.at(0) == 0, name + ".indptr is malformed");
-        for (int64_t g = 0; g < strips; ++g)
-            expect(indptr.at(g) <= indptr.at(g + 1), name + ".indptr descends");
+        for (int64_t g = 0; g < strips; ++g) expect(indptr.at(g) <= indptr.at(g + 1), name + ".indptr descends");
         const int64_t count = indptr.at(strips);
         expect(indices.shape(0) == count && tiles.shape(0) == count && tiles.shape(1) == kTileN &&
                    tiles.shape(2) == kTileK,
@@ -191,10 +194,12 @@ void bind_encoder(py::module_& module) {
              "ids int32 [tokens], types int32 [tokens] or None, cu_seqlens int32 [sequences + 1] -> float32 "
              "[sequences, outputs] (logits), [sequences, hidden] (pooled) or [tokens, hidden] (hidden).")
         .def_property_readonly("threads", [](const PyEncoder& e) { return e.encoder->threads(); })
-        .def_property_readonly("weight_bytes", [](const PyEncoder& e) { return e.encoder->weight_bytes(); },
-                               "Bytes of packed weights, embedding tables not counted.")
-        .def_property_readonly("scratch_bytes", [](const PyEncoder& e) { return e.encoder->scratch_bytes(); },
-                               "Bytes of scratch memory of idle contexts.");
+        .def_property_readonly(
+            "weight_bytes", [](const PyEncoder& e) { return e.encoder->weight_bytes(); },
+            "Bytes of packed weights, embedding tables not counted.")
+        .def_property_readonly(
+            "scratch_bytes", [](const PyEncoder& e) { return e.encoder->scratch_bytes(); },
+            "Bytes of scratch memory of idle contexts.");
 }
 
 }  // namespace approxrt

@@ -73,8 +73,8 @@ py::tuple unpack(const Panels& p) {
     for (int32_t i = 0; i < p.rows; ++i)
         for (int32_t j = 0; j < p.k; ++j) {
             const char* at = p.data.as<char>() + panel_offset(l, p.k, i, j);
-            const int value = l.element_size == 1 ? *reinterpret_cast<const uint8_t*>(at)
-                                                  : *reinterpret_cast<const int16_t*>(at);
+            const int value =
+                l.element_size == 1 ? *reinterpret_cast<const uint8_t*>(at) : *reinterpret_cast<const int16_t*>(at);
             q.mutable_at(i, j) = static_cast<int8_t>(value - l.bias);
         }
     return py::make_tuple(q, scales);
@@ -89,8 +89,9 @@ struct Int8Linear {
         expect(p.k == w.k, "panels have " + std::to_string(p.k) + " inputs, the weights " + std::to_string(w.k));
         expect(p.kernels->layout.mr == kernels->layout.mr, "panels were made for another instruction set");
         const int64_t padded = static_cast<int64_t>(w.strips) * kTileN;
-        GemmInt8Args a{p.data.as<void>(), p.scales.as<float>(), p.rows, &w, 0, w.strips, y, padded, residual, padded,
-                       act, accumulators};
+        GemmInt8Args a{
+            p.data.as<void>(), p.scales.as<float>(), p.rows, &w, 0, w.strips, y, padded, residual, padded, act,
+            accumulators};
         py::gil_scoped_release release;
         kernels->gemm_int8(a);
     }
@@ -148,8 +149,8 @@ Array<int32_t> int8_accumulate(const Int8Linear& self, const Panels& p) {
     return accumulators;
 }
 
-Array<float> gemm_f32(const py::array& x_any, const py::array& w_any, const py::array& bias_any,
-                      const std::string& act, const std::string& isa) {
+Array<float> gemm_f32(const py::array& x_any, const py::array& w_any, const py::array& bias_any, const std::string& act,
+                      const std::string& isa) {
     auto x = typed<float>(x_any, 2, "x"), w = typed<float>(w_any, 2, "w"), bias = typed<float>(bias_any, 1, "bias");
     const auto rows = static_cast<int32_t>(x.shape(0)), k = static_cast<int32_t>(x.shape(1));
     const auto n = static_cast<int32_t>(w.shape(0));
@@ -204,8 +205,8 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
     Array<float> out({queries, d});
     std::memset(out.mutable_data(), 0, sizeof(float) * out.size());
     AlignedBuffer scratch(sizeof(float) * attention_scratch_floats(n, d));
-    AttentionArgs a{q.data(), k.data(), v.data(), d, d, n, d, query_begin, query_end, scale, out.mutable_data(), d,
-                    scratch.as<float>()};
+    AttentionArgs a{q.data(),           k.data(), v.data(),           d, d, n, d, query_begin, query_end, scale,
+                    out.mutable_data(), d,        scratch.as<float>()};
     {
         py::gil_scoped_release release;
         table(isa).attention(a);
@@ -236,8 +237,9 @@ Array<float> embedding(const py::array& word, const py::object& word_scale, cons
     a.rows = static_cast<int32_t>(ids.shape(0));
     expect(position.shape(1) == a.width && positions.shape(0) == a.rows, "shapes of tables and ids do not fit");
     for (int32_t i = 0; i < a.rows; ++i)
-        expect(ids.at(i) >= 0 && ids.at(i) < word.shape(0) && positions.at(i) >= 0 && positions.at(i) < position.shape(0),
-               "id or position out of range");
+        expect(
+            ids.at(i) >= 0 && ids.at(i) < word.shape(0) && positions.at(i) >= 0 && positions.at(i) < position.shape(0),
+            "id or position out of range");
     if (!token_type.is_none()) {
         type_table = typed<float>(token_type, 2, "token_type");
         expect(type_table.shape(1) == a.width, "token_type has another width");
@@ -268,8 +270,10 @@ void bind_kernels(py::module_& parent) {
         .def("unpack", &unpack, "(q int8 [rows, k], scales float32 [rows])")
         .def_readonly("rows", &Panels::rows)
         .def_readonly("k", &Panels::k);
-    module.def("quantize_rows", [](const py::array& x, const std::string& isa) { return quantize(typed<float>(x, 2, "x"), isa); },
-               py::arg("x"), py::arg("isa") = "", "Quantise float32 [rows, k] per row.");
+    module.def(
+        "quantize_rows",
+        [](const py::array& x, const std::string& isa) { return quantize(typed<float>(x, 2, "x"), isa); }, py::arg("x"),
+        py::arg("isa") = "", "Quantise float32 [rows, k] per row.");
     module.def("panels_from_int8", &panels_from_int8, py::arg("q"), py::arg("isa") = "",
                "Panels with given integers and scales of 1.");
     py::class_<Int8Linear>(module, "Int8Linear", "Packed int8 weights, dense or block-sparse.")
@@ -277,9 +281,10 @@ void bind_kernels(py::module_& parent) {
         .def_static("bsr", &bsr_linear, py::arg("n"), py::arg("k"), py::arg("indptr"), py::arg("indices"),
                     py::arg("tiles"), py::arg("scale"), py::arg("bias"), py::arg("isa") = "")
         .def("accumulate", &int8_accumulate, py::arg("panels"), "Corrected int32 sums [rows, round_up(n, 16)].")
-        .def("forward", &int8_forward, py::arg("panels"), py::arg("residual") = py::none(),
-             py::arg("act") = "identity", "float32 [rows, round_up(n, 16)].")
-        .def_property_readonly("tiles", [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
+        .def("forward", &int8_forward, py::arg("panels"), py::arg("residual") = py::none(), py::arg("act") = "identity",
+             "float32 [rows, round_up(n, 16)].")
+        .def_property_readonly("tiles",
+                               [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
         .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });
     module.def("gemm_f32", &gemm_f32, py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("act") = "identity",
                py::arg("isa") = "");
@@ -287,18 +292,25 @@ void bind_kernels(py::module_& parent) {
                py::arg("isa") = "");
     module.def("softmax", &softmax, py::arg("x"), py::arg("scale") = 1.0f, py::arg("isa") = "");
     module.def("activation", &activation, py::arg("x"), py::arg("act"), py::arg("isa") = "");
-    module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"),
-               py::arg("isa") = "", py::arg("query_begin") = 0, py::arg("query_end") = -1);
+    module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("isa") = "",
+               py::arg("query_begin") = 0, py::arg("query_end") = -1);
     module.def("embedding", &embedding, py::arg("word"), py::arg("word_scale"), py::arg("position"),
                py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "");
-    module.def("peak_int8", [](int64_t iterations, const std::string& isa) {
-        py::gil_scoped_release release;
-        return table(isa).peak_int8(iterations);
-    }, py::arg("iterations"), py::arg("isa") = "", "Products executed by that many rounds of register-only int8 work.");
-    module.def("peak_f32", [](int64_t iterations, const std::string& isa) {
-        py::gil_scoped_release release;
-        return table(isa).peak_f32(iterations);
-    }, py::arg("iterations"), py::arg("isa") = "", "The same for float32.");
+    module.def(
+        "peak_int8",
+        [](int64_t iterations, const std::string& isa) {
+            py::gil_scoped_release release;
+            return table(isa).peak_int8(iterations);
+        },
+        py::arg("iterations"), py::arg("isa") = "",
+        "Products executed by that many rounds of register-only int8 work.");
+    module.def(
+        "peak_f32",
+        [](int64_t iterations, const std::string& isa) {
+            py::gil_scoped_release release;
+            return table(isa).peak_f32(iterations);
+        },
+        py::arg("iterations"), py::arg("isa") = "", "The same for float32.");
 }
 
 }  // namespace approxrt

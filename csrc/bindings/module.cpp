@@ -17,8 +17,9 @@ PYBIND11_MODULE(_C, module) {
 #else
     module.attr("sanitized") = false;
 #endif
-    module.def("detected_isa", [] { return std::string(isa_name(detected_isa())); },
-               "The best instruction-set level of this CPU and operating system.");
+    module.def(
+        "detected_isa", [] { return std::string(isa_name(detected_isa())); },
+        "The best instruction-set level of this CPU and operating system.");
     module.def(
         "supported_isas",
         [] {
@@ -27,8 +28,9 @@ PYBIND11_MODULE(_C, module) {
             return names;
         },
         "Levels that can run here, ascending.");
-    module.def("resolve_isa", [](const std::string& name) { return std::string(isa_name(resolve_isa(name))); },
-               "A level's name checked against this machine; '' is the detected one. Raises ValueError.");
+    module.def(
+        "resolve_isa", [](const std::string& name) { return std::string(isa_name(resolve_isa(name))); },
+        "A level's name checked against this machine; '' is the detected one. Raises ValueError.");
     module.def(
         "chosen_kernels",
         [](const std::string& isa) {

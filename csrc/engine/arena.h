@@ -9,7 +9,7 @@ namespace approxrt {
 
 // A buffer that only ever grows. `floats(n)` is valid until the next call with a larger n.
 class Scratch {
-   public:
+  public:
     template <class T>
     T* get(size_t count) {
         if (count * sizeof(T) > buffer_.size()) {
@@ -20,7 +20,7 @@ class Scratch {
     }
     size_t bytes() const { return buffer_.size(); }
 
-   private:
+  private:
     AlignedBuffer buffer_;
 };
 
@@ -28,9 +28,7 @@ class Scratch {
 struct ThreadScratch {
     Scratch panels, scales, wide, narrow, attention;
 
-    size_t bytes() const {
-        return panels.bytes() + scales.bytes() + wide.bytes() + narrow.bytes() + attention.bytes();
-    }
+    size_t bytes() const { return panels.bytes() + scales.bytes() + wide.bytes() + narrow.bytes() + attention.bytes(); }
 };
 
 // What one call needs. Calls that run at the same time have one each.

@@ -43,8 +43,16 @@ struct Encoder::Pass {
     float* attended;
 
     Pass(const Encoder& e, const Batch& b, Context& context)
-        : encoder(e), m(e.model_), k(e.kernels_), pool(*e.pool_), batch(b), c(context), tokens(b.tokens()),
-          sequences(b.sequences), h_padded(round_up(m.hidden, kTileN)), a_padded(0) {
+        : encoder(e),
+          m(e.model_),
+          k(e.kernels_),
+          pool(*e.pool_),
+          batch(b),
+          c(context),
+          tokens(b.tokens()),
+          sequences(b.sequences),
+          h_padded(round_up(m.hidden, kTileN)),
+          a_padded(0) {
         for (const EncoderLayer& layer : m.layers)
             a_padded = std::max(a_padded, round_up(layer.num_heads * layer.head_dim, kTileN));
         x = c.x.get<float>(tokens * h_padded);
@@ -310,8 +318,8 @@ void Encoder::check(const Batch& batch) const {
         const int32_t begin = batch.cu_seqlens[i], n = batch.cu_seqlens[i + 1] - begin;
         if (n < 1) fail("sequence " + std::to_string(i) + " is empty: give at least one token id");
         if (n > e.max_positions)
-            fail("sequence " + std::to_string(i) + " has " + std::to_string(n) + " tokens, the model has positions for " +
-                 std::to_string(e.max_positions) + ": cut it");
+            fail("sequence " + std::to_string(i) + " has " + std::to_string(n) +
+                 " tokens, the model has positions for " + std::to_string(e.max_positions) + ": cut it");
         for (int32_t t = begin; t < begin + n; ++t) {
             if (batch.ids[t] < 0 || batch.ids[t] >= e.vocab)
                 fail("sequence " + std::to_string(i) + ", token " + std::to_string(t - begin) + ": id " +

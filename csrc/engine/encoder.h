@@ -71,7 +71,7 @@ struct Batch {
 };
 
 class Encoder {
-   public:
+  public:
     Encoder(EncoderModel model, const KernelTable& kernels, std::shared_ptr<ThreadPool> pool);
     ~Encoder();
 
@@ -90,7 +90,7 @@ class Encoder {
     size_t weight_bytes() const;
     size_t scratch_bytes() const;
 
-   private:
+  private:
     struct Pass;
 
     Context* acquire() const;

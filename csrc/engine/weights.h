@@ -9,7 +9,7 @@
 namespace approxrt {
 
 class Linear {
-   public:
+  public:
     explicit Linear(F32Weights w) : f32_(std::move(w)) {}
     explicit Linear(Int8Weights w) : int8_(std::move(w)) {}
 
@@ -36,7 +36,7 @@ class Linear {
     };
     void run(const KernelTable& kernels, const Rows& rows, ThreadScratch& scratch) const;
 
-   private:
+  private:
     std::optional<F32Weights> f32_;
     std::optional<Int8Weights> int8_;
 };

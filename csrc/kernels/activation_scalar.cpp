@@ -10,12 +10,16 @@ namespace approxrt {
 float activate_scalar(float x, Act act) {
     const double d = x;
     switch (act) {
-        case Act::kGelu: return static_cast<float>(d * 0.5 * std::erfc(-d * 0.70710678118654752440));
+        case Act::kGelu:
+            return static_cast<float>(d * 0.5 * std::erfc(-d * 0.70710678118654752440));
         case Act::kGeluTanh:
             return static_cast<float>(0.5 * d * (1.0 + std::tanh(0.79788456080286535588 * (d + 0.044715 * d * d * d))));
-        case Act::kRelu: return x > 0.0f ? x : 0.0f;
-        case Act::kTanh: return static_cast<float>(std::tanh(d));
-        case Act::kIdentity: break;
+        case Act::kRelu:
+            return x > 0.0f ? x : 0.0f;
+        case Act::kTanh:
+            return static_cast<float>(std::tanh(d));
+        case Act::kIdentity:
+            break;
     }
     return x;
 }

@@ -14,17 +14,22 @@ namespace {
 template <class Body>
 inline void with_act(Act act, const Body& body) {
     switch (act) {
-        case Act::kGelu: return body([](Vec x) { return gelu(x); });
-        case Act::kGeluTanh: return body([](Vec x) { return gelu_tanh(x); });
-        case Act::kRelu: return body([](Vec x) { return max(x, zero()); });
-        case Act::kTanh: return body([](Vec x) { return tanh(x); });
-        case Act::kIdentity: return body([](Vec x) { return x; });
+        case Act::kGelu:
+            return body([](Vec x) { return gelu(x); });
+        case Act::kGeluTanh:
+            return body([](Vec x) { return gelu_tanh(x); });
+        case Act::kRelu:
+            return body([](Vec x) { return max(x, zero()); });
+        case Act::kTanh:
+            return body([](Vec x) { return tanh(x); });
+        case Act::kIdentity:
+            return body([](Vec x) { return x; });
     }
 }
 
 // sums [rows][16] of tokens row.. and strip `strip`, corrected already.
-[[maybe_unused]] __attribute__((noinline)) void finish_int8(const GemmInt8Args& a, int32_t row, int32_t rows, int32_t strip,
-                                           const int32_t* sums) {
+[[maybe_unused]] __attribute__((noinline)) void finish_int8(const GemmInt8Args& a, int32_t row, int32_t rows,
+                                                            int32_t strip, const int32_t* sums) {
     constexpr int W = Vec::kWidth, kCount = kTileN / W;
     const PackedInt8& w = *a.w;
     const int64_t column = static_cast<int64_t>(strip) * kTileN;
@@ -51,8 +56,8 @@ inline void with_act(Act act, const Body& body) {
 }
 
 // sums [rows][16], bias not yet added.
-[[maybe_unused]] __attribute__((noinline)) void finish_f32(const GemmF32Args& a, int32_t row, int32_t rows, int32_t strip,
-                                          const float* sums) {
+[[maybe_unused]] __attribute__((noinline)) void finish_f32(const GemmF32Args& a, int32_t row, int32_t rows,
+                                                           int32_t strip, const float* sums) {
     const int64_t column = static_cast<int64_t>(strip) * kTileN;
     with_act(a.act, [&](auto act) {
         for (int32_t r = 0; r < rows; ++r) {

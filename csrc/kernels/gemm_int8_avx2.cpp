@@ -27,13 +27,14 @@ constexpr int64_t kTileBytes = kTileN * kTileK;
 // spills the accumulators.
 inline __attribute__((always_inline)) void multiply_add(const char* x, __m256i w0, __m256i w1, __m256i (&acc)[2]) {
     __m256i p0, p1;
-    __asm__("vpbroadcastd %[x], %[p0]\n\t"
-            "vpmaddwd %[w1], %[p0], %[p1]\n\t"
-            "vpmaddwd %[w0], %[p0], %[p0]\n\t"
-            "vpaddd %[p1], %[a1], %[a1]\n\t"
-            "vpaddd %[p0], %[a0], %[a0]"
-            : [a0] "+x"(acc[0]), [a1] "+x"(acc[1]), [p0] "=&x"(p0), [p1] "=&x"(p1)
-            : [w0] "x"(w0), [w1] "x"(w1), [x] "m"(*reinterpret_cast<const int32_t*>(x)));
+    __asm__(
+        "vpbroadcastd %[x], %[p0]\n\t"
+        "vpmaddwd %[w1], %[p0], %[p1]\n\t"
+        "vpmaddwd %[w0], %[p0], %[p0]\n\t"
+        "vpaddd %[p1], %[a1], %[a1]\n\t"
+        "vpaddd %[p0], %[a0], %[a0]"
+        : [a0] "+x"(acc[0]), [a1] "+x"(acc[1]), [p0] "=&x"(p0), [p1] "=&x"(p1)
+        : [w0] "x"(w0), [w1] "x"(w1), [x] "m"(*reinterpret_cast<const int32_t*>(x)));
 }
 
 template <int MR>
@@ -78,8 +79,6 @@ struct Rows {
 
 }  // namespace
 
-void gemm_int8_avx2(const GemmInt8Args& a) {
-    gemm_int8_blocks<6, Rows>(a, kLayout);
-}
+void gemm_int8_avx2(const GemmInt8Args& a) { gemm_int8_blocks<6, Rows>(a, kLayout); }
 
 }  // namespace approxrt

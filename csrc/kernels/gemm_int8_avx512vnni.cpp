@@ -64,8 +64,6 @@ struct Rows {
 
 }  // namespace
 
-void gemm_int8_avx512vnni(const GemmInt8Args& a) {
-    gemm_int8_blocks<24, Rows>(a, kLayout);
-}
+void gemm_int8_avx512vnni(const GemmInt8Args& a) { gemm_int8_blocks<24, Rows>(a, kLayout); }
 
 }  // namespace approxrt

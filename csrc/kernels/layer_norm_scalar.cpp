@@ -14,8 +14,7 @@ void layer_norm_scalar(const LayerNormArgs& a) {
         const double mean = sum / a.width;
         for (int32_t i = 0; i < a.width; ++i) squares += (x[i] - mean) * (x[i] - mean);
         const double inv = 1.0 / std::sqrt(squares / a.width + a.eps);
-        for (int32_t i = 0; i < a.width; ++i)
-            y[i] = static_cast<float>((x[i] - mean) * inv) * a.gamma[i] + a.beta[i];
+        for (int32_t i = 0; i < a.width; ++i) y[i] = static_cast<float>((x[i] - mean) * inv) * a.gamma[i] + a.beta[i];
     }
 }
 

@@ -24,7 +24,8 @@ int64_t peak_int8_avx2(int64_t iterations) {
         "dec %[left]\n\tjnz 1b\n\tvzeroupper"
         : [left] "+r"(left)
         :
-        : "cc", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm12", "ymm13", "ymm14", "ymm15");
+        : "cc", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11",
+          "ymm12", "ymm13", "ymm14", "ymm15");
     return iterations * 12 * 16;
 }
 
@@ -48,7 +49,8 @@ int64_t peak_f32_avx2(int64_t iterations) {
         "dec %[left]\n\tjnz 1b\n\tvzeroupper"
         : [left] "+r"(left)
         :
-        : "cc", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm12", "ymm13", "ymm14", "ymm15");
+        : "cc", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11",
+          "ymm12", "ymm13", "ymm14", "ymm15");
     return iterations * 12 * 8;
 }
 

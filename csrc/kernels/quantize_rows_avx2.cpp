@@ -19,7 +19,8 @@ inline __m128i quantize8(__m256 x, __m256 inv) {
 
 void quantize_rows_avx2(const QuantizeRowsArgs& a) {
     const size_t panel_bytes = kLayout.panel_bytes(a.k), group = kLayout.group_bytes();
-    const int32_t whole = a.k / 8 * 8, rest = a.k - whole, groups = static_cast<int32_t>(round_up(a.k, kTileK) / kTileK);
+    const int32_t whole = a.k / 8 * 8, rest = a.k - whole,
+                  groups = static_cast<int32_t>(round_up(a.k, kTileK) / kTileK);
     char* base = static_cast<char*>(a.panels);
     for (int32_t t = 0; t < a.rows; ++t) {
         const float* x = a.x + t * a.ldx;
@@ -50,7 +51,8 @@ void quantize_rows_avx2(const QuantizeRowsArgs& a) {
     // Tokens that only fill the last panel: the GEMM computes whole register blocks of what is there.
     for (int32_t t = a.rows; t % kLayout.mr; ++t) {
         char* out = base + (t / kLayout.mr) * panel_bytes + (t % kLayout.mr) * 8;
-        for (int32_t g = 0; g < groups; ++g, out += group) _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_setzero_si128());
+        for (int32_t g = 0; g < groups; ++g, out += group)
+            _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_setzero_si128());
     }
 }
 

@@ -27,7 +27,8 @@ inline void store_groups(char* out, size_t group, __m128i q, int groups) {
 
 void quantize_rows_avx512vnni(const QuantizeRowsArgs& a) {
     const size_t panel_bytes = kLayout.panel_bytes(a.k), group = kLayout.group_bytes();
-    const int32_t whole = a.k / 16 * 16, rest = a.k - whole, groups = static_cast<int32_t>(round_up(a.k, kTileK) / kTileK);
+    const int32_t whole = a.k / 16 * 16, rest = a.k - whole,
+                  groups = static_cast<int32_t>(round_up(a.k, kTileK) / kTileK);
     char* base = static_cast<char*>(a.panels);
     for (int32_t t = 0; t < a.rows; ++t) {
         const float* x = a.x + t * a.ldx;

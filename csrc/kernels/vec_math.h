@@ -60,11 +60,16 @@ inline Vec gelu_tanh(Vec x) {
 
 inline Vec activate(Vec x, Act act) {
     switch (act) {
-        case Act::kGelu: return gelu(x);
-        case Act::kGeluTanh: return gelu_tanh(x);
-        case Act::kRelu: return max(x, zero());
-        case Act::kTanh: return tanh(x);
-        case Act::kIdentity: break;
+        case Act::kGelu:
+            return gelu(x);
+        case Act::kGeluTanh:
+            return gelu_tanh(x);
+        case Act::kRelu:
+            return max(x, zero());
+        case Act::kTanh:
+            return tanh(x);
+        case Act::kIdentity:
+            break;
     }
     return x;
 }
