@@ -53,7 +53,7 @@ bench: build     ## Benchmark ARTIFACTS against all peers: make bench ARTIFACTS=
 	$(BIN)/approxrt bench $(ARTIFACTS) --against all --checkpoint $(CHECKPOINT) $(BENCH_ARGS)
 
 microbench: build ## Benchmark every kernel
-	$(BIN)/python -m pytest -q bench --benchmark-only
+	$(BIN)/python -m pytest -q bench/bench_*.py --benchmark-only
 
 readme: install  ## Regenerate the README's table from bench/results
 	$(BIN)/python bench/readme_tables.py
