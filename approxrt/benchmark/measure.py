@@ -8,6 +8,7 @@ ratios of medians within one run.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import subprocess
@@ -168,8 +169,10 @@ def _open_peers(
         log(f"{peer.name}: building from {source.checkpoint}")
         try:
             module = family_module(peer.family)
-            path = module.prepare(peer.variant, source, work)
-            engine = module.open_engine(peer.variant, path, threads)
+            # Exporters and quantisers talk on stdout, which belongs to the command's answer.
+            with contextlib.redirect_stdout(sys.stderr):
+                path = module.prepare(peer.variant, source, work)
+                engine = module.open_engine(peer.variant, path, threads)
             info = {"size_mb": _size_mb(path)}
             contestants.append(Contestant(peer.name, peer.family, peer.variant, path, engine, info=info))
         except Exception as error:
