@@ -233,7 +233,7 @@ code=$(tr -d '\r' <"$RUN/console" | sed -n 's/^guest: exit \([0-9]*\)$/\1/p' | t
 if [ -z "$code" ]; then
     echo "run.sh: the guest ended without an exit code (timeout $TIMEOUT s?); its console:" >&2
     tail -n 20 "$RUN/console" >&2
-    grep -iE 'panic|fatal' "$RUN/bochs.log" 2>/dev/null | tail -5 >&2
+    grep -iE 'panic|fatal' "$RUN/bochs.log" 2>/dev/null | tail -5 >&2 || true
     exit 125
 fi
 exit "$code"
