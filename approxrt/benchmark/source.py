@@ -60,9 +60,12 @@ class Source:
 
         return AutoConfig.from_pretrained(self.checkpoint, local_files_only=True)
 
-    def module(self, attention: str = "sdpa") -> Any:
-        """The f32 module in eval mode: forward(input_ids i64[b, s], attention_mask i64[b, s] | None) -> f32[b, n]."""
-        return build_module(self.checkpoint, attention)
+    def module(self, attention: str = "sdpa", additive_mask: bool = True) -> Any:
+        """The f32 module in eval mode: forward(input_ids i64[b, s], attention_mask i64[b, s] | None) -> f32[b, n].
+
+        `additive_mask` hands the model (1 - mask) * -10000 in place of the 0/1 mask that it would expand itself.
+        """
+        return build_module(self.checkpoint, attention, additive_mask)
 
     @cached_property
     def sample_ids(self) -> list[list[int]]:
@@ -88,7 +91,7 @@ class Source:
             return [module(torch.tensor([ids]), None).numpy()[0] for ids in self.sample_ids]
 
 
-def build_module(checkpoint: Path, attention: str = "sdpa") -> Any:
+def build_module(checkpoint: Path, attention: str = "sdpa", additive_mask: bool = True) -> Any:
     """See `Source.module`."""
     import torch
     import transformers
@@ -109,11 +112,11 @@ def build_module(checkpoint: Path, attention: str = "sdpa") -> Any:
             self.model = model
 
         def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
-            bias = None
-            if attention_mask is not None:
-                # The classic additive form: exporters and graph optimisers know it.
-                bias = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * -10000.0
-            out = self.model(input_ids=input_ids, attention_mask=bias)
+            mask = attention_mask
+            if mask is not None and additive_mask:
+                # The classic form, which every exporter knows.
+                mask = (1.0 - mask[:, None, None, :].to(torch.float32)) * -10000.0
+            out = self.model(input_ids=input_ids, attention_mask=mask)
             if classifies:
                 return out.logits
             hidden = out.last_hidden_state
