@@ -142,7 +142,7 @@ struct AttentionArgs {
 };
 constexpr int kAttentionRows = 8;  // queries that a kernel may hold at a time
 constexpr int64_t attention_scratch_floats(int64_t n, int64_t head_dim) {
-    // transposed keys, a padded copy of the values, a block of scores
+    // keys and values in strips of 16, a block of scores
     return round_up(head_dim, 16) * round_up(n, 16) * 2 + kAttentionRows * round_up(n, 16) + 64;
 }
 

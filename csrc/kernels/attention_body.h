@@ -1,5 +1,5 @@
 // Exact softmax attention of one head on Vec, in blocks of MR queries:
-//   S = Q K^T  (keys transposed once, so that both products use the same register block)
+//   S = Q K^T  (keys re-laid once, so that both products use the same register block)
 //   P = exp(scale (S - max)), and O = (P V) / sum P.
 // A block's scores (MR x n floats) stay in L1 up to about a thousand keys.
 #pragma once
@@ -14,10 +14,9 @@ namespace {
 
 struct AttentionBlock {
     const AttentionArgs* a;
-    const float* kt;  // [head_dim][n16]
-    const float* v;   // [n][>= head_dim, readable in whole strips of 16]
-    int64_t ldv;
-    float* p;  // [MR][n16]
+    const float* keys;    // [n16 / 16][head_dim][16]
+    const float* values;  // [head_dim / 16, rounded up][n][16]
+    float* p;             // [MR][n16]
     int64_t n16;
     int32_t query;
 };
@@ -28,14 +27,14 @@ struct AttentionRows {
         const AttentionArgs& a = *block.a;
         Vec c[MR][kVecs];
         for (int64_t j = 0; j < block.n16; j += 16) {
-            micro_f32<MR>(a.q + block.query * a.ldq, a.ldq, block.kt + j, block.n16, a.head_dim, c);
+            micro_f32<MR>(a.q + block.query * a.ldq, a.ldq, block.keys + j * a.head_dim, a.head_dim, c);
             for (int r = 0; r < MR; ++r)
                 for (int v = 0; v < kVecs; ++v) store(block.p + r * block.n16 + j + v * Vec::kWidth, c[r][v]);
         }
         float inv_sum[MR];
         softmax({block.p, block.n16, MR, a.n, a.scale, inv_sum});
         for (int32_t column = 0; column < a.head_dim; column += 16) {
-            micro_f32<MR>(block.p, block.n16, block.v + column, block.ldv, a.n, c);
+            micro_f32<MR>(block.p, block.n16, block.values + column * static_cast<int64_t>(a.n), a.n, c);
             for (int r = 0; r < MR; ++r) {
                 const Vec inv = set1(inv_sum[r]);
                 float* out = a.out + (block.query + r) * a.ldo + column;
@@ -54,23 +53,30 @@ struct AttentionRows {
 template <int MR>
 inline void attention(const AttentionArgs& a) {
     const int64_t n16 = round_up(a.n, 16), d16 = round_up(a.head_dim, 16);
-    float* kt = a.scratch;
-    float* values = kt + d16 * n16;
+    float* keys = a.scratch;
+    float* values = keys + d16 * n16;
     float* p = values + d16 * n16;
-    for (int32_t c = 0; c < a.head_dim; ++c) {
-        float* row = kt + c * n16;
-        for (int32_t j = 0; j < a.n; ++j) row[j] = a.k[j * a.ld + c];
-        for (int64_t j = a.n; j < n16; ++j) row[j] = 0.0f;
+    // Keys and values are re-laid first as strips of 16, the layout of packed weights: k-major and
+    // contiguous. In place they lie a multiple of 512 bytes apart, where a sequence's worth of rows shares
+    // a few sets of L1 and would be fetched from L2 again for every block of queries.
+    for (int64_t j = 0; j < n16; ++j) {
+        float* strip = keys + j / 16 * 16 * a.head_dim + j % 16;
+        const float* key = a.k + j * a.ld;
+        for (int32_t c = 0; c < a.head_dim; ++c) strip[c * 16] = j < a.n ? key[c] : 0.0f;
     }
-    AttentionBlock block{&a, kt, a.v, a.ld, p, n16, 0};
-    if (d16 != a.head_dim) {
+    for (int32_t column = 0; column < a.head_dim; column += 16) {
+        float* strip = values + column * static_cast<int64_t>(a.n);
+        const int32_t width = a.head_dim - column < 16 ? a.head_dim - column : 16;
         for (int32_t j = 0; j < a.n; ++j) {
-            for (int32_t c = 0; c < a.head_dim; ++c) values[j * d16 + c] = a.v[j * a.ld + c];
-            for (int64_t c = a.head_dim; c < d16; ++c) values[j * d16 + c] = 0.0f;
+            const float* value = a.v + j * a.ld + column;
+            if (width == 16) {
+                for (int v = 0; v < kVecs; ++v) store(strip + j * 16 + v * Vec::kWidth, load(value + v * Vec::kWidth));
+            } else {
+                for (int c = 0; c < 16; ++c) strip[j * 16 + c] = c < width ? value[c] : 0.0f;
+            }
         }
-        block.v = values;
-        block.ldv = d16;
     }
+    AttentionBlock block{&a, keys, values, p, n16, 0};
     for (int32_t i = a.query_begin; i < a.query_end; i += MR) {
         block.query = i;
         with_rows<MR, AttentionRows>(a.query_end - i < MR ? a.query_end - i : MR, block);

@@ -21,7 +21,7 @@ struct GemmF32Rows {
         const PackedF32& w = *a.w;
         const int64_t column = static_cast<int64_t>(block.strip) * kTileN;
         Vec c[MR][kVecs];
-        micro_f32<MR>(a.x + block.row * a.ldx, a.ldx, w.w + column * w.k, kTileN, w.k, c);
+        micro_f32<MR>(a.x + block.row * a.ldx, a.ldx, w.w + column * w.k, w.k, c);
         alignas(64) float sums[MR * kTileN];
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r)

@@ -1,4 +1,5 @@
-// The register block of all float32 products: C[MR][16] = sum_k A[r][k] B[k][0..15].
+// The register block of all float32 products: C[MR][16] = sum_k A[r][k] B[k][0..15],
+// with B packed: 16 contiguous values a k.
 //
 // AVX2: 6 x 16 = 12 accumulators + 2 vectors of B + 1 broadcast = 15 of 16 registers; 12 FMAs a step
 // hide the latency of 4 cycles at 2 a cycle, for 8 loads. AVX-512: 8 x 16, one zmm a row.
@@ -14,8 +15,8 @@ namespace {
 constexpr int kVecs = 16 / Vec::kWidth;  // vectors in a strip of 16 columns
 
 template <int MR>
-inline __attribute__((always_inline)) void micro_f32(const float* a, int64_t lda, const float* b, int64_t ldb,
-                                                     int64_t k, Vec (&c)[MR][kVecs]) {
+inline __attribute__((always_inline)) void micro_f32(const float* a, int64_t lda, const float* b, int64_t k,
+                                                     Vec (&c)[MR][kVecs]) {
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 2
@@ -23,7 +24,7 @@ inline __attribute__((always_inline)) void micro_f32(const float* a, int64_t lda
     for (int64_t i = 0; i < k; ++i) {
         Vec bv[kVecs];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) bv[v] = load(b + i * ldb + v * Vec::kWidth);
+        for (int v = 0; v < kVecs; ++v) bv[v] = load(b + i * 16 + v * Vec::kWidth);
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r) {
             const Vec x = broadcast(a + r * lda + i);
