@@ -52,8 +52,10 @@ bench: build     ## Benchmark ARTIFACTS against all peers: make bench ARTIFACTS=
 	$(PIP) install -c constraints.txt -e ".[bench]" --no-build-isolation
 	$(BIN)/approxrt bench $(ARTIFACTS) --against all --checkpoint $(CHECKPOINT) $(BENCH_ARGS)
 
-microbench: build ## Benchmark every kernel
-	$(BIN)/python -m pytest -q bench/bench_*.py --benchmark-only
+microbench: build ## Benchmark every kernel, to bench/results/kernels-NAME.json: make microbench REPORT=NAME
+	@mkdir -p build
+	$(BIN)/python -m pytest -q bench/bench_*.py --benchmark-only --benchmark-json=build/microbench.json $(BENCH_ARGS)
+	$(BIN)/python bench/kernel_report.py build/microbench.json $(if $(REPORT),--name $(REPORT))
 
 readme: install  ## Regenerate the README's table from bench/results
 	$(BIN)/python bench/readme_tables.py

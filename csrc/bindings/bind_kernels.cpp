@@ -1,5 +1,6 @@
 // Single kernels for tests and benchmarks: one call, one kernel, at a level of the caller's choice.
 #include <cstring>
+#include <utility>
 
 #include "../pack.h"
 #include "arrays.h"
@@ -149,18 +150,42 @@ Array<int32_t> int8_accumulate(const Int8Linear& self, const Panels& p) {
     return accumulators;
 }
 
-Array<float> gemm_f32(const py::array& x_any, const py::array& w_any, const py::array& bias_any, const std::string& act,
+// float32 weights packed once, for products timed without the packing.
+struct F32Linear {
+    F32Weights weights;
+    int32_t k;
+
+    F32Linear(const py::array& w_any, const py::array& bias_any) : F32Linear(checked(w_any, bias_any)) {}
+
+    Array<float> forward(const py::array& x_any, const std::string& act, const std::string& isa) const {
+        auto x = typed<float>(x_any, 2, "x");
+        expect(x.shape(1) == k, "shapes of x, w and bias do not fit");
+        const auto rows = static_cast<int32_t>(x.shape(0));
+        const PackedF32& p = weights.packed();
+        const int64_t padded = static_cast<int64_t>(p.strips) * kTileN;
+        Array<float> y({static_cast<int64_t>(rows), padded});
+        table(isa).gemm_f32({x.data(), k, rows, &p, 0, p.strips, y.mutable_data(), padded, nullptr, 0, parse_act(act)});
+        return y;
+    }
+
+  private:
+    using Checked = std::pair<Array<float>, Array<float>>;
+
+    static Checked checked(const py::array& w_any, const py::array& bias_any) {
+        auto w = typed<float>(w_any, 2, "w"), bias = typed<float>(bias_any, 1, "bias");
+        expect(bias.shape(0) == w.shape(0), "shapes of x, w and bias do not fit");
+        return {w, bias};
+    }
+
+    explicit F32Linear(const Checked& c)
+        : weights(static_cast<int32_t>(c.first.shape(0)), static_cast<int32_t>(c.first.shape(1)), c.first.data(),
+                  c.second.data()),
+          k(static_cast<int32_t>(c.first.shape(1))) {}
+};
+
+Array<float> gemm_f32(const py::array& x, const py::array& w, const py::array& bias, const std::string& act,
                       const std::string& isa) {
-    auto x = typed<float>(x_any, 2, "x"), w = typed<float>(w_any, 2, "w"), bias = typed<float>(bias_any, 1, "bias");
-    const auto rows = static_cast<int32_t>(x.shape(0)), k = static_cast<int32_t>(x.shape(1));
-    const auto n = static_cast<int32_t>(w.shape(0));
-    expect(w.shape(1) == k && bias.shape(0) == n, "shapes of x, w and bias do not fit");
-    F32Weights weights(n, k, w.data(), bias.data());
-    const PackedF32& p = weights.packed();
-    const int64_t padded = static_cast<int64_t>(p.strips) * kTileN;
-    Array<float> y({static_cast<int64_t>(rows), padded});
-    table(isa).gemm_f32({x.data(), k, rows, &p, 0, p.strips, y.mutable_data(), padded, nullptr, 0, parse_act(act)});
-    return y;
+    return F32Linear(w, bias).forward(x, act, isa);
 }
 
 Array<float> layer_norm(const py::array& x_any, const py::array& gamma_any, const py::array& beta_any, float eps,
@@ -174,14 +199,14 @@ Array<float> layer_norm(const py::array& x_any, const py::array& gamma_any, cons
     return y;
 }
 
-Array<float> softmax(const py::array& x_any, float scale, const std::string& isa) {
+Array<float> softmax(const py::array& x_any, float scale, const std::string& isa, bool normalise) {
     auto x = typed<float>(x_any, 2, "x");
     const auto rows = static_cast<int32_t>(x.shape(0)), n = static_cast<int32_t>(x.shape(1));
     expect(n > 0, "x has no columns");
     Array<float> y({rows, n}), inv(rows);
     std::memcpy(y.mutable_data(), x.data(), sizeof(float) * x.size());
     table(isa).softmax({y.mutable_data(), n, rows, n, scale, inv.mutable_data()});
-    for (int32_t i = 0; i < rows; ++i)
+    for (int32_t i = 0; i < rows && normalise; ++i)
         for (int32_t j = 0; j < n; ++j) y.mutable_at(i, j) *= inv.at(i);
     return y;
 }
@@ -286,11 +311,17 @@ void bind_kernels(py::module_& parent) {
         .def_property_readonly("tiles",
                                [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
         .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });
+    py::class_<F32Linear>(module, "F32Linear", "Packed float32 weights.")
+        .def(py::init<const py::array&, const py::array&>(), py::arg("w"), py::arg("bias"))
+        .def("forward", &F32Linear::forward, py::arg("x"), py::arg("act") = "identity", py::arg("isa") = "",
+             "float32 [rows, round_up(n, 16)].");
     module.def("gemm_f32", &gemm_f32, py::arg("x"), py::arg("w"), py::arg("bias"), py::arg("act") = "identity",
                py::arg("isa") = "");
     module.def("layer_norm", &layer_norm, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("eps"),
                py::arg("isa") = "");
-    module.def("softmax", &softmax, py::arg("x"), py::arg("scale") = 1.0f, py::arg("isa") = "");
+    module.def("softmax", &softmax, py::arg("x"), py::arg("scale") = 1.0f, py::arg("isa") = "",
+               py::arg("normalise") = true,
+               "Softmax of rows; without `normalise` as the kernel leaves it: not yet divided by the row's sum.");
     module.def("activation", &activation, py::arg("x"), py::arg("act"), py::arg("isa") = "");
     module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("isa") = "",
                py::arg("query_begin") = 0, py::arg("query_end") = -1);
