@@ -1,25 +1,26 @@
 #!/bin/bash
 # Builds the Bochs that run.sh uses, into build/emulated/bochs (five minutes on two cores, once).
 #
+#   tests/emulated/build_bochs.sh bochs_3.0+dfsg.orig.tar.xz      the upstream tarball of Debian's source package
+#
 # Debian 12's own package (2.7) is no use here: its debugger is compiled in, which makes it 20 times slower.
-# This takes the 3.0 sources from Debian's archive and changes one thing: the Skylake-X model, which Linux 6.1
+# This takes the 3.0 sources and changes one thing: the Skylake-X model, which Linux 6.1
 # boots on without trouble, says in CPUID leaf 7 that it has AVX512_VNNI when `add_features=avx512vnni` asks for
 # it (the instructions themselves are enabled by that option alone). The Ice Lake model has VNNI, but the kernel
 # crawls on it.
 #
-# Needs: g++, make, curl, xz-utils
+# Needs: g++, make, perl, xz-utils
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 CACHE=${EMULATED_CACHE:-$ROOT/build/emulated}
-URL=http://deb.debian.org/debian/pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz
+TARBALL=$(realpath "${1:?usage: build_bochs.sh bochs_3.0+dfsg.orig.tar.xz}")
 SHA256=78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b
 
 mkdir -p "$CACHE"
 work=$CACHE/bochs.tmp
 rm -rf "$work" && mkdir "$work" && cd "$work"
-curl -fsS -o bochs.tar.xz "$URL"
-echo "$SHA256  bochs.tar.xz" | sha256sum -c --quiet
-tar -xf bochs.tar.xz --strip-components=1
+echo "$SHA256  $TARBALL" | sha256sum -c --quiet
+tar -xf "$TARBALL" --strip-components=1
 perl -0pi -e 's/(get_std_cpuid_leaf_7\(Bit32u.*?leaf->ecx = )0;/$1is_cpu_extension_supported(BX_ISA_AVX512_VNNI) ? 1u << 11 : 0;/s' \
     cpu/cpudb/intel/corei7_skylake-x.cc
 grep -q AVX512_VNNI cpu/cpudb/intel/corei7_skylake-x.cc || { echo "the patch did not apply" >&2; exit 1; }
