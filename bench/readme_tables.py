@@ -1,7 +1,7 @@
 """Writes the README's results from bench/results/*.json; with --check, says whether they are up to date.
 
-Each file is a document of `approxrt bench --out`. Files named `latency-*.json` hold fixed shapes, one table each;
-others are ignored here.
+`latency-*.json` are documents of `approxrt bench --out`, one table each; `accuracy-*.json` of bench/accuracy.py.
+Other files are ignored here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ OURS = "approxrt"
 
 def render(results: Path) -> str:
     """The Markdown between the markers."""
-    parts = [table(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(results.glob("latency-*.json"))]
+    parts = [
+        make(json.loads(path.read_text(encoding="utf-8")))
+        for pattern, make in (("latency-*.json", table), ("accuracy-*.json", accuracy_table))
+        for path in sorted(results.glob(pattern))
+    ]
     return "\n\n".join(parts) if parts else "No measurements are committed yet."
 
 
@@ -50,6 +54,22 @@ def table(doc: dict[str, Any]) -> str:
         lines.append(f"| {engine['name']} | " + " | ".join(cells) + " |")
     if doc["left_out"]:
         lines += ["", "Left out: " + "; ".join(f"{name} ({why})" for name, why in doc["left_out"].items())]
+    return "\n".join(lines)
+
+
+def accuracy_table(doc: dict[str, Any]) -> str:
+    """One document of bench/accuracy.py: a row a task and variant."""
+    lines = [
+        "**Accuracy of plain conversions** (no data used, nothing retrained), evaluated by the runtime on the task's "
+        "dev set. Flip rate: share of answers that differ from f32's. The sparse rows: magnitude pruning alone.",
+        "",
+        "| task | artifact | metrics | flip rate | MB |",
+        "|---|---|---|---:|---:|",
+    ]
+    for row in doc["rows"]:
+        metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in row["metrics"].items())
+        flips = "-" if row["flip_rate"] is None else f"{100 * row['flip_rate']:.2f} %"
+        lines.append(f"| {row['task']} | {row['variant']} | {metrics} | {flips} | {row['megabytes']:.1f} |")
     return "\n".join(lines)
 
 
