@@ -155,7 +155,7 @@ def show(document: dict[str, Any], results: dict[str, tuple[float, np.ndarray]],
             *(f"{ms:.1f}" for ms in times),
             ratios,
         )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table, highlight=False)
     console.print(FOOTNOTE.replace("[1]", "\\[1]"), highlight=False)
 
