@@ -6,7 +6,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export APPROXRT_WERROR ?= 1
 
 KERNEL_TESTS = tests/test_gemm_int8.py tests/test_gemm_f32.py tests/test_quantize_rows.py tests/test_attention.py \
-               tests/test_softmax.py tests/test_layer_norm.py tests/test_activation.py tests/test_embedding.py
+               tests/test_softmax.py tests/test_layer_norm.py tests/test_activation.py tests/test_embedding.py \
+               tests/test_encoder.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: help install build test lint format demo bench microbench readme asan tsan clean
@@ -64,8 +65,10 @@ readme: install  ## Regenerate the README's table from bench/results
 asan: install    ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	bench/sanitize.sh address,undefined libasan.so $(BIN)/python $(KERNEL_TESTS)
 
+# torch does not survive ThreadSanitizer, so the tests that compare with it stay out.
 tsan: install    ## Thread pool and encoder tests under ThreadSanitizer
-	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/test_threads.py tests/test_encoder.py
+	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/test_threads.py tests/test_encoder.py \
+		-k "not logits and not every_kind"
 
 clean:           ## Remove build products (not .venv)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

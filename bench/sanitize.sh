@@ -19,6 +19,6 @@ case $library in /*) ;; *) echo "sanitize.sh: ${CXX:-g++} has no $runtime" >&2; 
 # Python itself leaks on purpose; libstdc++ comes first so that exceptions meet their interceptor.
 export LD_PRELOAD="$library $(${CXX:-g++} -print-file-name=libstdc++.so.6)"
 export ASAN_OPTIONS=detect_leaks=0:strict_init_order=1 UBSAN_OPTIONS=print_stacktrace=1
-export TSAN_OPTIONS=halt_on_error=1
+export TSAN_OPTIONS=halt_on_error=1:die_after_fork=0
 export PYTHONPATH=$tree OPENBLAS_NUM_THREADS=1 PYTHONMALLOC=malloc
 exec "$python" -m pytest -q -p no:cacheprovider "$@"
