@@ -40,7 +40,7 @@ BIOS=${EMULATED_BIOS:-/usr/share/bochs}
 TIMEOUT=${EMULATED_TIMEOUT:-3600}
 PYTHON=${PYTHON:-python3}
 PY_PACKAGES="numpy numpy.libs pytest _pytest pluggy iniconfig packaging pygments py.py hypothesis _hypothesis_globals.py
-  sortedcontainers attr attrs typing_extensions.py safetensors tokenizers tokenizers.libs"
+  sortedcontainers typer rich click shellingham markdown_it mdurl annotated_doc attr attrs typing_extensions.py safetensors tokenizers tokenizers.libs"
 
 die() { echo "run.sh: $*" >&2; exit 125; }
 
@@ -164,7 +164,7 @@ for name in names:
             shutil.copy2(found, target / name)
             break
 PY
-    (cd "$ROOT" && tar -cf - --exclude=__pycache__ --exclude=emulated approxrt kernels pyproject.toml \
+    (cd "$ROOT" && tar -cf - --exclude=__pycache__ --exclude=emulated approxrt kernels csrc pyproject.toml \
         $(ls -d tests bench 2>/dev/null)) | tar -C "$DISK/repo" -xf -
     find "$DISK/site" "$DISK/repo" "$DISK$stdlib" -name '*.so*' -type f -print0 | xargs -0 -n 200 ldd 2>/dev/null |
         grep -oE '=> /[^ ]+' | cut -c4- | sort -u | grep -v "^$DISK" | while read -r library; do
