@@ -34,10 +34,15 @@ def table(doc: dict[str, Any]) -> str:
     peers = [e["name"] for e in doc["engines"] if e["family"] != OURS]
     isa = "AVX-512 VNNI" if "avx512_vnni" in machine["isa"] else "AVX2, no AVX-512" if "avx2" in machine["isa"] else "-"
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "openvino") if name in versions)
+    fixed = all(" x " in workload for workload in workloads)
+    what = (
+        "Median milliseconds for a batch x tokens, full sequences"
+        if fixed
+        else "Median milliseconds for all texts of a file, lengths as they come (peers: sorted by length, padded)"
+    )
     lines = [
-        f"**{doc.get('title') or doc['checkpoint']}** on {machine['cpu']} ({isa}), {doc['threads']} threads. Median "
-        f"milliseconds for a batch x tokens, full sequences, all engines in turns in one run; in brackets: times "
-        f"faster than the best peer. {named}.",
+        f"**{Path(doc['checkpoint']).name}** on {machine['cpu']} ({isa}), {doc['threads']} threads. {what}, all "
+        f"engines in turns in one run; in brackets: times faster than the best peer. {named}.",
         "",
         "| engine | " + " | ".join(workloads) + " | model MB | first answer s |",
         "|---|" + "---:|" * (len(workloads) + 2),
