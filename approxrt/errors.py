@@ -44,6 +44,8 @@ class MissingDependencyError(ApproxrtError, ImportError):
 class ArtifactError(ApproxrtError):
     """An artifact cannot be read or written. `faults` lists everything that is wrong with it."""
 
+    SHOWN = 40  # faults that the message spells out
+
     def __init__(self, path: object, faults: Sequence[str]) -> None:
         self.path = str(path)
         self.faults = tuple(faults)
@@ -51,8 +53,11 @@ class ArtifactError(ApproxrtError):
         if len(self.faults) == 1:
             super().__init__(head + self.faults[0])
         else:
-            lines = "".join(f"\n  - {fault}" for fault in self.faults)
-            super().__init__(f"{head}{len(self.faults)} faults{lines}")
+            shown = self.faults[: self.SHOWN]
+            lines = "".join(f"\n  - {fault}" for fault in shown)
+            left = len(self.faults) - len(shown)
+            rest = f"\n  and {left} more, all in the error's `faults`" if left else ""
+            super().__init__(f"{head}{len(self.faults)} faults{lines}{rest}")
 
 
 class CheckpointError(ApproxrtError):

@@ -108,6 +108,7 @@ def _views(file_name: str, header: dict[str, Any], buffer: mmap.mmap, start: int
     tensors: dict[str, Tensor] = {}
     faults: list[str] = []
     extents: list[tuple[int, int, str]] = []
+    cut: list[tuple[int, str]] = []
     for name, entry in header.items():
         parsed = _parse_entry(entry)
         if isinstance(parsed, str):
@@ -115,9 +116,7 @@ def _views(file_name: str, header: dict[str, Any], buffer: mmap.mmap, start: int
             continue
         dtype, shape, begin, end = parsed
         if end > available:
-            faults.append(
-                f"tensor {name!r} ends at byte {end} of the data, but {file_name} holds {available}: truncated"
-            )
+            cut.append((end, name))
             continue
         extents.append((begin, end, name))
         count = math.prod(shape)
@@ -126,6 +125,13 @@ def _views(file_name: str, header: dict[str, Any], buffer: mmap.mmap, start: int
         data = data.reshape(shape)
         data.flags.writeable = False
         tensors[name] = Tensor(dtype, data)
+    if cut:
+        # One cause, one fault: naming every tensor behind the cut would bury the others.
+        end, name = min(cut)
+        more = f" and so do {len(cut) - 1} more" if len(cut) > 1 else ""
+        faults.append(
+            f"tensor {name!r} ends at byte {end} of the data{more}, but {file_name} holds {available}: truncated"
+        )
     extents.sort()
     position = 0
     for begin, end, name in extents:
