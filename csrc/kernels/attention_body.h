@@ -12,6 +12,8 @@
 namespace approxrt {
 namespace {
 
+constexpr int32_t kPrefetchRows = 12;
+
 struct AttentionBlock {
     const AttentionArgs* a;
     const float* keys;    // [n16 / 16][head_dim][16]
@@ -59,10 +61,20 @@ inline void attention(const AttentionArgs& a) {
     // Keys and values are re-laid first as strips of 16, the layout of packed weights: k-major and
     // contiguous. In place they lie a multiple of 512 bytes apart, where a sequence's worth of rows shares
     // a few sets of L1 and would be fetched from L2 again for every block of queries.
-    for (int64_t j = 0; j < n16; ++j) {
+    for (int32_t j = 0; j < a.n; ++j) {
         float* strip = keys + j / 16 * 16 * a.head_dim + j % 16;
         const float* key = a.k + j * a.ld;
-        for (int32_t c = 0; c < a.head_dim; ++c) strip[c * 16] = j < a.n ? key[c] : 0.0f;
+        // Rows lie on different pages, where no hardware prefetcher follows.
+        if (j + kPrefetchRows < a.n)
+            for (int32_t c = 0; c < a.head_dim; c += 16) {
+                __builtin_prefetch(key + kPrefetchRows * a.ld + c);
+                __builtin_prefetch(a.v + (j + kPrefetchRows) * a.ld + c);
+            }
+        for (int32_t c = 0; c < a.head_dim; ++c) strip[c * 16] = key[c];
+    }
+    for (int64_t j = a.n; j < n16; ++j) {
+        float* strip = keys + j / 16 * 16 * a.head_dim + j % 16;
+        for (int32_t c = 0; c < a.head_dim; ++c) strip[c * 16] = 0.0f;
     }
     for (int32_t column = 0; column < a.head_dim; column += 16) {
         float* strip = values + column * static_cast<int64_t>(a.n);
