@@ -42,6 +42,7 @@ struct Encoder::Pass {
     float* x;
     float* qkv;
     float* attended;
+    const bool profiling;
 
     Pass(const Encoder& e, const Batch& b, Context& context)
         : encoder(e),
@@ -53,7 +54,9 @@ struct Encoder::Pass {
           tokens(b.tokens()),
           sequences(b.sequences),
           h_padded(round_up(m.hidden, kTileN)),
-          a_padded(0) {
+          a_padded(0),
+          profiling(e.profiling_.load(std::memory_order_relaxed)) {
+        if (profiling) c.ops.assign(c.threads.size(), {});
         for (const EncoderLayer& layer : m.layers)
             a_padded = std::max(a_padded, round_up(layer.num_heads * layer.head_dim, kTileN));
         x = c.x.get<float>(tokens * h_padded);
@@ -97,12 +100,22 @@ struct Encoder::Pass {
         });
     }
 
-    void norm(const Norm& norm, const float* in, int64_t ld_in, int32_t rows, int32_t width, float* out, int64_t ld) {
+    OpTimes* account(const ThreadScratch& scratch) const {
+        return profiling ? &c.ops[&scratch - c.threads.data()] : nullptr;
+    }
+
+    void norm(const Norm& norm, const float* in, int64_t ld_in, int32_t rows, int32_t width, float* out, int64_t ld,
+              const ThreadScratch& scratch) {
+        const Timed timed(account(scratch), Op::kNorm);
         k.layer_norm({in, ld_in, rows, width, norm.gamma.data(), norm.beta.data(), m.eps, out, ld});
     }
 
-    void linear(const Linear& w, const Linear::Rows& rows, ThreadScratch& scratch) {
-        if (w.is_int8()) quantize(k, rows.x, rows.ldx, rows.rows, w.k(), scratch);
+    void linear(Op op, const Linear& w, const Linear::Rows& rows, ThreadScratch& scratch) {
+        if (w.is_int8()) {
+            const Timed timed(account(scratch), Op::kQuantize);
+            quantize(k, rows.x, rows.ldx, rows.rows, w.k(), scratch);
+        }
+        const Timed timed(account(scratch), op, w.macs() * rows.rows);
         w.run(k, rows, scratch);
     }
 
@@ -116,10 +129,13 @@ struct Encoder::Pass {
             ld = round_up(e.width, kTileN);
             out = scratch.narrow.get<float>(std::max(ld, h_padded) * rows);
         }
-        k.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch.ids + begin, positions + begin,
-                     batch.types ? batch.types + begin : nullptr, rows, e.width, out, ld});
-        norm(e.norm, out, ld, rows, e.width, out, ld);
-        if (project) linear(*e.projection, {out, ld, rows, x + begin * h_padded, h_padded}, scratch);
+        {
+            const Timed timed(account(scratch), Op::kEmbedding);
+            k.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch.ids + begin, positions + begin,
+                         batch.types ? batch.types + begin : nullptr, rows, e.width, out, ld});
+        }
+        norm(e.norm, out, ld, rows, e.width, out, ld, scratch);
+        if (project) linear(Op::kEmbedding, *e.projection, {out, ld, rows, x + begin * h_padded, h_padded}, scratch);
     }
 
     // Query, key and value of rows of x. `with_query` is false when only first tokens will ask.
@@ -130,9 +146,11 @@ struct Encoder::Pass {
         bool quantized = false;
         for (int part = with_query ? 0 : 1; part < 3; ++part) {
             if (parts[part]->is_int8() && !quantized) {
+                const Timed timed(account(scratch), Op::kQuantize);
                 quantize(k, in, h_padded, rows, m.hidden, scratch);
                 quantized = true;
             }
+            const Timed timed(account(scratch), Op::kQkv, parts[part]->macs() * rows);
             parts[part]->run(k, {in, h_padded, rows, out + part * a_padded, a_padded * 3}, scratch);
         }
     }
@@ -179,6 +197,8 @@ struct Encoder::Pass {
                 a.query_end = std::min(n, a.query_begin + kQueryChunk);
                 a.out = attended + batch.cu_seqlens[low] * a_padded + column;
             }
+            const Timed timed(account(c.threads[thread]), Op::kAttention,
+                              2ll * (a.query_end - a.query_begin) * n * layer.head_dim);
             k.attention(a);
         });
     }
@@ -187,13 +207,14 @@ struct Encoder::Pass {
     void finish_layer(const EncoderLayer& layer, float* xs, int32_t begin, int32_t rows, ThreadScratch& scratch) {
         float* residual = xs + begin * h_padded;
         float* y = scratch.narrow.get<float>(rows * h_padded);
-        linear(layer.output, {attended + begin * a_padded, a_padded, rows, y, h_padded, residual, h_padded}, scratch);
-        norm(layer.attention_norm, y, h_padded, rows, m.hidden, residual, h_padded);
+        linear(Op::kOutput, layer.output,
+               {attended + begin * a_padded, a_padded, rows, y, h_padded, residual, h_padded}, scratch);
+        norm(layer.attention_norm, y, h_padded, rows, m.hidden, residual, h_padded, scratch);
         const int64_t wide = layer.up.n_padded();
         float* inner = scratch.wide.get<float>(rows * wide);
-        linear(layer.up, {residual, h_padded, rows, inner, wide, nullptr, 0, m.activation}, scratch);
-        linear(layer.down, {inner, wide, rows, y, h_padded, residual, h_padded}, scratch);
-        norm(layer.ffn_norm, y, h_padded, rows, m.hidden, residual, h_padded);
+        linear(Op::kUp, layer.up, {residual, h_padded, rows, inner, wide, nullptr, 0, m.activation}, scratch);
+        linear(Op::kDown, layer.down, {inner, wide, rows, y, h_padded, residual, h_padded}, scratch);
+        norm(layer.ffn_norm, y, h_padded, rows, m.hidden, residual, h_padded, scratch);
     }
 
     int32_t length(int32_t i) const { return batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]; }
@@ -239,7 +260,8 @@ struct Encoder::Pass {
         float* first = gather_first_tokens();
         float* q = c.first_q.get<float>(sequences * a_padded);
         blocks(sequences, [&](int32_t begin, int32_t rows, ThreadScratch& scratch) {
-            linear(layer.query, {first + begin * h_padded, h_padded, rows, q + begin * a_padded, a_padded}, scratch);
+            linear(Op::kQkv, layer.query, {first + begin * h_padded, h_padded, rows, q + begin * a_padded, a_padded},
+                   scratch);
         });
         attend(layer, q);
         blocks(sequences, [&](int32_t begin, int32_t rows, ThreadScratch& scratch) {
@@ -250,7 +272,8 @@ struct Encoder::Pass {
 
     const float* mean_pool() {
         float* pooled = c.pooled.get<float>(sequences * h_padded);
-        pool.run(sequences, [&](int i, int) {
+        pool.run(sequences, [&](int i, int thread) {
+            const Timed timed(account(c.threads[thread]), Op::kPooling);
             float* out = pooled + i * h_padded;
             std::memset(out, 0, sizeof(float) * h_padded);
             for (int32_t t = batch.cu_seqlens[i]; t < batch.cu_seqlens[i + 1]; ++t)
@@ -276,13 +299,13 @@ struct Encoder::Pass {
         if (m.head.dense) {
             const int64_t wide = m.head.dense->n_padded();
             float* dense = c.dense.get<float>(sequences * wide);
-            linear(*m.head.dense, {rows, ld, sequences, dense, wide, nullptr, 0, m.head.dense_act}, scratch);
+            linear(Op::kHead, *m.head.dense, {rows, ld, sequences, dense, wide, nullptr, 0, m.head.dense_act}, scratch);
             rows = dense;
             ld = wide;
         }
         const int64_t padded = m.head.out->n_padded();
         float* logits = scratch.narrow.get<float>(sequences * padded);
-        linear(*m.head.out, {rows, ld, sequences, logits, padded}, scratch);
+        linear(Op::kHead, *m.head.out, {rows, ld, sequences, logits, padded}, scratch);
         copy_rows(logits, padded, sequences, m.head.out->n(), out);
     }
 };
@@ -350,7 +373,12 @@ void Encoder::forward(const Batch& batch, Output what, float* out) const {
         Context* context;
         ~Lease() { encoder.release(context); }
     } lease{*this, acquire()};
-    Pass(*this, batch, *lease.context).run(what, out);
+    const int64_t begin = now_ns();
+    Pass pass(*this, batch, *lease.context);
+    pass.run(what, out);
+    if (!pass.profiling) return;
+    for (const OpTimes& ops : lease.context->ops) profile_.add(ops);
+    profile_.add_pass(now_ns() - begin);
 }
 
 size_t Encoder::weight_bytes() const {
