@@ -142,8 +142,24 @@ struct AttentionArgs {
 };
 constexpr int kAttentionRows = 8;  // queries that a kernel may hold at a time
 constexpr int64_t attention_scratch_floats(int64_t n, int64_t head_dim) {
-    // keys and values in strips of 16, a block of scores
-    return round_up(head_dim, 16) * round_up(n, 16) * 2 + kAttentionRows * round_up(n, 16) + 64;
+    // Keys and values in strips of 16, a block of scores. The 16-bit kernel needs half of the first, and beside the
+    // scores two scales a key, a block of sums and 16 rows that wait to be re-laid (or a block of queries).
+    return round_up(head_dim, 16) * (round_up(n, 16) * 2 + kAttentionRows + 16) +
+           (kAttentionRows + 2) * round_up(n, 16) + 64;
+}
+
+// The arithmetic of attention_int16, for linears that are int8 themselves. Rows of q and k become integers of at most
+// L = int16_dot_limit(head_dim), rows of v integers of at most kValueLimit, each with its own scale max|x| / limit;
+//   s_ij = scale sq_i sk_j (Q_i . K_j),  e_ij = exp(s_ij - max_j s_ij),  P_ij = round(e_ij sv_j / max_j sv_j *
+//   kWeightLimit) out_i = max_j sv_j / kWeightLimit * sum_j P_ij V_j / sum_j e_ij
+// int32 sums cannot overflow: L^2 head_dim < 2^31, and P V is summed over kWeightChunk keys at most before it becomes
+// float (128 * 4095 * 4096 < 2^31).
+constexpr int kWeightChunk = 128;
+constexpr float kWeightLimit = 4095.0f, kValueLimit = 4096.0f;
+constexpr float int16_dot_limit(int64_t head_dim) {
+    int64_t limit = 32767;
+    while (limit * limit * head_dim > 2147483647) limit = limit * 15 / 16;
+    return static_cast<float>(limit);
 }
 
 // out[t] = word[ids[t]] + position[positions[t]] (+ token_type[types[t]]).

@@ -12,6 +12,7 @@ using ArgsOf_layer_norm = LayerNormArgs;
 using ArgsOf_softmax = SoftmaxArgs;
 using ArgsOf_activation = ActivationArgs;
 using ArgsOf_attention = AttentionArgs;
+using ArgsOf_attention_int16 = AttentionArgs;
 using ArgsOf_embedding = EmbeddingArgs;
 
 #define KERNEL(family, isa, mr, nr, kr) void family##_##isa(const ArgsOf_##family&);

@@ -220,7 +220,7 @@ Array<float> activation(const py::array& x_any, const std::string& act, const st
 }
 
 Array<float> attention(const py::array& q_any, const py::array& k_any, const py::array& v_any, float scale,
-                       const std::string& isa, int32_t query_begin, int32_t query_end) {
+                       const std::string& isa, int32_t query_begin, int32_t query_end, bool int16) {
     auto q = typed<float>(q_any, 2, "q"), k = typed<float>(k_any, 2, "k"), v = typed<float>(v_any, 2, "v");
     const auto queries = static_cast<int32_t>(q.shape(0));
     const auto n = static_cast<int32_t>(k.shape(0)), d = static_cast<int32_t>(k.shape(1));
@@ -234,7 +234,7 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
                     out.mutable_data(), d,        scratch.as<float>()};
     {
         py::gil_scoped_release release;
-        table(isa).attention(a);
+        (int16 ? table(isa).attention_int16 : table(isa).attention)(a);
     }
     return out;
 }
@@ -324,7 +324,7 @@ void bind_kernels(py::module_& parent) {
                "Softmax of rows; without `normalise` as the kernel leaves it: not yet divided by the row's sum.");
     module.def("activation", &activation, py::arg("x"), py::arg("act"), py::arg("isa") = "");
     module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("isa") = "",
-               py::arg("query_begin") = 0, py::arg("query_end") = -1);
+               py::arg("query_begin") = 0, py::arg("query_end") = -1, py::arg("int16") = false);
     module.def("embedding", &embedding, py::arg("word"), py::arg("word_scale"), py::arg("position"),
                py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "");
     module.def(

@@ -161,6 +161,8 @@ struct Encoder::Pass {
         // tasks[i]: first task of sequence i; a sequence has heads x chunks tasks.
         int32_t* tasks = c.tasks.get<int32_t>(sequences + 1);
         const int64_t longest = longest_sequence();
+        // Beside int8 linears the 16-bit products lose nothing; an f32 model keeps float arithmetic throughout.
+        const bool int16 = layer.query.is_int8() && layer.key.is_int8() && layer.value.is_int8();
         for (ThreadScratch& t : c.threads) t.attention.get<float>(attention_scratch_floats(longest, layer.head_dim));
         tasks[0] = 0;
         for (int32_t i = 0; i < sequences; ++i)
@@ -199,7 +201,7 @@ struct Encoder::Pass {
             }
             const Timed timed(account(c.threads[thread]), Op::kAttention,
                               2ll * (a.query_end - a.query_begin) * n * layer.head_dim);
-            k.attention(a);
+            (int16 ? k.attention_int16 : k.attention)(a);
         });
     }
 
