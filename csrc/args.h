@@ -65,9 +65,9 @@ struct GemmInt8Args {
     int32_t rows;
     const PackedInt8* w;
     int32_t strip_begin, strip_end;
-    float* y;  // column 0 of strip 0
-    int64_t ldy;
-    const float* residual;  // null: none; added after the activation
+    float* y;  // column 0 of strip_begin: strip g of token t goes to y + (g - strip_begin) * y_strip + t * ldy
+    int64_t ldy, y_strip;
+    const float* residual;  // null: none; column 0 of strip_begin; rows in one piece; added after the activation
     int64_t ldr;
     Act act;
     int32_t* accumulators;  // null in production; else [rows, strips * 16] receives the corrected int32 sums
@@ -87,8 +87,8 @@ struct GemmF32Args {
     int32_t rows;
     const PackedF32* w;
     int32_t strip_begin, strip_end;
-    float* y;
-    int64_t ldy;
+    float* y;  // as in GemmInt8Args
+    int64_t ldy, y_strip;
     const float* residual;
     int64_t ldr;
     Act act;
@@ -126,12 +126,14 @@ struct ActivationArgs {
 
 // One head of one sequence: out[i] = sum_j softmax_j(scale q_i.k_j) v_j for queries
 // query_begin .. query_end-1 over all n keys. No padding: n is the sequence's own length.
+// Columns come in strips of 16, as linears write them: element (i, c) of q is q[c / 16 * q_strip + i * ldq + c % 16],
+// and likewise k and v. Planes of strips (ld 16) keep a head's rows together; rows in one piece have strip 16.
 struct AttentionArgs {
     const float* q;  // [n, head_dim]
     const float* k;
     const float* v;
-    int64_t ldq;
-    int64_t ld;  // of k and v
+    int64_t ldq, q_strip;
+    int64_t ld, strip;  // of k and v
     int32_t n;
     int32_t head_dim;
     int32_t query_begin, query_end;
@@ -142,10 +144,10 @@ struct AttentionArgs {
 };
 constexpr int kAttentionRows = 8;  // queries that a kernel may hold at a time
 constexpr int64_t attention_scratch_floats(int64_t n, int64_t head_dim) {
-    // Keys and values in strips of 16, a block of scores. The 16-bit kernel needs half of the first, and beside the
-    // scores two scales a key, a block of sums and 16 rows that wait to be re-laid (or a block of queries).
+    // Keys and values in strips of 16, a block of scores and of queries. The 16-bit kernel needs half of the first (and
+    // a quarter for queries), a block of scores and of sums, 16 rows that wait to be re-laid, and three scales a token.
     return round_up(head_dim, 16) * (round_up(n, 16) * 2 + kAttentionRows + 16) +
-           (kAttentionRows + 2) * round_up(n, 16) + 64;
+           (kAttentionRows + 3) * round_up(n, 16) + 64;
 }
 
 // The arithmetic of attention_int16, for linears that are int8 themselves. Rows of q and k become integers of at most

@@ -139,8 +139,10 @@ class Reference:
             self._linear(f"{name}.{part}", x).reshape(len(x), heads, head_dim).transpose(0, 1)
             for part in ("query", "key", "value")
         )
-        weights = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(head_dim), dim=-1)
-        return (weights @ v).transpose(0, 1).reshape(len(x), heads * head_dim)
+        attend = _attention
+        if all(self.linears[f"{name}.{part}"].kind != "f32" for part in ("query", "key", "value")):
+            attend = _attention_int16
+        return attend(q, k, v, 1 / math.sqrt(head_dim)).transpose(0, 1).reshape(len(x), heads * head_dim)
 
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         bias = self.weights[f"{name}.bias"]
@@ -159,6 +161,30 @@ class Reference:
     def _real(self, array: np.ndarray) -> torch.Tensor:
         # A copy: torch warns about the read-only views of a mapped artifact.
         return torch.from_numpy(np.array(array)).to(self.dtype)
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Exact: softmax(scale q k^T) v; all [heads, tokens, head_dim]."""
+    return torch.softmax(scale * (q @ k.transpose(1, 2)), dim=-1) @ v
+
+
+def _attention_int16(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """The CPU engine's arithmetic beside int8 linears: 16-bit products (csrc/args.h, attention_int16)."""
+    limit, width = 32767, -(-q.shape[2] // 16) * 16
+    while limit * limit * width > 2**31 - 1:
+        limit = limit * 15 // 16
+    (q, sq), (k, sk), (v, sv) = _integer_rows(q, limit), _integer_rows(k, limit), _integer_rows(v, 4096)
+    scores = scale * sq * sk.transpose(1, 2) * (q @ k.transpose(1, 2))
+    e = torch.exp(scores - scores.amax(dim=2, keepdim=True))
+    largest = sv.amax(dim=1, keepdim=True)
+    p = torch.round(e * sv.transpose(1, 2) / largest.clamp(min=QUANTIZE_FLOOR) * 4095)
+    return (p @ v) * largest / 4095 / e.sum(dim=2, keepdim=True)
+
+
+def _integer_rows(x: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(integers of at most `limit`, scale [..., 1]) of the rows of x; zeros have scale 0."""
+    scale = x.abs().amax(dim=-1, keepdim=True) / limit
+    return torch.where(scale > 0, torch.round(x / scale.clamp(min=QUANTIZE_FLOOR / limit)), 0.0), scale
 
 
 def _dense_integers(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -91,7 +91,7 @@ struct Int8Linear {
         expect(p.kernels->layout.mr == kernels->layout.mr, "panels were made for another instruction set");
         const int64_t padded = static_cast<int64_t>(w.strips) * kTileN;
         GemmInt8Args a{
-            p.data.as<void>(), p.scales.as<float>(), p.rows, &w, 0, w.strips, y, padded, residual, padded, act,
+            p.data.as<void>(), p.scales.as<float>(), p.rows, &w, 0, w.strips, y, padded, kTileN, residual, padded, act,
             accumulators};
         py::gil_scoped_release release;
         kernels->gemm_int8(a);
@@ -164,7 +164,8 @@ struct F32Linear {
         const PackedF32& p = weights.packed();
         const int64_t padded = static_cast<int64_t>(p.strips) * kTileN;
         Array<float> y({static_cast<int64_t>(rows), padded});
-        table(isa).gemm_f32({x.data(), k, rows, &p, 0, p.strips, y.mutable_data(), padded, nullptr, 0, parse_act(act)});
+        table(isa).gemm_f32(
+            {x.data(), k, rows, &p, 0, p.strips, y.mutable_data(), padded, kTileN, nullptr, 0, parse_act(act)});
         return y;
     }
 
@@ -230,7 +231,7 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
     Array<float> out({queries, d});
     std::memset(out.mutable_data(), 0, sizeof(float) * out.size());
     AlignedBuffer scratch(sizeof(float) * attention_scratch_floats(n, d));
-    AttentionArgs a{q.data(),           k.data(), v.data(),           d, d, n, d, query_begin, query_end, scale,
+    AttentionArgs a{q.data(),           k.data(), v.data(),           d, 16, d, 16, n, d, query_begin, query_end, scale,
                     out.mutable_data(), d,        scratch.as<float>()};
     {
         py::gil_scoped_release release;

@@ -5,71 +5,12 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
-#include <string>
-#include <vector>
 
 #include "../thread_pool.h"
-#include "profile.h"
-#include "weights.h"
+#include "context.h"
+#include "model.h"
 
 namespace approxrt {
-
-enum class Pooling { kCls, kMean };
-
-struct Norm {
-    std::vector<float> gamma, beta;
-};
-
-struct EncoderLayer {
-    int32_t num_heads, head_dim, intermediate;
-    Linear query, key, value, output, up, down;
-    Norm attention_norm, ffn_norm;
-};
-
-// Tables stay where the caller has them (a memory map): the owner keeps them alive.
-struct Embeddings {
-    int32_t vocab, width, max_positions, types;
-    const float* word = nullptr;
-    const int8_t* word_q = nullptr;
-    const float* word_scale = nullptr;
-    const float* position = nullptr;
-    const float* token_type = nullptr;
-    Norm norm;
-    std::optional<Linear> projection;
-};
-
-struct Head {
-    Pooling pooling;
-    Act dense_act = Act::kTanh;
-    std::optional<Linear> dense, out;
-};
-
-struct EncoderModel {
-    int32_t hidden;
-    float eps;
-    Act activation;
-    Embeddings embeddings;
-    std::vector<EncoderLayer> layers;
-    Head head;
-};
-
-// What a forward pass returns.
-enum class Output {
-    kHidden,  // [tokens, hidden]: the last hidden states
-    kPooled,  // [sequences, hidden]
-    kLogits,  // [sequences, outputs]
-};
-
-// tokens of all sequences one after the other; sequence i is cu_seqlens[i] .. cu_seqlens[i+1]-1.
-struct Batch {
-    const int32_t* ids;
-    const int32_t* types;  // null: all 0
-    const int32_t* cu_seqlens;
-    int32_t sequences;
-
-    int32_t tokens() const { return cu_seqlens[sequences]; }
-};
 
 class Encoder {
   public:
@@ -96,8 +37,8 @@ class Encoder {
     size_t scratch_bytes() const;
 
   private:
-    struct Pass;
-
+    void run(const Batch& batch, Output what, float* out, Context& context) const;
+    void run_head(const float* pooled, int32_t sequences, float* out, Context& context) const;
     Context* acquire() const;
     void release(Context* context) const;
 

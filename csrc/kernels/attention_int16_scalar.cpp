@@ -6,9 +6,11 @@
 namespace approxrt {
 namespace {
 
-float scale_of(const float* x, int32_t d, float limit) {
+int64_t at(int32_t c, int64_t strip) { return c / 16 * strip + c % 16; }
+
+float scale_of(const float* x, int64_t strip, int32_t d, float limit) {
     float peak = 0.0f;
-    for (int32_t c = 0; c < d; ++c) peak = std::fmax(peak, std::fabs(x[c]));
+    for (int32_t c = 0; c < d; ++c) peak = std::fmax(peak, std::fabs(x[at(c, strip)]));
     return peak > kQuantizeFloor ? peak / limit : 0.0f;
 }
 
@@ -23,18 +25,18 @@ void attention_int16_scalar(const AttentionArgs& a) {
     float* key_scales = value_scales + a.n;
     float largest = 0.0f;
     for (int32_t j = 0; j < a.n; ++j) {
-        key_scales[j] = scale_of(a.k + j * a.ld, a.head_dim, limit);
-        value_scales[j] = scale_of(a.v + j * a.ld, a.head_dim, kValueLimit);
+        key_scales[j] = scale_of(a.k + j * a.ld, a.strip, a.head_dim, limit);
+        value_scales[j] = scale_of(a.v + j * a.ld, a.strip, a.head_dim, kValueLimit);
         largest = std::fmax(largest, value_scales[j]);
     }
     for (int32_t i = a.query_begin; i < a.query_end; ++i) {
         const float* q = a.q + i * a.ldq;
-        const float query_scale = scale_of(q, a.head_dim, limit);
+        const float query_scale = scale_of(q, a.q_strip, a.head_dim, limit);
         float max = -INFINITY, sum = 0.0f;
         for (int32_t j = 0; j < a.n; ++j) {
             int32_t s = 0;
             for (int32_t c = 0; c < a.head_dim; ++c)
-                s += rounded(q[c], query_scale) * rounded(a.k[j * a.ld + c], key_scales[j]);
+                s += rounded(q[at(c, a.q_strip)], query_scale) * rounded(a.k[j * a.ld + at(c, a.strip)], key_scales[j]);
             p[j] = a.scale * query_scale * key_scales[j] * static_cast<float>(s);
             max = p[j] > max ? p[j] : max;
         }
@@ -48,7 +50,7 @@ void attention_int16_scalar(const AttentionArgs& a) {
             for (int32_t first = 0; first < a.n; first += kWeightChunk) {
                 int32_t o = 0;
                 for (int32_t j = first; j < a.n && j < first + kWeightChunk; ++j)
-                    o += static_cast<int32_t>(p[j]) * rounded(a.v[j * a.ld + c], value_scales[j]);
+                    o += static_cast<int32_t>(p[j]) * rounded(a.v[j * a.ld + at(c, a.strip)], value_scales[j]);
                 total += static_cast<float>(o);
             }
             a.out[i * a.ldo + c] = total * (largest / kWeightLimit) / sum;

@@ -37,6 +37,9 @@ inline void with_act(Act act, const Body& body) {
         for (int32_t r = 0; r < rows; ++r)
             for (int o = 0; o < kTileN; ++o)
                 a.accumulators[(row + r) * static_cast<int64_t>(w.strips) * kTileN + column + o] = sums[r * kTileN + o];
+    const int64_t behind = strip - a.strip_begin;
+    float* out = a.y + behind * a.y_strip;
+    const float* residual = a.residual ? a.residual + behind * kTileN : nullptr;
     Vec scale[kCount], bias[kCount];
     for (int v = 0; v < kCount; ++v) {
         scale[v] = load(w.scale + column + v * W);
@@ -48,8 +51,8 @@ inline void with_act(Act act, const Body& body) {
             const Vec s = broadcast(a.act_scales + t);
             for (int v = 0; v < kCount; ++v) {
                 Vec y = act(fma(load_i32(sums + r * kTileN + v * W), mul(s, scale[v]), bias[v]));
-                if (a.residual) y = add(y, load(a.residual + t * a.ldr + column + v * W));
-                store(a.y + t * a.ldy + column + v * W, y);
+                if (residual) y = add(y, load(residual + t * a.ldr + v * W));
+                store(out + t * a.ldy + v * W, y);
             }
         }
     });
@@ -58,14 +61,16 @@ inline void with_act(Act act, const Body& body) {
 // sums [rows][16], bias not yet added.
 [[maybe_unused]] __attribute__((noinline)) void finish_f32(const GemmF32Args& a, int32_t row, int32_t rows,
                                                            int32_t strip, const float* sums) {
-    const int64_t column = static_cast<int64_t>(strip) * kTileN;
+    const int64_t column = static_cast<int64_t>(strip) * kTileN, behind = strip - a.strip_begin;
+    float* out = a.y + behind * a.y_strip;
+    const float* residual = a.residual ? a.residual + behind * kTileN : nullptr;
     with_act(a.act, [&](auto act) {
         for (int32_t r = 0; r < rows; ++r) {
             const int64_t t = row + r;
             for (int o = 0; o < kTileN; o += Vec::kWidth) {
                 Vec y = act(add(load(sums + r * kTileN + o), load(a.w->bias + column + o)));
-                if (a.residual) y = add(y, load(a.residual + t * a.ldr + column + o));
-                store(a.y + t * a.ldy + column + o, y);
+                if (residual) y = add(y, load(residual + t * a.ldr + o));
+                store(out + t * a.ldy + o, y);
             }
         }
     });

@@ -21,14 +21,14 @@ void gemm_int8_scalar(const GemmInt8Args& a) {
                 for (int o = 0; o < kTileN; ++o)
                     for (int j = 0; j < kTileK; ++j) acc[o] += static_cast<int32_t>(u[j]) * q[o * kTileK + j];
             }
-            const int64_t column = static_cast<int64_t>(g) * kTileN;
+            const int64_t column = static_cast<int64_t>(g) * kTileN, behind = g - a.strip_begin;
             for (int o = 0; o < kTileN; ++o) {
                 const int32_t sum = acc[o] - w.correction[column + o];
                 if (a.accumulators) a.accumulators[t * static_cast<int64_t>(w.strips) * kTileN + column + o] = sum;
                 float y = static_cast<float>(sum) * (a.act_scales[t] * w.scale[column + o]) + w.bias[column + o];
                 y = activate_scalar(y, a.act);
-                if (a.residual) y += a.residual[t * a.ldr + column + o];
-                a.y[t * a.ldy + column + o] = y;
+                if (a.residual) y += a.residual[t * a.ldr + behind * kTileN + o];
+                a.y[behind * a.y_strip + t * a.ldy + o] = y;
             }
         }
     }

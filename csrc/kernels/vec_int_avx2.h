@@ -28,6 +28,9 @@ inline __attribute__((always_inline)) void multiply_add(const int16_t* x, const 
         : [w0] "x"(w[0].v), [w1] "x"(w[1].v), [x] "m"(*reinterpret_cast<const int32_t*>(x)));
 }
 
+// `then` in lanes where a > b, else 0.
+inline Vec above(Vec a, Vec b, Vec then) { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), then.v)}; }
+
 // Sixteen floats, rounded to nearest even, as 16-bit integers.
 inline void store_i16(int16_t* p, const Vec (&x)[2]) {
     const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0].v), _mm256_cvtps_epi32(x[1].v));

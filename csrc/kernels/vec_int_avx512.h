@@ -30,6 +30,10 @@ inline __attribute__((always_inline)) void multiply_add(const int16_t* x, const 
 #endif
 }
 
+inline Vec above(Vec a, Vec b, Vec then) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), then.v)};
+}
+
 inline void store_i16(int16_t* p, const Vec (&x)[1]) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x[0].v)));
 }

@@ -1,0 +1,282 @@
+#include "group_pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace approxrt {
+namespace {
+
+// A thread alone takes tokens in blocks of this many: their widest activations (48 x 1536 floats are 0.3 MB) stay in
+// L2, and a layer's weights pass by once a block.
+constexpr int32_t kBlockTokens = 48;
+// A team's threads take up to this many tokens in one piece.
+constexpr int32_t kWholeTokens = 96;
+
+int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
+
+}  // namespace
+
+GroupPass::GroupPass(const EncoderModel& model, const KernelTable& kernels, const Batch& batch, Group group, Team team,
+                     Context& context, GroupScratch& scratch)
+    : m_(model),
+      k_(kernels),
+      batch_(batch),
+      group_(group),
+      team_(team),
+      c_(context),
+      g_(scratch),
+      tokens_(batch.cu_seqlens[group.end] - batch.cu_seqlens[group.begin]),
+      sequences_(group.end - group.begin),
+      hidden_(round_up(model.hidden, kTileN)) {}
+
+// Few heads can be so narrow that they share a strip of outputs; they are taken together.
+int32_t GroupPass::heads_together(const EncoderLayer& layer) {
+    for (int32_t count = 1; count < layer.num_heads; ++count)
+        if (layer.num_heads % count == 0 && count * layer.head_dim % kTileN == 0) return count;
+    return layer.num_heads;
+}
+
+bool GroupPass::reads_int8(const EncoderLayer& layer) {
+    return layer.query.is_int8() || layer.key.is_int8() || layer.value.is_int8();
+}
+
+int32_t GroupPass::block_rows(const KernelTable& kernels, int team, int32_t rows) {
+    const int32_t share = ceil_div(rows, team);
+    const int32_t most = team == 1 ? kBlockTokens : kWholeTokens;
+    const int32_t count = team * ceil_div(share, most);
+    if (count == 1) return rows;
+    // Whole panels, so that a block's rows can be quantised into its place among the group's.
+    return static_cast<int32_t>(round_up(ceil_div(rows, count), kernels.layout.mr));
+}
+
+void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, int team, int32_t tokens, int32_t sequences,
+                        int32_t longest, GroupScratch& g, std::vector<ThreadScratch>& threads) {
+    const int64_t hidden = round_up(m.hidden, kTileN);
+    const bool few = team > 1 && tokens <= kFewTokens;
+    // No more than block_rows() gives for any smaller group (it does not grow steadily).
+    const int64_t most = std::min(std::max(tokens, sequences), team == 1 ? kBlockTokens : kWholeTokens);
+    const auto rows = static_cast<int32_t>(few ? tokens : round_up(most, k.layout.mr));
+    int64_t inputs = std::max(m.hidden, m.embeddings.width), wide = 0, together = 0, inner = 0, attention = 0;
+    for (const EncoderLayer& layer : m.layers) {
+        inputs = std::max<int64_t>({inputs, layer.output.k(), layer.down.k()});
+        wide = std::max(wide, layer.up.n_padded());
+        inner = std::max(inner, layer.query.n_padded());
+        const int64_t part = few ? layer.num_heads : heads_together(layer);
+        together = std::max(together, round_up(part * layer.head_dim, kTileN));
+        attention = std::max(attention, attention_scratch_floats(longest, layer.head_dim));
+    }
+    g.x.get<float>(tokens * hidden);
+    g.first.get<float>(sequences * hidden);
+    g.attended.get<float>(tokens * inner);
+    g.quantized.reserve(k, tokens, m.hidden);
+    g.first_quantized.reserve(k, sequences, m.hidden);
+    if (few) g.shared.get<float>(tokens * (wide + hidden));
+    for (ThreadScratch& t : threads) {
+        t.quantized.reserve(k, rows, inputs);
+        t.wide.get<float>(rows * wide);
+        t.narrow.get<float>(rows * std::max<int64_t>(hidden, round_up(m.embeddings.width, kTileN)));
+        t.heads.get<float>(3 * tokens * together);
+        t.attention.get<float>(attention);
+        if (few) {
+            t.first_quantized.reserve(k, sequences, m.hidden);
+            t.x.get<float>(tokens * hidden);
+            t.first.get<float>(sequences * hidden);
+        }
+    }
+}
+
+void GroupPass::run(Output what, float* out, int64_t ld) {
+    const bool first_only = what != Output::kHidden && m_.head.pooling == Pooling::kCls;
+    few_tokens() ? encode_by_outputs(first_only) : encode(first_only);
+    if (what != Output::kHidden && !first_only) return pool_mean(out, ld);
+    const float* rows = first_only ? g_.first.get<float>(0) : g_.x.get<float>(0);
+    for (int64_t i = 0; i < (first_only ? sequences_ : tokens_); ++i)
+        std::memcpy(out + i * ld, rows + i * hidden_, sizeof(float) * m_.hidden);
+}
+
+// -- parts ---------------------------------------------------------------------
+
+void GroupPass::embed(int32_t begin, int32_t rows, float* out, ThreadScratch& scratch, OpTimes* account) {
+    const Embeddings& e = m_.embeddings;
+    const int32_t first = batch_.cu_seqlens[group_.begin] + begin;
+    const bool project = e.projection.has_value();
+    const int64_t ld = project ? round_up(e.width, kTileN) : hidden_;
+    float* sum = project ? scratch.narrow.get<float>(ld * rows) : out;
+    {
+        const Timed timed(account, Op::kEmbedding);
+        k_.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch_.ids + first,
+                      c_.positions.get<int32_t>(0) + first, batch_.types ? batch_.types + first : nullptr, rows,
+                      e.width, sum, ld});
+    }
+    {
+        const Timed timed(account, Op::kNorm);
+        k_.layer_norm({sum, ld, rows, e.width, e.norm.gamma.data(), e.norm.beta.data(), m_.eps, sum, ld});
+    }
+    if (!project) return;
+    if (e.projection->is_int8()) quantize(scratch.quantized, 0, sum, ld, rows, e.width, account);
+    linear(Op::kEmbedding, *e.projection, {sum, ld, rows, &scratch.quantized}, {out, hidden_}, account);
+}
+
+void GroupPass::norm(const Norm& norm, const float* in, int32_t rows, float* out, OpTimes* account) {
+    const Timed timed(account, Op::kNorm);
+    k_.layer_norm({in, hidden_, rows, m_.hidden, norm.gamma.data(), norm.beta.data(), m_.eps, out, hidden_});
+}
+
+void GroupPass::quantize(QuantizedRows& to, int32_t first, const float* x, int64_t ldx, int32_t rows, int32_t k,
+                         OpTimes* account) {
+    const Timed timed(account, Op::kQuantize);
+    to.fill(k_, first, x, ldx, rows, k);
+}
+
+void GroupPass::linear(Op op, const Linear& w, const In& in, const Linear::Out& out, OpTimes* account) {
+    linear(op, w, in, out, 0, w.strips(), account);
+}
+
+void GroupPass::linear(Op op, const Linear& w, const In& in, const Linear::Out& out, int32_t strip_begin,
+                       int32_t strip_end, OpTimes* account) {
+    const Timed timed(account, op, account ? w.macs(strip_begin, strip_end) * in.rows : 0);
+    w.run(k_, in, out, strip_begin, strip_end);
+}
+
+// Heads head_begin .. head_end-1 of all sequences. `queries` are the rows that ask: all of `in`, or first tokens.
+void GroupPass::attend(const EncoderLayer& layer, int32_t head_begin, int32_t head_end, const In& in, const In& queries,
+                       bool first_only, float* attended, ThreadScratch& scratch, OpTimes* account) {
+    const int32_t d = layer.head_dim, strip_begin = head_begin * d / kTileN;
+    const int32_t strip_end = ceil_div(static_cast<int64_t>(head_end) * d, kTileN);
+    const int64_t width = static_cast<int64_t>(strip_end - strip_begin) * kTileN;
+    float* q = scratch.heads.get<float>(3 * in.rows * width);
+    float* k = q + in.rows * width;
+    float* v = k + in.rows * width;
+    // Whole strips a head: planes of [rows][16], where a head's rows follow one another. Else rows in one piece.
+    const bool planes = d % kTileN == 0;
+    const int64_t ld = planes ? kTileN : width;
+    const auto strip = [&](int32_t rows) { return planes ? static_cast<int64_t>(rows) * kTileN : kTileN; };
+    const auto project = [&](const Linear& w, const In& from, float* to) {
+        linear(Op::kQkv, w, from, {to, ld, nullptr, 0, Act::kIdentity, strip(from.rows)}, strip_begin, strip_end,
+               account);
+    };
+    project(layer.query, queries, q);
+    project(layer.key, in, k);
+    project(layer.value, in, v);
+
+    // Beside int8 linears the 16-bit products lose nothing; an f32 model keeps float arithmetic throughout.
+    const bool int16 = layer.query.is_int8() && layer.key.is_int8() && layer.value.is_int8();
+    AttentionArgs a{};
+    a.ldq = a.ld = ld;
+    a.q_strip = strip(queries.rows);
+    a.strip = strip(in.rows);
+    a.head_dim = d;
+    a.scale = 1.0f / std::sqrt(static_cast<float>(d));
+    a.ldo = heads_width(layer);
+    a.scratch = scratch.attention.get<float>(0);
+    int64_t macs = 0;
+    if (account)
+        for (int32_t i = group_.begin; i < group_.end; ++i)
+            macs += 2ll * (head_end - head_begin) * length(i) * (first_only ? 1 : length(i)) * d;
+    const Timed timed(account, Op::kAttention, macs);
+    for (int32_t i = group_.begin; i < group_.end; ++i) {
+        const int64_t row = first_only ? i - group_.begin : offset(i);
+        for (int32_t head = head_begin; head < head_end; ++head) {
+            const int32_t column = head * d - strip_begin * kTileN;
+            a.q = q + column / kTileN * a.q_strip + column % kTileN + row * ld;
+            a.k = k + column / kTileN * a.strip + column % kTileN + offset(i) * ld;
+            a.v = v + (a.k - k);
+            a.n = length(i);
+            a.query_begin = 0;
+            a.query_end = first_only ? 1 : a.n;
+            a.out = attended + row * a.ldo + head * d;
+            (int16 ? k_.attention_int16 : k_.attention)(a);
+        }
+    }
+}
+
+void GroupPass::gather_first(const float* x, float* first) const {
+    for (int32_t i = group_.begin; i < group_.end; ++i)
+        std::memcpy(first + (i - group_.begin) * hidden_, x + offset(i) * hidden_, sizeof(float) * hidden_);
+}
+
+void GroupPass::pool_mean(float* out, int64_t ld) {
+    const float* x = g_.x.get<float>(0);
+    team_.run(sequences_, [&](int task, int thread) {
+        const Timed timed(account(thread), Op::kPooling);
+        const int32_t i = group_.begin + task;
+        float* sum = out + task * ld;
+        std::memset(sum, 0, sizeof(float) * m_.hidden);
+        for (int32_t t = offset(i); t < offset(i) + length(i); ++t)
+            for (int32_t j = 0; j < m_.hidden; ++j) sum[j] += x[t * hidden_ + j];
+        const float inverse = 1.0f / static_cast<float>(length(i));
+        for (int32_t j = 0; j < m_.hidden; ++j) sum[j] *= inverse;
+    });
+}
+
+// -- split by heads, then by tokens ---------------------------------------------
+
+// The last hidden states end in g_.x, or with `first_only` those of first tokens in g_.first.
+void GroupPass::encode(bool first_only) {
+    const auto count = static_cast<int32_t>(m_.layers.size());
+    float* x = g_.x.get<float>(0);
+    const int32_t block = block_rows(k_, team_.size(), tokens_);
+    team_.run(ceil_div(tokens_, block), [&](int task, int thread) {
+        const int32_t begin = task * block, rows = std::min(block, tokens_ - begin);
+        float* to = x + begin * hidden_;
+        embed(begin, rows, to, c_.threads[thread], account(thread));
+        if (count && reads_int8(m_.layers[0]))
+            quantize(g_.quantized, begin, to, hidden_, rows, m_.hidden, account(thread));
+    });
+    for (int32_t i = 0; i < count; ++i) {
+        const EncoderLayer& layer = m_.layers[i];
+        const bool last = i == count - 1;
+        if (last && first_only) {
+            team_.run(1, [&](int, int thread) {
+                gather_first(x, g_.first.get<float>(0));
+                if (layer.query.is_int8())
+                    quantize(g_.first_quantized, 0, g_.first.get<float>(0), hidden_, sequences_, m_.hidden,
+                             account(thread));
+            });
+            attention_step(layer, true);
+            return token_step(layer, nullptr, g_.first.get<float>(0), sequences_);
+        }
+        attention_step(layer, false);
+        token_step(layer, last ? nullptr : &m_.layers[i + 1], x, tokens_);
+    }
+    if (first_only) gather_first(x, g_.first.get<float>(0));
+}
+
+void GroupPass::attention_step(const EncoderLayer& layer, bool first_only) {
+    const int32_t together = heads_together(layer);
+    const In in{g_.x.get<float>(0), hidden_, tokens_, &g_.quantized};
+    const In first{g_.first.get<float>(0), hidden_, sequences_, &g_.first_quantized};
+    team_.run(layer.num_heads / together, [&](int task, int thread) {
+        attend(layer, task * together, (task + 1) * together, in, first_only ? first : in, first_only,
+               g_.attended.get<float>(0), c_.threads[thread], account(thread));
+    });
+}
+
+// Output projection, norm, feed forward, norm of rows of g_.attended and of the residual x, in place; and x quantised
+// for the next layer.
+void GroupPass::token_step(const EncoderLayer& layer, const EncoderLayer* next, float* xs, int32_t count) {
+    const int32_t block = block_rows(k_, team_.size(), count);
+    team_.run(ceil_div(count, block), [&](int task, int thread) {
+        const int32_t begin = task * block, rows = std::min(block, count - begin);
+        ThreadScratch& s = c_.threads[thread];
+        OpTimes* account = this->account(thread);
+        const int64_t inner = heads_width(layer), wide = layer.up.n_padded();
+        const float* attended = g_.attended.get<float>(0) + begin * inner;
+        float* x = xs + begin * hidden_;
+        float* y = s.narrow.get<float>(0);
+        float* up = s.wide.get<float>(0);
+        const auto linear = [&](Op op, const Linear& w, const float* in, int64_t ld, const Linear::Out& out) {
+            if (w.is_int8()) quantize(s.quantized, 0, in, ld, rows, w.k(), account);
+            this->linear(op, w, {in, ld, rows, &s.quantized}, out, account);
+        };
+        linear(Op::kOutput, layer.output, attended, inner, {y, hidden_, x, hidden_});
+        norm(layer.attention_norm, y, rows, x, account);
+        linear(Op::kUp, layer.up, x, hidden_, {up, wide, nullptr, 0, m_.activation});
+        linear(Op::kDown, layer.down, up, wide, {y, hidden_, x, hidden_});
+        norm(layer.ffn_norm, y, rows, x, account);
+        if (next && reads_int8(*next)) quantize(g_.quantized, begin, x, hidden_, rows, m_.hidden, account);
+    });
+}
+
+}  // namespace approxrt
