@@ -70,7 +70,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         assert row["isa"] == "scalar"
         assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
         assert row["rate"] > 0
-        products = family in ("gemm_int8", "gemm_f32", "attention")
+        products = family in ("gemm_int8", "gemm_f32", "attention", "attention_int16")
         assert row["rate_unit"] == ("GMAC/s" if products else "GB/s")
         assert ("share_of_peak" in row) == products
         # No core does this many a second: the compiler has removed the peak's loop.

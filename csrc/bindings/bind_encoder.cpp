@@ -205,9 +205,21 @@ py::dict take_profile(PyEncoder& self) {
     return result;
 }
 
+py::tuple plan_groups(const py::array& cu_seqlens_any, int threads) {
+    auto cu = typed<int32_t>(cu_seqlens_any, 1, "cu_seqlens");
+    expect(cu.shape(0) >= 2 && threads >= 1, "plan_groups needs at least one sequence and one thread");
+    Plan plan;
+    make_plan(cu.data(), static_cast<int32_t>(cu.shape(0) - 1), threads, plan);
+    py::list groups;
+    for (const Group& group : plan.groups) groups.append(py::make_tuple(group.begin, group.end));
+    return py::make_tuple(plan.apart, groups);
+}
+
 }  // namespace
 
 void bind_encoder(py::module_& module) {
+    module.def("plan_groups", &plan_groups, py::arg("cu_seqlens"), py::arg("threads"),
+               "How a batch is divided: (whether groups go through the layers apart, [(first sequence, end)]).");
     py::class_<PyEncoder>(module, "Encoder", "A transformer encoder with its head on the CPU.")
         .def(py::init(&make_encoder), py::arg("config"), py::arg("tensors"), py::arg("isa"), py::arg("threads"))
         .def("forward", &forward, py::arg("ids"), py::arg("types"), py::arg("cu_seqlens"), py::arg("output"),
