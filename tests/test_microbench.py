@@ -47,6 +47,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
     smallest = {
         "activation": "scalar-gelux1x1536",
         "attention": "scalar-16x32",
+        "attention_int16": "scalar-16x32",
         "embedding": "scalar-int8x1x384",
         "gemm_f32": "scalar-1x384x384",
         "gemm_int8": "scalar-1x384x384x0.25",
