@@ -2,64 +2,37 @@
 #include <cstring>
 #include <utility>
 
-#include "../pack.h"
-#include "arrays.h"
+#include "panels.h"
 
 namespace approxrt {
+
+void bind_int4(py::module_& kernels);
+
 namespace {
 
-const KernelTable& table(const std::string& isa) { return kernels_for(resolve_isa(isa)); }
-
-Act parse_act(const std::string& name) {
-    if (name == "identity") return Act::kIdentity;
-    if (name == "gelu") return Act::kGelu;
-    if (name == "gelu_tanh") return Act::kGeluTanh;
-    if (name == "relu") return Act::kRelu;
-    if (name == "tanh") return Act::kTanh;
-    throw py::value_error("unknown activation '" + name + "': identity, gelu, gelu_tanh, relu, tanh");
-}
-
-// Address of element (token, input) of quantised panels.
-size_t panel_offset(const PanelLayout& l, int64_t k, int64_t token, int64_t input) {
-    return token / l.mr * l.panel_bytes(k) + input / kTileK * l.group_bytes() +
-           ((token % l.mr) * kTileK + input % kTileK) * l.element_size;
-}
-
-// Quantised activations of one call.
-struct Panels {
-    const KernelTable* kernels;
-    int32_t rows, k;
-    AlignedBuffer data, scales;
-};
-
-Panels quantize(const Array<float>& x_any, const std::string& isa) {
+Panels quantize(const py::array& x_any, const std::string& isa, bool bytes) {
     auto x = typed<float>(x_any, 2, "x");
     const KernelTable& t = table(isa);
-    const auto rows = static_cast<int32_t>(x.shape(0)), k = static_cast<int32_t>(x.shape(1));
-    expect(rows > 0 && k > 0, "x is empty");
-    Panels p{&t, rows, k, AlignedBuffer(t.layout.bytes(rows, k)), AlignedBuffer(sizeof(float) * rows)};
-    t.quantize_rows({x.data(), k, rows, k, p.data.as<void>(), p.scales.as<float>()});
+    Panels p(bytes ? t.int4_layout : t.layout, x.shape(0), x.shape(1));
+    (bytes ? t.quantize_rows_u8
+           : t.quantize_rows)({x.data(), p.k, p.rows, p.k, p.data.as<void>(), p.scales.as<float>()});
     return p;
 }
 
 // Panels from integers, for products over the whole range of values.
-Panels panels_from_int8(const py::array& q_any, const std::string& isa) {
+Panels panels_from_int8(const py::array& q_any, const std::string& isa, bool bytes) {
     auto q = typed<int8_t>(q_any, 2, "q");
     const KernelTable& t = table(isa);
-    const PanelLayout& l = t.layout;
-    const auto rows = static_cast<int32_t>(q.shape(0)), k = static_cast<int32_t>(q.shape(1));
-    expect(rows > 0 && k > 0, "q is empty");
-    Panels p{&t, rows, k, AlignedBuffer(l.bytes(rows, k)), AlignedBuffer(sizeof(float) * rows)};
-    std::memset(p.data.as<char>(), l.bias, p.data.size());
-    for (int32_t i = 0; i < rows; ++i) {
+    Panels p(bytes ? t.int4_layout : t.layout, q.shape(0), q.shape(1));
+    std::memset(p.data.as<char>(), p.layout.bias, p.data.size());
+    for (int32_t i = 0; i < p.rows; ++i) {
         p.scales.as<float>()[i] = 1.0f;
-        for (int32_t j = 0; j < k; ++j) {
-            const int value = q.at(i, j) + l.bias;
-            char* at = p.data.as<char>() + panel_offset(l, k, i, j);
-            if (l.element_size == 1) {
-                *reinterpret_cast<uint8_t*>(at) = static_cast<uint8_t>(value);
+        for (int32_t j = 0; j < p.k; ++j) {
+            const int value = q.at(i, j) + p.layout.bias;
+            if (p.layout.element_size == 1) {
+                *reinterpret_cast<uint8_t*>(p.at(i, j)) = static_cast<uint8_t>(value);
             } else {
-                *reinterpret_cast<int16_t*>(at) = static_cast<int16_t>(value);
+                *reinterpret_cast<int16_t*>(p.at(i, j)) = static_cast<int16_t>(value);
             }
         }
     }
@@ -67,16 +40,15 @@ Panels panels_from_int8(const py::array& q_any, const std::string& isa) {
 }
 
 py::tuple unpack(const Panels& p) {
-    const PanelLayout& l = p.kernels->layout;
     Array<int8_t> q({p.rows, p.k});
     Array<float> scales(p.rows);
     std::memcpy(scales.mutable_data(), p.scales.as<float>(), sizeof(float) * p.rows);
     for (int32_t i = 0; i < p.rows; ++i)
         for (int32_t j = 0; j < p.k; ++j) {
-            const char* at = p.data.as<char>() + panel_offset(l, p.k, i, j);
-            const int value =
-                l.element_size == 1 ? *reinterpret_cast<const uint8_t*>(at) : *reinterpret_cast<const int16_t*>(at);
-            q.mutable_at(i, j) = static_cast<int8_t>(value - l.bias);
+            const char* at = p.at(i, j);
+            const int value = p.layout.element_size == 1 ? *reinterpret_cast<const uint8_t*>(at)
+                                                         : *reinterpret_cast<const int16_t*>(at);
+            q.mutable_at(i, j) = static_cast<int8_t>(value - p.layout.bias);
         }
     return py::make_tuple(q, scales);
 }
@@ -87,8 +59,7 @@ struct Int8Linear {
 
     void run(const Panels& p, float* y, int32_t* accumulators, const float* residual, Act act) const {
         const PackedInt8& w = weights.packed();
-        expect(p.k == w.k, "panels have " + std::to_string(p.k) + " inputs, the weights " + std::to_string(w.k));
-        expect(p.kernels->layout.mr == kernels->layout.mr, "panels were made for another instruction set");
+        p.check(kernels->layout, w.k);
         const int64_t padded = static_cast<int64_t>(w.strips) * kTileN;
         GemmInt8Args a{
             p.data.as<void>(), p.scales.as<float>(), p.rows, &w, 0, w.strips, y, padded, residual, padded, act,
@@ -296,11 +267,13 @@ void bind_kernels(py::module_& parent) {
         .def_readonly("rows", &Panels::rows)
         .def_readonly("k", &Panels::k);
     module.def(
-        "quantize_rows",
-        [](const py::array& x, const std::string& isa) { return quantize(typed<float>(x, 2, "x"), isa); }, py::arg("x"),
-        py::arg("isa") = "", "Quantise float32 [rows, k] per row.");
-    module.def("panels_from_int8", &panels_from_int8, py::arg("q"), py::arg("isa") = "",
-               "Panels with given integers and scales of 1.");
+        "quantize_rows", [](const py::array& x, const std::string& isa) { return quantize(x, isa, false); },
+        py::arg("x"), py::arg("isa") = "", "Quantise float32 [rows, k] per row, for Int8Linear.");
+    module.def(
+        "quantize_rows_u8", [](const py::array& x, const std::string& isa) { return quantize(x, isa, true); },
+        py::arg("x"), py::arg("isa") = "", "The same for Int4Linear.");
+    module.def("panels_from_int8", &panels_from_int8, py::arg("q"), py::arg("isa") = "", py::arg("u8") = false,
+               "Panels with given integers and scales of 1, for Int8Linear or (u8) Int4Linear.");
     py::class_<Int8Linear>(module, "Int8Linear", "Packed int8 weights, dense or block-sparse.")
         .def_static("dense", &dense_linear, py::arg("q"), py::arg("scale"), py::arg("bias"), py::arg("isa") = "")
         .def_static("bsr", &bsr_linear, py::arg("n"), py::arg("k"), py::arg("indptr"), py::arg("indices"),
@@ -311,6 +284,7 @@ void bind_kernels(py::module_& parent) {
         .def_property_readonly("tiles",
                                [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
         .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });
+    bind_int4(module);
     py::class_<F32Linear>(module, "F32Linear", "Packed float32 weights.")
         .def(py::init<const py::array&, const py::array&>(), py::arg("w"), py::arg("bias"))
         .def("forward", &F32Linear::forward, py::arg("x"), py::arg("act") = "identity", py::arg("isa") = "",
