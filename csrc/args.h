@@ -171,9 +171,9 @@ constexpr int64_t attention_scratch_floats(int64_t n, int64_t head_dim) {
 
 // out[t] = word[ids[t]] + position[positions[t]] (+ token_type[types[t]]).
 struct EmbeddingArgs {
-    const float* word;         // [vocab, width], or null when word_q is set
-    const int8_t* word_q;      // [vocab, width]
-    const float* word_scale;   // [vocab]
+    const float* word;         // [vocab, width], or null when word_q or word_q4 is set
+    const int8_t* word_q;      // [vocab, width], or null
+    const float* word_scale;   // [vocab] of word_q or word_q4
     const float* position;     // [max_positions, width]
     const float* token_type;   // [types, width] or null
     const int32_t* ids;        // [rows]
@@ -183,6 +183,10 @@ struct EmbeddingArgs {
     int32_t width;
     float* out;
     int64_t ldo;
+    // int4 rows: nibbles q4 + 8, the even column in the low one; word = word_scale * m * q4, m for 32 columns.
+    const uint8_t* word_q4 = nullptr;           // [vocab, ceil(width / 2)]
+    const uint8_t* word_group_scale = nullptr;  // [vocab, ceil(width / 32)]
 };
+constexpr int kGroupWeights = kGroupTiles * kTileK;  // of a row that share a group scale
 
 }  // namespace approxrt

@@ -22,7 +22,7 @@ from levels import EPS, every_level
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt.artifact.reader import Artifact, read_artifact
-from approxrt.artifact.spec import HeadSpec
+from approxrt.artifact.spec import LINEAR_KINDS, HeadSpec
 from approxrt.artifact.writer import write_artifact
 from approxrt.conversion import convert
 from approxrt.runtime.cpu import CpuEngine
@@ -100,7 +100,7 @@ def compare_with_transformers(tmp_path, family, ids, types=None, **options) -> N
 
 
 @every_level
-@pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s8"])
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_every_kind_equals_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, pooling: str, isa: str
@@ -143,7 +143,7 @@ def test_levels_quantise_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @every_level
-@pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s8"])
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
 def test_a_sequence_does_not_depend_on_its_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, isa: str
 ) -> None:

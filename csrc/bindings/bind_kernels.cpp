@@ -212,26 +212,39 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
 
 Array<float> embedding(const py::array& word, const py::object& word_scale, const py::array& position_any,
                        const py::object& token_type, const py::array& ids_any, const py::array& positions_any,
-                       const py::object& types, const std::string& isa) {
+                       const py::object& types, const std::string& isa, const py::object& group_scale) {
     EmbeddingArgs a{};
+    auto position = typed<float>(position_any, 2, "position");
+    a.width = static_cast<int32_t>(position.shape(1));
+    int64_t columns = a.width;
     Array<float> word_f, scale, type_table;
     Array<int8_t> word_q;
+    Array<uint8_t> word_q4, groups;
     Array<int32_t> type_ids;
     if (word_scale.is_none()) {
         word_f = typed<float>(word, 2, "word");
         a.word = word_f.data();
     } else {
-        word_q = typed<int8_t>(word, 2, "word");
         scale = typed<float>(word_scale, 1, "word_scale");
         expect(scale.shape(0) == word.shape(0), "word_scale needs one value a row");
-        a.word_q = word_q.data();
         a.word_scale = scale.data();
+        if (group_scale.is_none()) {
+            word_q = typed<int8_t>(word, 2, "word");
+            a.word_q = word_q.data();
+        } else {
+            word_q4 = typed<uint8_t>(word, 2, "word");
+            groups = typed<uint8_t>(group_scale, 2, "group_scale");
+            columns = (columns + 1) / 2;
+            expect(
+                groups.shape(0) == word.shape(0) && groups.shape(1) == round_up(a.width, kGroupWeights) / kGroupWeights,
+                "group_scale needs one value for 32 columns of a row");
+            a.word_q4 = word_q4.data();
+            a.word_group_scale = groups.data();
+        }
     }
-    auto position = typed<float>(position_any, 2, "position");
     auto ids = typed<int32_t>(ids_any, 1, "ids"), positions = typed<int32_t>(positions_any, 1, "positions");
-    a.width = static_cast<int32_t>(word.shape(1));
     a.rows = static_cast<int32_t>(ids.shape(0));
-    expect(position.shape(1) == a.width && positions.shape(0) == a.rows, "shapes of tables and ids do not fit");
+    expect(word.shape(1) == columns && positions.shape(0) == a.rows, "shapes of tables and ids do not fit");
     for (int32_t i = 0; i < a.rows; ++i)
         expect(
             ids.at(i) >= 0 && ids.at(i) < word.shape(0) && positions.at(i) >= 0 && positions.at(i) < position.shape(0),
@@ -300,7 +313,9 @@ void bind_kernels(py::module_& parent) {
     module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("isa") = "",
                py::arg("query_begin") = 0, py::arg("query_end") = -1);
     module.def("embedding", &embedding, py::arg("word"), py::arg("word_scale"), py::arg("position"),
-               py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "");
+               py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "",
+               py::arg("group_scale") = py::none(),
+               "word: float32, int8 with word_scale, or uint8 nibbles with word_scale and group_scale.");
     module.def(
         "peak_int8",
         [](int64_t iterations, const std::string& isa) {

@@ -26,9 +26,13 @@ class Scratch {
 
 // What one thread needs while it works on a block of tokens.
 struct ThreadScratch {
-    Scratch panels, scales, wide, narrow, attention;
+    // int4_panels: where their layout is not that of int8 (weights.h).
+    Scratch panels, int4_panels, scales, wide, narrow, attention;
 
-    size_t bytes() const { return panels.bytes() + scales.bytes() + wide.bytes() + narrow.bytes() + attention.bytes(); }
+    size_t bytes() const {
+        return panels.bytes() + int4_panels.bytes() + scales.bytes() + wide.bytes() + narrow.bytes() +
+               attention.bytes();
+    }
 };
 
 // What one call needs. Calls that run at the same time have one each.

@@ -72,8 +72,11 @@ struct Encoder::Pass {
             inputs = std::max<int64_t>({inputs, layer.output.k(), layer.down.k()});
             wide = std::max(wide, layer.up.n_padded());
         }
+        for (const Input input : {Input::kInt8, Input::kInt4})
+            if (m.reads(input))
+                for (ThreadScratch& t : c.threads)
+                    panel_scratch(k, input, t).get<char>(panel_layout(k, input).bytes(rows, inputs));
         for (ThreadScratch& t : c.threads) {
-            t.panels.get<char>(k.layout.bytes(rows, inputs));
             t.scales.get<float>(rows);
             t.wide.get<float>(rows * wide);
             t.narrow.get<float>(rows * narrow);
@@ -102,7 +105,7 @@ struct Encoder::Pass {
     }
 
     void linear(const Linear& w, const Linear::Rows& rows, ThreadScratch& scratch) {
-        if (w.is_int8()) quantize(k, rows.x, rows.ldx, rows.rows, w.k(), scratch);
+        quantize(k, {&w}, rows.x, rows.ldx, rows.rows, scratch);
         w.run(k, rows, scratch);
     }
 
@@ -117,7 +120,8 @@ struct Encoder::Pass {
             out = scratch.narrow.get<float>(std::max(ld, h_padded) * rows);
         }
         k.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch.ids + begin, positions + begin,
-                     batch.types ? batch.types + begin : nullptr, rows, e.width, out, ld});
+                     batch.types ? batch.types + begin : nullptr, rows, e.width, out, ld, e.word_q4,
+                     e.word_group_scale});
         norm(e.norm, out, ld, rows, e.width, out, ld);
         if (project) linear(*e.projection, {out, ld, rows, x + begin * h_padded, h_padded}, scratch);
     }
@@ -127,14 +131,10 @@ struct Encoder::Pass {
         const float* in = x + begin * h_padded;
         float* out = qkv + begin * a_padded * 3;
         const Linear* parts[3] = {&layer.query, &layer.key, &layer.value};
-        bool quantized = false;
-        for (int part = with_query ? 0 : 1; part < 3; ++part) {
-            if (parts[part]->is_int8() && !quantized) {
-                quantize(k, in, h_padded, rows, m.hidden, scratch);
-                quantized = true;
-            }
+        // The first is repeated in place of a query that is not wanted.
+        quantize(k, {parts[with_query ? 0 : 1], parts[1], parts[2]}, in, h_padded, rows, scratch);
+        for (int part = with_query ? 0 : 1; part < 3; ++part)
             parts[part]->run(k, {in, h_padded, rows, out + part * a_padded, a_padded * 3}, scratch);
-        }
     }
 
     // Attention of all tokens (queries in qkv) or of first tokens (queries in first_q).
@@ -353,12 +353,23 @@ void Encoder::forward(const Batch& batch, Output what, float* out) const {
     Pass(*this, batch, *lease.context).run(what, out);
 }
 
+template <class Body>
+void EncoderModel::each_linear(const Body& body) const {
+    for (const EncoderLayer& l : layers)
+        for (const Linear* w : {&l.query, &l.key, &l.value, &l.output, &l.up, &l.down}) body(*w);
+    for (const auto* w : {&embeddings.projection, &head.dense, &head.out})
+        if (*w) body(**w);
+}
+
+bool EncoderModel::reads(Input input) const {
+    bool any = false;
+    each_linear([&](const Linear& w) { any |= w.input() == input; });
+    return any;
+}
+
 size_t Encoder::weight_bytes() const {
     size_t sum = 0;
-    for (const EncoderLayer& l : model_.layers)
-        for (const Linear* w : {&l.query, &l.key, &l.value, &l.output, &l.up, &l.down}) sum += w->bytes();
-    for (const auto* w : {&model_.embeddings.projection, &model_.head.dense, &model_.head.out})
-        if (*w) sum += (*w)->bytes();
+    model_.each_linear([&](const Linear& w) { sum += w.bytes(); });
     return sum;
 }
 

@@ -31,6 +31,8 @@ struct Embeddings {
     int32_t vocab, width, max_positions, types;
     const float* word = nullptr;
     const int8_t* word_q = nullptr;
+    const uint8_t* word_q4 = nullptr;
+    const uint8_t* word_group_scale = nullptr;
     const float* word_scale = nullptr;
     const float* position = nullptr;
     const float* token_type = nullptr;
@@ -51,6 +53,11 @@ struct EncoderModel {
     Embeddings embeddings;
     std::vector<EncoderLayer> layers;
     Head head;
+
+    template <class Body>
+    void each_linear(const Body& body) const;
+    // Whether any linear does.
+    bool reads(Input input) const;
 };
 
 // What a forward pass returns.

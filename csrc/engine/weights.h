@@ -1,29 +1,35 @@
 // A linear layer of any kind, ready to run on one kernel table.
 #pragma once
 
-#include <optional>
+#include <initializer_list>
+#include <variant>
 
 #include "../pack.h"
+#include "../pack_int4.h"
 #include "arena.h"
 
 namespace approxrt {
 
+// The form in which a linear reads its input: as it is, or quantised to the panels of one of two families.
+enum class Input { kF32, kInt8, kInt4 };
+
 class Linear {
   public:
-    explicit Linear(F32Weights w) : f32_(std::move(w)) {}
-    explicit Linear(Int8Weights w) : int8_(std::move(w)) {}
+    explicit Linear(F32Weights w) : weights_(std::move(w)) {}
+    explicit Linear(Int8Weights w) : weights_(std::move(w)) {}
+    explicit Linear(Int4Weights w) : weights_(std::move(w)) {}
 
-    bool is_int8() const { return int8_.has_value(); }
-    int32_t n() const { return int8_ ? int8_->packed().n : f32_->packed().n; }
-    int32_t k() const { return int8_ ? int8_->packed().k : f32_->packed().k; }
+    Input input() const { return static_cast<Input>(weights_.index()); }
+    int32_t n() const;
+    int32_t k() const;
     // Width of an output row: whole strips.
     int64_t n_padded() const { return round_up(n(), kTileN); }
-    size_t bytes() const { return int8_ ? int8_->bytes() : f32_->bytes(); }
+    size_t bytes() const;
     // Products a token.
     int64_t macs() const;
 
-    // y[rows, n_padded] = act(x W^T + b) (+ residual). `quantized` is what `quantize` left in the scratch
-    // for the same x; it is not read by an f32 linear.
+    // y[rows, n_padded] = act(x W^T + b) (+ residual). `quantize` has prepared x in the scratch for
+    // this linear; an f32 linear reads x itself.
     struct Rows {
         const float* x;
         int64_t ldx;
@@ -37,11 +43,17 @@ class Linear {
     void run(const KernelTable& kernels, const Rows& rows, ThreadScratch& scratch) const;
 
   private:
-    std::optional<F32Weights> f32_;
-    std::optional<Int8Weights> int8_;
+    // In the order of Input.
+    std::variant<F32Weights, Int8Weights, Int4Weights> weights_;
 };
 
-// Quantises rows of x into scratch.panels and scratch.scales, for the int8 linears that read x.
-void quantize(const KernelTable& kernels, const float* x, int64_t ldx, int32_t rows, int32_t k, ThreadScratch& scratch);
+// The layout that linears of this input read, and the scratch that holds such panels: where int8 and int4
+// panels are alike, one buffer serves both. Not for kF32.
+const PanelLayout& panel_layout(const KernelTable& kernels, Input input);
+Scratch& panel_scratch(const KernelTable& kernels, Input input, ThreadScratch& scratch);
+
+// Quantises rows of x, once for each layout that the given linears read; they may be of different kinds.
+void quantize(const KernelTable& kernels, std::initializer_list<const Linear*> linears, const float* x, int64_t ldx,
+              int32_t rows, ThreadScratch& scratch);
 
 }  // namespace approxrt

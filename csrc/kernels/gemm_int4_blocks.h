@@ -53,7 +53,9 @@ inline void gemm_int4_blocks(const GemmInt4Args& args) {
         for (int32_t g = a.strip_begin; g < a.strip_end; ++g) {
             const int32_t begin = w.indptr[g], end = w.indptr[g + 1];
             const uint8_t* scales = args.w->group_scale + static_cast<int64_t>(args.w->group_ptr[g]) * kTileN;
-            __builtin_memset(sums, 0, sizeof(int32_t) * rows * kTileN);
+            const int32_t* correction = w.correction + static_cast<int64_t>(g) * kTileN;
+            for (int32_t t = 0; t < rows; ++t)
+                for (int o = 0; o < kTileN; ++o) sums[t * kTileN + o] = -correction[o];
             for (int32_t tile = begin; tile < end; tile += kChunkTiles) {
                 const int32_t tiles = end - tile < kChunkTiles ? end - tile : kChunkTiles;
                 Int4Block block;
@@ -74,9 +76,6 @@ inline void gemm_int4_blocks(const GemmInt4Args& args) {
                     }
                 }
             }
-            const int32_t* correction = w.correction + static_cast<int64_t>(g) * kTileN;
-            for (int32_t t = 0; t < rows; ++t)
-                for (int o = 0; o < kTileN; ++o) sums[t * kTileN + o] -= correction[o];
             finish_int8(a, first, rows, g, sums);
         }
     }
