@@ -280,7 +280,9 @@ def test_bad_tiles_are_refused() -> None:
 @pytest.mark.skipif("avx2" not in SUPPORTED, reason="needs a level whose int8 and int4 layouts differ")
 def test_panels_of_the_other_family_are_refused() -> None:
     x = np.zeros((1, 8), np.float32)
-    linear = kernels.Int4Linear.dense(8, np.full((16, 4), 0x88, np.uint8), np.ones((16, 1), np.uint8), *unit(16), "avx2")
+    linear = kernels.Int4Linear.dense(
+        8, np.full((16, 4), 0x88, np.uint8), np.ones((16, 1), np.uint8), *unit(16), "avx2"
+    )
     with pytest.raises(ValueError, match="another instruction set or family"):
         linear.forward(kernels.quantize_rows(x, "avx2"))
     with pytest.raises(ValueError, match="another instruction set or family"):

@@ -39,7 +39,7 @@ def tile_integers(tiles4: np.ndarray, group_scale: np.ndarray, indptr: np.ndarra
 
 def tile_groups(indptr: np.ndarray) -> np.ndarray:
     """i64[nnz]: the row of `group_scale` that each tile's m is in."""
-    counts = np.diff(indptr.astype(np.int64))
+    counts = np.diff(indptr).astype(np.int64)
     groups = -(-counts // GROUP_TILES)
     first = np.cumsum(groups) - groups
     within = np.arange(counts.sum()) - np.repeat(indptr[:-1].astype(np.int64), counts)
