@@ -21,8 +21,10 @@ struct Panels {
         : layout(l),
           rows(static_cast<int32_t>(rows_)),
           k(static_cast<int32_t>(k_)),
-          data((expect(rows_ > 0 && k_ > 0, "the activations are empty"), l.bytes(rows_, k_))),
-          scales(sizeof(float) * rows_) {}
+          data(l.bytes(rows_, k_)),
+          scales(sizeof(float) * rows_) {
+        expect(rows > 0 && k > 0, "the activations are empty");
+    }
 
     // Address of element (token, input).
     char* at(int64_t token, int64_t input) const {
