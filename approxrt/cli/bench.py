@@ -19,6 +19,7 @@ def command(
     data: Path | None = typer.Option(None, help="A data file: real texts, lengths as they come, instead of --seq."),
     task: str | None = typer.Option(None, help="How to read --data: sst2, mrpc, ..., csv."),
     threads: int | None = typer.Option(None, help="Threads of every engine. Default: what approxrt.load would take."),
+    profile: bool = typer.Option(False, "--profile", help="Also show where our own time goes, by operator."),
     budget: float = typer.Option(60.0, min=0.1, help="Seconds of timing, shared by all workloads."),
     out: Path | None = typer.Option(None, help="Write the JSON document to this file, too."),
     as_json: bool = output.JSON_OPTION,
@@ -48,6 +49,11 @@ def command(
         artifacts, peers, checkpoint, batches, seqs, token_ids, threads, budget, log=lambda line: output.log(line)
     )
     doc = document(result, artifacts=[str(path) for path in artifacts], checkpoint=str(checkpoint or ""))
+    if profile:
+        from approxrt.benchmark.profile import profile_artifacts
+
+        output.log("profiling by operator")
+        doc["profiles"] = profile_artifacts(artifacts, [(b, s) for b in batches for s in seqs], threads)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(doc, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -56,6 +62,11 @@ def command(
         return
     for table in tables(doc):
         output.stdout.print(table, highlight=False)
+    if profile:
+        from approxrt.benchmark.profile import table as profile_table
+
+        for entry in doc["profiles"]:
+            output.stdout.print(profile_table(entry), highlight=False)
 
 
 def _sizes(text: str, option: str) -> list[int]:

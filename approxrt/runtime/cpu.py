@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,18 @@ class CpuEngine:
             rows = self._encoder.forward(np.concatenate([arrays[i] for i in batch]), packed_types, cu_seqlens, output)
             result[batch] = rows
         return result
+
+    @contextmanager
+    def profiling(self) -> Iterator[dict[str, Any]]:
+        """See `Model.profiling`."""
+        taken: dict[str, Any] = {}
+        self._encoder.take_profile()
+        self._encoder.set_profiling(True)
+        try:
+            yield taken
+        finally:
+            self._encoder.set_profiling(False)
+            taken.update(self._encoder.take_profile())
 
     def hidden(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> np.ndarray:
         """Last hidden states of one sequence, float32 [tokens, hidden_size]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -71,6 +72,16 @@ class Model:
         from approxrt.artifact.summary import summarize
 
         return {**summarize(self._artifact), **self._engine.info()}
+
+    @contextmanager
+    def profiling(self) -> Iterator[dict[str, Any]]:
+        """Time the engine's passes by operator while the block runs.
+
+        Yields a dict that is filled at the end: `passes` (of the engine: a call of many tokens makes several),
+        `wall_ns` and `ops`, each {op, calls, ns, macs}, summed over threads and passes. One block at a time.
+        """
+        with self._engine.profiling() as taken:
+            yield taken
 
     def classify(self, texts: Texts, top_k: int = 1, truncate: bool = True) -> list[Any]:
         """The `top_k` best labels of each text, best first.

@@ -198,6 +198,26 @@ Array<float> forward(const PyEncoder& self, const py::array& ids_any, const py::
     return out;
 }
 
+py::dict take_profile(PyEncoder& self) {
+    const Profile profile = self.encoder->take_profile();
+    py::list ops;
+    for (int i = 0; i < kOps; ++i) {
+        const OpTime& op = profile.ops[i];
+        if (!op.calls) continue;
+        py::dict entry;
+        entry["op"] = kOpNames[i];
+        entry["calls"] = op.calls;
+        entry["ns"] = op.ns;
+        entry["macs"] = op.macs;
+        ops.append(entry);
+    }
+    py::dict result;
+    result["passes"] = profile.passes;
+    result["wall_ns"] = profile.wall_ns;
+    result["ops"] = ops;
+    return result;
+}
+
 }  // namespace
 
 void bind_encoder(py::module_& module) {
@@ -206,6 +226,11 @@ void bind_encoder(py::module_& module) {
         .def("forward", &forward, py::arg("ids"), py::arg("types"), py::arg("cu_seqlens"), py::arg("output"),
              "ids int32 [tokens], types int32 [tokens] or None, cu_seqlens int32 [sequences + 1] -> float32 "
              "[sequences, outputs] (logits), [sequences, hidden] (pooled) or [tokens, hidden] (hidden).")
+        .def(
+            "set_profiling", [](PyEncoder& e, bool on) { e.encoder->set_profiling(on); }, py::arg("on"),
+            "Time passes by operator from now on, or stop.")
+        .def("take_profile", &take_profile,
+             "{passes, wall_ns, ops: [{op, calls, ns, macs}]} since the last call; ns and macs summed over threads.")
         .def_property_readonly("threads", [](const PyEncoder& e) { return e.encoder->threads(); })
         .def_property_readonly(
             "weight_bytes", [](const PyEncoder& e) { return e.encoder->weight_bytes(); },

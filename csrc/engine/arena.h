@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../pack.h"
+#include "profile.h"
 
 namespace approxrt {
 
@@ -39,6 +40,7 @@ struct ThreadScratch {
 struct Context {
     Scratch x, qkv, attended, positions, tasks, first_x, first_q, pooled, dense;
     std::vector<ThreadScratch> threads;
+    std::vector<OpTimes> ops;  // one a thread, while profiling
 
     size_t bytes() const {
         size_t sum = x.bytes() + qkv.bytes() + attended.bytes() + positions.bytes() + tasks.bytes() + first_x.bytes() +

@@ -42,6 +42,7 @@ struct Encoder::Pass {
     float* x;
     float* qkv;
     float* attended;
+    const bool profiling;
 
     Pass(const Encoder& e, const Batch& b, Context& context)
         : encoder(e),
@@ -53,7 +54,9 @@ struct Encoder::Pass {
           tokens(b.tokens()),
           sequences(b.sequences),
           h_padded(round_up(m.hidden, kTileN)),
-          a_padded(0) {
+          a_padded(0),
+          profiling(e.profiling_.load(std::memory_order_relaxed)) {
+        if (profiling) c.ops.assign(c.threads.size(), {});
         for (const EncoderLayer& layer : m.layers)
             a_padded = std::max(a_padded, round_up(layer.num_heads * layer.head_dim, kTileN));
         x = c.x.get<float>(tokens * h_padded);
@@ -100,12 +103,29 @@ struct Encoder::Pass {
         });
     }
 
-    void norm(const Norm& norm, const float* in, int64_t ld_in, int32_t rows, int32_t width, float* out, int64_t ld) {
+    OpTimes* account(const ThreadScratch& scratch) const {
+        return profiling ? &c.ops[&scratch - c.threads.data()] : nullptr;
+    }
+
+    void norm(const Norm& norm, const float* in, int64_t ld_in, int32_t rows, int32_t width, float* out, int64_t ld,
+              const ThreadScratch& scratch) {
+        const Timed timed(account(scratch), Op::kNorm);
         k.layer_norm({in, ld_in, rows, width, norm.gamma.data(), norm.beta.data(), m.eps, out, ld});
     }
 
-    void linear(const Linear& w, const Linear::Rows& rows, ThreadScratch& scratch) {
-        quantize(k, {&w}, rows.x, rows.ldx, rows.rows, scratch);
+    // Quantises x for those of its readers that want it so, once for each layout.
+    void prepare(std::initializer_list<const Linear*> readers, const float* in, int64_t ld, int32_t rows,
+                 ThreadScratch& scratch) {
+        bool any = false;
+        for (const Linear* w : readers) any |= w->input() != Input::kF32;
+        if (!any) return;
+        const Timed timed(account(scratch), Op::kQuantize);
+        quantize(k, readers, in, ld, rows, scratch);
+    }
+
+    void linear(Op op, const Linear& w, const Linear::Rows& rows, ThreadScratch& scratch) {
+        prepare({&w}, rows.x, rows.ldx, rows.rows, scratch);
+        const Timed timed(account(scratch), op, w.macs() * rows.rows);
         w.run(k, rows, scratch);
     }
 
@@ -119,11 +139,14 @@ struct Encoder::Pass {
             ld = round_up(e.width, kTileN);
             out = scratch.narrow.get<float>(std::max(ld, h_padded) * rows);
         }
-        k.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch.ids + begin, positions + begin,
-                     batch.types ? batch.types + begin : nullptr, rows, e.width, out, ld, e.word_q4,
-                     e.word_group_scale});
-        norm(e.norm, out, ld, rows, e.width, out, ld);
-        if (project) linear(*e.projection, {out, ld, rows, x + begin * h_padded, h_padded}, scratch);
+        {
+            const Timed timed(account(scratch), Op::kEmbedding);
+            k.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch.ids + begin, positions + begin,
+                         batch.types ? batch.types + begin : nullptr, rows, e.width, out, ld, e.word_q4,
+                         e.word_group_scale});
+        }
+        norm(e.norm, out, ld, rows, e.width, out, ld, scratch);
+        if (project) linear(Op::kEmbedding, *e.projection, {out, ld, rows, x + begin * h_padded, h_padded}, scratch);
     }
 
     // Query, key and value of rows of x. `with_query` is false when only first tokens will ask.
@@ -132,9 +155,11 @@ struct Encoder::Pass {
         float* out = qkv + begin * a_padded * 3;
         const Linear* parts[3] = {&layer.query, &layer.key, &layer.value};
         // The first is repeated in place of a query that is not wanted.
-        quantize(k, {parts[with_query ? 0 : 1], parts[1], parts[2]}, in, h_padded, rows, scratch);
-        for (int part = with_query ? 0 : 1; part < 3; ++part)
+        prepare({parts[with_query ? 0 : 1], parts[1], parts[2]}, in, h_padded, rows, scratch);
+        for (int part = with_query ? 0 : 1; part < 3; ++part) {
+            const Timed timed(account(scratch), Op::kQkv, parts[part]->macs() * rows);
             parts[part]->run(k, {in, h_padded, rows, out + part * a_padded, a_padded * 3}, scratch);
+        }
     }
 
     // Attention of all tokens (queries in qkv) or of first tokens (queries in first_q).
@@ -179,6 +204,8 @@ struct Encoder::Pass {
                 a.query_end = std::min(n, a.query_begin + kQueryChunk);
                 a.out = attended + batch.cu_seqlens[low] * a_padded + column;
             }
+            const Timed timed(account(c.threads[thread]), Op::kAttention,
+                              2ll * (a.query_end - a.query_begin) * n * layer.head_dim);
             k.attention(a);
         });
     }
@@ -187,13 +214,14 @@ struct Encoder::Pass {
     void finish_layer(const EncoderLayer& layer, float* xs, int32_t begin, int32_t rows, ThreadScratch& scratch) {
         float* residual = xs + begin * h_padded;
         float* y = scratch.narrow.get<float>(rows * h_padded);
-        linear(layer.output, {attended + begin * a_padded, a_padded, rows, y, h_padded, residual, h_padded}, scratch);
-        norm(layer.attention_norm, y, h_padded, rows, m.hidden, residual, h_padded);
+        linear(Op::kOutput, layer.output,
+               {attended + begin * a_padded, a_padded, rows, y, h_padded, residual, h_padded}, scratch);
+        norm(layer.attention_norm, y, h_padded, rows, m.hidden, residual, h_padded, scratch);
         const int64_t wide = layer.up.n_padded();
         float* inner = scratch.wide.get<float>(rows * wide);
-        linear(layer.up, {residual, h_padded, rows, inner, wide, nullptr, 0, m.activation}, scratch);
-        linear(layer.down, {inner, wide, rows, y, h_padded, residual, h_padded}, scratch);
-        norm(layer.ffn_norm, y, h_padded, rows, m.hidden, residual, h_padded);
+        linear(Op::kUp, layer.up, {residual, h_padded, rows, inner, wide, nullptr, 0, m.activation}, scratch);
+        linear(Op::kDown, layer.down, {inner, wide, rows, y, h_padded, residual, h_padded}, scratch);
+        norm(layer.ffn_norm, y, h_padded, rows, m.hidden, residual, h_padded, scratch);
     }
 
     int32_t length(int32_t i) const { return batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]; }
@@ -239,7 +267,8 @@ struct Encoder::Pass {
         float* first = gather_first_tokens();
         float* q = c.first_q.get<float>(sequences * a_padded);
         blocks(sequences, [&](int32_t begin, int32_t rows, ThreadScratch& scratch) {
-            linear(layer.query, {first + begin * h_padded, h_padded, rows, q + begin * a_padded, a_padded}, scratch);
+            linear(Op::kQkv, layer.query, {first + begin * h_padded, h_padded, rows, q + begin * a_padded, a_padded},
+                   scratch);
         });
         attend(layer, q);
         blocks(sequences, [&](int32_t begin, int32_t rows, ThreadScratch& scratch) {
@@ -250,7 +279,8 @@ struct Encoder::Pass {
 
     const float* mean_pool() {
         float* pooled = c.pooled.get<float>(sequences * h_padded);
-        pool.run(sequences, [&](int i, int) {
+        pool.run(sequences, [&](int i, int thread) {
+            const Timed timed(account(c.threads[thread]), Op::kPooling);
             float* out = pooled + i * h_padded;
             std::memset(out, 0, sizeof(float) * h_padded);
             for (int32_t t = batch.cu_seqlens[i]; t < batch.cu_seqlens[i + 1]; ++t)
@@ -276,13 +306,13 @@ struct Encoder::Pass {
         if (m.head.dense) {
             const int64_t wide = m.head.dense->n_padded();
             float* dense = c.dense.get<float>(sequences * wide);
-            linear(*m.head.dense, {rows, ld, sequences, dense, wide, nullptr, 0, m.head.dense_act}, scratch);
+            linear(Op::kHead, *m.head.dense, {rows, ld, sequences, dense, wide, nullptr, 0, m.head.dense_act}, scratch);
             rows = dense;
             ld = wide;
         }
         const int64_t padded = m.head.out->n_padded();
         float* logits = scratch.narrow.get<float>(sequences * padded);
-        linear(*m.head.out, {rows, ld, sequences, logits, padded}, scratch);
+        linear(Op::kHead, *m.head.out, {rows, ld, sequences, logits, padded}, scratch);
         copy_rows(logits, padded, sequences, m.head.out->n(), out);
     }
 };
@@ -350,7 +380,12 @@ void Encoder::forward(const Batch& batch, Output what, float* out) const {
         Context* context;
         ~Lease() { encoder.release(context); }
     } lease{*this, acquire()};
-    Pass(*this, batch, *lease.context).run(what, out);
+    const int64_t begin = now_ns();
+    Pass pass(*this, batch, *lease.context);
+    pass.run(what, out);
+    if (!pass.profiling) return;
+    for (const OpTimes& ops : lease.context->ops) profile_.add(ops);
+    profile_.add_pass(now_ns() - begin);
 }
 
 template <class Body>

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../thread_pool.h"
+#include "profile.h"
 #include "weights.h"
 
 namespace approxrt {
@@ -91,6 +92,10 @@ class Encoder {
     // One forward pass. Safe to call from several threads at once. Needs no Python.
     void forward(const Batch& batch, Output what, float* out) const;
 
+    // Passes that begin while this is on are timed by operator; `take_profile` returns their sum and clears it.
+    void set_profiling(bool on) { profiling_ = on; }
+    Profile take_profile() { return profile_.take(); }
+
     const EncoderModel& model() const { return model_; }
     const KernelTable& kernels() const { return kernels_; }
     int threads() const { return pool_->threads(); }
@@ -106,6 +111,8 @@ class Encoder {
     EncoderModel model_;
     const KernelTable& kernels_;
     std::shared_ptr<ThreadPool> pool_;
+    std::atomic<bool> profiling_{false};
+    mutable ProfileSum profile_;
     // Idle contexts. A lock-free set: a fork in the middle of a call leaves the child a usable one.
     mutable std::array<std::atomic<Context*>, 32> idle_{};
 };
