@@ -1,4 +1,4 @@
-"""Checkpoint in, artifact out, with no data: int8 weights, and tiles pruned by magnitude."""
+"""Checkpoint in, artifact out, with no data: int8 or int4 weights, and tiles pruned by magnitude."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any
 
 from approxrt import __version__
 from approxrt.approx.prune import prune_tiles
-from approxrt.approx.quantize import quantize_model
+from approxrt.approx.quantize import BITS, quantize_model
 from approxrt.artifact.spec import INPUTS
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, load_checkpoint
 
-BITS = (8, 32)
+_METHODS = {
+    4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",
+    8: "int8 per output channel, clip ratio by squared error",
+    32: "f32",
+}
 
 # (weights done, weights in all, what was done last)
 Progress = Callable[[int, int, str], None]
@@ -33,9 +37,9 @@ def convert(
 ) -> Path:
     """Turn the checkpoint `model` (a folder or a hub id) into an artifact at `out`; returns its path.
 
-    bits      8: linears and word embeddings int8, the head f32. 32: all f32.
+    bits      8: linears and word embeddings int8, the head f32. 4: the same in int4. 32: all f32.
     density   share of 16x4 tiles that each linear of the encoder keeps, in (0, 1];
-              below 1 it needs bits=8.
+              below 1 it needs bits=8 or 4.
     overwrite replace an artifact at `out`.
     inputs    "single", "pair" or "any": what the model accepts; None takes the checkpoint's word.
 
@@ -69,7 +73,9 @@ def _check_arguments(bits: int, density: float, inputs: str | None) -> None:
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise InputError(f"density is {density!r}; it must be over 0 and at most 1 (1 keeps every tile)")
     if density < 1 and bits == 32:
-        raise InputError(f"density {density} with bits=32: block-sparse linears are int8; use bits=8, or density=1")
+        raise InputError(
+            f"density {density} with bits=32: block-sparse linears are int8 or int4; use bits=8 or 4, or density=1"
+        )
     if inputs is not None and inputs not in INPUTS:
         raise InputError(f"inputs is {inputs!r}; it must be one of {', '.join(INPUTS)}")
 
@@ -84,7 +90,7 @@ def _card(checkpoint: Checkpoint, bits: int, density: float, weight_bytes: int) 
         "method": {
             "bits": bits,
             "density": density,
-            "weights": "f32" if bits == 32 else "int8 per output channel, clip ratio by squared error",
+            "weights": _METHODS[bits],
             "pruning": None if density == 1 else "16x4 tiles by magnitude, the same share of every encoder linear",
         },
         "sizes": {

@@ -31,6 +31,9 @@ struct PanelLayout {
     constexpr size_t group_bytes() const { return static_cast<size_t>(mr) * kTileK * element_size; }
     constexpr size_t panel_bytes(int64_t k) const { return round_up(k, kTileK) / kTileK * group_bytes(); }
     constexpr size_t bytes(int64_t rows, int64_t k) const { return round_up(rows, mr) / mr * panel_bytes(k); }
+    constexpr bool operator==(const PanelLayout& o) const {
+        return mr == o.mr && element_size == o.element_size && bias == o.bias;
+    }
 };
 
 // panels, scales <- x.  s_t = max|x_t| / 127; a row whose maximum is below kQuantizeFloor becomes
@@ -71,6 +74,26 @@ struct GemmInt8Args {
     int64_t ldr;
     Act act;
     int32_t* accumulators;  // null in production; else [rows, strips * 16] receives the corrected int32 sums
+};
+
+constexpr int kGroupTiles = 8;      // consecutive tiles of a strip (32 inputs an output) that share int4 group scales
+constexpr int kInt4TileBytes = 32;  // a tile of nibbles
+constexpr int kMaxGroupScale = 18;  // 18 * 7 = 126: a group scale times a nibble's value is an int8
+
+// int4 weights with two levels of scales: W[o, i] = scale[o] * m[o, group] * q4[o, i], q4 in [-7, 7], m in
+// 1 .. kMaxGroupScale. m * q4 is an int8, and a linear's sums are those of the int8 linear with these weights.
+// Byte i of a tile holds q4 + 8 of canonical byte i (outputs 0..7) in its low nibble and of 32 + i (outputs
+// 8..15) in its high one, on every level: both halves of a register come by masks, without a shuffle.
+struct PackedInt4 {
+    PackedInt8 linear;           // all of it but the tiles, which have kInt4TileBytes; correction of weights m * q4
+    const int32_t* group_ptr;    // [strips + 1]: first group of a strip; its last group may have fewer tiles
+    const uint8_t* group_scale;  // [groups * 16]
+};
+
+// `common` as for int8: common.w is &w->linear, common.panels have the layout of gemm_int4's family.
+struct GemmInt4Args {
+    GemmInt8Args common;
+    const PackedInt4* w;
 };
 
 // f32 weights as [strips][k][16].
@@ -166,9 +189,9 @@ constexpr float int16_dot_limit(int64_t head_dim) {
 
 // out[t] = word[ids[t]] + position[positions[t]] (+ token_type[types[t]]).
 struct EmbeddingArgs {
-    const float* word;         // [vocab, width], or null when word_q is set
-    const int8_t* word_q;      // [vocab, width]
-    const float* word_scale;   // [vocab]
+    const float* word;         // [vocab, width], or null when word_q or word_q4 is set
+    const int8_t* word_q;      // [vocab, width], or null
+    const float* word_scale;   // [vocab] of word_q or word_q4
     const float* position;     // [max_positions, width]
     const float* token_type;   // [types, width] or null
     const int32_t* ids;        // [rows]
@@ -178,6 +201,10 @@ struct EmbeddingArgs {
     int32_t width;
     float* out;
     int64_t ldo;
+    // int4 rows: nibbles q4 + 8, the even column in the low one; word = word_scale * m * q4, m for 32 columns.
+    const uint8_t* word_q4 = nullptr;           // [vocab, ceil(width / 2)]
+    const uint8_t* word_group_scale = nullptr;  // [vocab, ceil(width / 32)]
 };
+constexpr int kGroupWeights = kGroupTiles * kTileK;  // of a row that share a group scale
 
 }  // namespace approxrt

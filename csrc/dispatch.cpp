@@ -7,6 +7,8 @@ namespace approxrt {
 
 using ArgsOf_quantize_rows = QuantizeRowsArgs;
 using ArgsOf_gemm_int8 = GemmInt8Args;
+using ArgsOf_quantize_rows_u8 = QuantizeRowsArgs;
+using ArgsOf_gemm_int4 = GemmInt4Args;
 using ArgsOf_gemm_f32 = GemmF32Args;
 using ArgsOf_layer_norm = LayerNormArgs;
 using ArgsOf_softmax = SoftmaxArgs;
@@ -61,6 +63,7 @@ KernelTable make_table(Isa level) {
             gemm_level = kIsa_##isa_;                                            \
             t.layout.mr = mr_;                                                   \
         }                                                                        \
+        if (!std::strcmp(#family, "gemm_int4")) t.int4_layout = {mr_, 1, 128};   \
     }
 #if APPROXRT_X86
 #define APPROXRT_KERNEL_ADDRESS(family, isa_) family##_##isa_

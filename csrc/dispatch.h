@@ -14,6 +14,9 @@ struct KernelTable {
     PanelLayout layout;  // of quantize_rows and gemm_int8, which always come from one level
     void (*quantize_rows)(const QuantizeRowsArgs&);
     void (*gemm_int8)(const GemmInt8Args&);
+    PanelLayout int4_layout;  // of quantize_rows_u8 and gemm_int4: unsigned bytes on every level
+    void (*quantize_rows_u8)(const QuantizeRowsArgs&);
+    void (*gemm_int4)(const GemmInt4Args&);
     void (*gemm_f32)(const GemmF32Args&);
     void (*layer_norm)(const LayerNormArgs&);
     void (*softmax)(const SoftmaxArgs&);

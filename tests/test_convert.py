@@ -81,12 +81,12 @@ def test_public_name_and_progress(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bits": 4}, "bits is 4; it must be one of 8, 32"),
+        ({"bits": 5}, "bits is 5; it must be one of 4, 8, 32"),
         ({"density": 0}, "density is 0"),
         ({"density": 1.01}, "density is 1.01"),
         ({"density": float("nan")}, "density is nan"),
         ({"density": "0.5"}, "density is '0.5'"),
-        ({"density": 0.5, "bits": 32}, "use bits=8, or density=1"),
+        ({"density": 0.5, "bits": 32}, "use bits=8 or 4, or density=1"),
         ({"inputs": "many"}, "inputs is 'many'; it must be one of single, pair, any"),
     ],
 )
@@ -115,7 +115,7 @@ def test_inputs(checkpoint: Path, tmp_path: Path) -> None:
 def test_summary_counts(checkpoint: Path, tmp_path: Path) -> None:
     summary = summarize(read_artifact(convert(checkpoint, tmp_path / "a", density=0.25)))
     assert summary["density"] == pytest.approx(0.25, abs=0.01)
-    assert summary["mac_share"] == {"f32": 0, "s8": 0, "bsr_s8": 1}
+    assert summary["mac_share"] == {"f32": 0, "s8": 0, "bsr_s8": 1, "s4": 0, "bsr_s4": 0}
     sizes = summary["bytes"]
     assert sizes["weights"] == sizes["embeddings"] + sizes["encoder"] + sizes["head"]
     assert sizes["weights"] == sum(summary["bytes_by_kind"].values())
@@ -125,7 +125,39 @@ def test_summary_counts(checkpoint: Path, tmp_path: Path) -> None:
     assert (up["density"], up["macs"], up["dense_macs"]) == (0.25, 24 * 64, 96 * 64)
     assert up["bytes"] == 24 * 64 + 24 * 2 + 7 * 4 + 96 * 4 + 96 * 4
     mixed = summarize(read_artifact(convert(checkpoint, tmp_path / "b")))
-    assert mixed["mac_share"] == {"f32": 0, "s8": 1, "bsr_s8": 0} and mixed["density"] == 1
+    assert mixed["mac_share"]["s8"] == 1 and mixed["density"] == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("density", [1.0, 0.5])
+def test_int4_artifacts_of_every_family(tmp_path: Path, family: str, density: float) -> None:
+    """Sound on reading, of the kinds asked for, and as far from f32 as weights of some 20 dB make it."""
+    folder = build_checkpoint(family, tmp_path / "c", embedding=24)
+    exact = read_artifact(convert(folder, tmp_path / "exact", bits=32))
+    small = read_artifact(convert(folder, tmp_path / "small", bits=4, density=density))
+    kinds = {name: linear.kind for name, linear in small.spec.linears()}
+    assert {kinds[name] for name in kinds if name.startswith("layers.")} == {"s4" if density == 1 else "bsr_s4"}
+    assert small.spec.embedding_kind == "s4" and kinds["head.out"] == "f32"
+    if family == "electra":
+        assert kinds["embeddings.projection"] == "s4"
+    ids = [np.random.default_rng(i).integers(2, exact.spec.vocab_size, 20).tolist() for i in range(4)]
+    truth = reference_logits(exact.spec, exact.tensors, ids)
+    logits = reference_logits(small.spec, small.tensors, ids)
+    sqnr = 10 * np.log10(np.square(truth).sum() / np.square(logits - truth).sum())
+    assert sqnr > (5 if density == 1 else -10)
+
+
+def test_summary_of_int4(checkpoint: Path, tmp_path: Path) -> None:
+    summary = summarize(read_artifact(convert(checkpoint, tmp_path / "a", bits=4)))
+    assert summary["mac_share"] == {"f32": 0, "s8": 0, "bsr_s8": 0, "s4": 1, "bsr_s4": 0}
+    up = next(x for x in summary["linears"] if x["name"] == "layers.1.ffn.up")
+    # 96 x 64: a nibble a weight, a group scale for 32, scale and bias
+    assert up["bytes"] == 96 * 32 + 96 * 2 + 96 * 4 + 96 * 4
+    assert summary["bytes"]["weights"] == sum(summary["bytes_by_kind"].values())
+    sparse = summarize(read_artifact(convert(checkpoint, tmp_path / "b", bits=4, density=0.25)))
+    assert sparse["mac_share"]["bsr_s4"] == 1 and sparse["density"] == pytest.approx(0.25, abs=0.01)
+    card = read_artifact(tmp_path / "b").card
+    assert card["method"]["bits"] == 4 and "int4" in card["method"]["weights"]
 
 
 def run_command(name: str, *arguments: str) -> tuple[int, str]:
@@ -145,6 +177,21 @@ def test_commands_for_programs(checkpoint: Path, tmp_path: Path) -> None:
     assert code == 0 and document["mac_share"]["bsr_s8"] == 1 and len(document["linears"]) == 14
     with pytest.raises(ArtifactError, match="--overwrite"):
         run_command("convert", str(checkpoint), "--out", out)
+
+
+def test_commands_in_int4(checkpoint: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "a")
+    code, text = run_command("convert", str(checkpoint), "--out", out, "--bits", "4", "--json")
+    assert code == 0 and json.loads(text)["bits"] == 4 and json.loads(text)["mac_share"]["s4"] == 1
+    code, text = run_command("inspect", out)
+    assert code == 0 and "int4 100%" in text and "block-sparse int4" not in text
+    code, text = run_command(
+        "convert", str(checkpoint), "--out", str(tmp_path / "b"), "--bits", "4", "--density", "0.5"
+    )
+    assert code == 0 and "density 0.50" in text
+    model = approxrt.load(out)
+    assert model.info["mac_share"]["s4"] == 1 and model.info["kernels"]["gemm_int4"] == model.info["isa"]
+    assert len(model.classify(["a gripping film", "two hours"])) == 2
 
 
 def test_commands_for_people(checkpoint: Path, tmp_path: Path) -> None:

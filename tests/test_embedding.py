@@ -1,4 +1,4 @@
-"""Embedding lookup: f32 and int8 rows, with and without token types."""
+"""Embedding lookup: f32, int8 and int4 rows, with and without token types."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import pytest
 from levels import EPS, every_level
 
 from approxrt._C import kernels
+from approxrt.approx.int4 import pack_nibbles, row_integers
+from approxrt.artifact.spec import GROUP_WEIGHTS
 
 
 @every_level
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 17, 40])
-@pytest.mark.parametrize("kind", ["f32", "s8"])
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 17, 31, 32, 33, 40, 79])
+@pytest.mark.parametrize("kind", ["f32", "s8", "s4"])
 @pytest.mark.parametrize("typed", [False, True])
 def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
     rng = np.random.default_rng(width)
@@ -19,13 +21,19 @@ def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
     types_table = rng.standard_normal((2, width)).astype(np.float32) if typed else None
     ids, positions = np.array([0, 4, 2, 4], np.int32), np.array([0, 1, 5, 0], np.int32)
     types = np.array([0, 1, 1, 0], np.int32) if typed else None
+    group_scale = None
     if kind == "s8":
         word, scale = rng.integers(-127, 128, (5, width)).astype(np.int8), rng.uniform(0.01, 1, 5).astype(np.float32)
         rows = word[ids].astype(np.float64) * scale[ids][:, None]
+    elif kind == "s4":
+        q4 = rng.integers(-7, 8, (5, width)).astype(np.int8)
+        word, scale = pack_nibbles(q4), rng.uniform(0.01, 1, 5).astype(np.float32)
+        group_scale = rng.choice([1, 2, 77, 255], (5, -(-width // GROUP_WEIGHTS))).astype(np.uint8)
+        rows = row_integers(word, group_scale, width)[ids].astype(np.float64) * scale[ids][:, None]
     else:
         word, scale = rng.standard_normal((5, width)).astype(np.float32), None
         rows = word[ids].astype(np.float64)
-    out = kernels.embedding(word, scale, position, types_table, ids, positions, types, isa)
+    out = kernels.embedding(word, scale, position, types_table, ids, positions, types, isa, group_scale)
     parts = [rows, position[positions].astype(np.float64)]
     if typed:
         parts.append(types_table[types].astype(np.float64))
@@ -40,3 +48,13 @@ def test_ids_out_of_range_are_refused() -> None:
         kernels.embedding(table, None, table, None, np.array([3], np.int32), zero, None)
     with pytest.raises(ValueError, match="out of range"):
         kernels.embedding(table, None, table, None, np.array([-1], np.int32), zero, None)
+
+
+def test_int4_tables_of_wrong_shape_are_refused() -> None:
+    word, scale, zero = np.full((3, 20), 0x88, np.uint8), np.ones(3, np.float32), np.zeros(1, np.int32)
+    position, groups = np.zeros((3, 40), np.float32), np.ones((3, 2), np.uint8)
+    kernels.embedding(word, scale, position, None, zero, zero, None, group_scale=groups)
+    with pytest.raises(ValueError, match="group_scale"):
+        kernels.embedding(word, scale, position, None, zero, zero, None, group_scale=groups[:, :1].copy())
+    with pytest.raises(ValueError, match="shapes of tables"):
+        kernels.embedding(word[:, :19].copy(), scale, position, None, zero, zero, None, group_scale=groups)

@@ -22,7 +22,7 @@ from levels import EPS, every_level
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt.artifact.reader import Artifact, read_artifact
-from approxrt.artifact.spec import HeadSpec
+from approxrt.artifact.spec import LINEAR_KINDS, HeadSpec, LayerSpec
 from approxrt.artifact.writer import write_artifact
 from approxrt.conversion import convert
 from approxrt.runtime.cpu import CpuEngine
@@ -100,7 +100,7 @@ def compare_with_transformers(tmp_path, family, ids, types=None, **options) -> N
 
 
 @every_level
-@pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s8"])
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_every_kind_equals_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, pooling: str, isa: str
@@ -123,11 +123,45 @@ def test_every_kind_equals_the_reference(
     assert np.median(np.abs(engine.hidden(ids[-1]) - hidden)) <= 12 * 51 * EPS * np.abs(hidden).max()
 
 
-def test_levels_quantise_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+MIXTURES = {
+    "int4, int8, f32": ("s4", "s8", "f32", "bsr_s4", "bsr_s8", "s4"),
+    "int8 before int4": ("bsr_s8", "bsr_s4", "s4", "s8", "s4", "f32"),
+    "a query that is not asked": ("s8", "s4", "s4", "f32", "f32", "s8"),
+}
+
+
+@every_level
+@pytest.mark.parametrize("kinds", MIXTURES)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_mixed_kinds_equal_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: str, pooling: str, isa: str
+) -> None:
+    """Query, key and value share one input, quantised once for each layout that they read."""
+    pytest.importorskip("torch", reason="the reference is written in PyTorch")
+    from approxrt.runtime.reference import reference_logits
+
+    monkeypatch.setenv("APPROXRT_ISA", isa)
+    layers = (LayerSpec(2, 20, 51, *MIXTURES[kinds]), LayerSpec(2, 20, 33, *MIXTURES[kinds][::-1]))
+    head = HeadSpec(pooling=pooling, dense_features=40, dense_kind="s4", out_kind="s8")
+    artifact = random_artifact(tmp_path, layers=layers, head=head, embedding_kind="s4")
+    engine = CpuEngine(artifact, threads=2)
+    ids = sequences(30, (1, 2, 3, 5, 8, 13, 16) * 4)
+    ours, truth = engine.forward(ids, None, "logits"), reference_logits(artifact.spec, artifact.tensors, ids)
+    error, largest = np.abs(ours - truth).max(axis=1), np.abs(truth).max()
+    # as above, of two layers, int4 steps among them
+    assert np.median(error) <= 24 * 51 * EPS * largest
+    assert error.max() <= 4 * largest / 127
+    warm = engine.info()["scratch_bytes"]
+    engine.forward(ids, None, "logits")
+    assert engine.info()["scratch_bytes"] == warm
+
+
+@pytest.mark.parametrize("kind", ["bsr_s8", "bsr_s4"])
+def test_levels_quantise_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Levels differ by float32 rounding only: the same model, the same answers to four digits."""
     from levels import SUPPORTED
 
-    artifact = random_artifact(tmp_path, kind="bsr_s8")
+    artifact = random_artifact(tmp_path, kind=kind)
     ids = sequences(30, (3, 16, 9))
     outputs = []
     for isa in SUPPORTED:
@@ -143,7 +177,7 @@ def test_levels_quantise_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @every_level
-@pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s8"])
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
 def test_a_sequence_does_not_depend_on_its_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, isa: str
 ) -> None:

@@ -50,9 +50,11 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         "attention_int16": "scalar-16x32",
         "embedding": "scalar-int8x1x384",
         "gemm_f32": "scalar-1x384x384",
+        "gemm_int4": "scalar-1x384x384x0.25",
         "gemm_int8": "scalar-1x384x384x0.25",
         "layer_norm": "scalar-1x384",
         "quantize_rows": "scalar-1x384",
+        "quantize_rows_u8": "scalar-1x384",
         "softmax": "scalar-16x16",
     }
     assert sorted(smallest) == FAMILIES
@@ -71,13 +73,13 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         assert row["isa"] == "scalar"
         assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
         assert row["rate"] > 0
-        products = family in ("gemm_int8", "gemm_f32", "attention", "attention_int16")
+        products = family in ("gemm_int4", "gemm_int8", "gemm_f32", "attention", "attention_int16")
         assert row["rate_unit"] == ("GMAC/s" if products else "GB/s")
         assert ("share_of_peak" in row) == products
         # No core does this many a second: the compiler has removed the peak's loop.
         assert row.get("peak", 0) < 1000
-    sparse = rows["gemm_int8"]
-    assert sparse["dense_equivalent"] / sparse["rate"] == pytest.approx(4, rel=0.2)
+    for sparse in (rows["gemm_int4"], rows["gemm_int8"]):
+        assert sparse["dense_equivalent"] / sparse["rate"] == pytest.approx(4, rel=0.2)
 
 
 def test_report_of_a_run(kernel_report: Any) -> None:

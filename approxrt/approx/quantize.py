@@ -1,4 +1,4 @@
-"""Weights to int8: symmetric, one scale an output channel (or embedding row).
+"""Weights to int8: symmetric, one scale an output channel (or embedding row); and whole models to int8 or int4.
 
 W[o, i] ~ scale[o] * q[o, i], q in [-127, 127]. The scale is clip * max|W[o]| / 127
 with the clip ratio, per row, that gives the least squared error: clipping a lone
@@ -14,7 +14,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from approxrt.approx.bsr import dense_to_bsr, expand_mask
-from approxrt.artifact.spec import LinearKind, ModelSpec
+from approxrt.approx.quantize4 import quantize_rows4, quantize_tiles4
+from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, EmbeddingKind, LinearKind, ModelSpec
+
+BITS = (4, 8, 32)
 
 # One outlier at the peak of a row of n like weights: the error is least at a ratio of 1 / (1 + n / (12 * 127^2)),
 # 0.99 for the 1,536 inputs of MiniLM's widest rows, 0.9 for 20,000. The gain there is 0.1 dB, most of it from steps
@@ -77,18 +80,19 @@ def quantize_model(
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, str], None] | None = None,
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """An all-f32 model -> (spec, tensors) with int8 linears and word embeddings.
+    """An all-f32 model -> (spec, tensors) with int8 or int4 linears and word embeddings.
 
     `masks` gives, for linears that are to become block-sparse, which tiles stay
     (bool[strips, columns], see `approxrt.approx.prune`); scales are then chosen
     from the weights that stay. The head's linears stay f32: they run once a text
     and are a thousandth of the model. With bits=32 the model is returned as it
-    is. `progress(elements, name)` is called after each tensor.
+    is. `progress(elements, name)` is called after each tensor. Raises ValueError
+    for bits that are none of `BITS`.
     """
+    if bits not in BITS:
+        raise ValueError(f"bits is {bits}; it must be one of {', '.join(map(str, BITS))}")
     if bits == 32:
         return spec, dict(tensors)
-    if bits != 8:
-        raise ValueError(f"bits is {bits}; 8 and 32 are implemented")
     masks = masks or {}
     out = dict(tensors)
     kinds: dict[str, LinearKind] = {}
@@ -96,20 +100,34 @@ def quantize_model(
         if name.startswith("head.") or linear.kind != "f32":
             continue
         weight = out.pop(f"{name}.weight")
-        if name in masks:
-            kept = weight * expand_mask(masks[name], *weight.shape)
-            q, out[f"{name}.scale"] = quantize_rows(kept)
-            parts = dense_to_bsr(q, masks[name])
-            out[f"{name}.tiles"], out[f"{name}.indices"], out[f"{name}.indptr"] = parts
-            kinds[name] = "bsr_s8"
-        else:
-            out[f"{name}.q"], out[f"{name}.scale"] = quantize_rows(weight)
-            kinds[name] = "s8"
+        kinds[name], parts = quantize_linear(weight, bits, masks.get(name))
+        out |= {f"{name}.{part}": array for part, array in parts.items()}
         if progress:
             progress(weight.size, name)
-    if spec.embedding_kind == "f32":
+    embedding_kind: EmbeddingKind = spec.embedding_kind
+    if embedding_kind == "f32":
         words = out.pop("embeddings.word.weight")
-        out["embeddings.word.q"], out["embeddings.word.scale"] = quantize_rows(words)
+        embedding_kind = "s8" if bits == 8 else "s4"
+        if bits == 8:
+            parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
+        else:
+            parts = dict(zip(("q4", "group_scale", "scale"), quantize_rows4(words, MAX_ROW_GROUP_SCALE), strict=True))
+        out |= {f"embeddings.word.{part}": array for part, array in parts.items()}
         if progress:
             progress(words.size, "embeddings.word")
-    return dataclasses.replace(spec.with_linear_kinds(kinds), embedding_kind="s8"), out
+    return dataclasses.replace(spec.with_linear_kinds(kinds), embedding_kind=embedding_kind), out
+
+
+def quantize_linear(
+    weight: np.ndarray, bits: int, mask: np.ndarray | None = None
+) -> tuple[LinearKind, dict[str, np.ndarray]]:
+    """f32[N, K] -> (kind, its tensors but the bias) for 8 or 4 bits; with a mask of tiles, block-sparse."""
+    if bits == 4:
+        if mask is not None:
+            return "bsr_s4", quantize_tiles4(weight, mask)
+        return "s4", dict(zip(("q4", "group_scale", "scale"), quantize_rows4(weight), strict=True))
+    if mask is None:
+        return "s8", dict(zip(("q", "scale"), quantize_rows(weight), strict=True))
+    q, scale = quantize_rows(weight * expand_mask(mask, *weight.shape))
+    tiles, indices, indptr = dense_to_bsr(q, mask)
+    return "bsr_s8", {"tiles": tiles, "indices": indices, "indptr": indptr, "scale": scale}

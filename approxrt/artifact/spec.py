@@ -12,9 +12,17 @@ Linear kinds, with N = out_features, K = in_features:
            CSR over tiles: strip g (outputs 16g..16g+15) owns tiles indptr[g]..indptr[g+1]-1,
            tile t covers inputs 4*indices[t]..4*indices[t]+3, indices ascend within a strip;
            rows and columns past N and K are stored as zeros
+  s4       q4 u8[N, ceil(K/2)], group_scale u8[N, ceil(K/32)], scale f32[N];
+           W[o, i] = scale[o] * m * q4, m = group_scale[o, i/32] in [1, 18], q4 in [-7, 7]: m * q4 is an
+           int8, and sums of products are those of s8. A nibble is q4 + 8, the even input in the byte's
+           low one; an odd K leaves a last nibble of 8
+  bsr_s4   tiles4 u8[nnz, 16, 2], group_scale u8[groups, 16], indices, indptr and scale as bsr_s8;
+           every 8 stored tiles of a strip (32 weights an output) share a row of group_scale, the strip's
+           last ones may be fewer; rows and columns past N and K are stored as nibbles of 8
 
-and always `bias f32[N]`. Word embeddings are `f32` (weight f32[V, E]) or `s8`
-(q i8[V, E], scale f32[V]: one scale a row).
+and always `bias f32[N]`. Word embeddings are `f32` (weight f32[V, E]), `s8`
+(q i8[V, E], scale f32[V]: one scale a row) or `s4` (q4, group_scale and scale as
+above with N = V, K = E, but group scales up to 255: no 8-bit product is formed).
 """
 
 from __future__ import annotations
@@ -30,10 +38,20 @@ FORMAT_VERSION = 1
 TILE_N = 16
 TILE_K = 4
 
-LinearKind = Literal["f32", "s8", "bsr_s8"]
-LINEAR_KINDS: tuple[LinearKind, ...] = ("f32", "s8", "bsr_s8")
-EmbeddingKind = Literal["f32", "s8"]
-EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = ("f32", "s8")
+GROUP_TILES = 8
+GROUP_WEIGHTS = GROUP_TILES * TILE_K  # of one output that share an int4 group scale
+MAX_GROUP_SCALE = 18  # 18 * 7 = 126
+MAX_ROW_GROUP_SCALE = 255  # of embedding rows
+
+LinearKind = Literal["f32", "s8", "bsr_s8", "s4", "bsr_s4"]
+LINEAR_KINDS: tuple[LinearKind, ...] = ("f32", "s8", "bsr_s8", "s4", "bsr_s4")
+# Tensors whose length is the number of tiles kept, which the data decides: `dense_tensors` does not list them.
+TILE_PARTS: dict[LinearKind, tuple[str, ...]] = {
+    "bsr_s8": ("tiles", "indices"),
+    "bsr_s4": ("tiles4", "indices", "group_scale"),
+}
+EmbeddingKind = Literal["f32", "s8", "s4"]
+EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = ("f32", "s8", "s4")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 POOLINGS = ("cls", "mean")
@@ -178,13 +196,15 @@ class ModelSpec:
     def dense_tensors(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """(name, dtype, shape) of every tensor whose shape the spec alone decides.
 
-        The number of tiles of a `bsr_s8` linear depends on its data: `tiles` and
-        `indices` are not listed here (`indptr`, `scale` and `bias` are). Dtypes
-        are safetensors names: F32, I8, I32.
+        The number of tiles of a block-sparse linear depends on its data: what is
+        in `TILE_PARTS` is not listed here (`indptr`, `scale` and `bias` are).
+        Dtypes are safetensors names: F32, I8, I32, U8.
         """
         v, e, h = self.vocab_size, self.embedding_size, self.hidden_size
         if self.embedding_kind == "f32":
             yield "embeddings.word.weight", "F32", (v, e)
+        elif self.embedding_kind == "s4":
+            yield from _int4_rows("embeddings.word", v, e)
         else:
             yield "embeddings.word.q", "I8", (v, e)
             yield "embeddings.word.scale", "F32", (v,)
@@ -201,6 +221,8 @@ class ModelSpec:
             n, k = linear.out_features, linear.in_features
             if linear.kind == "f32":
                 yield f"{name}.weight", "F32", (n, k)
+            elif linear.kind == "s4":
+                yield from _int4_rows(name, n, k)
             else:
                 yield f"{name}.scale", "F32", (n,)
                 if linear.kind == "s8":
@@ -231,3 +253,10 @@ class ModelSpec:
         from approxrt.artifact.validate import spec_faults
 
         return spec_faults(self)
+
+
+def _int4_rows(name: str, n: int, k: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Tensors of an [n, k] int4 matrix stored by rows."""
+    yield f"{name}.q4", "U8", (n, -(-k // 2))
+    yield f"{name}.group_scale", "U8", (n, -(-k // GROUP_WEIGHTS))
+    yield f"{name}.scale", "F32", (n,)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.reader import Artifact
-from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, LinearSpec, ModelSpec
+from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
 
-_LINEAR_PARTS = ("weight", "q", "scale", "tiles", "indices", "indptr", "bias")
+_LINEAR_PARTS = ("weight", "q", "q4", "scale", "group_scale", "tiles", "tiles4", "indices", "indptr", "bias")
 
 
 def summarize(artifact: Artifact) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def linear_summary(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarr
     n, k = linear.out_features, linear.in_features
     size = sum(tensors[f"{name}.{part}"].nbytes for part in _LINEAR_PARTS if f"{name}.{part}" in tensors)
     density, macs = 1.0, n * k
-    if linear.kind == "bsr_s8":
+    if linear.kind in TILE_PARTS:
         tiles = len(tensors[f"{name}.indices"])
         density = tiles / (-(-n // TILE_N) * -(-k // TILE_K))
         macs = tiles * TILE_N * TILE_K

@@ -2,7 +2,8 @@
 
 The kernels trust what passes here: an index that passed is in range, a strip's
 tiles ascend, a scale is a positive finite number, and -128 does not occur (the
-engine's |q| <= 127 keeps sums within their int32 bound).
+engine's |q| <= 127 keeps sums within their int32 bound). What int4 values must
+be is in `approxrt.artifact.int4`.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from approxrt.artifact.spec import TILE_K, TILE_N, LinearSpec, ModelSpec
+from approxrt.artifact import int4
+from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "I8": np.dtype(np.int8),
     "I32": np.dtype(np.int32),
     "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# indices are u16, so a linear with more tile columns cannot be stored as bsr_s8
+# indices are u16, so a linear with more tile columns cannot be stored block-sparse
 MAX_TILE_COLUMNS = 1 << 16
 
 
 def tensor_faults(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[str]:
     """All faults of `tensors` against a sound `spec`, in plain words; empty when they fit."""
     expected = {name: (dtype, shape) for name, dtype, shape in spec.dense_tensors()}
-    bsr = {name: linear for name, linear in spec.linears() if linear.kind == "bsr_s8"}
-    names = [*expected, *(f"{name}.{part}" for name in bsr for part in ("tiles", "indices"))]
+    bsr = {name: linear for name, linear in spec.linears() if linear.kind in TILE_PARTS}
+    names = [*expected, *(f"{name}.{part}" for name, linear in bsr.items() for part in TILE_PARTS[linear.kind])]
     faults: list[str] = []
     missing = [name for name in names if name not in tensors]
     if missing:
@@ -47,11 +50,23 @@ def tensor_faults(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[st
             )
             continue
         faults += _value_faults(name, array)
+    rows = {name: (linear.in_features, int4.MAX_GROUP_SCALE) for name, linear in spec.linears() if linear.kind == "s4"}
+    if spec.embedding_kind == "s4":
+        rows["embeddings.word"] = (spec.embedding_size, MAX_ROW_GROUP_SCALE)
+    for name, (k, highest) in rows.items():
+        for part in (f"{name}.q4", f"{name}.group_scale"):
+            dtype, shape = expected[part]
+            if part not in tensors or tensors[part].dtype != DTYPES[dtype] or tensors[part].shape != shape:
+                continue  # said already
+            if part.endswith(".q4"):
+                faults += int4.row_faults(part, tensors[part], k)
+            else:
+                faults += int4.scale_faults(part, tensors[part], highest)
     for name, linear in bsr.items():
-        parts = [tensors.get(f"{name}.{part}") for part in ("tiles", "indices", "indptr")]
-        if all(part is not None for part in parts):
-            tiles, indices, indptr = (part for part in parts if part is not None)
-            faults += _bsr_faults(name, linear, tiles, indices, indptr)
+        parts = {part: tensors.get(f"{name}.{part}") for part in (*TILE_PARTS[linear.kind], "indptr")}
+        present = {part: array for part, array in parts.items() if array is not None}
+        if len(present) == len(parts):
+            faults += _bsr_faults(name, linear, present)
     return faults
 
 
@@ -76,18 +91,19 @@ def _value_faults(name: str, array: np.ndarray) -> Iterator[str]:
         yield f"tensor {name!r} has {bad} values of -128; the range is -127 to 127"
 
 
-def _bsr_faults(
-    name: str, linear: LinearSpec, tiles: np.ndarray, indices: np.ndarray, indptr: np.ndarray
-) -> Iterator[str]:
+def _bsr_faults(name: str, linear: LinearSpec, parts: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Faults of one block-sparse linear; checks that rest on a broken one are left out."""
     n, k = linear.out_features, linear.in_features
+    part = TILE_PARTS[linear.kind][0]
+    dtype, shape = ("U8", (TILE_N, TILE_K // 2)) if linear.kind == "bsr_s4" else ("I8", (TILE_N, TILE_K))
+    tiles, indices, indptr = parts[part], parts["indices"], parts["indptr"]
     columns, strips = -(-k // TILE_K), -(-n // TILE_N)
     if columns > MAX_TILE_COLUMNS:
-        yield f"linear {name!r} has {k} inputs; bsr_s8 indexes at most {MAX_TILE_COLUMNS * TILE_K}"
+        yield f"linear {name!r} has {k} inputs; {linear.kind} indexes at most {MAX_TILE_COLUMNS * TILE_K}"
         return
     sound = True
-    if tiles.dtype != np.int8 or tiles.ndim != 3 or tiles.shape[1:] != (TILE_N, TILE_K):
-        yield f"tensor '{name}.tiles' is {_describe(tiles)}; I8[nnz, {TILE_N}, {TILE_K}] is needed"
+    if tiles.dtype != DTYPES[dtype] or tiles.ndim != 3 or tiles.shape[1:] != shape:
+        yield f"tensor '{name}.{part}' is {_describe(tiles)}; {dtype}[nnz, {shape[0]}, {shape[1]}] is needed"
         sound = False
     if indices.dtype != np.uint16 or indices.ndim != 1:
         yield f"tensor '{name}.indices' is {_describe(indices)}; U16[nnz] is needed"
@@ -102,7 +118,9 @@ def _bsr_faults(
     if len(tiles) != nnz:
         yield f"linear {name!r} has {len(tiles)} tiles but {nnz} indices"
         return
-    if nnz and tiles.min() < -127:
+    if linear.kind == "bsr_s4":
+        yield from int4.nibble_faults(f"{name}.tiles4", tiles)
+    elif nnz and tiles.min() < -127:
         bad = int(np.count_nonzero(tiles == -128))
         yield f"tensor '{name}.tiles' has {bad} values of -128; the range is -127 to 127"
     outside = int(np.count_nonzero(indices >= columns))
@@ -124,10 +142,24 @@ def _bsr_faults(
         if not ascends.all():
             strip = int(np.searchsorted(indptr, np.argmin(ascends), side="right")) - 1
             yield f"tensor '{name}.indices' does not ascend strictly within strip {strip}"
+    if linear.kind == "bsr_s4":
+        yield from _group_scale_faults(name, parts["group_scale"], int4.group_count(indptr))
+        yield from int4.tile_padding_faults(name, tiles, indices, indptr, n, k)
+        return
     if n % TILE_N and np.any(tiles[indptr[-2] :, n % TILE_N :, :]):
         yield f"tensor '{name}.tiles' has nonzero values in rows past output {n}; padding must be zero"
     if k % TILE_K and np.any(tiles[indices == columns - 1][:, :, k % TILE_K :]):
         yield f"tensor '{name}.tiles' has nonzero values in columns past input {k}; padding must be zero"
+
+
+def _group_scale_faults(name: str, scales: np.ndarray, groups: int) -> Iterator[str]:
+    if scales.dtype != np.uint8 or scales.shape != (groups, TILE_N) or not scales.flags.c_contiguous:
+        yield (
+            f"tensor '{name}.group_scale' is {_describe(scales)}; U8[{groups}, {TILE_N}] is needed, "
+            f"a row for every {int4.GROUP_TILES} tiles of a strip"
+        )
+    else:
+        yield from int4.scale_faults(f"{name}.group_scale", scales)
 
 
 def _describe(array: np.ndarray) -> str:

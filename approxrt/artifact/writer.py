@@ -47,7 +47,7 @@ def write_artifact(
     """Write the artifact and return its path.
 
     `tensors` has the names, dtypes and shapes that `spec` asks for
-    (`ModelSpec.dense_tensors`, plus tiles and indices of bsr_s8 linears);
+    (`ModelSpec.dense_tensors`, plus the `TILE_PARTS` of block-sparse linears);
     `tokenizer_json` is the content of a `tokenizers` file. With `overwrite` an
     existing artifact (nothing else) at `path` is replaced. Raises ArtifactError
     with every fault of the content before anything is written, or naming the

@@ -12,7 +12,7 @@ from approxrt.cli import output
 def command(
     checkpoint: str = typer.Argument(..., help="Folder of a Hugging Face checkpoint, or a hub id."),
     out: Path = typer.Option(..., "--out", help="Folder to write the artifact to."),
-    bits: int = typer.Option(8, "--bits", help="8 (int8 weights) or 32 (float32)."),
+    bits: int = typer.Option(8, "--bits", help="8 (int8 weights), 4 (int4) or 32 (float32)."),
     density: float = typer.Option(1.0, "--density", help="Share of 16x4 weight tiles to keep, over 0 up to 1."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an artifact at --out."),
     inputs: str | None = typer.Option(
@@ -20,7 +20,7 @@ def command(
     ),
     json: bool = output.JSON_OPTION,
 ) -> None:
-    """Convert a checkpoint to an artifact with int8 or block-sparse int8 weights; needs no data."""
+    """Convert a checkpoint to an artifact with int8 or int4 weights, dense or block-sparse; needs no data."""
     import time
 
     from approxrt.artifact.reader import read_artifact

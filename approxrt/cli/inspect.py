@@ -9,6 +9,16 @@ import typer
 
 from approxrt.cli import output
 
+# What is shown of the MACs' shares: three kinds always, the others where they are used.
+KINDS = {
+    "s8": "int8",
+    "bsr_s8": "block-sparse int8",
+    "s4": "int4",
+    "bsr_s4": "block-sparse int4",
+    "f32": "f32",
+}
+ALWAYS = ("s8", "bsr_s8", "f32")
+
 
 def command(
     artifact: Path = typer.Argument(..., help="Folder of the artifact."),
@@ -38,8 +48,8 @@ def _show(summary: dict[str, Any]) -> None:
         + f", inputs {summary['inputs']}, up to {summary['max_length']} tokens",
         f"{_mb(sizes['total'])} on disk; weights: embeddings {_mb(sizes['embeddings'])}, "
         f"encoder {_mb(sizes['encoder'])}, head {_mb(sizes['head'])}",
-        f"density {summary['density']:.3f}; linear MACs on int8 {share['s8']:.0%}, "
-        f"block-sparse int8 {share['bsr_s8']:.0%}, f32 {share['f32']:.0%}",
+        f"density {summary['density']:.3f}; linear MACs on "
+        + ", ".join(f"{words} {share[kind]:.0%}" for kind, words in KINDS.items() if share[kind] or kind in ALWAYS),
     ]
     for line in lines:
         output.stdout.print(escape(line), highlight=False, soft_wrap=True)

@@ -10,6 +10,8 @@ step, because rounding decides their result:
     m <= 1e-30: s_t = 0 and q = 0, so the output is the bias
     y   = s_t * scale[o] * sum_i q[t, i] * W[o, i] + bias[o]        sum exact, the rest in `dtype`
 
+W is the int8 weight, or m * q4 of an int4 one.
+
 x reaches the quantiser rounded from `dtype` to float32. In float64 it may lie
 on the other side of a rounding boundary than the engine's float32 x: one step
 of one input, which is the quantisation error itself, not a defect.
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 
 from approxrt.approx.bsr import bsr_to_dense
+from approxrt.approx.int4 import row_integers, tile_integers
 from approxrt.artifact.spec import LinearSpec, ModelSpec
 
 QUANTIZE_FLOOR = np.float32(1e-30)
@@ -99,6 +102,9 @@ class Reference:
         if spec.embedding_kind == "s8":
             q, scale = tensors["embeddings.word.q"], tensors["embeddings.word.scale"]
             self.words = self._real(q) * self._real(scale)[:, None]
+        elif spec.embedding_kind == "s4":
+            q4, m, scale = (tensors[f"embeddings.word.{part}"] for part in ("q4", "group_scale", "scale"))
+            self.words = self._real(row_integers(q4, m, spec.embedding_size)) * self._real(scale)[:, None]
         else:
             self.words = self.weights["embeddings.word.weight"]
 
@@ -188,10 +194,16 @@ def _integer_rows(x: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def _dense_integers(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """i8[N, K] of a quantised linear, zeros where nothing is stored."""
+    """[N, K] of a quantised linear, zeros where nothing is stored."""
     if linear.kind == "s8":
         return tensors[f"{name}.q"]
-    tiles, indices, indptr = (tensors[f"{name}.{part}"] for part in ("tiles", "indices", "indptr"))
+    if linear.kind == "s4":
+        return row_integers(tensors[f"{name}.q4"], tensors[f"{name}.group_scale"], linear.in_features)
+    indices, indptr = tensors[f"{name}.indices"], tensors[f"{name}.indptr"]
+    if linear.kind == "bsr_s4":
+        tiles = tile_integers(tensors[f"{name}.tiles4"], tensors[f"{name}.group_scale"], indptr)
+    else:
+        tiles = tensors[f"{name}.tiles"]
     return bsr_to_dense(tiles, indices, indptr, linear.out_features, linear.in_features)
 
 

@@ -28,6 +28,10 @@ inline const char* dtype_name<int32_t>() {
     return "int32";
 }
 template <>
+inline const char* dtype_name<uint8_t>() {
+    return "uint8";
+}
+template <>
 inline const char* dtype_name<uint16_t>() {
     return "uint16";
 }

@@ -5,6 +5,7 @@
 
 #include "../engine/encoder.h"
 #include "arrays.h"
+#include "int4_arrays.h"
 
 namespace approxrt {
 namespace {
@@ -99,6 +100,13 @@ class Builder {
         if (has(name + ".q"))
             return Linear(Int8Weights::from_dense(kernels_, n, k, matrix<int8_t>(name + ".q", n, k).data(),
                                                   scale.data(), bias.data()));
+        if (has(name + ".q4"))
+            return Linear(int4_from_dense(kernels_, n, k, tensor(name + ".q4"), tensor(name + ".group_scale"),
+                                          scale.data(), bias.data(), name + "."));
+        if (has(name + ".tiles4"))
+            return Linear(int4_from_bsr(kernels_, n, k, tensor(name + ".indptr"), tensor(name + ".indices"),
+                                        tensor(name + ".tiles4"), tensor(name + ".group_scale"), scale.data(),
+                                        bias.data(), name + "."));
         const int64_t strips = round_up(n, kTileN) / kTileN, groups = round_up(k, kTileK) / kTileK;
         auto indptr = typed<int32_t>(tensor(name + ".indptr"), 1, name + ".indptr");
         auto indices = typed<uint16_t>(tensor(name + ".indices"), 1, name + ".indices");
@@ -122,6 +130,11 @@ class Builder {
         e.types = number(config_, "type_vocab_size");
         if (has("embeddings.word.q")) {
             e.word_q = matrix<int8_t>("embeddings.word.q", e.vocab, e.width).data();
+            e.word_scale = floats("embeddings.word.scale", e.vocab).data();
+        } else if (has("embeddings.word.q4")) {
+            const int64_t groups = (e.width + kGroupWeights - 1) / kGroupWeights;
+            e.word_q4 = matrix<uint8_t>("embeddings.word.q4", e.vocab, (e.width + 1) / 2).data();
+            e.word_group_scale = matrix<uint8_t>("embeddings.word.group_scale", e.vocab, groups).data();
             e.word_scale = floats("embeddings.word.scale", e.vocab).data();
         } else {
             e.word = matrix<float>("embeddings.word.weight", e.vocab, e.width).data();

@@ -2,64 +2,37 @@
 #include <cstring>
 #include <utility>
 
-#include "../pack.h"
-#include "arrays.h"
+#include "panels.h"
 
 namespace approxrt {
+
+void bind_int4(py::module_& kernels);
+
 namespace {
 
-const KernelTable& table(const std::string& isa) { return kernels_for(resolve_isa(isa)); }
-
-Act parse_act(const std::string& name) {
-    if (name == "identity") return Act::kIdentity;
-    if (name == "gelu") return Act::kGelu;
-    if (name == "gelu_tanh") return Act::kGeluTanh;
-    if (name == "relu") return Act::kRelu;
-    if (name == "tanh") return Act::kTanh;
-    throw py::value_error("unknown activation '" + name + "': identity, gelu, gelu_tanh, relu, tanh");
-}
-
-// Address of element (token, input) of quantised panels.
-size_t panel_offset(const PanelLayout& l, int64_t k, int64_t token, int64_t input) {
-    return token / l.mr * l.panel_bytes(k) + input / kTileK * l.group_bytes() +
-           ((token % l.mr) * kTileK + input % kTileK) * l.element_size;
-}
-
-// Quantised activations of one call.
-struct Panels {
-    const KernelTable* kernels;
-    int32_t rows, k;
-    AlignedBuffer data, scales;
-};
-
-Panels quantize(const Array<float>& x_any, const std::string& isa) {
+Panels quantize(const py::array& x_any, const std::string& isa, bool bytes) {
     auto x = typed<float>(x_any, 2, "x");
     const KernelTable& t = table(isa);
-    const auto rows = static_cast<int32_t>(x.shape(0)), k = static_cast<int32_t>(x.shape(1));
-    expect(rows > 0 && k > 0, "x is empty");
-    Panels p{&t, rows, k, AlignedBuffer(t.layout.bytes(rows, k)), AlignedBuffer(sizeof(float) * rows)};
-    t.quantize_rows({x.data(), k, rows, k, p.data.as<void>(), p.scales.as<float>()});
+    Panels p(bytes ? t.int4_layout : t.layout, x.shape(0), x.shape(1));
+    (bytes ? t.quantize_rows_u8
+           : t.quantize_rows)({x.data(), p.k, p.rows, p.k, p.data.as<void>(), p.scales.as<float>()});
     return p;
 }
 
 // Panels from integers, for products over the whole range of values.
-Panels panels_from_int8(const py::array& q_any, const std::string& isa) {
+Panels panels_from_int8(const py::array& q_any, const std::string& isa, bool bytes) {
     auto q = typed<int8_t>(q_any, 2, "q");
     const KernelTable& t = table(isa);
-    const PanelLayout& l = t.layout;
-    const auto rows = static_cast<int32_t>(q.shape(0)), k = static_cast<int32_t>(q.shape(1));
-    expect(rows > 0 && k > 0, "q is empty");
-    Panels p{&t, rows, k, AlignedBuffer(l.bytes(rows, k)), AlignedBuffer(sizeof(float) * rows)};
-    std::memset(p.data.as<char>(), l.bias, p.data.size());
-    for (int32_t i = 0; i < rows; ++i) {
+    Panels p(bytes ? t.int4_layout : t.layout, q.shape(0), q.shape(1));
+    std::memset(p.data.as<char>(), p.layout.bias, p.data.size());
+    for (int32_t i = 0; i < p.rows; ++i) {
         p.scales.as<float>()[i] = 1.0f;
-        for (int32_t j = 0; j < k; ++j) {
-            const int value = q.at(i, j) + l.bias;
-            char* at = p.data.as<char>() + panel_offset(l, k, i, j);
-            if (l.element_size == 1) {
-                *reinterpret_cast<uint8_t*>(at) = static_cast<uint8_t>(value);
+        for (int32_t j = 0; j < p.k; ++j) {
+            const int value = q.at(i, j) + p.layout.bias;
+            if (p.layout.element_size == 1) {
+                *reinterpret_cast<uint8_t*>(p.at(i, j)) = static_cast<uint8_t>(value);
             } else {
-                *reinterpret_cast<int16_t*>(at) = static_cast<int16_t>(value);
+                *reinterpret_cast<int16_t*>(p.at(i, j)) = static_cast<int16_t>(value);
             }
         }
     }
@@ -67,16 +40,15 @@ Panels panels_from_int8(const py::array& q_any, const std::string& isa) {
 }
 
 py::tuple unpack(const Panels& p) {
-    const PanelLayout& l = p.kernels->layout;
     Array<int8_t> q({p.rows, p.k});
     Array<float> scales(p.rows);
     std::memcpy(scales.mutable_data(), p.scales.as<float>(), sizeof(float) * p.rows);
     for (int32_t i = 0; i < p.rows; ++i)
         for (int32_t j = 0; j < p.k; ++j) {
-            const char* at = p.data.as<char>() + panel_offset(l, p.k, i, j);
-            const int value =
-                l.element_size == 1 ? *reinterpret_cast<const uint8_t*>(at) : *reinterpret_cast<const int16_t*>(at);
-            q.mutable_at(i, j) = static_cast<int8_t>(value - l.bias);
+            const char* at = p.at(i, j);
+            const int value = p.layout.element_size == 1 ? *reinterpret_cast<const uint8_t*>(at)
+                                                         : *reinterpret_cast<const int16_t*>(at);
+            q.mutable_at(i, j) = static_cast<int8_t>(value - p.layout.bias);
         }
     return py::make_tuple(q, scales);
 }
@@ -87,8 +59,7 @@ struct Int8Linear {
 
     void run(const Panels& p, float* y, int32_t* accumulators, const float* residual, Act act) const {
         const PackedInt8& w = weights.packed();
-        expect(p.k == w.k, "panels have " + std::to_string(p.k) + " inputs, the weights " + std::to_string(w.k));
-        expect(p.kernels->layout.mr == kernels->layout.mr, "panels were made for another instruction set");
+        p.check(kernels->layout, w.k);
         const int64_t padded = static_cast<int64_t>(w.strips) * kTileN;
         GemmInt8Args a{
             p.data.as<void>(), p.scales.as<float>(), p.rows, &w, 0, w.strips, y, padded, kTileN, residual, padded, act,
@@ -242,26 +213,39 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
 
 Array<float> embedding(const py::array& word, const py::object& word_scale, const py::array& position_any,
                        const py::object& token_type, const py::array& ids_any, const py::array& positions_any,
-                       const py::object& types, const std::string& isa) {
+                       const py::object& types, const std::string& isa, const py::object& group_scale) {
     EmbeddingArgs a{};
+    auto position = typed<float>(position_any, 2, "position");
+    a.width = static_cast<int32_t>(position.shape(1));
+    int64_t columns = a.width;
     Array<float> word_f, scale, type_table;
     Array<int8_t> word_q;
+    Array<uint8_t> word_q4, groups;
     Array<int32_t> type_ids;
     if (word_scale.is_none()) {
         word_f = typed<float>(word, 2, "word");
         a.word = word_f.data();
     } else {
-        word_q = typed<int8_t>(word, 2, "word");
         scale = typed<float>(word_scale, 1, "word_scale");
         expect(scale.shape(0) == word.shape(0), "word_scale needs one value a row");
-        a.word_q = word_q.data();
         a.word_scale = scale.data();
+        if (group_scale.is_none()) {
+            word_q = typed<int8_t>(word, 2, "word");
+            a.word_q = word_q.data();
+        } else {
+            word_q4 = typed<uint8_t>(word, 2, "word");
+            groups = typed<uint8_t>(group_scale, 2, "group_scale");
+            columns = (columns + 1) / 2;
+            expect(
+                groups.shape(0) == word.shape(0) && groups.shape(1) == round_up(a.width, kGroupWeights) / kGroupWeights,
+                "group_scale needs one value for 32 columns of a row");
+            a.word_q4 = word_q4.data();
+            a.word_group_scale = groups.data();
+        }
     }
-    auto position = typed<float>(position_any, 2, "position");
     auto ids = typed<int32_t>(ids_any, 1, "ids"), positions = typed<int32_t>(positions_any, 1, "positions");
-    a.width = static_cast<int32_t>(word.shape(1));
     a.rows = static_cast<int32_t>(ids.shape(0));
-    expect(position.shape(1) == a.width && positions.shape(0) == a.rows, "shapes of tables and ids do not fit");
+    expect(word.shape(1) == columns && positions.shape(0) == a.rows, "shapes of tables and ids do not fit");
     for (int32_t i = 0; i < a.rows; ++i)
         expect(
             ids.at(i) >= 0 && ids.at(i) < word.shape(0) && positions.at(i) >= 0 && positions.at(i) < position.shape(0),
@@ -297,11 +281,13 @@ void bind_kernels(py::module_& parent) {
         .def_readonly("rows", &Panels::rows)
         .def_readonly("k", &Panels::k);
     module.def(
-        "quantize_rows",
-        [](const py::array& x, const std::string& isa) { return quantize(typed<float>(x, 2, "x"), isa); }, py::arg("x"),
-        py::arg("isa") = "", "Quantise float32 [rows, k] per row.");
-    module.def("panels_from_int8", &panels_from_int8, py::arg("q"), py::arg("isa") = "",
-               "Panels with given integers and scales of 1.");
+        "quantize_rows", [](const py::array& x, const std::string& isa) { return quantize(x, isa, false); },
+        py::arg("x"), py::arg("isa") = "", "Quantise float32 [rows, k] per row, for Int8Linear.");
+    module.def(
+        "quantize_rows_u8", [](const py::array& x, const std::string& isa) { return quantize(x, isa, true); },
+        py::arg("x"), py::arg("isa") = "", "The same for Int4Linear.");
+    module.def("panels_from_int8", &panels_from_int8, py::arg("q"), py::arg("isa") = "", py::arg("u8") = false,
+               "Panels with given integers and scales of 1, for Int8Linear or (u8) Int4Linear.");
     py::class_<Int8Linear>(module, "Int8Linear", "Packed int8 weights, dense or block-sparse.")
         .def_static("dense", &dense_linear, py::arg("q"), py::arg("scale"), py::arg("bias"), py::arg("isa") = "")
         .def_static("bsr", &bsr_linear, py::arg("n"), py::arg("k"), py::arg("indptr"), py::arg("indices"),
@@ -312,6 +298,7 @@ void bind_kernels(py::module_& parent) {
         .def_property_readonly("tiles",
                                [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
         .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });
+    bind_int4(module);
     py::class_<F32Linear>(module, "F32Linear", "Packed float32 weights.")
         .def(py::init<const py::array&, const py::array&>(), py::arg("w"), py::arg("bias"))
         .def("forward", &F32Linear::forward, py::arg("x"), py::arg("act") = "identity", py::arg("isa") = "",
@@ -327,7 +314,9 @@ void bind_kernels(py::module_& parent) {
     module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("isa") = "",
                py::arg("query_begin") = 0, py::arg("query_end") = -1, py::arg("int16") = false);
     module.def("embedding", &embedding, py::arg("word"), py::arg("word_scale"), py::arg("position"),
-               py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "");
+               py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "",
+               py::arg("group_scale") = py::none(),
+               "word: float32, int8 with word_scale, or uint8 nibbles with word_scale and group_scale.");
     module.def(
         "peak_int8",
         [](int64_t iterations, const std::string& isa) {

@@ -55,7 +55,7 @@ void Encoder::run_head(const float* pooled, int32_t sequences, float* out, Conte
     const int32_t block = std::min(sequences, kHeadRows), n = head.out->n();
     const int64_t ld = round_up(model_.hidden, kTileN), wide = head.dense ? head.dense->n_padded() : 0;
     for (ThreadScratch& s : c.threads) {
-        s.quantized.reserve(kernels_, block, std::max<int64_t>(model_.hidden, wide));
+        s.quantized.reserve(kernels_, model_.forms(), block, std::max<int64_t>(model_.hidden, wide));
         s.wide.get<float>(block * wide);
         s.narrow.get<float>(block * head.out->n_padded());
     }
@@ -64,7 +64,7 @@ void Encoder::run_head(const float* pooled, int32_t sequences, float* out, Conte
         const int32_t begin = task * block, rows = std::min(block, sequences - begin);
         const auto linear = [&](const Linear& w, const float* x, int64_t ldx, float* y, Act act) {
             const Timed timed(c.ops.empty() ? nullptr : &c.ops[thread], Op::kHead, w.macs() * rows);
-            if (w.is_int8()) s.quantized.fill(kernels_, 0, x, ldx, rows, w.k());
+            if (!w.is_f32()) s.quantized.fill(kernels_, {&w}, 0, x, ldx, rows, w.k());
             w.run(kernels_, {x, ldx, rows, &s.quantized}, {y, w.n_padded(), nullptr, 0, act});
         };
         const float* x = pooled + begin * ld;
@@ -157,10 +157,7 @@ void Encoder::forward(const Batch& batch, Output what, float* out) const {
 
 size_t Encoder::weight_bytes() const {
     size_t sum = 0;
-    for (const EncoderLayer& l : model_.layers)
-        for (const Linear* w : {&l.query, &l.key, &l.value, &l.output, &l.up, &l.down}) sum += w->bytes();
-    for (const auto* w : {&model_.embeddings.projection, &model_.head.dense, &model_.head.out})
-        if (*w) sum += (*w)->bytes();
+    model_.each_linear([&](const Linear& w) { sum += w.bytes(); });
     return sum;
 }
 

@@ -38,7 +38,7 @@ void GroupPass::encode_by_outputs(bool first_only) {
                             Linear::Out out, OpTimes* account) {
         const Share share(w.strips(), part, parts);
         if (share.begin == share.end) return;
-        if (w.is_int8()) quantize(s.quantized, 0, in, ld, rows, w.k(), account);
+        quantize(s.quantized, {&w}, 0, in, ld, rows, w.k(), account);
         out.y += share.begin * kTileN;
         if (out.residual) out.residual += share.begin * kTileN;
         this->linear(op, w, {in, ld, rows, &s.quantized}, out, share.begin, share.end, account);
@@ -60,12 +60,11 @@ void GroupPass::encode_by_outputs(bool first_only) {
             const int32_t together = heads_together(layer);
             const Share heads(layer.num_heads / together, part, parts);
             if (heads.begin == heads.end) return;
-            if (reads_int8(layer)) quantize(s.quantized, 0, x, hidden_, rows, m_.hidden, account);
+            quantize(s.quantized, layer.input_forms(), 0, x, hidden_, rows, m_.hidden, account);
             const In in{x, hidden_, rows, &s.quantized};
             In queries = in;
             if (first) {
-                if (layer.query.is_int8())
-                    quantize(s.first_quantized, 0, own(s, true), hidden_, sequences_, m_.hidden, account);
+                quantize(s.first_quantized, {&layer.query}, 0, own(s, true), hidden_, sequences_, m_.hidden, account);
                 queries = {own(s, true), hidden_, sequences_, &s.first_quantized};
             }
             attend(layer, heads.begin * together, heads.end * together, in, queries, first, attended, s, account);

@@ -37,10 +37,6 @@ int32_t GroupPass::heads_together(const EncoderLayer& layer) {
     return layer.num_heads;
 }
 
-bool GroupPass::reads_int8(const EncoderLayer& layer) {
-    return layer.query.is_int8() || layer.key.is_int8() || layer.value.is_int8();
-}
-
 int32_t GroupPass::block_rows(const KernelTable& kernels, int team, int32_t rows) {
     const int32_t share = ceil_div(rows, team);
     const int32_t most = team == 1 ? kBlockTokens : kWholeTokens;
@@ -53,6 +49,7 @@ int32_t GroupPass::block_rows(const KernelTable& kernels, int team, int32_t rows
 void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, int team, int32_t tokens, int32_t sequences,
                         int32_t longest, GroupScratch& g, std::vector<ThreadScratch>& threads) {
     const int64_t hidden = round_up(m.hidden, kTileN);
+    const Forms forms = m.forms();
     const bool few = team > 1 && tokens <= kFewTokens;
     // No more than block_rows() gives for any smaller group (it does not grow steadily).
     const int64_t most = std::min(std::max(tokens, sequences), team == 1 ? kBlockTokens : kWholeTokens);
@@ -69,17 +66,17 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, int team, i
     g.x.get<float>(tokens * hidden);
     g.first.get<float>(sequences * hidden);
     g.attended.get<float>(tokens * inner);
-    g.quantized.reserve(k, tokens, m.hidden);
-    g.first_quantized.reserve(k, sequences, m.hidden);
+    g.quantized.reserve(k, forms, tokens, m.hidden);
+    g.first_quantized.reserve(k, forms, sequences, m.hidden);
     if (few) g.shared.get<float>(tokens * (wide + hidden));
     for (ThreadScratch& t : threads) {
-        t.quantized.reserve(k, rows, inputs);
+        t.quantized.reserve(k, forms, rows, inputs);
         t.wide.get<float>(rows * wide);
         t.narrow.get<float>(rows * std::max<int64_t>(hidden, round_up(m.embeddings.width, kTileN)));
         t.heads.get<float>(3 * tokens * together);
         t.attention.get<float>(attention);
         if (few) {
-            t.first_quantized.reserve(k, sequences, m.hidden);
+            t.first_quantized.reserve(k, forms, sequences, m.hidden);
             t.x.get<float>(tokens * hidden);
             t.first.get<float>(sequences * hidden);
         }
@@ -107,14 +104,14 @@ void GroupPass::embed(int32_t begin, int32_t rows, float* out, ThreadScratch& sc
         const Timed timed(account, Op::kEmbedding);
         k_.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch_.ids + first,
                       c_.positions.get<int32_t>(0) + first, batch_.types ? batch_.types + first : nullptr, rows,
-                      e.width, sum, ld});
+                      e.width, sum, ld, e.word_q4, e.word_group_scale});
     }
     {
         const Timed timed(account, Op::kNorm);
         k_.layer_norm({sum, ld, rows, e.width, e.norm.gamma.data(), e.norm.beta.data(), m_.eps, sum, ld});
     }
     if (!project) return;
-    if (e.projection->is_int8()) quantize(scratch.quantized, 0, sum, ld, rows, e.width, account);
+    quantize(scratch.quantized, {&*e.projection}, 0, sum, ld, rows, e.width, account);
     linear(Op::kEmbedding, *e.projection, {sum, ld, rows, &scratch.quantized}, {out, hidden_}, account);
 }
 
@@ -123,10 +120,11 @@ void GroupPass::norm(const Norm& norm, const float* in, int32_t rows, float* out
     k_.layer_norm({in, hidden_, rows, m_.hidden, norm.gamma.data(), norm.beta.data(), m_.eps, out, hidden_});
 }
 
-void GroupPass::quantize(QuantizedRows& to, int32_t first, const float* x, int64_t ldx, int32_t rows, int32_t k,
-                         OpTimes* account) {
+void GroupPass::quantize(QuantizedRows& to, Forms forms, int32_t first, const float* x, int64_t ldx, int32_t rows,
+                         int32_t k, OpTimes* account) {
+    if (!forms.any()) return;
     const Timed timed(account, Op::kQuantize);
-    to.fill(k_, first, x, ldx, rows, k);
+    to.fill(k_, forms, first, x, ldx, rows, k);
 }
 
 void GroupPass::linear(Op op, const Linear& w, const In& in, const Linear::Out& out, OpTimes* account) {
@@ -160,8 +158,8 @@ void GroupPass::attend(const EncoderLayer& layer, int32_t head_begin, int32_t he
     project(layer.key, in, k);
     project(layer.value, in, v);
 
-    // Beside int8 linears the 16-bit products lose nothing; an f32 model keeps float arithmetic throughout.
-    const bool int16 = layer.query.is_int8() && layer.key.is_int8() && layer.value.is_int8();
+    // Beside quantised linears the 16-bit products lose nothing; an f32 model keeps float arithmetic throughout.
+    const bool int16 = !layer.query.is_f32() && !layer.key.is_f32() && !layer.value.is_f32();
     AttentionArgs a{};
     a.ldq = a.ld = ld;
     a.q_strip = strip(queries.rows);
@@ -221,8 +219,8 @@ void GroupPass::encode(bool first_only) {
         const int32_t begin = task * block, rows = std::min(block, tokens_ - begin);
         float* to = x + begin * hidden_;
         embed(begin, rows, to, c_.threads[thread], account(thread));
-        if (count && reads_int8(m_.layers[0]))
-            quantize(g_.quantized, begin, to, hidden_, rows, m_.hidden, account(thread));
+        if (count)
+            quantize(g_.quantized, m_.layers[0].input_forms(), begin, to, hidden_, rows, m_.hidden, account(thread));
     });
     for (int32_t i = 0; i < count; ++i) {
         const EncoderLayer& layer = m_.layers[i];
@@ -230,9 +228,8 @@ void GroupPass::encode(bool first_only) {
         if (last && first_only) {
             team_.run(1, [&](int, int thread) {
                 gather_first(x, g_.first.get<float>(0));
-                if (layer.query.is_int8())
-                    quantize(g_.first_quantized, 0, g_.first.get<float>(0), hidden_, sequences_, m_.hidden,
-                             account(thread));
+                quantize(g_.first_quantized, {&layer.query}, 0, g_.first.get<float>(0), hidden_, sequences_, m_.hidden,
+                         account(thread));
             });
             attention_step(layer, true);
             return token_step(layer, nullptr, g_.first.get<float>(0), sequences_);
@@ -267,7 +264,7 @@ void GroupPass::token_step(const EncoderLayer& layer, const EncoderLayer* next, 
         float* y = s.narrow.get<float>(0);
         float* up = s.wide.get<float>(0);
         const auto linear = [&](Op op, const Linear& w, const float* in, int64_t ld, const Linear::Out& out) {
-            if (w.is_int8()) quantize(s.quantized, 0, in, ld, rows, w.k(), account);
+            quantize(s.quantized, {&w}, 0, in, ld, rows, w.k(), account);
             this->linear(op, w, {in, ld, rows, &s.quantized}, out, account);
         };
         linear(Op::kOutput, layer.output, attended, inner, {y, hidden_, x, hidden_});
@@ -275,7 +272,7 @@ void GroupPass::token_step(const EncoderLayer& layer, const EncoderLayer* next, 
         linear(Op::kUp, layer.up, x, hidden_, {up, wide, nullptr, 0, m_.activation});
         linear(Op::kDown, layer.down, up, wide, {y, hidden_, x, hidden_});
         norm(layer.ffn_norm, y, rows, x, account);
-        if (next && reads_int8(*next)) quantize(g_.quantized, begin, x, hidden_, rows, m_.hidden, account);
+        if (next) quantize(g_.quantized, next->input_forms(), begin, x, hidden_, rows, m_.hidden, account);
     });
 }
 

@@ -47,7 +47,8 @@ class GroupPass {
     // The parts of a step, shared by both ways of splitting it.
     void embed(int32_t begin, int32_t rows, float* out, ThreadScratch& scratch, OpTimes* account);
     void norm(const Norm& norm, const float* in, int32_t rows, float* out, OpTimes* account);
-    void quantize(QuantizedRows& to, int32_t first, const float* x, int64_t ldx, int32_t rows, int32_t k,
+    // For the linears that read x in these forms; nothing when there are none.
+    void quantize(QuantizedRows& to, Forms forms, int32_t first, const float* x, int64_t ldx, int32_t rows, int32_t k,
                   OpTimes* account);
     void linear(Op op, const Linear& w, const In& in, const Linear::Out& out, OpTimes* account);
     void linear(Op op, const Linear& w, const In& in, const Linear::Out& out, int32_t strip_begin, int32_t strip_end,
@@ -55,7 +56,6 @@ class GroupPass {
     void attend(const EncoderLayer& layer, int32_t head_begin, int32_t head_end, const In& in, const In& queries,
                 bool first_only, float* attended, ThreadScratch& scratch, OpTimes* account);
     void gather_first(const float* x, float* first) const;
-    static bool reads_int8(const EncoderLayer& layer);
     static int32_t heads_together(const EncoderLayer& layer);
 
     void encode(bool first_only);

@@ -19,6 +19,9 @@ struct EncoderLayer {
     int32_t num_heads, head_dim, intermediate;
     Linear query, key, value, output, up, down;
     Norm attention_norm, ffn_norm;
+
+    // The forms in which the layer's input is read.
+    Forms input_forms() const { return {&query, &key, &value}; }
 };
 
 // Tables stay where the caller has them (a memory map): the owner keeps them alive.
@@ -26,6 +29,8 @@ struct Embeddings {
     int32_t vocab, width, max_positions, types;
     const float* word = nullptr;
     const int8_t* word_q = nullptr;
+    const uint8_t* word_q4 = nullptr;
+    const uint8_t* word_group_scale = nullptr;
     const float* word_scale = nullptr;
     const float* position = nullptr;
     const float* token_type = nullptr;
@@ -46,6 +51,20 @@ struct EncoderModel {
     Embeddings embeddings;
     std::vector<EncoderLayer> layers;
     Head head;
+
+    template <class Body>
+    void each_linear(const Body& body) const {
+        for (const EncoderLayer& l : layers)
+            for (const Linear* w : {&l.query, &l.key, &l.value, &l.output, &l.up, &l.down}) body(*w);
+        for (const auto* w : {&embeddings.projection, &head.dense, &head.out})
+            if (*w) body(**w);
+    }
+    // Every form that any linear reads.
+    Forms forms() const {
+        Forms all;
+        each_linear([&](const Linear& w) { all.add({&w}); });
+        return all;
+    }
 };
 
 // What a forward pass returns.

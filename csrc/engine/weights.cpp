@@ -2,34 +2,93 @@
 
 namespace approxrt {
 
-int64_t Linear::macs(int32_t strip_begin, int32_t strip_end) const {
-    if (int8_) {
-        const PackedInt8& w = int8_->packed();
-        return static_cast<int64_t>(w.indptr[strip_end] - w.indptr[strip_begin]) * kTileN * kTileK;
+Forms::Forms(std::initializer_list<const Linear*> readers) {
+    for (const Linear* linear : readers) {
+        int8 |= linear->input() == Input::kInt8;
+        int4 |= linear->input() == Input::kInt4;
     }
-    return static_cast<int64_t>(strip_end - strip_begin) * kTileN * f32_->packed().k;
+}
+
+// -- rows ----------------------------------------------------------------------
+
+namespace {
+
+bool one_layout(const KernelTable& kernels) { return kernels.layout == kernels.int4_layout; }
+
+}  // namespace
+
+void QuantizedRows::reserve(const KernelTable& kernels, Forms forms, int32_t rows, int64_t k) {
+    if (!forms.any()) return;
+    scales_.get<float>(rows);
+    if (forms.int8 || one_layout(kernels)) int8_.get<char>(kernels.layout.bytes(rows, k));
+    if (forms.int4 && !one_layout(kernels)) int4_.get<char>(kernels.int4_layout.bytes(rows, k));
+}
+
+void QuantizedRows::fill(const KernelTable& kernels, Forms forms, int32_t first, const float* x, int64_t ldx,
+                         int32_t rows, int32_t k) {
+    float* scales = scales_.get<float>(0) + first;
+    if (forms.int8 || (forms.int4 && one_layout(kernels)))
+        kernels.quantize_rows({x, ldx, rows, k, int8_.get<char>(0) + kernels.layout.bytes(first, k), scales});
+    if (forms.int4 && !one_layout(kernels))
+        kernels.quantize_rows_u8({x, ldx, rows, k, int4_.get<char>(0) + kernels.int4_layout.bytes(first, k), scales});
+}
+
+const void* QuantizedRows::panels(const KernelTable& kernels, Input input) const {
+    return (input == Input::kInt4 && !one_layout(kernels) ? int4_ : int8_).data<char>();
+}
+
+// -- linears -------------------------------------------------------------------
+
+int32_t Linear::n() const {
+    if (const auto* w = std::get_if<Int8Weights>(&weights_)) return w->packed().n;
+    if (const auto* w = std::get_if<Int4Weights>(&weights_)) return w->packed().linear.n;
+    return std::get<F32Weights>(weights_).packed().n;
+}
+
+int32_t Linear::k() const {
+    if (const auto* w = std::get_if<Int8Weights>(&weights_)) return w->packed().k;
+    if (const auto* w = std::get_if<Int4Weights>(&weights_)) return w->packed().linear.k;
+    return std::get<F32Weights>(weights_).packed().k;
+}
+
+size_t Linear::bytes() const {
+    return std::visit([](const auto& w) { return w.bytes(); }, weights_);
+}
+
+int64_t Linear::macs(int32_t strip_begin, int32_t strip_end) const {
+    const auto tiles = [&](const PackedInt8& w) {
+        return static_cast<int64_t>(w.indptr[strip_end] - w.indptr[strip_begin]) * kTileN * kTileK;
+    };
+    if (const auto* w = std::get_if<Int8Weights>(&weights_)) return tiles(w->packed());
+    if (const auto* w = std::get_if<Int4Weights>(&weights_)) return tiles(w->packed().linear);
+    return static_cast<int64_t>(strip_end - strip_begin) * kTileN * k();
 }
 
 void Linear::run(const KernelTable& kernels, const In& in, const Out& out, int32_t strip_begin,
                  int32_t strip_end) const {
-    if (int8_) {
-        GemmInt8Args args{};
-        args.panels = in.quantized->panels();
-        args.act_scales = in.quantized->scales();
-        args.rows = in.rows;
-        args.w = &int8_->packed();
-        args.strip_begin = strip_begin;
-        args.strip_end = strip_end;
-        args.y = out.y;
-        args.ldy = out.ldy;
-        args.y_strip = out.y_strip;
-        args.residual = out.residual;
-        args.ldr = out.ldr;
-        args.act = out.act;
-        kernels.gemm_int8(args);
+    if (const auto* weights = std::get_if<F32Weights>(&weights_)) {
+        kernels.gemm_f32({in.x, in.ldx, in.rows, &weights->packed(), strip_begin, strip_end, out.y, out.ldy,
+                          out.y_strip, out.residual, out.ldr, out.act});
+        return;
+    }
+    const auto* int4 = std::get_if<Int4Weights>(&weights_);
+    GemmInt8Args args{};
+    args.panels = in.quantized->panels(kernels, input());
+    args.act_scales = in.quantized->scales();
+    args.rows = in.rows;
+    args.w = int4 ? &int4->packed().linear : &std::get<Int8Weights>(weights_).packed();
+    args.strip_begin = strip_begin;
+    args.strip_end = strip_end;
+    args.y = out.y;
+    args.ldy = out.ldy;
+    args.y_strip = out.y_strip;
+    args.residual = out.residual;
+    args.ldr = out.ldr;
+    args.act = out.act;
+    if (int4) {
+        kernels.gemm_int4({args, &int4->packed()});
     } else {
-        kernels.gemm_f32({in.x, in.ldx, in.rows, &f32_->packed(), strip_begin, strip_end, out.y, out.ldy, out.y_strip,
-                          out.residual, out.ldr, out.act});
+        kernels.gemm_int8(args);
     }
 }
 

@@ -1,50 +1,69 @@
 // A linear layer of any kind, ready to run on one kernel table, and the quantised rows that it reads.
 #pragma once
 
-#include <optional>
+#include <initializer_list>
+#include <variant>
 
 #include "../pack.h"
+#include "../pack_int4.h"
 #include "scratch.h"
 
 namespace approxrt {
 
-// Rows of activations as int8 linears read them: panels of `layout.mr` rows, and a scale a row.
+// The form in which a linear reads its input: as it is, or quantised to the panels of one of two families.
+enum class Input { kF32, kInt8, kInt4 };
+
+class Linear;
+
+// Which quantised forms of some rows are read.
+struct Forms {
+    bool int8 = false, int4 = false;
+
+    Forms() = default;
+    Forms(std::initializer_list<const Linear*> readers);
+    bool any() const { return int8 || int4; }
+    void add(Forms other) {
+        int8 |= other.int8;
+        int4 |= other.int4;
+    }
+};
+
+// Rows of activations as int8 and int4 linears read them: panels of `mr` rows, and a scale a row, which is the same for
+// both. Where the layouts are the same, so are the panels.
 class QuantizedRows {
   public:
-    void reserve(const KernelTable& kernels, int32_t rows, int64_t k) {
-        panels_.get<char>(kernels.layout.bytes(rows, k));
-        scales_.get<float>(rows);
-    }
-    // Quantises `rows` rows of x as rows first .. of the whole; `first` is a multiple of layout.mr.
-    void fill(const KernelTable& kernels, int32_t first, const float* x, int64_t ldx, int32_t rows, int32_t k) {
-        char* panels = panels_.get<char>(0) + kernels.layout.bytes(first, k);
-        kernels.quantize_rows({x, ldx, rows, k, panels, scales_.get<float>(0) + first});
-    }
-    const void* panels() const { return panels_.data<char>(); }
+    void reserve(const KernelTable& kernels, Forms forms, int32_t rows, int64_t k);
+    // Quantises `rows` rows of x as rows first .. of the whole; `first` is a multiple of mr.
+    void fill(const KernelTable& kernels, Forms forms, int32_t first, const float* x, int64_t ldx, int32_t rows,
+              int32_t k);
+    const void* panels(const KernelTable& kernels, Input input) const;
     const float* scales() const { return scales_.data<float>(); }
-    size_t bytes() const { return panels_.bytes() + scales_.bytes(); }
+    size_t bytes() const { return int8_.bytes() + int4_.bytes() + scales_.bytes(); }
 
   private:
-    Scratch panels_, scales_;
+    // int4_: only where its layout differs.
+    Scratch int8_, int4_, scales_;
 };
 
 class Linear {
   public:
-    explicit Linear(F32Weights w) : f32_(std::move(w)) {}
-    explicit Linear(Int8Weights w) : int8_(std::move(w)) {}
+    explicit Linear(F32Weights w) : weights_(std::move(w)) {}
+    explicit Linear(Int8Weights w) : weights_(std::move(w)) {}
+    explicit Linear(Int4Weights w) : weights_(std::move(w)) {}
 
-    bool is_int8() const { return int8_.has_value(); }
-    int32_t n() const { return int8_ ? int8_->packed().n : f32_->packed().n; }
-    int32_t k() const { return int8_ ? int8_->packed().k : f32_->packed().k; }
+    Input input() const { return static_cast<Input>(weights_.index()); }
+    bool is_f32() const { return input() == Input::kF32; }
+    int32_t n() const;
+    int32_t k() const;
     // Width of an output row: whole strips.
     int64_t n_padded() const { return round_up(n(), kTileN); }
     int32_t strips() const { return static_cast<int32_t>(n_padded() / kTileN); }
-    size_t bytes() const { return int8_ ? int8_->bytes() : f32_->bytes(); }
+    size_t bytes() const;
     // Products a token, of all strips or of some.
     int64_t macs() const { return macs(0, strips()); }
     int64_t macs(int32_t strip_begin, int32_t strip_end) const;
 
-    // What a linear reads: rows of x, and the same rows quantised if it is int8.
+    // What a linear reads: rows of x, and the same rows quantised in its form if it is not f32.
     struct In {
         const float* x;
         int64_t ldx;
@@ -64,8 +83,8 @@ class Linear {
     void run(const KernelTable& kernels, const In& in, const Out& out, int32_t strip_begin, int32_t strip_end) const;
 
   private:
-    std::optional<F32Weights> f32_;
-    std::optional<Int8Weights> int8_;
+    // In the order of Input.
+    std::variant<F32Weights, Int8Weights, Int4Weights> weights_;
 };
 
 }  // namespace approxrt

@@ -1,4 +1,4 @@
-// Sum of embeddings on Vec; int8 rows are widened in registers, never unpacked to memory.
+// Sum of embeddings on Vec; int8 and int4 rows are widened in registers, never unpacked to memory.
 #pragma once
 
 #include "../args.h"
@@ -6,28 +6,71 @@
 namespace approxrt {
 namespace {
 
-inline void embedding(const EmbeddingArgs& a) {
+// A word's row by its storage: lanes(i) are columns i .. i + kWidth - 1, at(i) is one.
+struct FloatRow {
+    const float* w;
+    FloatRow(const EmbeddingArgs& a, int64_t id) : w(a.word + id * a.width) {}
+    Vec lanes(int32_t i) const { return load(w + i); }
+    float at(int32_t i) const { return w[i]; }
+};
+
+struct Int8Row {
+    const int8_t* q;
+    float scale;
+    Int8Row(const EmbeddingArgs& a, int64_t id) : q(a.word_q + id * a.width), scale(a.word_scale[id]) {}
+    Vec lanes(int32_t i) const { return mul(load_i8(q + i), set1(scale)); }
+    float at(int32_t i) const { return static_cast<float>(q[i]) * scale; }
+};
+
+// m * q4 is exact, so one rounding is all, as at the other levels. A vector never crosses a group's end.
+struct Int4Row {
+    const uint8_t* nibbles;
+    const uint8_t* m;
+    float scale;
+    Int4Row(const EmbeddingArgs& a, int64_t id)
+        : nibbles(a.word_q4 + id * ((a.width + 1) / 2)),
+          m(a.word_group_scale + id * ((a.width + kGroupWeights - 1) / kGroupWeights)),
+          scale(a.word_scale[id]) {}
+    Vec lanes(int32_t i) const {
+        const Vec scaled = mul(load_i4(nibbles + i / 2), set1(static_cast<float>(m[i / kGroupWeights])));
+        return mul(scaled, set1(scale));
+    }
+    float at(int32_t i) const {
+        const int q4 = (i % 2 ? nibbles[i / 2] >> 4 : nibbles[i / 2] & 15) - 8;
+        return static_cast<float>(m[i / kGroupWeights] * q4) * scale;
+    }
+};
+
+template <class Row>
+inline void embedding_rows(const EmbeddingArgs& a) {
     constexpr int W = Vec::kWidth;
     const int32_t whole = a.width / W * W;
     for (int32_t t = 0; t < a.rows; ++t) {
-        const int64_t id = a.ids[t];
+        const Row word(a, a.ids[t]);
         const float* position = a.position + static_cast<int64_t>(a.positions[t]) * a.width;
         const float* type =
             a.token_type ? a.token_type + static_cast<int64_t>(a.types ? a.types[t] : 0) * a.width : nullptr;
         float* out = a.out + t * a.ldo;
-        const int8_t* q = a.word_q ? a.word_q + id * a.width : nullptr;
-        const float* w = a.word_q ? nullptr : a.word + id * a.width;
-        const float s = q ? a.word_scale[id] : 0.0f;
         for (int32_t i = 0; i < whole; i += W) {
-            Vec x = q ? mul(load_i8(q + i), set1(s)) : load(w + i);
+            Vec x = word.lanes(i);
             if (type) x = add(x, load(type + i));
             store(out + i, add(x, load(position + i)));
         }
         for (int32_t i = whole; i < a.width; ++i) {
-            float x = q ? static_cast<float>(q[i]) * s : w[i];
+            float x = word.at(i);
             if (type) x += type[i];
             out[i] = x + position[i];
         }
+    }
+}
+
+inline void embedding(const EmbeddingArgs& a) {
+    if (a.word) {
+        embedding_rows<FloatRow>(a);
+    } else if (a.word_q) {
+        embedding_rows<Int8Row>(a);
+    } else {
+        embedding_rows<Int4Row>(a);
     }
 }
 

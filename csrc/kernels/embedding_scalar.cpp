@@ -2,6 +2,18 @@
 #include "../args.h"
 
 namespace approxrt {
+namespace {
+
+float word_at(const EmbeddingArgs& a, int64_t id, int32_t i) {
+    if (a.word) return a.word[id * a.width + i];
+    if (a.word_q) return static_cast<float>(a.word_q[id * a.width + i]) * a.word_scale[id];
+    const int64_t row_bytes = (a.width + 1) / 2, groups = (a.width + kGroupWeights - 1) / kGroupWeights;
+    const int byte = a.word_q4[id * row_bytes + i / 2];
+    const int q4 = (i % 2 ? byte >> 4 : byte & 15) - 8;
+    return static_cast<float>(a.word_group_scale[id * groups + i / kGroupWeights] * q4) * a.word_scale[id];
+}
+
+}  // namespace
 
 void embedding_scalar(const EmbeddingArgs& a) {
     for (int32_t t = 0; t < a.rows; ++t) {
@@ -10,8 +22,7 @@ void embedding_scalar(const EmbeddingArgs& a) {
         const float* type =
             a.token_type ? a.token_type + static_cast<int64_t>(a.types ? a.types[t] : 0) * a.width : nullptr;
         for (int32_t i = 0; i < a.width; ++i) {
-            float x =
-                a.word_q ? static_cast<float>(a.word_q[id * a.width + i]) * a.word_scale[id] : a.word[id * a.width + i];
+            float x = word_at(a, id, i);
             if (type) x += type[i];
             a.out[t * a.ldo + i] = x + position[i];
         }

@@ -41,6 +41,15 @@ inline Vec keep_n(Vec a, Vec other, int n) {
 inline Vec load_i8(const int8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
 }
+// Eight nibbles q + 8 of four bytes, the low one of a byte first.
+inline Vec load_i4(const uint8_t* p) {
+    int32_t nibbles;
+    __builtin_memcpy(&nibbles, p, 4);
+    const __m256i shifted =
+        _mm256_srlv_epi32(_mm256_set1_epi32(nibbles), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    const __m256i q = _mm256_and_si256(shifted, _mm256_set1_epi32(15));
+    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(q, _mm256_set1_epi32(8)))};
+}
 inline Vec load_i32(const int32_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }

@@ -34,6 +34,15 @@ inline Vec keep_n(Vec a, Vec other, int n) { return {_mm512_mask_mov_ps(other.v,
 inline Vec load_i8(const int8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+// Sixteen nibbles q + 8 of eight bytes, the low one of a byte first.
+inline Vec load_i4(const uint8_t* p) {
+    int32_t nibbles[2];
+    __builtin_memcpy(nibbles, p, 8);
+    const __m512i both = _mm512_inserti64x4(_mm512_set1_epi32(nibbles[0]), _mm256_set1_epi32(nibbles[1]), 1);
+    const __m512i shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    const __m512i q = _mm512_and_si512(_mm512_srlv_epi32(both, shifts), _mm512_set1_epi32(15));
+    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(q, _mm512_set1_epi32(8)))};
+}
 inline Vec load_i32(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
 inline Vec round_even(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vec pow2(Vec n) {

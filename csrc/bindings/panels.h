@@ -1,0 +1,50 @@
+// Quantised activations for tests and benchmarks of kernels.
+#pragma once
+
+#include <cstring>
+#include <string>
+
+#include "../pack.h"
+#include "arrays.h"
+
+namespace approxrt {
+
+inline const KernelTable& table(const std::string& isa) { return kernels_for(resolve_isa(isa)); }
+
+// Activations of one call in one family's layout: gemm_int8's, or gemm_int4's.
+struct Panels {
+    PanelLayout layout;
+    int32_t rows, k;
+    AlignedBuffer data, scales;
+
+    Panels(const PanelLayout& l, int64_t rows_, int64_t k_)
+        : layout(l),
+          rows(static_cast<int32_t>(rows_)),
+          k(static_cast<int32_t>(k_)),
+          data(l.bytes(rows_, k_)),
+          scales(sizeof(float) * rows_) {
+        expect(rows > 0 && k > 0, "the activations are empty");
+    }
+
+    // Address of element (token, input).
+    char* at(int64_t token, int64_t input) const {
+        return data.as<char>() + token / layout.mr * layout.panel_bytes(k) + input / kTileK * layout.group_bytes() +
+               ((token % layout.mr) * kTileK + input % kTileK) * layout.element_size;
+    }
+
+    void check(const PanelLayout& needed, int32_t inputs) const {
+        expect(k == inputs, "panels have " + std::to_string(k) + " inputs, the weights " + std::to_string(inputs));
+        expect(layout == needed, "panels were made for another instruction set or family");
+    }
+};
+
+inline Act parse_act(const std::string& name) {
+    if (name == "identity") return Act::kIdentity;
+    if (name == "gelu") return Act::kGelu;
+    if (name == "gelu_tanh") return Act::kGeluTanh;
+    if (name == "relu") return Act::kRelu;
+    if (name == "tanh") return Act::kTanh;
+    throw py::value_error("unknown activation '" + name + "': identity, gelu, gelu_tanh, relu, tanh");
+}
+
+}  // namespace approxrt
