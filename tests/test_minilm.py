@@ -33,13 +33,13 @@ def dev() -> Dataset:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, approxrt.Model]:
     folder = tmp_path_factory.mktemp("minilm")
-    options = {"f32": {"bits": 32}, "int8": {"bits": 8}, "sparse": {"bits": 8, "density": 0.25}}
+    options = {"f32": {"bits": 32}, "int8": {"bits": 8}, "int4": {"bits": 4}, "sparse": {"bits": 8, "density": 0.25}}
     return {name: approxrt.load(approxrt.convert(CHECKPOINT, folder / name, **o)) for name, o in options.items()}
 
 
 @pytest.fixture(scope="module")
 def logits(models: dict[str, approxrt.Model], dev: Dataset) -> dict[str, np.ndarray]:
-    return {name: models[name].logits(dev.texts) for name in ("f32", "int8")}
+    return {name: models[name].logits(dev.texts) for name in ("f32", "int8", "int4")}
 
 
 def test_f32_logits_equal_transformers(models: dict[str, approxrt.Model], dev: Dataset) -> None:
@@ -67,6 +67,13 @@ def test_int8_keeps_the_accuracy(logits: dict[str, np.ndarray], dev: Dataset) ->
     assert flip_rate(logits["int8"], logits["f32"]) < 0.01
 
 
+def test_int4_costs_little_accuracy(logits: dict[str, np.ndarray], dev: Dataset) -> None:
+    """Within a point of f32, which is one standard error of 872 sentences, with no data and no training."""
+    scores = {name: accuracy(values.argmax(1), dev.labels) for name, values in logits.items()}
+    assert scores["int4"] >= scores["f32"] - 0.01
+    assert flip_rate(logits["int4"], logits["f32"]) < 0.05
+
+
 def test_answers_do_not_depend_on_batch_or_threads(
     models: dict[str, approxrt.Model], logits: dict[str, np.ndarray], dev: Dataset
 ) -> None:
@@ -80,6 +87,7 @@ def test_answers_do_not_depend_on_batch_or_threads(
 def test_sizes(models: dict[str, approxrt.Model]) -> None:
     sizes = {name: model.info["bytes"]["total"] for name, model in models.items()}
     assert sizes["f32"] > 3.5 * sizes["int8"]
+    assert sizes["f32"] > 6 * sizes["int4"]
     assert sizes["int8"] - sizes["sparse"] > 7.5e6  # three quarters of 10.6 MB of encoder weights, less the indices
     assert models["sparse"].info["density"] == pytest.approx(0.25, abs=0.01)
 
