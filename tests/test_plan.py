@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt._C import plan_groups
+from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.writer import write_artifact
+from approxrt.runtime.cpu import CpuEngine
 
 
 def plan(lengths: list[int], threads: int) -> tuple[bool, list[tuple[int, int]]]:
@@ -51,3 +57,33 @@ def test_many_texts_go_apart_in_groups_that_fit_a_cache() -> None:
 @pytest.mark.parametrize("lengths", [[128] * 3, [300, 10, 10]])
 def test_what_cannot_be_balanced_is_shared(lengths: list[int]) -> None:
     assert plan(lengths, 2) == (False, [(0, len(lengths))])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_how_work_is_divided_changes_no_answer(tmp_path: Path, threads: int) -> None:
+    """Few tokens or many, blocks of any size: the same bits."""
+    spec = small_spec(kind="bsr_s8", max_positions=64)
+    artifact = read_artifact(write_artifact(tmp_path / "a", spec, random_tensors(spec), TOKENIZER_JSON, {}))
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(1, spec.vocab_size, n).tolist() for n in (1, 5, 17, 40, 33, 9)]
+    for output in ("logits", "pooled"):
+        expected = CpuEngine(artifact, threads=1).forward(ids, None, output)
+        for tuning in (
+            {"few_tokens": 0},
+            {"few_tokens": 1 << 20},
+            {"group_tokens": 1, "block_tokens": 1, "team_block_tokens": 1},
+            {"group_tokens": 1000, "block_tokens": 1000, "team_block_tokens": 1000},
+        ):
+            engine = CpuEngine(artifact, threads, tuning)
+            np.testing.assert_array_equal(engine.forward(ids, None, output), expected)
+            for i in (0, 3):
+                np.testing.assert_array_equal(engine.forward([ids[i]], None, output)[0], expected[i])
+
+
+def test_bad_tuning(tmp_path: Path) -> None:
+    spec = small_spec()
+    artifact = read_artifact(write_artifact(tmp_path / "a", spec, random_tensors(spec), TOKENIZER_JSON, {}))
+    with pytest.raises(ValueError, match="unknown tuning 'speed'"):
+        CpuEngine(artifact, 1, {"speed": 9})
+    with pytest.raises(ValueError, match="block_tokens must be at least 1"):
+        CpuEngine(artifact, 1, {"block_tokens": 0})

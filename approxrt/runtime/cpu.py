@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,13 +26,18 @@ def forced_isa() -> str:
 
 
 class CpuEngine:
-    """Runs one model on CPU kernels. Safe to call from several threads and in forked children."""
+    """Runs one model on CPU kernels. Safe to call from several threads and in forked children.
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+    `tuning` overrides sizes that decide how work is divided (csrc/engine/plan.h): for benchmarks. Answers stay.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None, tuning: Mapping[str, int] | None = None) -> None:
         self.spec = artifact.spec
         self.threads = resolve_threads(threads)
         self.isa = forced_isa()
-        self._encoder = _C.Encoder(encoder_config(artifact.spec), dict(artifact.tensors), self.isa, self.threads)
+        self._encoder = _C.Encoder(
+            encoder_config(artifact.spec), dict(artifact.tensors), self.isa, self.threads, dict(tuning or {})
+        )
 
     def forward(
         self,

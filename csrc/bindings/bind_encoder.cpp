@@ -156,13 +156,31 @@ struct PyEncoder {
     std::unique_ptr<Encoder> encoder;
 };
 
-PyEncoder make_encoder(const py::dict& config, const Tensors& tensors, const std::string& isa, int threads) {
+Tuning parse_tuning(const std::map<std::string, int32_t>& values) {
+    Tuning tuning;
+    const std::map<std::string, int32_t*> fields = {{"group_tokens", &tuning.group_tokens},
+                                                    {"block_tokens", &tuning.block_tokens},
+                                                    {"team_block_tokens", &tuning.team_block_tokens},
+                                                    {"few_tokens", &tuning.few_tokens}};
+    for (const auto& value : values) {
+        const auto field = fields.find(value.first);
+        expect(field != fields.end(), "unknown tuning '" + value.first + "'");
+        const int32_t least = value.first == "few_tokens" ? 0 : 1;
+        expect(value.second >= least, value.first + " must be at least " + std::to_string(least));
+        *field->second = value.second;
+    }
+    return tuning;
+}
+
+PyEncoder make_encoder(const py::dict& config, const Tensors& tensors, const std::string& isa, int threads,
+                       const std::map<std::string, int32_t>& tuning) {
     expect(threads >= 1 && threads <= 1024, "threads must be 1 to 1024, got " + std::to_string(threads));
     const KernelTable& kernels = kernels_for(resolve_isa(isa));
     PyEncoder e;
     for (const auto& entry : tensors)
         if (entry.first.rfind("embeddings.", 0) == 0) e.tables.push_back(entry.second);
-    e.encoder = std::make_unique<Encoder>(Builder(config, tensors, kernels).build(), kernels, ThreadPool::get(threads));
+    e.encoder = std::make_unique<Encoder>(Builder(config, tensors, kernels).build(), kernels, ThreadPool::get(threads),
+                                          parse_tuning(tuning));
     return e;
 }
 
@@ -222,7 +240,7 @@ py::tuple plan_groups(const py::array& cu_seqlens_any, int threads) {
     auto cu = typed<int32_t>(cu_seqlens_any, 1, "cu_seqlens");
     expect(cu.shape(0) >= 2 && threads >= 1, "plan_groups needs at least one sequence and one thread");
     Plan plan;
-    make_plan(cu.data(), static_cast<int32_t>(cu.shape(0) - 1), threads, plan);
+    make_plan(cu.data(), static_cast<int32_t>(cu.shape(0) - 1), threads, Tuning(), plan);
     py::list groups;
     for (const Group& group : plan.groups) groups.append(py::make_tuple(group.begin, group.end));
     return py::make_tuple(plan.apart, groups);
@@ -234,7 +252,8 @@ void bind_encoder(py::module_& module) {
     module.def("plan_groups", &plan_groups, py::arg("cu_seqlens"), py::arg("threads"),
                "How a batch is divided: (whether groups go through the layers apart, [(first sequence, end)]).");
     py::class_<PyEncoder>(module, "Encoder", "A transformer encoder with its head on the CPU.")
-        .def(py::init(&make_encoder), py::arg("config"), py::arg("tensors"), py::arg("isa"), py::arg("threads"))
+        .def(py::init(&make_encoder), py::arg("config"), py::arg("tensors"), py::arg("isa"), py::arg("threads"),
+             py::arg("tuning") = std::map<std::string, int32_t>())
         .def("forward", &forward, py::arg("ids"), py::arg("types"), py::arg("cu_seqlens"), py::arg("output"),
              "ids int32 [tokens], types int32 [tokens] or None, cu_seqlens int32 [sequences + 1] -> float32 "
              "[sequences, outputs] (logits), [sequences, hidden] (pooled) or [tokens, hidden] (hidden).")

@@ -18,7 +18,7 @@ constexpr int32_t kHeadRows = 32;
 void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const {
     const EncoderModel& m = model_;
     const int threads = pool_->threads();
-    make_plan(batch.cu_seqlens, batch.sequences, threads, c.plan);
+    make_plan(batch.cu_seqlens, batch.sequences, threads, tuning_, c.plan);
     int32_t* positions = c.positions.get<int32_t>(batch.tokens());
     int32_t longest = 0, most_tokens = 0, most_sequences = 0;
     for (int32_t i = 0; i < batch.sequences; ++i) {
@@ -31,15 +31,15 @@ void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const
         most_sequences = std::max(most_sequences, group.end - group.begin);
     }
     for (int i = 0; i < (c.plan.apart ? threads : 1); ++i)
-        GroupPass::reserve(m, kernels_, c.plan.apart ? 1 : threads, most_tokens, most_sequences, longest, c.groups[i],
-                           c.threads);
+        GroupPass::reserve(m, kernels_, tuning_, c.plan.apart ? 1 : threads, most_tokens, most_sequences, longest,
+                           c.groups[i], c.threads);
 
     const bool logits = what == Output::kLogits;
     const int64_t ld = logits ? round_up(m.hidden, kTileN) : m.hidden;
     float* rows = logits ? c.pooled.get<float>(batch.sequences * ld) : out;
     const auto run_group = [&](const Group& group, Team team, GroupScratch& scratch) {
         const int64_t row = what == Output::kHidden ? batch.cu_seqlens[group.begin] : group.begin;
-        GroupPass(m, kernels_, batch, group, team, c, scratch).run(what, rows + row * ld, ld);
+        GroupPass(m, kernels_, tuning_, batch, group, team, c, scratch).run(what, rows + row * ld, ld);
     };
     if (c.plan.apart) {
         pool_->run(static_cast<int>(c.plan.groups.size()),
@@ -81,8 +81,8 @@ void Encoder::run_head(const float* pooled, int32_t sequences, float* out, Conte
     });
 }
 
-Encoder::Encoder(EncoderModel model, const KernelTable& kernels, std::shared_ptr<ThreadPool> pool)
-    : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)) {}
+Encoder::Encoder(EncoderModel model, const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, const Tuning& tuning)
+    : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)), tuning_(tuning) {}
 
 Encoder::~Encoder() {
     for (auto& slot : idle_) delete slot.load();

@@ -14,7 +14,8 @@ namespace approxrt {
 
 class Encoder {
   public:
-    Encoder(EncoderModel model, const KernelTable& kernels, std::shared_ptr<ThreadPool> pool);
+    Encoder(EncoderModel model, const KernelTable& kernels, std::shared_ptr<ThreadPool> pool,
+            const Tuning& tuning = {});
     ~Encoder();
 
     // Checks the batch; throws std::invalid_argument with the value and the limit.
@@ -45,6 +46,7 @@ class Encoder {
     EncoderModel model_;
     const KernelTable& kernels_;
     std::shared_ptr<ThreadPool> pool_;
+    const Tuning tuning_;
     std::atomic<bool> profiling_{false};
     mutable ProfileSum profile_;
     // Idle contexts. A lock-free set: a fork in the middle of a call leaves the child a usable one.

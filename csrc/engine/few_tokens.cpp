@@ -23,7 +23,7 @@ struct Share {
 
 }  // namespace
 
-bool GroupPass::few_tokens() const { return team_.size() > 1 && tokens_ <= kFewTokens; }
+bool GroupPass::few_tokens() const { return team_.size() > 1 && tokens_ <= tuning_.few_tokens; }
 
 void GroupPass::encode_by_outputs(bool first_only) {
     const int parts = team_.size();

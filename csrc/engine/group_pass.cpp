@@ -7,20 +7,15 @@
 namespace approxrt {
 namespace {
 
-// A thread alone takes tokens in blocks of this many: their widest activations (48 x 1536 floats are 0.3 MB) stay in
-// L2, and a layer's weights pass by once a block.
-constexpr int32_t kBlockTokens = 48;
-// A team's threads take up to this many tokens in one piece.
-constexpr int32_t kWholeTokens = 96;
-
 int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
 }  // namespace
 
-GroupPass::GroupPass(const EncoderModel& model, const KernelTable& kernels, const Batch& batch, Group group, Team team,
-                     Context& context, GroupScratch& scratch)
+GroupPass::GroupPass(const EncoderModel& model, const KernelTable& kernels, const Tuning& tuning, const Batch& batch,
+                     Group group, Team team, Context& context, GroupScratch& scratch)
     : m_(model),
       k_(kernels),
+      tuning_(tuning),
       batch_(batch),
       group_(group),
       team_(team),
@@ -37,22 +32,23 @@ int32_t GroupPass::heads_together(const EncoderLayer& layer) {
     return layer.num_heads;
 }
 
-int32_t GroupPass::block_rows(const KernelTable& kernels, int team, int32_t rows) {
-    const int32_t share = ceil_div(rows, team);
-    const int32_t most = team == 1 ? kBlockTokens : kWholeTokens;
-    const int32_t count = team * ceil_div(share, most);
+int32_t GroupPass::block_rows(int32_t rows) const {
+    const int team = team_.size();
+    const int32_t most = team == 1 ? tuning_.block_tokens : tuning_.team_block_tokens;
+    const int32_t count = team * ceil_div(ceil_div(rows, team), most);
     if (count == 1) return rows;
     // Whole panels, so that a block's rows can be quantised into its place among the group's.
-    return static_cast<int32_t>(round_up(ceil_div(rows, count), kernels.layout.mr));
+    return static_cast<int32_t>(round_up(ceil_div(rows, count), k_.layout.mr));
 }
 
-void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, int team, int32_t tokens, int32_t sequences,
-                        int32_t longest, GroupScratch& g, std::vector<ThreadScratch>& threads) {
+void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tuning& tuning, int team, int32_t tokens,
+                        int32_t sequences, int32_t longest, GroupScratch& g, std::vector<ThreadScratch>& threads) {
     const int64_t hidden = round_up(m.hidden, kTileN);
     const Forms forms = m.forms();
-    const bool few = team > 1 && tokens <= kFewTokens;
+    const bool few = team > 1 && tokens <= tuning.few_tokens;
     // No more than block_rows() gives for any smaller group (it does not grow steadily).
-    const int64_t most = std::min(std::max(tokens, sequences), team == 1 ? kBlockTokens : kWholeTokens);
+    const int64_t most =
+        std::min(std::max(tokens, sequences), team == 1 ? tuning.block_tokens : tuning.team_block_tokens);
     const auto rows = static_cast<int32_t>(few ? tokens : round_up(most, k.layout.mr));
     int64_t inputs = std::max(m.hidden, m.embeddings.width), wide = 0, together = 0, inner = 0, attention = 0;
     for (const EncoderLayer& layer : m.layers) {
@@ -118,6 +114,19 @@ void GroupPass::embed(int32_t begin, int32_t rows, float* out, ThreadScratch& sc
 void GroupPass::norm(const Norm& norm, const float* in, int32_t rows, float* out, OpTimes* account) {
     const Timed timed(account, Op::kNorm);
     k_.layer_norm({in, hidden_, rows, m_.hidden, norm.gamma.data(), norm.beta.data(), m_.eps, out, hidden_});
+}
+
+void GroupPass::norm_quantize(const Norm& norm, const float* in, int32_t rows, float* out, QuantizedRows& to,
+                              Forms forms, int32_t first, OpTimes* account) {
+    const Timed timed(account, Op::kNorm);
+    const int32_t step = forms.any() ? k_.layout.mr : rows;
+    for (int32_t i = 0; i < rows; i += step) {
+        const int32_t count = std::min(step, rows - i);
+        const float* from = in + i * hidden_;
+        float* y = out + i * hidden_;
+        k_.layer_norm({from, hidden_, count, m_.hidden, norm.gamma.data(), norm.beta.data(), m_.eps, y, hidden_});
+        if (forms.any()) to.fill(k_, forms, first + i, y, hidden_, count, m_.hidden);
+    }
 }
 
 void GroupPass::quantize(QuantizedRows& to, Forms forms, int32_t first, const float* x, int64_t ldx, int32_t rows,
@@ -214,7 +223,7 @@ void GroupPass::pool_mean(float* out, int64_t ld) {
 void GroupPass::encode(bool first_only) {
     const auto count = static_cast<int32_t>(m_.layers.size());
     float* x = g_.x.get<float>(0);
-    const int32_t block = block_rows(k_, team_.size(), tokens_);
+    const int32_t block = block_rows(tokens_);
     team_.run(ceil_div(tokens_, block), [&](int task, int thread) {
         const int32_t begin = task * block, rows = std::min(block, tokens_ - begin);
         float* to = x + begin * hidden_;
@@ -253,7 +262,7 @@ void GroupPass::attention_step(const EncoderLayer& layer, bool first_only) {
 // Output projection, norm, feed forward, norm of rows of g_.attended and of the residual x, in place; and x quantised
 // for the next layer.
 void GroupPass::token_step(const EncoderLayer& layer, const EncoderLayer* next, float* xs, int32_t count) {
-    const int32_t block = block_rows(k_, team_.size(), count);
+    const int32_t block = block_rows(count);
     team_.run(ceil_div(count, block), [&](int task, int thread) {
         const int32_t begin = task * block, rows = std::min(block, count - begin);
         ThreadScratch& s = c_.threads[thread];
@@ -268,11 +277,11 @@ void GroupPass::token_step(const EncoderLayer& layer, const EncoderLayer* next, 
             this->linear(op, w, {in, ld, rows, &s.quantized}, out, account);
         };
         linear(Op::kOutput, layer.output, attended, inner, {y, hidden_, x, hidden_});
-        norm(layer.attention_norm, y, rows, x, account);
-        linear(Op::kUp, layer.up, x, hidden_, {up, wide, nullptr, 0, m_.activation});
+        norm_quantize(layer.attention_norm, y, rows, x, s.quantized, {&layer.up}, 0, account);
+        this->linear(Op::kUp, layer.up, {x, hidden_, rows, &s.quantized}, {up, wide, nullptr, 0, m_.activation},
+                     account);
         linear(Op::kDown, layer.down, up, wide, {y, hidden_, x, hidden_});
-        norm(layer.ffn_norm, y, rows, x, account);
-        if (next) quantize(g_.quantized, next->input_forms(), begin, x, hidden_, rows, m_.hidden, account);
+        norm_quantize(layer.ffn_norm, y, rows, x, g_.quantized, next ? next->input_forms() : Forms(), begin, account);
     });
 }
 

@@ -17,19 +17,17 @@
 
 namespace approxrt {
 
-// A team with at most this many tokens splits linears by outputs.
-constexpr int32_t kFewTokens = 24;
-
 class GroupPass {
   public:
     // Sequences group.begin .. group.end-1 of the batch.
-    GroupPass(const EncoderModel& model, const KernelTable& kernels, const Batch& batch, Group group, Team team,
-              Context& context, GroupScratch& scratch);
+    GroupPass(const EncoderModel& model, const KernelTable& kernels, const Tuning& tuning, const Batch& batch,
+              Group group, Team team, Context& context, GroupScratch& scratch);
 
     // Grows what a group of that many tokens and sequences needs, so that nothing is allocated (and nothing can throw)
     // inside a parallel region.
-    static void reserve(const EncoderModel& model, const KernelTable& kernels, int team, int32_t tokens,
-                        int32_t sequences, int32_t longest, GroupScratch& group, std::vector<ThreadScratch>& threads);
+    static void reserve(const EncoderModel& model, const KernelTable& kernels, const Tuning& tuning, int team,
+                        int32_t tokens, int32_t sequences, int32_t longest, GroupScratch& group,
+                        std::vector<ThreadScratch>& threads);
 
     // `out` has rows of `ld` floats: one a token (kHidden) or one a sequence (else: the pooled state).
     void run(Output what, float* out, int64_t ld);
@@ -47,6 +45,9 @@ class GroupPass {
     // The parts of a step, shared by both ways of splitting it.
     void embed(int32_t begin, int32_t rows, float* out, ThreadScratch& scratch, OpTimes* account);
     void norm(const Norm& norm, const float* in, int32_t rows, float* out, OpTimes* account);
+    // The norm of rows and the same rows quantised, a panel at a time: they are quantised out of L1.
+    void norm_quantize(const Norm& norm, const float* in, int32_t rows, float* out, QuantizedRows& to, Forms forms,
+                       int32_t first, OpTimes* account);
     // For the linears that read x in these forms; nothing when there are none.
     void quantize(QuantizedRows& to, Forms forms, int32_t first, const float* x, int64_t ldx, int32_t rows, int32_t k,
                   OpTimes* account);
@@ -61,7 +62,7 @@ class GroupPass {
     void encode(bool first_only);
     void attention_step(const EncoderLayer& layer, bool first_only);
     void token_step(const EncoderLayer& layer, const EncoderLayer* next, float* x, int32_t rows);
-    static int32_t block_rows(const KernelTable& kernels, int team, int32_t rows);
+    int32_t block_rows(int32_t rows) const;
 
     bool few_tokens() const;
     void encode_by_outputs(bool first_only);
@@ -70,6 +71,7 @@ class GroupPass {
 
     const EncoderModel& m_;
     const KernelTable& k_;
+    const Tuning& tuning_;
     const Batch& batch_;
     const Group group_;
     Team team_;

@@ -5,21 +5,19 @@
 namespace approxrt {
 namespace {
 
-// A group that stays near a core's L2: 96 tokens of MiniLM are 0.15 MB of hidden states and as much of attended values.
-// The layers' weights pass by once a group.
-constexpr int64_t kGroupTokens = 96;
 // Threads that share every layer wait for each other twice a layer; groups of unequal size wait once, at the end.
 // Apart is taken when it keeps the threads busy at least this much of the time.
 constexpr double kBusy = 0.85;
 
 }  // namespace
 
-void make_plan(const int32_t* cu_seqlens, int32_t sequences, int threads, Plan& plan) {
+void make_plan(const int32_t* cu_seqlens, int32_t sequences, int threads, const Tuning& tuning, Plan& plan) {
     const int64_t tokens = cu_seqlens[sequences];
     plan.groups.clear();
     plan.apart = threads == 1 || sequences >= threads;
     if (plan.apart) {
-        const int64_t rounds = (tokens + threads * kGroupTokens - 1) / (threads * kGroupTokens);
+        const int64_t round = static_cast<int64_t>(threads) * tuning.group_tokens;
+        const int64_t rounds = (tokens + round - 1) / round;
         const int64_t count = std::min<int64_t>(sequences, rounds * threads);
         // The k-th border is the sequence border nearest to k / count of all tokens.
         int32_t begin = 0;
