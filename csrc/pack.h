@@ -42,7 +42,6 @@ class Int8Weights {
 
   private:
     Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const float* scale, const float* bias);
-    void add_correction(const KernelTable& table);
 
     PackedInt8 packed_{};
     AlignedBuffer indptr_, offsets_, tiles_, scale_, bias_, correction_;

@@ -27,11 +27,18 @@ def forced_isa() -> str:
 class CpuEngine:
     """Runs one model on CPU kernels. Safe to call from several threads and in forked children."""
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None = None, wait: bool = True) -> None:
+        """`wait=False` returns while the weights are being packed: call `wait` before anything else."""
         self.spec = artifact.spec
         self.threads = resolve_threads(threads)
         self.isa = forced_isa()
         self._encoder = _C.Encoder(encoder_config(artifact.spec), dict(artifact.tensors), self.isa, self.threads)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the weights are packed. From then on the artifact's tensors, embeddings apart, are not read."""
+        self._encoder.wait()
 
     def forward(
         self,

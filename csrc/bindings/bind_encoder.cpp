@@ -1,4 +1,8 @@
 // The encoder for Python: built from an artifact's spec and tensors, called with packed tokens.
+#include <atomic>
+#include <exception>
+#include <functional>
+#include <future>
 #include <map>
 
 #include <pybind11/stl.h>
@@ -22,46 +26,75 @@ Act parse_act(const std::string& name) {
     return found->second;
 }
 
+// Two steps: `build` looks at Python's objects and checks every array; `pack` re-lays the weights, which takes nearly
+// all of the time, without Python and on all threads.
 class Builder {
   public:
-    Builder(const py::dict& config, const Tensors& tensors, const KernelTable& kernels)
-        : config_(config), tensors_(tensors), kernels_(kernels) {}
+    // Everything must outlive the builder; linears of `model` are written by `pack`, so it must stay where it is.
+    Builder(const py::dict& config, const Tensors& tensors, const KernelTable& kernels, EncoderModel& model)
+        : config_(config), tensors_(tensors), kernels_(kernels), model_(model) {}
 
-    EncoderModel build() {
-        EncoderModel m;
+    void build() {
+        EncoderModel& m = model_;
         m.hidden = number(config_, "hidden_size");
         m.eps = config_["layer_norm_eps"].cast<float>();
         m.activation = parse_act(config_["activation"].cast<std::string>());
         m.embeddings = embeddings();
         if (m.embeddings.width != m.hidden)
-            m.embeddings.projection = linear("embeddings.projection", m.hidden, m.embeddings.width);
+            later(m.embeddings.projection.emplace(), linear("embeddings.projection", m.hidden, m.embeddings.width));
         const py::list layers = config_["layers"];
+        m.layers.resize(layers.size());
         for (size_t i = 0; i < layers.size(); ++i) {
             const py::dict l = layers[i];
             const int32_t heads = number(l, "num_heads"), dim = number(l, "head_dim"),
                           inner = number(l, "intermediate_size");
             const std::string at = "layers." + std::to_string(i) + ".";
-            m.layers.push_back({heads, dim, inner, linear(at + "attention.query", heads * dim, m.hidden),
-                                linear(at + "attention.key", heads * dim, m.hidden),
-                                linear(at + "attention.value", heads * dim, m.hidden),
-                                linear(at + "attention.output", m.hidden, heads * dim),
-                                linear(at + "ffn.up", inner, m.hidden), linear(at + "ffn.down", m.hidden, inner),
-                                norm(at + "attention.norm", m.hidden), norm(at + "ffn.norm", m.hidden)});
+            EncoderLayer& layer = m.layers[i];
+            layer.num_heads = heads, layer.head_dim = dim, layer.intermediate = inner;
+            later(layer.query, linear(at + "attention.query", heads * dim, m.hidden));
+            later(layer.key, linear(at + "attention.key", heads * dim, m.hidden));
+            later(layer.value, linear(at + "attention.value", heads * dim, m.hidden));
+            later(layer.output, linear(at + "attention.output", m.hidden, heads * dim));
+            later(layer.up, linear(at + "ffn.up", inner, m.hidden));
+            later(layer.down, linear(at + "ffn.down", m.hidden, inner));
+            layer.attention_norm = norm(at + "attention.norm", m.hidden);
+            layer.ffn_norm = norm(at + "ffn.norm", m.hidden);
         }
         const std::string pooling = config_["pooling"].cast<std::string>();
         expect(pooling == "cls" || pooling == "mean", "unknown pooling '" + pooling + "'");
         m.head.pooling = pooling == "cls" ? Pooling::kCls : Pooling::kMean;
         int32_t features = m.hidden;
         if (const int32_t dense = number(config_, "dense_features")) {
-            m.head.dense = linear("head.dense", dense, m.hidden);
+            later(m.head.dense.emplace(), linear("head.dense", dense, m.hidden));
             m.head.dense_act = parse_act(config_["dense_activation"].cast<std::string>());
             features = dense;
         }
-        if (const int32_t outputs = number(config_, "num_outputs")) m.head.out = linear("head.out", outputs, features);
-        return m;
+        if (const int32_t outputs = number(config_, "num_outputs"))
+            later(m.head.out.emplace(), linear("head.out", outputs, features));
+    }
+
+    // Needs no Python. Throws what packing threw (std::bad_alloc).
+    void pack(ThreadPool& pool) const {
+        std::exception_ptr error;
+        std::atomic<bool> failed{false};
+        pool.run(static_cast<int>(jobs_.size()), [&](int i, int) {
+            try {
+                *jobs_[i].target = jobs_[i].pack();
+            } catch (...) {
+                if (!failed.exchange(true)) error = std::current_exception();
+            }
+        });
+        if (failed) std::rethrow_exception(error);
     }
 
   private:
+    using Pack = std::function<Linear()>;
+    struct Job {
+        Linear* target;
+        Pack pack;
+    };
+    void later(Linear& target, Pack pack) { jobs_.push_back({&target, std::move(pack)}); }
+
     static int32_t number(const py::dict& d, const char* key) {
         const auto value = d[key].cast<int32_t>();
         expect(value >= 0, std::string(key) + " is negative");
@@ -91,14 +124,19 @@ class Builder {
         return {{gamma.data(), gamma.data() + width}, {beta.data(), beta.data() + width}};
     }
 
-    Linear linear(const std::string& name, int32_t n, int32_t k) const {
-        auto bias = floats(name + ".bias", n);
-        if (has(name + ".weight"))
-            return Linear(F32Weights(n, k, matrix<float>(name + ".weight", n, k).data(), bias.data()));
-        auto scale = floats(name + ".scale", n);
-        if (has(name + ".q"))
-            return Linear(Int8Weights::from_dense(kernels_, n, k, matrix<int8_t>(name + ".q", n, k).data(),
-                                                  scale.data(), bias.data()));
+    // Checks the arrays of one linear and returns what packs them: it holds pointers only, no Python objects.
+    Pack linear(const std::string& name, int32_t n, int32_t k) const {
+        const KernelTable& kernels = kernels_;
+        const float* bias = floats(name + ".bias", n).data();
+        if (has(name + ".weight")) {
+            const float* weight = matrix<float>(name + ".weight", n, k).data();
+            return [=] { return Linear(F32Weights(n, k, weight, bias)); };
+        }
+        const float* scale = floats(name + ".scale", n).data();
+        if (has(name + ".q")) {
+            const int8_t* q = matrix<int8_t>(name + ".q", n, k).data();
+            return [=, &kernels] { return Linear(Int8Weights::from_dense(kernels, n, k, q, scale, bias)); };
+        }
         const int64_t strips = round_up(n, kTileN) / kTileN, groups = round_up(k, kTileK) / kTileK;
         auto indptr = typed<int32_t>(tensor(name + ".indptr"), 1, name + ".indptr");
         auto indices = typed<uint16_t>(tensor(name + ".indices"), 1, name + ".indices");
@@ -109,9 +147,13 @@ class Builder {
         expect(indices.shape(0) == count && tiles.shape(0) == count && tiles.shape(1) == kTileN &&
                    tiles.shape(2) == kTileK,
                name + ": tiles and indices do not fit indptr");
-        for (int64_t t = 0; t < count; ++t) expect(indices.at(t) < groups, name + ".indices is out of range");
-        return Linear(Int8Weights::from_bsr(kernels_, n, k, indptr.data(), indices.data(), tiles.data(), scale.data(),
-                                            bias.data()));
+        const uint16_t* index = indices.data();
+        bool inside = true;
+        for (int64_t t = 0; t < count; ++t) inside &= index[t] < groups;
+        expect(inside, name + ".indices is out of range");
+        const int32_t* starts = indptr.data();
+        const int8_t* tile = tiles.data();
+        return [=, &kernels] { return Linear(Int8Weights::from_bsr(kernels, n, k, starts, index, tile, scale, bias)); };
     }
 
     Embeddings embeddings() const {
@@ -135,23 +177,58 @@ class Builder {
     const py::dict& config_;
     const Tensors& tensors_;
     const KernelTable& kernels_;
+    EncoderModel& model_;
+    std::vector<Job> jobs_;
 };
 
-struct PyEncoder {
+// A model whose weights are being packed by a thread of its own.
+struct Packing {
+    Packing(py::dict config_, Tensors tensors_, const KernelTable& kernels_, std::shared_ptr<ThreadPool> pool_)
+        : config(std::move(config_)), tensors(std::move(tensors_)), kernels(kernels_), pool(std::move(pool_)) {
+        Builder builder(config, tensors, kernels, model);
+        builder.build();
+        done = std::async(std::launch::async, [builder = std::move(builder), this] { builder.pack(*pool); });
+    }
+
+    py::dict config;
+    Tensors tensors;  // keeps the arrays alive that packing reads
+    const KernelTable& kernels;
+    std::shared_ptr<ThreadPool> pool;
+    EncoderModel model;
+    std::shared_future<void> done;  // destroyed first: that waits for the thread, which uses the rest
+};
+
+class PyEncoder {
+  public:
+    PyEncoder(const py::dict& config, const Tensors& tensors, const std::string& isa, int threads) {
+        expect(threads >= 1 && threads <= 1024, "threads must be 1 to 1024, got " + std::to_string(threads));
+        for (const auto& entry : tensors)
+            if (entry.first.rfind("embeddings.", 0) == 0) tables_.push_back(entry.second);
+        packing_ = std::make_shared<Packing>(config, tensors, kernels_for(resolve_isa(isa)), ThreadPool::get(threads));
+    }
+
+    // Waits for packing without the GIL; throws what it threw.
+    Encoder& ready() {
+        if (!encoder_) {
+            const auto packing = packing_;  // another Python thread may get ahead and reset it
+            {
+                py::gil_scoped_release release;
+                packing->done.get();
+            }
+            if (!encoder_) {
+                encoder_ = std::make_unique<Encoder>(std::move(packing->model), packing->kernels, packing->pool);
+                packing_.reset();
+            }
+        }
+        return *encoder_;
+    }
+
+  private:
     // The embedding tables are read in place: these references keep their memory map alive.
-    std::vector<py::object> tables;
-    std::unique_ptr<Encoder> encoder;
+    std::vector<py::object> tables_;
+    std::shared_ptr<Packing> packing_;
+    std::unique_ptr<Encoder> encoder_;
 };
-
-PyEncoder make_encoder(const py::dict& config, const Tensors& tensors, const std::string& isa, int threads) {
-    expect(threads >= 1 && threads <= 1024, "threads must be 1 to 1024, got " + std::to_string(threads));
-    const KernelTable& kernels = kernels_for(resolve_isa(isa));
-    PyEncoder e;
-    for (const auto& entry : tensors)
-        if (entry.first.rfind("embeddings.", 0) == 0) e.tables.push_back(entry.second);
-    e.encoder = std::make_unique<Encoder>(Builder(config, tensors, kernels).build(), kernels, ThreadPool::get(threads));
-    return e;
-}
 
 Output parse_output(const std::string& name) {
     if (name == "logits") return Output::kLogits;
@@ -160,7 +237,7 @@ Output parse_output(const std::string& name) {
     throw py::value_error("unknown output '" + name + "': logits, pooled, hidden");
 }
 
-Array<float> forward(const PyEncoder& self, const py::array& ids_any, const py::object& types_any,
+Array<float> forward(PyEncoder& self, const py::array& ids_any, const py::object& types_any,
                      const py::array& cu_seqlens_any, const std::string& output) {
     auto ids = typed<int32_t>(ids_any, 1, "ids"), cu = typed<int32_t>(cu_seqlens_any, 1, "cu_seqlens");
     expect(cu.shape(0) >= 1, "cu_seqlens is empty");
@@ -174,13 +251,14 @@ Array<float> forward(const PyEncoder& self, const py::array& ids_any, const py::
         expect(types.shape(0) == ids.shape(0), "types needs one value a token");
         batch.types = types.data();
     }
-    self.encoder->check(batch);
-    const int32_t columns = self.encoder->output_columns(what);
-    Array<float> out({self.encoder->output_rows(batch, what), static_cast<int64_t>(columns)});
+    const Encoder& encoder = self.ready();
+    encoder.check(batch);
+    const int32_t columns = encoder.output_columns(what);
+    Array<float> out({encoder.output_rows(batch, what), static_cast<int64_t>(columns)});
     float* data = out.mutable_data();
     {
         py::gil_scoped_release release;
-        self.encoder->forward(batch, what, data);
+        encoder.forward(batch, what, data);
     }
     return out;
 }
@@ -189,16 +267,22 @@ Array<float> forward(const PyEncoder& self, const py::array& ids_any, const py::
 
 void bind_encoder(py::module_& module) {
     py::class_<PyEncoder>(module, "Encoder", "A transformer encoder with its head on the CPU.")
-        .def(py::init(&make_encoder), py::arg("config"), py::arg("tensors"), py::arg("isa"), py::arg("threads"))
+        .def(py::init<const py::dict&, const Tensors&, const std::string&, int>(), py::arg("config"),
+             py::arg("tensors"), py::arg("isa"), py::arg("threads"),
+             "Checks the arrays, and starts to pack them for the instruction set.")
+        .def(
+            "wait", [](PyEncoder& e) { e.ready(); },
+            "Returns when the weights are packed, which every other method waits for, too. Before a fork: an encoder "
+            "that is not ready stays so in the child.")
         .def("forward", &forward, py::arg("ids"), py::arg("types"), py::arg("cu_seqlens"), py::arg("output"),
              "ids int32 [tokens], types int32 [tokens] or None, cu_seqlens int32 [sequences + 1] -> float32 "
              "[sequences, outputs] (logits), [sequences, hidden] (pooled) or [tokens, hidden] (hidden).")
-        .def_property_readonly("threads", [](const PyEncoder& e) { return e.encoder->threads(); })
+        .def_property_readonly("threads", [](PyEncoder& e) { return e.ready().threads(); })
         .def_property_readonly(
-            "weight_bytes", [](const PyEncoder& e) { return e.encoder->weight_bytes(); },
+            "weight_bytes", [](PyEncoder& e) { return e.ready().weight_bytes(); },
             "Bytes of packed weights, embedding tables not counted.")
         .def_property_readonly(
-            "scratch_bytes", [](const PyEncoder& e) { return e.encoder->scratch_bytes(); },
+            "scratch_bytes", [](PyEncoder& e) { return e.ready().scratch_bytes(); },
             "Bytes of scratch memory of idle contexts.");
 }
 

@@ -10,6 +10,8 @@ namespace approxrt {
 
 class Linear {
   public:
+    // Without weights: a place to put a packed linear. Nothing but assignment is allowed until then.
+    Linear() = default;
     explicit Linear(F32Weights w) : f32_(std::move(w)) {}
     explicit Linear(Int8Weights w) : int8_(std::move(w)) {}
 
