@@ -60,6 +60,7 @@ std::shared_ptr<ThreadPool> ThreadPool::get(int threads) {
 
 ThreadPool::ThreadPool(int threads)
     : threads_(threads < 1 ? 1 : threads),
+      callers_gate_(threads_ + 1),
       sleep_(std::make_unique<Sleep>()),
       workers_(std::make_unique<std::vector<std::thread>>()) {}
 
@@ -83,7 +84,7 @@ void ThreadPool::start_workers() {
 // A worker that saw `open` is seen in `active` before the caller returns; one that came too late sees
 // `open == false` and touches nothing.
 void ThreadPool::run_erased(int tasks, Function function, const void* context) {
-    std::lock_guard<std::mutex> lock(region_);
+    region_.enter();
     if (workers_->empty()) start_workers();
     tasks_ = tasks;
     function_ = function;
@@ -105,6 +106,7 @@ void ThreadPool::run_erased(int tasks, Function function, const void* context) {
         else
             sched_yield();
     }
+    region_.leave();
 }
 
 void ThreadPool::work(int thread) {
@@ -134,13 +136,17 @@ void ThreadPool::worker(int thread) {
 }
 
 void ThreadPool::before_fork() {
-    region_.lock();
+    region_.enter();
+    region_.before_fork();
+    callers_gate_.before_fork();
     sleep_->mutex.lock();
 }
 
 void ThreadPool::after_fork_parent() {
     sleep_->mutex.unlock();
-    region_.unlock();
+    callers_gate_.after_fork_parent();
+    region_.after_fork_parent();
+    region_.leave();
 }
 
 void ThreadPool::after_fork_child() {
@@ -154,7 +160,9 @@ void ThreadPool::after_fork_child() {
     open_ = false;
     active_ = 0;
     sleepers_ = 0;
-    region_.unlock();
+    callers_ = 0;
+    callers_gate_.after_fork_child();
+    region_.after_fork_child();
 }
 
 }  // namespace approxrt
