@@ -67,8 +67,8 @@ asan: install    ## Kernel tests under AddressSanitizer and UndefinedBehaviorSan
 
 # torch does not survive ThreadSanitizer, so the tests that compare with it stay out.
 tsan: install    ## Thread pool and encoder tests under ThreadSanitizer
-	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/test_threads.py tests/test_encoder.py \
-		-k "not logits and not every_kind"
+	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/test_threads.py tests/test_concurrency.py tests/test_loading.py \
+		tests/test_encoder.py -k "not logits and not every_kind and not benchmark and not weights_twice"
 
 clean:           ## Remove build products (not .venv)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -36,10 +36,12 @@ Registry& registry() {
 
 void all_before_fork() {
     registry().mutex.lock();
+    for (auto& entry : registry().pools) entry.second->finish_regions();
     for (auto& entry : registry().pools) entry.second->before_fork();
 }
 void all_after_fork_parent() {
     for (auto& entry : registry().pools) entry.second->after_fork_parent();
+    for (auto& entry : registry().pools) entry.second->resume_regions();
     registry().mutex.unlock();
 }
 void all_after_fork_child() {
@@ -135,8 +137,11 @@ void ThreadPool::worker(int thread) {
     }
 }
 
+void ThreadPool::finish_regions() { region_.enter(); }
+
+void ThreadPool::resume_regions() { region_.leave(); }
+
 void ThreadPool::before_fork() {
-    region_.enter();
     region_.before_fork();
     callers_gate_.before_fork();
     sleep_->mutex.lock();
@@ -146,7 +151,6 @@ void ThreadPool::after_fork_parent() {
     sleep_->mutex.unlock();
     callers_gate_.after_fork_parent();
     region_.after_fork_parent();
-    region_.leave();
 }
 
 void ThreadPool::after_fork_child() {

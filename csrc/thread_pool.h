@@ -66,10 +66,13 @@ class ThreadPool {
             &body);
     }
 
-    // fork(): between them no region runs and no lock is held by another thread.
+    // fork(), in this order, each for all pools before the next: then no region runs in the child's copy and no lock
+    // is held by a thread that it does not have. resume_regions is for the parent.
+    void finish_regions();
     void before_fork();
     void after_fork_parent();
     void after_fork_child();
+    void resume_regions();
 
   private:
     using Function = void (*)(const void* context, int task, int thread);
