@@ -1,9 +1,10 @@
 """Times engines in turns on the same inputs.
 
 Absolute times drift with the machine's temper, so engines take turns: every round gives
-each of them one block of repetitions, opened by an untimed run that lets another engine's
-spinning threads go to sleep. What is reported are quantiles over all repetitions and
-ratios of medians within one run.
+each of them one block of repetitions. A block opens with a pause, in which the engine before
+it can put its spinning threads to sleep, and with untimed runs that bring its own data back
+into the caches. What is reported are quantiles over all repetitions and ratios of medians
+within one run.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from approxrt.benchmark.approxrt_engine import ApproxrtEngine
 
 BLOCK_S = 0.05
+SETTLE_S = 0.02
+WARM_S = 0.005
 MIN_ROUNDS = 3
 PROBE_TIMEOUT_S = 300
 
@@ -290,7 +293,11 @@ def _time_workload(
         end, rounds = time.perf_counter() + budget, 0
         while rounds < MIN_ROUNDS or time.perf_counter() < end:
             for name, call in calls.items():
+                time.sleep(SETTLE_S)
+                warm = time.perf_counter() + WARM_S
                 call()
+                while time.perf_counter() < warm:
+                    call()
                 for _ in range(repetitions[name]):
                     begin = time.perf_counter()
                     call()
