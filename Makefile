@@ -10,7 +10,7 @@ KERNEL_TESTS = tests/test_gemm_int8.py tests/test_gemm_int4.py tests/test_gemm_f
                tests/test_activation.py tests/test_embedding.py tests/test_encoder.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help install build test lint format demo bench microbench readme asan tsan clean
+.PHONY: help install build test lint format demo bench microbench cold readme asan tsan clean
 
 help:            ## Show this list
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -58,6 +58,11 @@ microbench: build ## Benchmark every kernel, to bench/results/kernels-NAME.json:
 	$(BIN)/python -m pytest -q bench/bench_*.py --benchmark-only --benchmark-json=build/microbench.json $(BENCH_ARGS)
 	$(BIN)/python bench/kernel_report.py build/microbench.json $(if $(REPORT),--name $(REPORT))
 
+cold: build      ## Cold start beside ONNX Runtime, and scaling over threads: make cold ARTIFACTS="a b" CHECKPOINT=dir
+	$(PIP) install -c constraints.txt -e ".[bench]" --no-build-isolation
+	$(BIN)/python bench/bench_cold_start.py $(ARTIFACTS) --checkpoint $(CHECKPOINT) --out bench/results/cold-start.json
+	$(BIN)/python bench/bench_threads.py $(ARTIFACTS) --out bench/results/threads.json
+
 readme: install  ## Regenerate the README's table from bench/results
 	$(BIN)/python bench/readme_tables.py
 
@@ -67,8 +72,8 @@ asan: install    ## Kernel tests under AddressSanitizer and UndefinedBehaviorSan
 
 # torch does not survive ThreadSanitizer, so the tests that compare with it stay out.
 tsan: install    ## Thread pool and encoder tests under ThreadSanitizer
-	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/test_threads.py tests/test_encoder.py \
-		-k "not logits and not every_kind"
+	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/test_threads.py tests/test_concurrency.py tests/test_loading.py \
+		tests/test_encoder.py -k "not logits and not every_kind and not benchmark and not weights_twice"
 
 clean:           ## Remove build products (not .venv)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -20,10 +20,11 @@ __all__ = ["Model", "Prediction", "__version__", "convert", "errors", "load"]
 if TYPE_CHECKING:
     from approxrt import errors
     from approxrt.conversion import convert
-    from approxrt.runtime.model import Model, Prediction, load
+    from approxrt.runtime.loading import load
+    from approxrt.runtime.model import Model, Prediction
 
 _LAZY = {
-    "load": "approxrt.runtime.model",
+    "load": "approxrt.runtime.loading",
     "Model": "approxrt.runtime.model",
     "Prediction": "approxrt.runtime.model",
     "convert": "approxrt.conversion",

@@ -19,6 +19,49 @@ AlignedBuffer padded_floats(const float* values, int32_t n, int32_t strips) {
     return buffer;
 }
 
+// Re-lays canonical tiles for a kernel: at full speed in the two orders that kernels use, in any other by bytes.
+class TileOrder {
+  public:
+    explicit TileOrder(const uint8_t* order) : order_(order) {
+        for (int i = 0; i < kTileBytes; ++i) {
+            const int half = i / (kTileBytes / 2), at = i % (kTileBytes / 2);
+            canonical_ = canonical_ && order[i] == i;
+            pairs_ = pairs_ && order[i] == at / 2 * kTileK + half * 2 + at % 2;
+        }
+    }
+    void apply(const int8_t* canonical, int8_t* out) const {
+        if (canonical_) {
+            std::memcpy(out, canonical, kTileBytes);
+        } else if (pairs_) {
+            // First the pairs of inputs 0 and 1 of all outputs, then those of inputs 2 and 3.
+            uint16_t from[kTileBytes / 2], to[kTileBytes / 2];
+            std::memcpy(from, canonical, kTileBytes);
+            for (int o = 0; o < kTileN; ++o) {
+                to[o] = from[2 * o];
+                to[kTileN + o] = from[2 * o + 1];
+            }
+            std::memcpy(out, to, kTileBytes);
+        } else {
+            for (int i = 0; i < kTileBytes; ++i) out[i] = canonical[order_[i]];
+        }
+    }
+
+  private:
+    const uint8_t* order_;
+    bool canonical_ = true, pairs_ = true;
+};
+
+// sums[o] += the weights of output o in a canonical tile.
+void add_sums(const int8_t* canonical, int32_t* sums) {
+    for (int o = 0; o < kTileN; ++o)
+        for (int i = 0; i < kTileK; ++i) sums[o] += canonical[o * kTileK + i];
+}
+
+// Kernels that take unsigned activations (x + bias) subtract bias times the sum of an output's kept weights.
+void scale_sums(int32_t bias, int32_t* sums) {
+    for (int o = 0; o < kTileN; ++o) sums[o] *= bias;
+}
+
 }  // namespace
 
 AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
@@ -42,6 +85,7 @@ Int8Weights::Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const
     scale_ = padded_floats(scale, n, strips);
     bias_ = padded_floats(bias, n, strips);
     correction_ = AlignedBuffer(sizeof(int32_t) * strips * kTileN);
+    std::memset(correction_.as<int32_t>(), 0, correction_.size());
     packed_ = {n,
                k,
                strips,
@@ -53,54 +97,54 @@ Int8Weights::Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const
                correction_.as<int32_t>()};
 }
 
-void Int8Weights::add_correction(const KernelTable& table) {
-    auto* correction = correction_.as<int32_t>();
-    std::memset(correction, 0, correction_.size());
-    if (!table.layout.bias) return;
-    int8_t order_output[kTileBytes];
-    for (int i = 0; i < kTileBytes; ++i) order_output[i] = static_cast<int8_t>(table.tile_order[i] / kTileK);
-    for (int32_t g = 0; g < packed_.strips; ++g)
-        for (int32_t t = packed_.indptr[g]; t < packed_.indptr[g + 1]; ++t)
-            for (int i = 0; i < kTileBytes; ++i)
-                correction[g * kTileN + order_output[i]] += table.layout.bias * packed_.tiles[t * kTileBytes + i];
-}
-
 Int8Weights Int8Weights::from_dense(const KernelTable& table, int32_t n, int32_t k, const int8_t* q, const float* scale,
                                     const float* bias) {
     const int32_t groups = static_cast<int32_t>(round_up(k, kTileK) / kTileK), strips = strips_of(n);
     Int8Weights w(n, k, static_cast<int64_t>(groups) * strips, false, scale, bias);
     auto* indptr = w.indptr_.as<int32_t>();
-    auto* tiles = w.tiles_.as<int8_t>();
-    const bool aligned_k = k % kTileK == 0;
+    auto* packed = w.tiles_.as<int8_t>();
+    const TileOrder order(table.tile_order);
+    const int32_t whole = k / kTileK;
     for (int32_t g = 0; g <= strips; ++g) indptr[g] = g * groups;
     for (int32_t g = 0; g < strips; ++g) {
         const int rows = n - g * kTileN < kTileN ? n - g * kTileN : kTileN;
-        for (int32_t c = 0; c < groups; ++c) {
+        int32_t* sums = w.correction_.as<int32_t>() + g * kTileN;
+        for (int32_t c = 0; c < groups; ++c, packed += kTileBytes) {
             alignas(64) int8_t canonical[kTileBytes] = {};
-            const int columns = aligned_k || c + 1 < groups ? kTileK : k - c * kTileK;
-            for (int o = 0; o < rows; ++o)
-                std::memcpy(canonical + o * kTileK, q + static_cast<int64_t>(g * kTileN + o) * k + c * kTileK, columns);
-            int8_t* tile = tiles + (static_cast<int64_t>(g) * groups + c) * kTileBytes;
-            for (int i = 0; i < kTileBytes; ++i) tile[i] = canonical[table.tile_order[i]];
+            const int8_t* from = q + static_cast<int64_t>(g) * kTileN * k + c * kTileK;
+            if (c < whole && rows == kTileN) {
+                // The common case apart: copies of a constant size are moves of a register.
+                for (int o = 0; o < kTileN; ++o) std::memcpy(canonical + o * kTileK, from + int64_t{o} * k, kTileK);
+            } else {
+                const int columns = c < whole ? kTileK : k - c * kTileK;
+                for (int o = 0; o < rows; ++o) std::memcpy(canonical + o * kTileK, from + int64_t{o} * k, columns);
+            }
+            order.apply(canonical, packed);
+            if (table.layout.bias) add_sums(canonical, sums);
         }
+        scale_sums(table.layout.bias, sums);
     }
-    w.add_correction(table);
     return w;
 }
 
 Int8Weights Int8Weights::from_bsr(const KernelTable& table, int32_t n, int32_t k, const int32_t* indptr,
                                   const uint16_t* indices, const int8_t* tiles, const float* scale, const float* bias) {
     const int32_t strips = strips_of(n);
-    const int64_t count = indptr[strips];
-    Int8Weights w(n, k, count, true, scale, bias);
+    Int8Weights w(n, k, indptr[strips], true, scale, bias);
     std::memcpy(w.indptr_.as<int32_t>(), indptr, sizeof(int32_t) * (strips + 1));
     auto* offsets = w.offsets_.as<uint32_t>();
     auto* packed = w.tiles_.as<int8_t>();
-    for (int64_t t = 0; t < count; ++t) {
-        offsets[t] = static_cast<uint32_t>(indices[t] * table.layout.group_bytes());
-        for (int i = 0; i < kTileBytes; ++i) packed[t * kTileBytes + i] = tiles[t * kTileBytes + table.tile_order[i]];
+    const TileOrder order(table.tile_order);
+    const int64_t group_bytes = table.layout.group_bytes();
+    for (int32_t g = 0; g < strips; ++g) {
+        int32_t* sums = w.correction_.as<int32_t>() + g * kTileN;
+        for (int64_t t = indptr[g]; t < indptr[g + 1]; ++t) {
+            offsets[t] = static_cast<uint32_t>(indices[t] * group_bytes);
+            order.apply(tiles + t * kTileBytes, packed + t * kTileBytes);
+            if (table.layout.bias) add_sums(tiles + t * kTileBytes, sums);
+        }
+        scale_sums(table.layout.bias, sums);
     }
-    w.add_correction(table);
     return w;
 }
 
@@ -113,12 +157,18 @@ F32Weights::F32Weights(int32_t n, int32_t k, const float* w, const float* bias) 
     w_ = AlignedBuffer(sizeof(float) * strips * kTileN * static_cast<int64_t>(k));
     bias_ = padded_floats(bias, n, strips);
     auto* packed = w_.as<float>();
-    for (int32_t g = 0; g < strips; ++g)
-        for (int32_t c = 0; c < k; ++c)
-            for (int o = 0; o < kTileN; ++o) {
-                const int64_t output = static_cast<int64_t>(g) * kTileN + o;
-                packed[(static_cast<int64_t>(g) * k + c) * kTileN + o] = output < n ? w[output * k + c] : 0.0f;
-            }
+    for (int32_t g = 0; g < strips; ++g) {
+        const int rows = n - g * kTileN < kTileN ? n - g * kTileN : kTileN;
+        const float* from = w + static_cast<int64_t>(g) * kTileN * k;
+        float* to = packed + static_cast<int64_t>(g) * kTileN * k;
+        if (rows == kTileN) {
+            for (int32_t c = 0; c < k; ++c, to += kTileN)
+                for (int o = 0; o < kTileN; ++o) to[o] = from[int64_t{o} * k + c];
+        } else {
+            for (int32_t c = 0; c < k; ++c, to += kTileN)
+                for (int o = 0; o < kTileN; ++o) to[o] = o < rows ? from[int64_t{o} * k + c] : 0.0f;
+        }
+    }
     packed_ = {n, k, strips, packed, bias_.as<float>()};
 }
 

@@ -42,7 +42,6 @@ class Int8Weights {
 
   private:
     Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const float* scale, const float* bias);
-    void add_correction(const KernelTable& table);
 
     PackedInt8 packed_{};
     AlignedBuffer indptr_, offsets_, tiles_, scale_, bias_, correction_;
@@ -51,6 +50,7 @@ class Int8Weights {
 // f32 weights as [strips][k][16], owned.
 class F32Weights {
   public:
+    F32Weights() = default;  // none
     // w [n, k] row-major, bias [n].
     F32Weights(int32_t n, int32_t k, const float* w, const float* bias);
     const PackedF32& packed() const { return packed_; }

@@ -36,10 +36,12 @@ Registry& registry() {
 
 void all_before_fork() {
     registry().mutex.lock();
+    for (auto& entry : registry().pools) entry.second->finish_regions();
     for (auto& entry : registry().pools) entry.second->before_fork();
 }
 void all_after_fork_parent() {
     for (auto& entry : registry().pools) entry.second->after_fork_parent();
+    for (auto& entry : registry().pools) entry.second->resume_regions();
     registry().mutex.unlock();
 }
 void all_after_fork_child() {
@@ -60,6 +62,7 @@ std::shared_ptr<ThreadPool> ThreadPool::get(int threads) {
 
 ThreadPool::ThreadPool(int threads)
     : threads_(threads < 1 ? 1 : threads),
+      callers_gate_(threads_ + 1),
       sleep_(std::make_unique<Sleep>()),
       workers_(std::make_unique<std::vector<std::thread>>()) {}
 
@@ -83,7 +86,7 @@ void ThreadPool::start_workers() {
 // A worker that saw `open` is seen in `active` before the caller returns; one that came too late sees
 // `open == false` and touches nothing.
 void ThreadPool::run_erased(int tasks, Function function, const void* context) {
-    std::lock_guard<std::mutex> lock(region_);
+    region_.enter();
     if (workers_->empty()) start_workers();
     tasks_ = tasks;
     function_ = function;
@@ -105,6 +108,7 @@ void ThreadPool::run_erased(int tasks, Function function, const void* context) {
         else
             sched_yield();
     }
+    region_.leave();
 }
 
 void ThreadPool::work(int thread) {
@@ -133,14 +137,20 @@ void ThreadPool::worker(int thread) {
     }
 }
 
+void ThreadPool::finish_regions() { region_.enter(); }
+
+void ThreadPool::resume_regions() { region_.leave(); }
+
 void ThreadPool::before_fork() {
-    region_.lock();
+    region_.before_fork();
+    callers_gate_.before_fork();
     sleep_->mutex.lock();
 }
 
 void ThreadPool::after_fork_parent() {
     sleep_->mutex.unlock();
-    region_.unlock();
+    callers_gate_.after_fork_parent();
+    region_.after_fork_parent();
 }
 
 void ThreadPool::after_fork_child() {
@@ -154,7 +164,9 @@ void ThreadPool::after_fork_child() {
     open_ = false;
     active_ = 0;
     sleepers_ = 0;
-    region_.unlock();
+    callers_ = 0;
+    callers_gate_.after_fork_child();
+    region_.after_fork_child();
 }
 
 }  // namespace approxrt

@@ -1,9 +1,10 @@
 // Fork/join over task indices.
 //
-// One pool serves all callers with the same thread count: its regions run one at a time, so several
-// Python threads that call at once share the cores instead of multiplying threads. The caller takes
-// part in its own region. Workers spin briefly after a region (the next layer is microseconds away),
-// then sleep; an idle pool uses no CPU. Workers start at the first region and again in a forked child.
+// One pool serves all callers with the same thread count. A caller alone has all threads: it takes part in its own
+// regions. As many callers as threads, or more, run their regions each on their own thread, a bounded number at a time:
+// nobody waits at the end of a region, and threads are not multiplied. In between, regions run one at a time. Who waits
+// is served in the order of coming. Workers spin briefly after a region (the next layer is microseconds
+// away), then sleep; an idle pool uses no CPU. Workers start at the first region and again in a forked child.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,8 @@
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "fair_gate.h"
 
 namespace approxrt {
 
@@ -28,11 +31,32 @@ class ThreadPool {
 
     int threads() const { return threads_; }
 
+    // Someone who is about to run several regions, such as a forward pass. Waits for its turn; with a single thread
+    // everybody runs on their own, and nobody waits.
+    class Caller {
+      public:
+        explicit Caller(ThreadPool& pool) : pool_(pool) {
+            if (pool_.threads_ == 1) return;
+            pool_.callers_gate_.enter();
+            pool_.callers_.fetch_add(1);
+        }
+        ~Caller() {
+            if (pool_.threads_ == 1) return;
+            pool_.callers_.fetch_sub(1);
+            pool_.callers_gate_.leave();
+        }
+        Caller(const Caller&) = delete;
+        Caller& operator=(const Caller&) = delete;
+
+      private:
+        ThreadPool& pool_;
+    };
+
     // Runs body(task, thread) for every task in [0, tasks); thread in [0, threads()). Tasks are handed
     // out in ascending order. `body` must not throw and must not call `run` on the same pool.
     template <class Body>
     void run(int tasks, const Body& body) {
-        if (threads_ == 1 || tasks <= 1) {
+        if (threads_ == 1 || tasks <= 1 || callers_.load() >= threads_) {
             for (int i = 0; i < tasks; ++i) body(i, 0);
             return;
         }
@@ -42,10 +66,13 @@ class ThreadPool {
             &body);
     }
 
-    // fork(): called with all regions finished and no lock held by another thread.
+    // fork(), in this order, each for all pools before the next: then no region runs in the child's copy and no lock
+    // is held by a thread that it does not have. resume_regions is for the parent.
+    void finish_regions();
     void before_fork();
     void after_fork_parent();
     void after_fork_child();
+    void resume_regions();
 
   private:
     using Function = void (*)(const void* context, int task, int thread);
@@ -60,10 +87,14 @@ class ThreadPool {
     void start_workers();
 
     const int threads_;
-    std::mutex region_;             // one region at a time
+    // One caller more than threads, so that a core has work while the next one wakes up: with 4 callers of 1 x 16
+    // tokens on 2 cores 464 answers a second instead of 399, with 8 callers 453 instead of 432 (one run each).
+    FairGate callers_gate_;
+    FairGate region_{1};            // one region at a time
     std::unique_ptr<Sleep> sleep_;  // replaced in a forked child
     std::unique_ptr<std::vector<std::thread>> workers_;
 
+    std::atomic<int> callers_{0};    // that are through the gate
     std::atomic<bool> open_{false};  // a region accepts workers
     std::atomic<bool> stop_{false};
     std::atomic<uint64_t> region_count_{0};

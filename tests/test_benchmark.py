@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 import approxrt
 from approxrt.benchmark import engines
 from approxrt.benchmark.engines import parse_peers
-from approxrt.benchmark.measure import measure
+from approxrt.benchmark.limits import limit_ms, products
+from approxrt.benchmark.measure import Row, measure
+from approxrt.benchmark.ratios import ratios
 from approxrt.benchmark.report import document, tables
 from approxrt.benchmark.source import Source, pad
 from approxrt.cli.main import app
@@ -66,6 +68,72 @@ def test_ratios_are_of_the_same_workload(doc: dict[str, Any]) -> None:
         assert set(row["speedup_of"]) == {"approxrt:f32", "approxrt:int8"}
 
 
+def test_groups_of_peers_have_their_ratios() -> None:
+    """Over the best peer, int8 and f32 apart, OpenVINO's int8 and eager torch: each against its own workload."""
+    ms = {
+        "1 x 4": {"approxrt": 2.0, "torch-eager": 20.0, "onnxruntime-int8": 5.0, "openvino-int8": 6.0, "x-f32": 4.0},
+        "2 x 4": {"approxrt": 4.0, "torch-eager": 8.0},
+    }
+    rows = [
+        Row(engine, workload, 1, 4, 3, value, value, value, 1.0, limit_ms=0.5 if engine == "approxrt" else None)
+        for workload, engines in ms.items()
+        for engine, value in engines.items()
+    ]
+    first, second = ratios(rows, ["approxrt"])
+    assert (first["workload"], first["engine"]) == ("1 x 4", "approxrt")
+    assert first["over"] == {
+        "best": {"peer": "x-f32", "ratio": 2.0},
+        "openvino_int8": {"peer": "openvino-int8", "ratio": 3.0},
+        "best_int8": {"peer": "onnxruntime-int8", "ratio": 2.5},
+        "best_f32": {"peer": "x-f32", "ratio": 2.0},
+        "torch_eager": {"peer": "torch-eager", "ratio": 10.0},
+    }
+    assert (first["limit_ms"], first["share_of_limit"]) == (0.5, 0.25)
+    assert set(second["over"]) == {"best", "best_f32", "torch_eager"}
+
+
+def test_ratios_and_limits_are_in_the_document(doc: dict[str, Any]) -> None:
+    rows = {(row["engine"], row["workload"]): row for row in doc["rows"]}
+    assert len(doc["ratios"]) == 2 * 4
+    for entry in doc["ratios"]:
+        row = rows[entry["engine"], entry["workload"]]
+        eager = rows["torch-eager", entry["workload"]]["median_ms"]
+        assert entry["over"]["torch_eager"]["ratio"] == pytest.approx(eager / row["median_ms"])
+        assert entry["share_of_limit"] == pytest.approx(row["limit_ms"] / row["median_ms"])
+        assert entry["share_of_limit"] > 0
+        assert set(row["peak_gmacs"]) == {"int8", "f32"}
+    assert rows["torch-eager", "1 x 4"]["limit_ms"] is None
+
+
+def test_products_are_those_that_a_pass_executes(tmp_path: Path, checkpoint: Path) -> None:
+    """hidden 64, FFN 96, 2 layers, 3 labels, CLS pooling: counted by hand for sequences of 3 and 5 tokens."""
+    approxrt.convert(checkpoint, tmp_path / "a", bits=8)
+    model = approxrt.load(tmp_path / "a", threads=1)
+    square, wide = 64 * 64, 64 * 96
+    tokens, texts = 8, 2
+    linears = tokens * (4 * square + 2 * wide) + tokens * 2 * square + texts * (2 * square + 2 * wide)
+    attention = 2 * 64 * (9 + 25) + 2 * 64 * tokens
+    head = {x["name"]: x for x in model.info["linears"] if x["name"].startswith("head.")}
+    kinds = {
+        kind: texts * sum(x["macs"] for x in head.values() if (x["kind"] == "f32") == (kind == "f32"))
+        for kind in ("int8", "f32")
+    }
+    expected = {"int8": linears + attention + kinds["int8"], "f32": kinds["f32"]}
+    assert products(model.info, True, [64, 64], [3, 5]) == expected
+    everywhere = products(model.info, False, [64, 64], [3, 5])
+    assert everywhere["int8"] == expected["int8"] + 6 * (2 * square + 2 * wide) + 2 * 64 * (34 - tokens)
+    assert limit_ms({"int8": 2e9, "f32": 1e9}, {"int8": 4.0, "f32": 2.0}) == pytest.approx(1000)
+
+
+def test_workloads_one_by_one(checkpoint: Path, artifacts: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "approxrt.cli.main", "bench", str(artifacts[1]), "--json", "--out", str(out)]
+    command += ["--workload", "1x5, 3X4,1x5", "--budget", "0.1", "--threads", "2"]
+    printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert [(row["batch"], row["seq"]) for row in printed["rows"]] == [(1, 5), (3, 4)]
+    assert [entry["over"] for entry in printed["ratios"]] == [{}, {}]
+
+
 def test_answers_are_compared_with_torch(doc: dict[str, Any]) -> None:
     by_name = {engine["name"]: engine for engine in doc["engines"]}
     assert by_name["torch-eager"]["max_deviation"] < 1e-5
@@ -89,7 +157,14 @@ def test_table_names_everything(doc: dict[str, Any]) -> None:
     for item in tables(doc):
         console.print(item)
     text = console.export_text()
-    for word in ("approxrt:int8", "torch-eager", "3 x 9", "left out: openvino: not installed: openvino"):
+    for word in (
+        "approxrt:int8",
+        "torch-eager",
+        "3 x 9",
+        "left out: openvino: not installed: openvino",
+        "torch eager",
+        "share of",
+    ):
         assert word in text
 
 
@@ -135,6 +210,19 @@ def test_real_texts(checkpoint: Path, artifacts: list[Path]) -> None:
         assert row.seq is None
         assert row.texts_per_s == pytest.approx(len(texts) / row.median_ms * 1e3)
         assert ("torch-eager", batch) in rows
+
+
+def test_real_texts_once_more_at_each_engines_best_batch(checkpoint: Path, artifacts: list[Path]) -> None:
+    texts = Source(checkpoint).sample_ids
+    result = measure(artifacts[1:], parse_peers("torch-eager"), checkpoint, (1, 8), texts=texts, threads=1, budget=0.1)
+    at_best = {row.engine: row for row in result.rows if row.workload == "data, best batch"}
+    for name in ("approxrt", "torch-eager"):
+        before = [row for row in result.rows if row.engine == name and row.workload != "data, best batch"]
+        assert at_best[name].batch == min(before, key=lambda row: row.median_ms).batch
+        assert at_best[name].texts_per_s == pytest.approx(len(texts) / at_best[name].median_ms * 1e3)
+    entry = next(entry for entry in result.ratios if entry["workload"] == "data, best batch")
+    ratio = at_best["torch-eager"].median_ms / at_best["approxrt"].median_ms
+    assert entry["over"]["best"] == {"peer": "torch-eager", "ratio": pytest.approx(ratio)}
 
 
 def test_a_peer_that_is_not_installed_is_named(
@@ -188,6 +276,10 @@ def test_unknown_engine_lists_the_known() -> None:
         (["--against", "torch", "--checkpoint", "/no/such/folder"], ["/no/such/folder"]),
         (["--batch", "1,x"], ["--batch"]),
         (["--seq", "0"], ["--seq"]),
+        (["--workload", "16"], ["--workload", "1x16"]),
+        (["--workload", "1x16,2x-3"], ["--workload", "1x16"]),
+        (["--workload", "0x16"], ["--workload", "positive"]),
+        (["--workload", "1x16", "--data", "dev.csv"], ["--workload", "--batch"]),
         (["--data", "dev.csv"], ["--task"]),
     ],
 )

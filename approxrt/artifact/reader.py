@@ -6,10 +6,8 @@ wrong is collected and raised together in one ArtifactError.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,9 @@ from approxrt.artifact.layout import (
     WEIGHTS,
     explain_os_error,
 )
+from approxrt.artifact.mapped import MappedFile
 from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION, ModelSpec
-from approxrt.artifact.tensorfile import TensorFile, open_tensor_file, parse_json
+from approxrt.artifact.tensorfile import parse_json, tensors_of
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.validate import spec_from_json
 from approxrt.errors import ArtifactError
@@ -43,10 +42,18 @@ class Artifact:
     tensors: Mapping[str, np.ndarray]
     tokenizer_path: Path
     card: dict[str, Any]
+    weights: MappedFile
+
+    def release_pages(self) -> None:
+        """Drop the pages of the map from this process's memory: for when the weights have been copied."""
+        self.weights.release_pages()
 
 
-def read_artifact(path: str | os.PathLike[str]) -> Artifact:
-    """Open and validate the artifact at `path`. Raises ArtifactError that lists every fault."""
+def read_artifact(path: str | os.PathLike[str], weights: MappedFile | None = None) -> Artifact:
+    """Open and validate the artifact at `path`. Raises ArtifactError that lists every fault.
+
+    `weights` is its weights file, if the caller mapped it early to have it hashed meanwhile.
+    """
     folder = Path(path)
     present, faults = _look_into(folder)
     if not present:
@@ -58,14 +65,14 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
         if version_faults:
             # Another version's fields and tensors would be judged by the wrong rules: say this alone.
             raise ArtifactError(folder, version_faults)
-    file = _open_weights(folder, faults) if WEIGHTS in present else None
-    checks = _Hashing(folder, present, config, file)
+    weights = _map_weights(folder, weights, faults) if WEIGHTS in present else None
     spec = None
     if config is not None:
         spec, spec_faults = spec_from_json(config.get("model"))
         faults += spec_faults
     tensors: dict[str, np.ndarray] = {}
-    if file is not None:
+    if weights is not None:
+        file = tensors_of(WEIGHTS, weights.buffer)
         faults += file.faults
         for name, tensor in file.tensors.items():
             if tensor.dtype == "BF16":
@@ -75,10 +82,11 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
                 tensors[name] = tensor.data
         if spec is not None and not file.faults:
             faults += tensor_faults(spec, tensors)
-    faults += checks()
-    if faults or spec is None or card is None:
+    if config is not None:
+        faults += _fingerprint_faults(folder, present, config, weights)
+    if faults or spec is None or card is None or weights is None:
         raise ArtifactError(folder, faults)
-    return Artifact(folder, spec, tensors, folder / TOKENIZER, card)
+    return Artifact(folder, spec, tensors, folder / TOKENIZER, card, weights)
 
 
 def _look_into(folder: Path) -> tuple[set[str], list[str]]:
@@ -143,54 +151,41 @@ def _version_faults(config: dict[str, Any]) -> list[str]:
     return []
 
 
-def _open_weights(folder: Path, faults: list[str]) -> TensorFile | None:
+def _map_weights(folder: Path, early: MappedFile | None, faults: list[str]) -> MappedFile | None:
+    """The weights, hashed in the background while their tensors are checked."""
+    if early is not None and early.is_still(folder / WEIGHTS):
+        return early
     try:
-        return open_tensor_file(folder / WEIGHTS)
+        return MappedFile(folder / WEIGHTS)
     except OSError as error:
         faults.append(f"{WEIGHTS} cannot be read: {explain_os_error(error)}")
         return None
 
 
-class _Hashing:
-    """Sizes and SHA-256 of the recorded files, computed beside the tensor checks (hashlib frees the GIL)."""
-
-    def __init__(self, folder: Path, present: set[str], config: dict[str, Any] | None, file: TensorFile | None) -> None:
-        self.faults: list[str] = []
-        self.folder, self.present, self.config, self.file = folder, present, config, file
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def __call__(self) -> list[str]:
-        self.thread.join()
-        return self.faults
-
-    def _run(self) -> None:
-        if self.config is None:
-            return
-        recorded = self.config.get("files")
-        if not isinstance(recorded, dict):
-            self.faults.append(f"{CONFIG} has no object `files` with sizes and checksums")
-            return
-        for name in HASHED:
-            entry = recorded.get(name)
-            if not isinstance(entry, dict) or type(entry.get("size")) is not int:
-                self.faults.append(f"{CONFIG}: files[{name!r}] needs size and sha256")
-                continue
-            if name not in self.present or (name == WEIGHTS and self.file is None):
-                continue  # said already
-            try:
-                self._check(name, entry)
-            except OSError as error:
-                self.faults.append(f"{name} cannot be read: {explain_os_error(error)}")
-
-    def _check(self, name: str, entry: dict[str, Any]) -> None:
-        data: Any = self.file.buffer if name == WEIGHTS and self.file is not None else None
-        if data is None:
-            data = (self.folder / name).read_bytes()
-        if len(data) != entry["size"]:
-            self.faults.append(
-                f"{name} has {len(data)} bytes, {CONFIG} says {str(entry['size'])[:40]}: truncated or changed; "
+def _fingerprint_faults(
+    folder: Path, present: set[str], config: dict[str, Any], weights: MappedFile | None
+) -> Iterator[str]:
+    """Sizes and SHA-256 of the recorded files against what is there."""
+    recorded = config.get("files")
+    if not isinstance(recorded, dict):
+        yield f"{CONFIG} has no object `files` with sizes and checksums"
+        return
+    for name in HASHED:
+        entry = recorded.get(name)
+        if not isinstance(entry, dict) or type(entry.get("size")) is not int:
+            yield f"{CONFIG}: files[{name!r}] needs size and sha256"
+            continue
+        if name not in present or (name == WEIGHTS and weights is None):
+            continue  # said already
+        try:
+            file = weights if name == WEIGHTS and weights is not None else MappedFile(folder / name)
+        except OSError as error:
+            yield f"{name} cannot be read: {explain_os_error(error)}"
+            continue
+        if file.size != entry["size"]:
+            yield (
+                f"{name} has {file.size} bytes, {CONFIG} says {str(entry['size'])[:40]}: truncated or changed; "
                 "copy or convert it again"
             )
-        elif hashlib.sha256(data).hexdigest() != entry.get("sha256"):
-            self.faults.append(f"{name} does not match its SHA-256: damaged or changed; copy or convert it again")
+        elif file.sha256() != entry.get("sha256"):
+            yield f"{name} does not match its SHA-256: damaged or changed; copy or convert it again"

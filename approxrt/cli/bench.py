@@ -16,6 +16,7 @@ def command(
     checkpoint: Path | None = typer.Option(None, help="The checkpoint folder that peers are built from."),
     batch: str = typer.Option("1,8,32", help="Batch sizes."),
     seq: str = typer.Option("16,32,128", help="Sequence lengths in tokens; full sequences, no padding."),
+    workload: str = typer.Option("", help="Batch x tokens one by one, such as 1x16,8x128; instead of the two above."),
     data: Path | None = typer.Option(None, help="A data file: real texts, lengths as they come, instead of --seq."),
     task: str | None = typer.Option(None, help="How to read --data: sst2, mrpc, ..., csv."),
     threads: int | None = typer.Option(None, help="Threads of every engine. Default: what approxrt.load would take."),
@@ -31,6 +32,9 @@ def command(
     from approxrt.errors import InputError
 
     batches, seqs = _sizes(batch, "--batch"), _sizes(seq, "--seq")
+    pairs = _pairs(workload) if workload else None
+    if pairs and data is not None:
+        output.usage("--workload is for full sequences: with --data, --batch gives the batch sizes")
     try:
         peers = parse_peers(against) if against else []
     except InputError as error:
@@ -46,14 +50,23 @@ def command(
         output.usage("--data needs --task NAME, which says how the file is read")
     token_ids = None if data is None or task is None else _token_ids(artifacts[0], data, task)
     result = measure(
-        artifacts, peers, checkpoint, batches, seqs, token_ids, threads, budget, log=lambda line: output.log(line)
+        artifacts,
+        peers,
+        checkpoint,
+        batches,
+        seqs,
+        token_ids,
+        threads,
+        budget,
+        pairs,
+        log=lambda line: output.log(line),
     )
     doc = document(result, artifacts=[str(path) for path in artifacts], checkpoint=str(checkpoint or ""))
     if profile:
         from approxrt.benchmark.profile import profile_artifacts
 
         output.log("profiling by operator")
-        doc["profiles"] = profile_artifacts(artifacts, [(b, s) for b in batches for s in seqs], threads)
+        doc["profiles"] = profile_artifacts(artifacts, pairs or [(b, s) for b in batches for s in seqs], threads)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(doc, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -77,6 +90,18 @@ def _sizes(text: str, option: str) -> list[int]:
     if min(sizes) < 1:
         output.usage(f"{option} {text!r}: expected positive numbers separated by commas, such as 1,8,32")
     return sizes
+
+
+def _pairs(text: str) -> list[tuple[int, int]]:
+    pairs = []
+    for part in text.split(","):
+        sizes = part.strip().lower().split("x")
+        if len(sizes) != 2 or not all(size.strip().isascii() and size.strip().isdigit() for size in sizes):
+            output.usage(f"--workload {text!r}: expected pairs of batch x tokens, such as 1x16,8x128")
+        pairs.append((int(sizes[0]), int(sizes[1])))
+    if min(map(min, pairs)) < 1:
+        output.usage(f"--workload {text!r}: sizes must be positive")
+    return list(dict.fromkeys(pairs))
 
 
 def _token_ids(artifact: Path, data: Path, task: str) -> list[list[int]]:

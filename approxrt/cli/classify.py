@@ -21,7 +21,7 @@ def command(
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Classify texts given as arguments, or one a line on standard input."""
-    from approxrt.runtime.model import load
+    from approxrt.runtime.loading import load
 
     items = gather(texts, pair)
     answers = load(artifact, device="cpu", threads=threads).classify(items, top_k=top_k, truncate=truncate)

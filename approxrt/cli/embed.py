@@ -24,7 +24,7 @@ def command(
     import numpy as np
 
     from approxrt.errors import InputError
-    from approxrt.runtime.model import load
+    from approxrt.runtime.loading import load
 
     items = gather(texts, False)
     with warnings.catch_warnings(record=True) as caught:

@@ -42,7 +42,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of `artifact` on `data`; with `against` also its metrics and the flip rate between them."""
     from approxrt.errors import InputError
-    from approxrt.runtime.model import load
+    from approxrt.runtime.loading import load
     from approxrt.tasks.metrics import compute_metrics, flip_rate
     from approxrt.tasks.readers import read_task
     from approxrt.tasks.registry import get_task

@@ -31,13 +31,25 @@ class CpuEngine:
     `tuning` overrides sizes that decide how work is divided (csrc/engine/plan.h): for benchmarks. Answers stay.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, tuning: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        tuning: Mapping[str, int] | None = None,
+        wait: bool = True,
+    ) -> None:
+        """`wait=False` returns while the weights are being packed: call `wait` before anything else."""
         self.spec = artifact.spec
         self.threads = resolve_threads(threads)
         self.isa = forced_isa()
-        self._encoder = _C.Encoder(
-            encoder_config(artifact.spec), dict(artifact.tensors), self.isa, self.threads, dict(tuning or {})
-        )
+        config = encoder_config(artifact.spec)
+        self._encoder = _C.Encoder(config, dict(artifact.tensors), self.isa, self.threads, dict(tuning or {}))
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the weights are packed. From then on the artifact's tensors, embeddings apart, are not read."""
+        self._encoder.wait()
 
     def forward(
         self,

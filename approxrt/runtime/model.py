@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from approxrt.artifact.reader import Artifact, read_artifact
-from approxrt.errors import DeviceError, InputError, TruncationWarning, UnsupportedTaskError
+from approxrt.artifact.reader import Artifact
+from approxrt.errors import InputError, TruncationWarning, UnsupportedTaskError
 from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single
 
 
@@ -30,21 +30,6 @@ class Prediction:
     truncated: bool = False
 
 
-def load(path: str | os.PathLike[str], device: str = "auto", threads: int | None = None) -> Model:
-    """Load an artifact. Nothing is executed from it; its files are validated and memory-mapped.
-
-    device   "auto" and "cpu" run on this CPU; "cuda" is not available in this version
-    threads  default: min(CPU affinity, cgroup quota, physical cores)
-
-    Raises ArtifactError (listing every fault), DeviceError, InputError.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise DeviceError(f"unknown device {device!r}: choose 'auto', 'cpu' or 'cuda'")
-    if device == "cuda":
-        raise DeviceError("device 'cuda' is not available in this version of approxrt: load with device='cpu'")
-    return Model(read_artifact(path), threads)
-
-
 class Model:
     """A loaded artifact. Methods may be called from several threads at once.
 
@@ -58,8 +43,12 @@ class Model:
         self.spec = artifact.spec
         self.path = artifact.path
         self._artifact = artifact
-        self._engine = CpuEngine(artifact, threads)
+        # Packing needs no Python, and parsing the tokenizer nothing but: one hides behind the other.
+        self._engine = CpuEngine(artifact, threads, wait=False)
         self._text = TextEncoder(artifact.tokenizer_path, self.spec.max_length, self.spec.inputs, self.spec.vocab_size)
+        self._engine.wait()
+        # The weights are packed: what is left to read of the file are the embeddings' rows as they are asked for.
+        artifact.release_pages()
 
     @property
     def labels(self) -> tuple[str, ...]:

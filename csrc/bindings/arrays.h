@@ -4,7 +4,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <map>
 #include <string>
+
+#include "../args.h"
 
 namespace approxrt {
 
@@ -57,6 +60,15 @@ Array<T> typed(const py::handle& object, int rank, const std::string& name) {
 
 inline void expect(bool condition, const std::string& message) {
     if (!condition) throw py::value_error(message);
+}
+
+inline Act parse_act(const std::string& name) {
+    if (name == "identity") return Act::kIdentity;
+    if (name == "gelu") return Act::kGelu;
+    if (name == "gelu_tanh") return Act::kGeluTanh;
+    if (name == "relu") return Act::kRelu;
+    if (name == "tanh") return Act::kTanh;
+    throw py::value_error("unknown activation '" + name + "': identity, gelu, gelu_tanh, relu, tanh");
 }
 
 }  // namespace approxrt

@@ -27,7 +27,7 @@ Int4Linear dense_linear(int32_t k, const py::array& q4, const py::array& group_s
     auto scale = typed<float>(scale_any, 1, "scale"), bias = typed<float>(bias_any, 1, "bias");
     const auto n = static_cast<int32_t>(scale.shape(0));
     expect(n > 0 && k > 0 && bias.shape(0) == n, "scale and bias need one value an output");
-    return {&table(isa), int4_from_dense(table(isa), n, k, q4, group_scale, scale.data(), bias.data(), "")};
+    return {&table(isa), int4_from_dense(table(isa), n, k, q4, group_scale, scale.data(), bias.data(), "")()};
 }
 
 Int4Linear bsr_linear(int32_t k, const py::array& indptr, const py::array& indices, const py::array& tiles,
@@ -37,7 +37,7 @@ Int4Linear bsr_linear(int32_t k, const py::array& indptr, const py::array& indic
     const auto n = static_cast<int32_t>(scale.shape(0));
     expect(n > 0 && k > 0 && bias.shape(0) == n, "scale and bias need one value an output");
     return {&table(isa),
-            int4_from_bsr(table(isa), n, k, indptr, indices, tiles, group_scale, scale.data(), bias.data(), "")};
+            int4_from_bsr(table(isa), n, k, indptr, indices, tiles, group_scale, scale.data(), bias.data(), "")()};
 }
 
 Array<float> forward(const Int4Linear& self, const Panels& p, const py::object& residual_any, const std::string& act) {

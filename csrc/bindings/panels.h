@@ -38,13 +38,4 @@ struct Panels {
     }
 };
 
-inline Act parse_act(const std::string& name) {
-    if (name == "identity") return Act::kIdentity;
-    if (name == "gelu") return Act::kGelu;
-    if (name == "gelu_tanh") return Act::kGeluTanh;
-    if (name == "relu") return Act::kRelu;
-    if (name == "tanh") return Act::kTanh;
-    throw py::value_error("unknown activation '" + name + "': identity, gelu, gelu_tanh, relu, tanh");
-}
-
 }  // namespace approxrt

@@ -140,6 +140,7 @@ int32_t Encoder::output_columns(Output what) const {
 }
 
 void Encoder::forward(const Batch& batch, Output what, float* out) const {
+    const ThreadPool::Caller turn(*pool_);
     struct Lease {
         const Encoder& encoder;
         Context* context;

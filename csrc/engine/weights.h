@@ -47,6 +47,8 @@ class QuantizedRows {
 
 class Linear {
   public:
+    // Without weights: a place to put a packed linear. Nothing but assignment is allowed until then.
+    Linear() = default;
     explicit Linear(F32Weights w) : weights_(std::move(w)) {}
     explicit Linear(Int8Weights w) : weights_(std::move(w)) {}
     explicit Linear(Int4Weights w) : weights_(std::move(w)) {}
