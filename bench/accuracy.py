@@ -26,6 +26,7 @@ SCHEMA = "approxrt.accuracy/1"
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("f32", {"bits": 32}),
     ("int8", {}),
+    ("int4", {"bits": 4}),
     ("int8, density 0.5", {"density": 0.5}),
     ("int8, density 0.25", {"density": 0.25}),
 )

@@ -1,7 +1,8 @@
 """Writes the README's results from bench/results/*.json; with --check, says whether they are up to date.
 
-`latency-*.json` are documents of `approxrt bench --out`, one table each; `accuracy-*.json` of bench/accuracy.py.
-Other files are ignored here.
+`latency-*.json` are documents of `approxrt bench --out`; `accuracy-*.json` of bench/accuracy.py, `cold-start.json` of
+bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py. Other files are ignored here, but for the profiles
+of `approxrt bench --profile` in two of them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,28 @@ OURS = "approxrt"
 
 def render(results: Path) -> str:
     """The Markdown between the markers."""
-    parts = [
-        make(json.loads(path.read_text(encoding="utf-8")))
-        for pattern, make in (("latency-*.json", table), ("accuracy-*.json", accuracy_table))
-        for path in sorted(results.glob(pattern))
-    ]
+    parts = []
+    for pattern, make in (
+        ("latency-*.json", latency),
+        ("cold-start.json", cold_table),
+        ("threads.json", thread_table),
+        ("accuracy-*.json", accuracy_table),
+    ):
+        parts += [make(_read(path)) for path in sorted(results.glob(pattern))]
+    before, after = results / "profile-minilm-before.json", results / "latency-minilm.json"
+    if before.exists() and after.exists():
+        parts.append(profile_table(_read(before), _read(after), "approxrt:int8-density-0.25", "32 x 128"))
     return "\n\n".join(parts) if parts else "No measurements are committed yet."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def latency(doc: dict[str, Any]) -> str:
+    """One document of `approxrt bench`: its times, and ours over the peers."""
+    return "\n\n".join(part for part in (table(doc), ratio_table(doc)) if part)
 
 
 def table(doc: dict[str, Any]) -> str:
@@ -59,6 +76,87 @@ def table(doc: dict[str, Any]) -> str:
         lines.append(f"| {engine['name']} | " + " | ".join(cells) + " |")
     if doc["left_out"]:
         lines += ["", "Left out: " + "; ".join(f"{name} ({why})" for name, why in doc["left_out"].items())]
+    return "\n".join(lines)
+
+
+def ratio_table(doc: dict[str, Any]) -> str:
+    """Ours over the groups of peers that users compare with, by workload."""
+    entries = doc.get("ratios", [])
+    if not entries:
+        return ""
+    groups = [("openvino_int8", "OpenVINO int8"), ("best_f32", "best f32 peer"), ("torch_eager", "torch eager")]
+    workloads = list(dict.fromkeys(entry["workload"] for entry in entries))
+    lines = [
+        "Times faster than OpenVINO int8 / the best f32 peer / torch eager:",
+        "",
+        "| engine | " + " | ".join(workloads) + " |",
+        "|---|" + "---:|" * len(workloads),
+    ]
+    for engine in dict.fromkeys(entry["engine"] for entry in entries):
+        over = {entry["workload"]: entry["over"] for entry in entries if entry["engine"] == engine}
+        cells = [
+            " / ".join(f"{over[w][key]['ratio']:.1f}" if key in over[w] else "-" for key, _ in groups)
+            for w in workloads
+        ]
+        lines.append(f"| {engine} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def profile_table(before: dict[str, Any], after: dict[str, Any], engine: str, workload: str) -> str:
+    """Thread time by operator of two documents with profiles, and the rate of what multiplies."""
+
+    def find(doc: dict[str, Any]) -> dict[str, Any]:
+        return next(p for p in doc["profiles"] if (p["engine"], p["workload"]) == (engine, workload))
+
+    old, new = find(before), find(after)
+    lines = [
+        f"**Where the time goes**: {engine}, {workload}, {new['threads']} threads, {new['isa']}, by "
+        f"`approxrt bench --profile`. Milliseconds of thread time a batch at commits {before['commit'][:7]} and "
+        f"{after['commit'][:7]} (different runs: machine noise is in the difference).",
+        "",
+        "| operator | before | after | GMAC/s a thread, before | after |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    was = {op["op"]: op for op in old["ops"]}
+    for op in new["ops"]:
+        rates = [f"{o['gmacs_per_s']:.0f}" if o and o["gmacs_per_s"] else "-" for o in (was.get(op["op"]), op)]
+        ms = f"{was[op['op']]['ms']:.1f}" if op["op"] in was else "-"
+        lines.append(f"| {op['op']} | {ms} | {op['ms']:.1f} | {rates[0]} | {rates[1]} |")
+    lines.append(f"| wall time | {old['wall_ms']:.1f} | {new['wall_ms']:.1f} | | |")
+    return "\n".join(lines)
+
+
+def cold_table(doc: dict[str, Any]) -> str:
+    """bench/bench_cold_start.py: one row a contestant."""
+    lines = [
+        "**Import, load and first answer in a fresh process** (medians, p20 to p80), on one text.",
+        "",
+        "| contestant | s from process start | s from first statement | resident MB | resident MB over its files |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in doc["rows"]:
+        spans = [
+            f"{row[key]:.2f} ({row[key + '_p20']:.2f} to {row[key + '_p80']:.2f})" for key in ("process_s", "answer_s")
+        ]
+        lines.append(
+            f"| {row['name']} | {spans[0]} | {spans[1]} | {row['resident_mb']:.0f} | "
+            f"{row['resident_above_size_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def thread_table(doc: dict[str, Any]) -> str:
+    """bench/bench_threads.py: what a second thread brings, and callers at once."""
+    rows = [row for row in doc["scaling"] if row["threads"] > 1]
+    lines = [
+        "**Threads**: speed with 2 against 1, and several Python threads calling one model at once.",
+        "",
+        "| artifact | " + " | ".join(dict.fromkeys(row["workload"] for row in rows)) + " |",
+        "|---|" + "---:|" * len(dict.fromkeys(row["workload"] for row in rows)),
+    ]
+    for artifact in dict.fromkeys(row["artifact"] for row in rows):
+        cells = [f"{row['speedup']:.2f}x" for row in rows if row["artifact"] == artifact]
+        lines.append(f"| {artifact} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -97,6 +97,21 @@ def test_the_largest_sums_do_not_overflow(isa: str) -> None:
 
 
 @every_level
+def test_weights_follow_the_exponential(isa: str) -> None:
+    """Two keys with scores 0 and s, values 1 and 0: the output is 1 / (1 + e^s), for s over the whole range.
+
+    exp2 errs by 3e-6 of e^s, its argument by a few roundings; 1 and 0 have no rounding of weights or values.
+    """
+    q, v = np.ones((1, 1), np.float32), np.array([[1.0], [0.0]], np.float32)
+    scores = -np.concatenate([np.linspace(0, 20, 4001), np.geomspace(20, 1e4, 60)]).astype(np.float32)
+    for s in scores:
+        k = np.array([[0.0], [s]], np.float32)
+        out = kernels.attention(q, k, v, 1.0, isa, 0, 1, True)[0, 0]
+        e = np.exp(np.float64(s))
+        assert abs(out - 1 / (1 + e)) <= (3e-6 + 4 * EPS * abs(s)) * e / (1 + e) ** 2 + 3 * EPS, s
+
+
+@every_level
 def test_zeros(isa: str) -> None:
     zeros, ones = np.zeros((7, 32), np.float32), np.ones((7, 32), np.float32)
     assert not kernels.attention(ones, ones, zeros, 1.0, isa, int16=True).any()
