@@ -146,10 +146,10 @@ def cold_table(doc: dict[str, Any]) -> str:
 
 
 def thread_table(doc: dict[str, Any]) -> str:
-    """bench/bench_threads.py: what a second thread brings, and callers at once."""
+    """bench/bench_threads.py: what a second thread brings."""
     rows = [row for row in doc["scaling"] if row["threads"] > 1]
     lines = [
-        "**Threads**: speed with 2 against 1, and several Python threads calling one model at once.",
+        "**Threads**: times faster with 2 than with 1.",
         "",
         "| artifact | " + " | ".join(dict.fromkeys(row["workload"] for row in rows)) + " |",
         "|---|" + "---:|" * len(dict.fromkeys(row["workload"] for row in rows)),
