@@ -11,8 +11,8 @@ namespace approxrt {
 //   avxvnni     avx2 + AVX-VNNI: vpdpbusd and vpdpwssd on 256 bits, VEX-encoded
 //   avx512      avx2 + AVX-512 F, BW, VL, DQ
 //   avx512vnni  avx512 + AVX512-VNNI
-// Ordered by preference where a CPU has several. That is not an order of inclusion: most CPUs with AVX-512 lack
-// AVX-VNNI and the other way round (includes()).
+// Ordered by preference where a CPU has several. That is no order of inclusion: CPUs with AVX-512, VNNI included, may
+// lack AVX-VNNI, and the other way round (includes()).
 enum class Isa { kScalar = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAvx512Vnni = 4 };
 
 constexpr int kNumIsas = 5;
