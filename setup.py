@@ -1,7 +1,7 @@
 """Builds the extension `approxrt._C` with ninja.
 
 Every translation unit gets the flags of the instruction set that its file name
-ends in (`NAME_avx2.cpp`, `NAME_avx512.cpp`, `NAME_avx512vnni.cpp`); all others
+ends in (`NAME_avx2.cpp`, `NAME_avxvnni.cpp`, ...: `ISA_FLAGS`); all others
 are compiled for baseline x86-64, so that importing the extension never executes
 an instruction that the CPU lacks. `dispatch.cpp` chooses at run time.
 
@@ -29,10 +29,10 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-# A longer suffix is tested first: "_avx512vnni" also ends a name that "_avx512" would not match.
 ISA_FLAGS = {
     "avx512vnni": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni",
     "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq",
+    "avxvnni": "-mavx2 -mfma -mf16c -mavxvnni",
     "avx2": "-mavx2 -mfma -mf16c",
 }
 
@@ -60,6 +60,18 @@ def is_clang(compiler: str) -> bool:
     """Whether the command is clang, by what it says of itself (c++ may be either)."""
     said = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True, check=False)
     return "clang" in said.stdout
+
+
+def check_assembly(compiler: str) -> None:
+    """Exits when the compiler or its assembler is older than the newest instructions among the kernels."""
+    probe = '__asm__("{vex} vpdpbusd %ymm0, %ymm0, %ymm0");'
+    command = [*shlex.split(compiler), *ISA_FLAGS["avxvnni"].split(), "-x", "c++", "-c", "-", "-o", os.devnull]
+    done = subprocess.run(command, input=probe, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(
+            f"{compiler!r} cannot compile AVX-VNNI kernels: approxrt needs GCC 11 with binutils 2.36, clang 12, or "
+            f"later (CXX names another). It says:\n{done.stderr}"
+        )
 
 
 def find_ninja() -> str:
@@ -96,6 +108,8 @@ class NinjaBuildExt(build_ext):
         if missing:
             sys.exit(f"Python.h is not in {missing}: install Python's headers (Debian: apt-get install python3-dev).")
         compiler, ninja = find_compiler(), find_ninja()
+        if IS_X86:
+            check_assembly(compiler)
         sanitize = os.environ.get("APPROXRT_SANITIZE", "")
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,6 @@ def test_attention_int16(benchmark: Any, isa: str, shape: tuple[int, int]) -> No
     n, head_dim = shape
     q, k, v = np.random.default_rng(0).standard_normal((3, n, head_dim), dtype=np.float32)
     names = {"n": n, "head_dim": head_dim}
-    # Against the peak of int8 products: AVX2 multiplies int8 values as 16-bit ones, VNNI does twice as many of them.
+    # Against the peak of int8 products, which VNNI does twice as many of; without it they are 16-bit products too.
     call = partial(kernels.attention, q, k, v, head_dim**-0.5, isa, 0, -1, True)
     time_products(benchmark, call, "int8", isa, names, macs(n, head_dim), macs(n, head_dim))

@@ -1,7 +1,7 @@
 """int4 GEMM, dense and block-sparse, on one core: the shapes of bench_gemm_int8.py, for comparison.
 
 `rate` counts products that were executed, `dense_equivalent` those that a dense matrix would need; the share is that
-of register-only int8 work at the same level (`kernels.peak_int8`), which the AVX2 kernel may exceed: it multiplies
+of register-only int8 work at the same level (`kernels.peak_int8`), which kernels without VNNI may exceed: they multiply
 bytes where int8 needs 16-bit values.
 
     python -m pytest bench/bench_gemm_int4.py --benchmark-only

@@ -1,7 +1,7 @@
 """Activations to int8, a scale a token, in the layout of the GEMM: inputs of MiniLM's and BERT-base's projections.
 
-Bytes: a float32 read and an int8 written an element, a float32 scale a token. AVX2's layout holds 16-bit values, so it
-writes more than is counted.
+Bytes: a float32 read and an int8 written an element, a float32 scale a token. Without VNNI (AVX2, AVX-512) the layout
+holds 16-bit values, so more is written than is counted.
 
     python -m pytest bench/bench_quantize_rows.py --benchmark-only
 """

@@ -43,13 +43,22 @@ def latency(doc: dict[str, Any]) -> str:
     return "\n\n".join(part for part in (table(doc), ratio_table(doc)) if part)
 
 
+# CPU flags, the one that matters most first, and what to call a CPU that has it.
+ISA_NAMES = (
+    ("avx512_vnni", "AVX-512 VNNI"),
+    ("avx512bw", "AVX-512, no VNNI"),
+    ("avx_vnni", "AVX-VNNI, no AVX-512"),
+    ("avx2", "AVX2, no AVX-512"),
+)
+
+
 def table(doc: dict[str, Any]) -> str:
     """One document: a row an engine, a column a workload; medians in ms and, for ours, the gain over the best peer."""
     workloads = list(dict.fromkeys(row["workload"] for row in doc["rows"]))
     medians = {(row["engine"], row["workload"]): row["median_ms"] for row in doc["rows"]}
     machine, versions = doc["machine"], doc["versions"]
     peers = [e["name"] for e in doc["engines"] if e["family"] != OURS]
-    isa = "AVX-512 VNNI" if "avx512_vnni" in machine["isa"] else "AVX2, no AVX-512" if "avx2" in machine["isa"] else "-"
+    isa = next((name for flag, name in ISA_NAMES if flag in machine["isa"]), "-")
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "openvino") if name in versions)
     fixed = all(" x " in workload for workload in workloads)
     what = (

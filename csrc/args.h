@@ -19,14 +19,14 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + mu
 
 enum class Act : int32_t { kIdentity = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kTanh = 4 };
 
-// How a kernel family wants quantised activations: panels of `mr` tokens, k-major in groups of
+// How a GEMM kernel wants quantised activations: panels of `mr` tokens, k-major in groups of
 // kTileK inputs, so that a broadcast of one token's group is base + constant:
 //   panel[(k / 4) * mr * 4 + token * 4 + k % 4], elements of `element_size` bytes.
 // Stored is u = q + bias, q = round(x * 127 / max|x|) in [-127, 127].
 struct PanelLayout {
     int32_t mr;
     int32_t element_size;
-    int32_t bias;  // 128 for the unsigned operand of vpdpbusd, 0 where the kernel multiplies signed values
+    int32_t bias;
 
     constexpr size_t group_bytes() const { return static_cast<size_t>(mr) * kTileK * element_size; }
     constexpr size_t panel_bytes(int64_t k) const { return round_up(k, kTileK) / kTileK * group_bytes(); }
@@ -34,7 +34,11 @@ struct PanelLayout {
     constexpr bool operator==(const PanelLayout& o) const {
         return mr == o.mr && element_size == o.element_size && bias == o.bias;
     }
+    constexpr bool operator!=(const PanelLayout& o) const { return !(*this == o); }
 };
+// The two there are: the unsigned operand of vpdpbusd and vpmaddubsw, and the signed one of vpmaddwd.
+constexpr PanelLayout byte_panels(int32_t mr) { return {mr, 1, 128}; }
+constexpr PanelLayout word_panels(int32_t mr) { return {mr, 2, 0}; }
 
 // panels, scales <- x.  s_t = max|x_t| / 127; a row whose maximum is below kQuantizeFloor becomes
 // exact zeros with s_t = 0. Rows beyond `rows` in the last panel are filled with q = 0.
@@ -43,19 +47,19 @@ struct QuantizeRowsArgs {
     int64_t ldx;
     int32_t rows;
     int32_t k;
-    void* panels;   // layout of the kernel family that will read them
+    void* panels;   // layout of the GEMM kernel that will read them
     float* scales;  // [rows]
 };
 constexpr float kQuantizeFloor = 1e-30f;
 
-// int8 weights re-laid for one kernel family. Strip g owns tiles indptr[g] .. indptr[g+1]-1 of 64
+// int8 weights re-laid for one kernel. Strip g owns tiles indptr[g] .. indptr[g+1]-1 of 64
 // bytes. `offsets[t]` is the byte offset of tile t's activation group within a panel; null when the
 // linear is dense (tile t of a strip is group t).
 struct PackedInt8 {
     int32_t n, k, strips;
     const int32_t* indptr;      // [strips + 1]
     const uint32_t* offsets;    // [tiles] or null
-    const int8_t* tiles;        // [tiles * 64], order of the 64 bytes as the kernel family wants it
+    const int8_t* tiles;        // [tiles * 64], order of the 64 bytes as the panels' layout asks (KernelTable)
     const float* scale;         // [strips * 16], 0 in the padding
     const float* bias;          // [strips * 16], 0 in the padding
     const int32_t* correction;  // [strips * 16]: layout.bias * sum of the output's kept weights

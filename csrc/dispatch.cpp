@@ -1,6 +1,6 @@
 #include "dispatch.h"
 
-#include <cstring>
+#include <stdexcept>
 #include <utility>
 
 namespace approxrt {
@@ -26,6 +26,8 @@ int64_t peak_f32_scalar(int64_t iterations);
 #if APPROXRT_X86
 int64_t peak_int8_avx2(int64_t iterations);
 int64_t peak_f32_avx2(int64_t iterations);
+int64_t peak_int8_avxvnni(int64_t iterations);
+int64_t peak_int8_avx512(int64_t iterations);
 int64_t peak_f32_avx512(int64_t iterations);
 int64_t peak_int8_avx512vnni(int64_t iterations);
 #endif
@@ -34,6 +36,7 @@ namespace {
 
 constexpr Isa kIsa_scalar = Isa::kScalar;
 constexpr Isa kIsa_avx2 = Isa::kAvx2;
+constexpr Isa kIsa_avxvnni = Isa::kAvxVnni;
 constexpr Isa kIsa_avx512 = Isa::kAvx512;
 constexpr Isa kIsa_avx512vnni = Isa::kAvx512Vnni;
 
@@ -42,7 +45,7 @@ struct Orders {
     uint8_t pairs[64];
     Orders() {
         for (int i = 0; i < 64; ++i) canonical[i] = static_cast<uint8_t>(i);
-        // AVX2 multiplies pairs of 16-bit values: bytes run (input pair, output, input within the pair).
+        // vpmaddwd multiplies pairs of 16-bit values: bytes run (input pair, output, input within the pair).
         int i = 0;
         for (int pair = 0; pair < 2; ++pair)
             for (int o = 0; o < kTileN; ++o)
@@ -51,38 +54,44 @@ struct Orders {
 };
 const Orders kOrders;
 
+constexpr bool compiled(Isa isa) { return APPROXRT_X86 || isa == Isa::kScalar; }
+
+// A baseline build has no other kernels to name.
+#if APPROXRT_X86
+#define APPROXRT_KERNEL_ADDRESS(family, isa) family##_##isa
+#else
+#define APPROXRT_KERNEL_ADDRESS(family, isa) family##_scalar
+#endif
+
 KernelTable make_table(Isa level) {
     KernelTable t{};
     t.isa = level;
-    Isa gemm_level = Isa::kScalar;
-    // Lines ascend by level within kernel_list.inc, so the last one at or below `level` stays.
-#define KERNEL(family, isa_, mr_, nr_, kr_)                                      \
-    if (kIsa_##isa_ <= level && (APPROXRT_X86 || kIsa_##isa_ == Isa::kScalar)) { \
-        assign(t, &KernelTable::family, APPROXRT_KERNEL_ADDRESS(family, isa_));  \
-        if (!std::strcmp(#family, "gemm_int8")) {                                \
-            gemm_level = kIsa_##isa_;                                            \
-            t.layout.mr = mr_;                                                   \
-        }                                                                        \
-        if (!std::strcmp(#family, "gemm_int4")) t.int4_layout = {mr_, 1, 128};   \
-    }
-#if APPROXRT_X86
-#define APPROXRT_KERNEL_ADDRESS(family, isa_) family##_##isa_
-#else
-#define APPROXRT_KERNEL_ADDRESS(family, isa_) family##_scalar
-#endif
-    auto assign = [](KernelTable& table, auto member, auto fn) { table.*member = fn; };
+    struct {
+        PanelLayout quantize_rows, gemm_int8, quantize_rows_u8, gemm_int4;
+    } layouts{};
+    // What a level includes ascends within kernel_list.inc, so the last such line stays.
+    const auto runs = [&](Isa isa) { return includes(level, isa) && compiled(isa); };
+#define KERNEL(family, isa_, mr, nr, kr) \
+    if (runs(kIsa_##isa_)) t.family = APPROXRT_KERNEL_ADDRESS(family, isa_);
+#define PANELS(family, isa_, mr, nr, kr, layout_) \
+    KERNEL(family, isa_, mr, nr, kr)              \
+    if (runs(kIsa_##isa_)) layouts.family = layout_(mr);
 #include "kernel_list.inc"
 #undef KERNEL
-    const bool pairs = gemm_level == Isa::kAvx2;
-    t.layout.element_size = pairs ? 2 : 1;
-    t.layout.bias = pairs ? 0 : 128;
-    t.tile_order = pairs ? kOrders.pairs : kOrders.canonical;
+    // The engine cuts blocks of tokens for both GEMMs at once, at whole panels.
+    if (layouts.quantize_rows != layouts.gemm_int8 || layouts.quantize_rows_u8 != layouts.gemm_int4 ||
+        layouts.gemm_int8.mr != layouts.gemm_int4.mr)
+        throw std::logic_error(std::string("kernel_list.inc: panels of ") + isa_name(level) + " do not fit together");
+    t.layout = layouts.gemm_int8;
+    t.int4_layout = layouts.gemm_int4;
+    t.tile_order = t.layout.element_size == 2 ? kOrders.pairs : kOrders.canonical;
     t.peak_int8 = peak_int8_scalar;
     t.peak_f32 = peak_f32_scalar;
 #if APPROXRT_X86
-    if (level >= Isa::kAvx2) t.peak_int8 = peak_int8_avx2, t.peak_f32 = peak_f32_avx2;
-    if (level >= Isa::kAvx512) t.peak_f32 = peak_f32_avx512;
-    if (level >= Isa::kAvx512Vnni) t.peak_int8 = peak_int8_avx512vnni;
+    if (includes(level, Isa::kAvx2)) t.peak_int8 = peak_int8_avx2, t.peak_f32 = peak_f32_avx2;
+    if (includes(level, Isa::kAvxVnni)) t.peak_int8 = peak_int8_avxvnni;
+    if (includes(level, Isa::kAvx512)) t.peak_int8 = peak_int8_avx512, t.peak_f32 = peak_f32_avx512;
+    if (includes(level, Isa::kAvx512Vnni)) t.peak_int8 = peak_int8_avx512vnni;
 #endif
     return t;
 }
@@ -91,7 +100,7 @@ KernelTable make_table(Isa level) {
 
 const std::vector<KernelInfo>& kernel_list() {
     static const std::vector<KernelInfo> list = {
-#define KERNEL(family, isa, mr, nr, kr) {#family, kIsa_##isa, mr, nr, kr, APPROXRT_X86 || kIsa_##isa == Isa::kScalar},
+#define KERNEL(family, isa, mr, nr, kr) {#family, kIsa_##isa, mr, nr, kr, compiled(kIsa_##isa)},
 #include "kernel_list.inc"
 #undef KERNEL
     };
@@ -100,14 +109,15 @@ const std::vector<KernelInfo>& kernel_list() {
 
 const KernelTable& kernels_for(Isa isa) {
     static const KernelTable tables[kNumIsas] = {make_table(Isa::kScalar), make_table(Isa::kAvx2),
-                                                 make_table(Isa::kAvx512), make_table(Isa::kAvx512Vnni)};
+                                                 make_table(Isa::kAvxVnni), make_table(Isa::kAvx512),
+                                                 make_table(Isa::kAvx512Vnni)};
     return tables[static_cast<int>(isa)];
 }
 
 std::vector<std::pair<std::string, std::string>> chosen_kernels(Isa isa) {
     std::vector<std::pair<std::string, std::string>> chosen;
     for (const KernelInfo& info : kernel_list()) {
-        if (info.isa > isa || !info.compiled) continue;
+        if (!includes(isa, info.isa) || !info.compiled) continue;
         bool found = false;
         for (auto& entry : chosen)
             if (entry.first == info.family) {

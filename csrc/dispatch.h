@@ -11,10 +11,10 @@ namespace approxrt {
 
 struct KernelTable {
     Isa isa;
-    PanelLayout layout;  // of quantize_rows and gemm_int8, which always come from one level
+    PanelLayout layout;  // what gemm_int8 reads and quantize_rows writes
     void (*quantize_rows)(const QuantizeRowsArgs&);
     void (*gemm_int8)(const GemmInt8Args&);
-    PanelLayout int4_layout;  // of quantize_rows_u8 and gemm_int4: unsigned bytes on every level
+    PanelLayout int4_layout;  // what gemm_int4 reads and quantize_rows_u8 writes: of as many tokens as `layout`
     void (*quantize_rows_u8)(const QuantizeRowsArgs&);
     void (*gemm_int4)(const GemmInt4Args&);
     void (*gemm_f32)(const GemmF32Args&);
@@ -28,7 +28,7 @@ struct KernelTable {
     // were: timed by the caller, the peak that benchmarks give shares of.
     int64_t (*peak_int8)(int64_t iterations);
     int64_t (*peak_f32)(int64_t iterations);
-    // Byte `i` of a packed tile holds canonical byte tile_order[i] (canonical: output * 4 + input).
+    // Byte `i` of a packed int8 tile holds canonical byte tile_order[i] (canonical: output * 4 + input).
     const uint8_t* tile_order;
 };
 
@@ -42,7 +42,7 @@ struct KernelInfo {
 // Every line of kernel_list.inc.
 const std::vector<KernelInfo>& kernel_list();
 
-// The table for a level: per family the best kernel at or below it.
+// The table for a level: per family the best kernel that the level includes.
 const KernelTable& kernels_for(Isa isa);
 
 // (family, level whose kernel was chosen) for a table, for `info` and the tests.

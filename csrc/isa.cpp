@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 
@@ -10,7 +11,7 @@
 namespace approxrt {
 namespace {
 
-constexpr const char* kNames[kNumIsas] = {"scalar", "avx2", "avx512", "avx512vnni"};
+constexpr const char* kNames[kNumIsas] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni"};
 
 #if APPROXRT_X86
 // XCR0: which register files the operating system saves on a context switch.
@@ -22,22 +23,28 @@ uint64_t xcr0() {
 
 bool bit(uint32_t word, int index) { return (word >> index) & 1u; }
 
-Isa detect() {
+std::vector<Isa> detect() {
+    std::vector<Isa> found = {Isa::kScalar};
     uint32_t a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::kScalar;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
     const bool fma = bit(c, 12), osxsave = bit(c, 27), avx = bit(c, 28), f16c = bit(c, 29);
-    if (!osxsave || !avx || !fma || !f16c) return Isa::kScalar;
+    if (!osxsave || !avx || !fma || !f16c) return found;
     const uint64_t saved = xcr0();
     constexpr uint64_t kYmm = 0x6;   // SSE and AVX state
     constexpr uint64_t kZmm = 0xe0;  // opmask, upper ZMM, ZMM16-31
-    if ((saved & kYmm) != kYmm) return Isa::kScalar;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !bit(b, 5)) return Isa::kScalar;
-    const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
-    if (!avx512 || (saved & kZmm) != kZmm) return Isa::kAvx2;
-    return bit(c, 11) ? Isa::kAvx512Vnni : Isa::kAvx512;
+    if ((saved & kYmm) != kYmm) return found;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !bit(b, 5)) return found;
+    found.push_back(Isa::kAvx2);
+    const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) && (saved & kZmm) == kZmm;
+    const bool avx512_vnni = bit(c, 11);
+    // Leaf 7 says in eax how many subleaves there are.
+    if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 4)) found.push_back(Isa::kAvxVnni);
+    if (avx512) found.push_back(Isa::kAvx512);
+    if (avx512 && avx512_vnni) found.push_back(Isa::kAvx512Vnni);
+    return found;
 }
 #else
-Isa detect() { return Isa::kScalar; }
+std::vector<Isa> detect() { return {Isa::kScalar}; }
 #endif
 
 std::string list_names(const std::vector<Isa>& isas) {
@@ -50,30 +57,27 @@ std::string list_names(const std::vector<Isa>& isas) {
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
-Isa detected_isa() {
-    static const Isa isa = detect();
-    return isa;
-}
-
-std::vector<Isa> supported_isas() {
-    std::vector<Isa> isas;
-    for (int i = 0; i <= static_cast<int>(detected_isa()); ++i) isas.push_back(static_cast<Isa>(i));
+const std::vector<Isa>& supported_isas() {
+    static const std::vector<Isa> isas = detect();
     return isas;
 }
 
+Isa detected_isa() { return supported_isas().back(); }
+
 Isa resolve_isa(const std::string& name) {
     if (name.empty()) return detected_isa();
+    const std::vector<Isa>& here = supported_isas();
+    std::vector<Isa> all;
     for (int i = 0; i < kNumIsas; ++i) {
-        if (name != kNames[i]) continue;
         const Isa isa = static_cast<Isa>(i);
-        if (isa > detected_isa()) {
-            throw std::invalid_argument("instruction set '" + name + "' was asked for, but this machine has only: " +
-                                        list_names(supported_isas()) + "; choose one of these or unset APPROXRT_ISA");
-        }
-        return isa;
+        all.push_back(isa);
+        if (name != kNames[i]) continue;
+        if (std::find(here.begin(), here.end(), isa) != here.end()) return isa;
+        throw std::invalid_argument("instruction set '" + name + "' was asked for, but this machine has only: " +
+                                    list_names(here) + "; choose one of these or unset APPROXRT_ISA");
     }
-    throw std::invalid_argument("unknown instruction set '" + name +
-                                "'; the levels are: scalar, avx2, avx512, avx512vnni (APPROXRT_ISA)");
+    throw std::invalid_argument("unknown instruction set '" + name + "'; the levels are: " + list_names(all) +
+                                " (APPROXRT_ISA)");
 }
 
 }  // namespace approxrt

@@ -6,22 +6,42 @@
 
 namespace approxrt {
 
-// Ordered: a level implies all before it.
 //   scalar      baseline x86-64 (or any other CPU)
-//   avx2        AVX2 + FMA
-//   avx512      AVX-512 F, BW, VL, DQ
+//   avx2        AVX2, FMA, F16C
+//   avxvnni     avx2 + AVX-VNNI: vpdpbusd and vpdpwssd on 256 bits, VEX-encoded
+//   avx512      avx2 + AVX-512 F, BW, VL, DQ
 //   avx512vnni  avx512 + AVX512-VNNI
-enum class Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3 };
+// Ordered by preference where a CPU has several. That is no order of inclusion: CPUs with AVX-512, VNNI included, may
+// lack AVX-VNNI, and the other way round (includes()).
+enum class Isa { kScalar = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAvx512Vnni = 4 };
 
-constexpr int kNumIsas = 4;
+constexpr int kNumIsas = 5;
+
+// Whether a machine at `level` executes the kernels of level `kernel`. The levels that one level includes are a line:
+// of two such, the one further in the enumeration includes the other.
+constexpr bool includes(Isa level, Isa kernel) {
+    switch (kernel) {
+        case Isa::kScalar:
+            return true;
+        case Isa::kAvx2:
+            return level != Isa::kScalar;
+        case Isa::kAvx512:
+            return level == Isa::kAvx512 || level == Isa::kAvx512Vnni;
+        case Isa::kAvxVnni:
+        case Isa::kAvx512Vnni:
+            return level == kernel;
+    }
+    return false;
+}
 
 const char* isa_name(Isa isa);
 
-// The best level that cpuid reports and for which the operating system saves the registers (XGETBV).
-Isa detected_isa();
+// Levels that cpuid reports and for which the operating system saves the registers (XGETBV), in the enumeration's
+// order.
+const std::vector<Isa>& supported_isas();
 
-// Levels that can run here, ascending.
-std::vector<Isa> supported_isas();
+// The last of them.
+Isa detected_isa();
 
 // Parses a level's name; empty means `detected_isa()`. Throws std::invalid_argument on an unknown
 // name and on a level that this CPU lacks: a forced level never falls back.

@@ -15,10 +15,20 @@ from approxrt import _C
 from approxrt.errors import DeviceError
 from approxrt.runtime.cpu import forced_isa
 
+INCLUDED = {
+    "scalar": {"scalar"},
+    "avx2": {"scalar", "avx2"},
+    "avxvnni": {"scalar", "avx2", "avxvnni"},
+    "avx512": {"scalar", "avx2", "avx512"},
+    "avx512vnni": {"scalar", "avx2", "avx512", "avx512vnni"},
+}
 
-def test_levels_ascend_from_scalar() -> None:
-    assert ALL[: len(SUPPORTED)] == SUPPORTED
+
+def test_supported_levels_are_in_order_with_all_they_include() -> None:
+    assert [isa for isa in ALL if isa in SUPPORTED] == list(SUPPORTED)
     assert _C.detected_isa() == SUPPORTED[-1]
+    for isa in SUPPORTED:
+        assert INCLUDED[isa] <= set(SUPPORTED)
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo to compare with")
@@ -29,6 +39,7 @@ def test_detection_agrees_with_the_kernel() -> None:
     wide = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}.issubset(flags)
     assert ("avx512" in SUPPORTED) == wide
     assert ("avx512vnni" in SUPPORTED) == (wide and "avx512_vnni" in flags)
+    assert ("avxvnni" in SUPPORTED) == ("avx2" in SUPPORTED and "avx_vnni" in flags)
 
 
 def test_every_family_has_a_scalar_definition_and_a_source_file() -> None:
@@ -41,12 +52,18 @@ def test_every_family_has_a_scalar_definition_and_a_source_file() -> None:
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)
-def test_a_level_uses_no_kernel_above_it(isa: str) -> None:
+def test_a_level_uses_the_best_kernel_it_includes(isa: str) -> None:
     chosen = _C.chosen_kernels(isa)
     assert set(chosen) == {row["family"] for row in _C.kernel_list()}
-    assert all(ALL.index(level) <= ALL.index(isa) for level in chosen.values())
-    if isa == "avx512vnni":
-        assert chosen["gemm_int8"] == chosen["quantize_rows"] == "avx512vnni"
+    for family, level in chosen.items():
+        levels = {row["isa"] for row in _C.kernel_list() if row["family"] == family}
+        assert level == [usable for usable in ALL if usable in levels & INCLUDED[isa]][-1]
+
+
+def test_every_level_above_scalar_has_its_own_int8_kernels() -> None:
+    # On each of them another instruction multiplies; none may fall back unnoticed.
+    for family in ("quantize_rows", "gemm_int8", "gemm_int4", "attention_int16"):
+        assert {row["isa"] for row in _C.kernel_list() if row["family"] == family} == set(ALL)
 
 
 def test_forced_level_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,13 +74,13 @@ def test_forced_level_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_level_raises_with_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPROXRT_ISA", "sse9")
-    with pytest.raises(DeviceError, match=r"sse9.*scalar, avx2, avx512, avx512vnni"):
+    with pytest.raises(DeviceError, match=r"sse9.*scalar, avx2, avxvnni, avx512, avx512vnni"):
         forced_isa()
 
 
 @pytest.mark.skipif(SUPPORTED == ALL, reason="this CPU has every level")
 def test_missing_level_raises_and_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = ALL[len(SUPPORTED)]
+    missing = next(isa for isa in ALL if isa not in SUPPORTED)
     monkeypatch.setenv("APPROXRT_ISA", missing)
     with pytest.raises(DeviceError, match=f"{missing}.*only: scalar"):
         forced_isa()

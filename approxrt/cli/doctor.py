@@ -89,6 +89,6 @@ def _version(package: str) -> str | None:
 def _notes(isa: str) -> list[str]:
     if isa == "scalar":
         return ["this CPU has no AVX2 (or APPROXRT_ISA=scalar): kernels are correct but slow"]
-    if isa == "avx2":
-        return ["no AVX-512 VNNI: int8 products run as exact 16-bit ones, at about half the rate"]
+    if isa in ("avx2", "avx512"):
+        return [f"{isa} has no VNNI: int8 products run as exact 16-bit ones, at about half the rate"]
     return []

@@ -81,10 +81,10 @@ inline void quantize16(const float* x, int64_t ld, int64_t strip, int rows, int3
 
 // C[MR][16] = sum over pairs; pair i of row r is at a + 2 * i + r * row. `row` is kRow unless that is 0: known at
 // compile time, every broadcast of a step is base + constant. The accumulators are a local array with constant indices
-// only: GCC 12 keeps an array that is also indexed by variables in memory, and every sum with it.
+// only: GCC 12 keeps an array that is also indexed by variables in memory, and every sum with it. And it is a function
+// of its own: inlined, one of three copies kept its accumulators in memory for want of registers.
 template <int MR, int kRow>
-inline __attribute__((always_inline)) void micro_int16(const int16_t* a, int64_t row, const int16_t* b, int64_t pairs,
-                                                       int32_t* c) {
+__attribute__((noinline)) void micro_int16(const int16_t* a, int64_t row, const int16_t* b, int64_t pairs, int32_t* c) {
     VecI acc[MR][kVecs];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)

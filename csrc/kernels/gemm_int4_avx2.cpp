@@ -58,7 +58,7 @@ inline __m256i pairs_of_scales(const uint8_t* m) {
     return _mm256_or_si256(x, _mm256_slli_epi32(x, 16));
 }
 
-constexpr PanelLayout kPanels{6, 1, 128};
+constexpr PanelLayout kPanels = byte_panels(6);
 
 template <int MR, bool kExpanded, bool kSparse>
 inline void run_groups(const Int4Block& b) {

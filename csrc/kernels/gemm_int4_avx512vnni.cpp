@@ -50,7 +50,7 @@ inline __attribute__((always_inline)) void tile_product(__m512i w, const char* x
     }
 }
 
-constexpr PanelLayout kPanels{24, 1, 128};
+constexpr PanelLayout kPanels = byte_panels(24);
 
 template <int MR, bool kExpanded>
 inline void run_block(const Int4Block& b) {

@@ -6,7 +6,7 @@ namespace approxrt {
 float activate_scalar(float x, Act act);
 
 void gemm_int4_scalar(const GemmInt4Args& args) {
-    constexpr PanelLayout layout{8, 1, 128};
+    constexpr PanelLayout layout = byte_panels(8);
     const GemmInt8Args& a = args.common;
     const PackedInt8& w = args.w->linear;
     const size_t panel_bytes = layout.panel_bytes(w.k);

@@ -20,7 +20,7 @@
 namespace approxrt {
 namespace {
 
-constexpr PanelLayout kLayout{6, 2, 0};
+constexpr PanelLayout kLayout = word_panels(6);
 constexpr int64_t kTileBytes = kTileN * kTileK;
 
 // One token, one input pair, 16 outputs. In assembly because GCC 12 otherwise sums the pairs first and

@@ -21,7 +21,7 @@
 namespace approxrt {
 namespace {
 
-constexpr PanelLayout kLayout{24, 1, 128};
+constexpr PanelLayout kLayout = byte_panels(24);
 constexpr int64_t kTileBytes = kTileN * kTileK;
 
 template <int MR>

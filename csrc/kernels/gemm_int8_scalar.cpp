@@ -6,7 +6,7 @@ namespace approxrt {
 float activate_scalar(float x, Act act);
 
 void gemm_int8_scalar(const GemmInt8Args& a) {
-    constexpr PanelLayout layout{8, 1, 128};
+    constexpr PanelLayout layout = byte_panels(8);
     const PackedInt8& w = *a.w;
     const size_t panel_bytes = layout.panel_bytes(w.k);
     for (int32_t g = a.strip_begin; g < a.strip_end; ++g) {

@@ -6,7 +6,7 @@
 namespace approxrt {
 namespace {
 
-constexpr PanelLayout kLayout{6, 2, 0};
+constexpr PanelLayout kLayout = word_panels(6);
 
 // Eight inputs (two groups) as saturated 16-bit integers.
 inline __m128i quantize8(__m256 x, __m256 inv) {

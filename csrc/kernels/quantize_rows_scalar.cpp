@@ -8,7 +8,7 @@
 namespace approxrt {
 
 void quantize_rows_scalar(const QuantizeRowsArgs& a) {
-    constexpr PanelLayout layout{8, 1, 128};
+    constexpr PanelLayout layout = byte_panels(8);
     auto* base = static_cast<uint8_t*>(a.panels);
     std::memset(base, layout.bias, layout.bytes(a.rows, a.k));
     for (int32_t t = 0; t < a.rows; ++t) {

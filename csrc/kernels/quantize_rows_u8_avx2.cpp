@@ -9,7 +9,7 @@
 namespace approxrt {
 namespace {
 
-constexpr PanelLayout kLayout{6, 1, 128};
+constexpr PanelLayout kLayout = byte_panels(6);
 
 // Eight inputs (two groups) as unsigned bytes q + 128 in the low half.
 inline __m128i quantize8(__m256 x, __m256 inv) {

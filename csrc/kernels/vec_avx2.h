@@ -1,4 +1,4 @@
-// Eight float32 lanes with AVX2 and FMA. Included only by *_avx2.cpp; the anonymous namespace gives
+// Eight float32 lanes with AVX2 and FMA. Included only by *_avx2.cpp and *_avxvnni.cpp; the anonymous namespace gives
 // every unit its own copy, so that no AVX code can be linked into baseline units.
 #pragma once
 

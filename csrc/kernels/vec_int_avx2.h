@@ -1,4 +1,5 @@
-// Pairs of 16-bit integers with AVX2: what attention_int16_body.h needs beside Vec.
+// Pairs of 16-bit integers with AVX2: what attention_int16_body.h needs beside Vec. With AVX-VNNI (*_avxvnni.cpp) the
+// product and the sum are one instruction.
 #pragma once
 
 #include "vec_avx2.h"
@@ -17,6 +18,15 @@ inline void store_i(int32_t* p, VecI a) { _mm256_store_si256(reinterpret_cast<__
 // acc[lane] += pair(x) . pair(w[lane]): one query (or row of weights) against the lanes' keys (or columns).
 // In assembly because GCC 12 otherwise spills the accumulators of a register block.
 inline __attribute__((always_inline)) void multiply_add(const int16_t* x, const VecI (&w)[2], VecI (&acc)[2]) {
+#ifdef __AVXVNNI__
+    __m256i pair;
+    __asm__(
+        "vpbroadcastd %[x], %[pair]\n\t"
+        "%{vex%} vpdpwssd %[w0], %[pair], %[a0]\n\t"
+        "%{vex%} vpdpwssd %[w1], %[pair], %[a1]"
+        : [a0] "+x"(acc[0].v), [a1] "+x"(acc[1].v), [pair] "=&x"(pair)
+        : [w0] "x"(w[0].v), [w1] "x"(w[1].v), [x] "m"(*reinterpret_cast<const int32_t*>(x)));
+#else
     __m256i p0, p1;
     __asm__(
         "vpbroadcastd %[x], %[p0]\n\t"
@@ -26,6 +36,7 @@ inline __attribute__((always_inline)) void multiply_add(const int16_t* x, const 
         "vpaddd %[p0], %[a0], %[a0]"
         : [a0] "+x"(acc[0].v), [a1] "+x"(acc[1].v), [p0] "=&x"(p0), [p1] "=&x"(p1)
         : [w0] "x"(w[0].v), [w1] "x"(w[1].v), [x] "m"(*reinterpret_cast<const int32_t*>(x)));
+#endif
 }
 
 // `then` in lanes where a > b, else 0.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs a program on an emulated CPU with AVX-512 and VNNI, on a machine that has neither.
+# Runs a program on an emulated CPU with AVX-512 and VNNI, or with AVX-VNNI, on a machine that has neither.
 #
 #   tests/emulated/run.sh EXECUTABLE [ARGS...]      an x86-64 Linux program (its shared libraries come along)
 #   tests/emulated/run.sh --python COMMAND...       python -m COMMAND... in a copy of this repository, for example
@@ -21,7 +21,8 @@
 #   BOCHS             the emulator (default: what build_bochs.sh built)
 #   EMULATED_CPU      Bochs CPU model: corei7_skylake_x (default), corei7_haswell_4770 (AVX2),
 #                     corei7_ivy_bridge_3770k (no AVX2)
-#   EMULATED_FEATURES added to the model: avx512vnni (default with corei7_skylake_x); empty for AVX-512 without VNNI
+#   EMULATED_FEATURES added to the model: avx512vnni (default with corei7_skylake_x); empty for AVX-512 without VNNI;
+#                     avx_vnni (with corei7_haswell_4770 an AVX2 CPU with AVX-VNNI)
 #   EMULATED_MB       guest memory in MiB (default 1024)
 #   EMULATED_TIMEOUT  seconds before the emulator is stopped (default 3600)
 #   PYTHON            the interpreter whose standard library and packages --python copies (default: python3)
