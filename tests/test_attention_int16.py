@@ -100,7 +100,7 @@ def test_the_largest_sums_do_not_overflow(isa: str) -> None:
 def test_weights_follow_the_exponential(isa: str) -> None:
     """Two keys with scores 0 and s, values 1 and 0: the output is 1 / (1 + e^s), for s over the whole range.
 
-    exp2 errs by 3e-6 of e^s, its argument by a few roundings; 1 and 0 have no rounding of weights or values.
+    exp2 errs by 3e-6 of e^s and of e^0, its argument by a few roundings; the values' weights 1 and 0 are not rounded.
     """
     q, v = np.ones((1, 1), np.float32), np.array([[1.0], [0.0]], np.float32)
     scores = -np.concatenate([np.linspace(0, 20, 4001), np.geomspace(20, 1e4, 60)]).astype(np.float32)
@@ -108,7 +108,7 @@ def test_weights_follow_the_exponential(isa: str) -> None:
         k = np.array([[0.0], [s]], np.float32)
         out = kernels.attention(q, k, v, 1.0, isa, 0, 1, True)[0, 0]
         e = np.exp(np.float64(s))
-        assert abs(out - 1 / (1 + e)) <= (3e-6 + 4 * EPS * abs(s)) * e / (1 + e) ** 2 + 3 * EPS, s
+        assert abs(out - 1 / (1 + e)) <= 3e-6 / (1 + e) + 4 * EPS * abs(s) * e / (1 + e) ** 2 + 3 * EPS, s
 
 
 @every_level
