@@ -78,3 +78,7 @@ class TruncationWarning(UserWarning):
 
 class TrainingError(ApproxrtError):
     """Training cannot go on: the loss is not a number, or there is nothing to resume."""
+
+
+class CompressionError(ApproxrtError):
+    """A compression cannot go on or cannot reach what was asked; the message says by how much and what to change."""

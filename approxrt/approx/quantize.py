@@ -119,15 +119,20 @@ def quantize_model(
 
 
 def quantize_linear(
-    weight: np.ndarray, bits: int, mask: np.ndarray | None = None
+    weight: np.ndarray,
+    bits: int,
+    mask: np.ndarray | None = None,
+    clip_ratios: tuple[float, ...] = CLIP_RATIOS,
 ) -> tuple[LinearKind, dict[str, np.ndarray]]:
-    """f32[N, K] -> (kind, its tensors but the bias) for 8 or 4 bits; with a mask of tiles, block-sparse."""
+    """f32[N, K] -> (kind, its tensors but the bias) for 8 or 4 bits; with a mask of tiles, block-sparse.
+
+    `clip_ratios` are those tried for int8."""
     if bits == 4:
         if mask is not None:
             return "bsr_s4", quantize_tiles4(weight, mask)
         return "s4", dict(zip(("q4", "group_scale", "scale"), quantize_rows4(weight), strict=True))
     if mask is None:
-        return "s8", dict(zip(("q", "scale"), quantize_rows(weight), strict=True))
-    q, scale = quantize_rows(weight * expand_mask(mask, *weight.shape))
+        return "s8", dict(zip(("q", "scale"), quantize_rows(weight, clip_ratios), strict=True))
+    q, scale = quantize_rows(weight * expand_mask(mask, *weight.shape), clip_ratios)
     tiles, indices, indptr = dense_to_bsr(q, mask)
     return "bsr_s8", {"tiles": tiles, "indices": indices, "indptr": indptr, "scale": scale}

@@ -1,0 +1,305 @@
+"""What a block costs on this machine: milliseconds by size, density and bits, measured with the engine itself.
+
+A probe is a model whose layers hold only blocks of one kind and shape, with random weights and random tiles; what it
+takes beyond a model whose blocks are all removed, divided by its layers, is the cost of one block: its linears with
+their quantisation, and attention itself. The workload is the task's: sequences of its own lengths. Grid points in
+between are interpolated. Results are kept in a cache by machine, shape and workload, for times that matter (whole
+models) are measured again anyway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt import __version__
+from approxrt.approx.quantize import quantize_linear
+from approxrt.artifact.spec import LinearSpec, ModelSpec
+
+PROBE_LAYERS = 4
+GRID_DENSITIES = (0.03, 0.1, 0.25, 0.5, 1.0)
+GRID_SIZES = 5
+VOCABULARY = 64
+ROUNDS = 3
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the engine needs of an artifact: spec and tensors, not written to disk."""
+
+    spec: ModelSpec
+    tensors: Mapping[str, np.ndarray]
+
+
+class MeasuredTable:
+    """See the module's text. `points` maps (kind, bits) to (sizes [s], densities [d], ms [s, d])."""
+
+    def __init__(self, points: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]], base_ms: float):
+        self.points, self.base_ms = dict(points), base_ms
+
+    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
+        """Milliseconds of one block, linear between grid points; 0 for a removed one."""
+        if size == 0:
+            return 0.0
+        sizes, densities, table = self.points[kind, bits]
+        by_size = np.array([np.interp(density, densities, row) for row in table])
+        # Through the origin below the smallest size: a block of no heads costs nothing.
+        return float(np.interp(size, np.concatenate([[0], sizes]), np.concatenate([[0.0], by_size])))
+
+    def to_json(self) -> dict[str, Any]:
+        """For cache and report."""
+        points = [
+            {"kind": k, "bits": b, "sizes": s.tolist(), "densities": d.tolist(), "ms": t.tolist()}
+            for (k, b), (s, d, t) in self.points.items()
+        ]
+        return {"base_ms": self.base_ms, "points": points}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> MeasuredTable:
+        """The inverse of `to_json`."""
+        points = {
+            (p["kind"], p["bits"]): (np.array(p["sizes"]), np.array(p["densities"]), np.array(p["ms"]))
+            for p in data["points"]
+        }
+        return MeasuredTable(points, data["base_ms"])
+
+
+def measure_table(
+    spec: ModelSpec,
+    lengths: Sequence[int],
+    bits: Sequence[int] = (8, 4),
+    threads: int | None = None,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> MeasuredTable:
+    """The table for a model of `spec`'s sizes on sequences of `lengths` tokens, all in one call.
+
+    bits      widths of weights that are measured
+    threads   as in `approxrt.load`
+    cache     read and write ~/.cache/approxrt (or $XDG_CACHE_HOME)
+    """
+    from approxrt.runtime.threads import resolve_threads
+
+    count = resolve_threads(threads)
+    path = _cache_file(spec, lengths, bits, count)
+    if cache and path.exists():
+        try:
+            return MeasuredTable.from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError, OSError):
+            path.unlink(missing_ok=True)
+    table = _measure(spec, lengths, bits, count, progress)
+    if cache:
+        _write(path, table)
+    return table
+
+
+def time_model(
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    sequences: Sequence[Sequence[int]],
+    threads: int | None = None,
+    rounds: int = 7,
+    chunk: int | None = None,
+) -> dict[str, float]:
+    """Milliseconds that the engine takes for all `sequences`: median, p20 and p80 over `rounds`.
+
+    In one call, which the engine cuts and sorts itself; or in calls of `chunk` sequences.
+    """
+    run = _runner(spec, tensors, sequences, threads, chunk)
+    for _ in range(2):
+        run()
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - begin) * 1e3)
+    p20, median, p80 = (float(x) for x in np.percentile(times, (20, 50, 80)))
+    return {"median_ms": median, "p20_ms": p20, "p80_ms": p80}
+
+
+def _runner(
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    sequences: Sequence[Sequence[int]],
+    threads: int | None,
+    chunk: int | None,
+) -> Callable[[], None]:
+    from approxrt.runtime.cpu import CpuEngine
+
+    engine = CpuEngine(Memory(spec, tensors), threads)
+    what = "logits" if spec.labels else "pooled"
+    parts = [list(sequences)] if chunk is None else [sequences[i : i + chunk] for i in range(0, len(sequences), chunk)]
+
+    def run() -> None:
+        for part in parts:
+            engine.forward(part, None, what)
+
+    return run
+
+
+# -- the probes -------------------------------------------------------------------------------
+
+
+def _measure(
+    spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int, progress: Progress | None
+) -> MeasuredTable:
+    heads, units = max(l.num_heads for l in spec.layers), max(l.intermediate_size for l in spec.layers)
+    dim = max(l.head_dim for l in spec.layers)
+    sizes = {"attention": _sizes(heads, 1), "ffn": _sizes(units, 16)}
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, VOCABULARY, n) for n in lengths]
+    jobs: list[tuple[str, int, int, float]] = [("none", 0, 8, 1.0)]
+    jobs += [
+        (kind, size, width, density)
+        for width in bits
+        for kind in ("attention", "ffn")
+        for size in sizes[kind]
+        for density in GRID_DENSITIES
+        if size
+    ]
+    found: dict[tuple[str, int, int, float], float] = {}
+    for done, job in enumerate(jobs):
+        kind, size, width, density = job
+        probe = _probe(spec, kind, size, dim, density, width, rng)
+        run = _runner(probe.spec, probe.tensors, sequences, threads, None)
+        run()
+        times = []
+        for _ in range(ROUNDS):
+            begin = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - begin) * 1e3)
+        # The fastest: a probe is short, and whatever disturbs it only ever adds.
+        found[job] = min(times)
+        if progress:
+            progress(done + 1, len(jobs), f"timing {kind} {size} x {density} at {width} bits")
+    base = found[jobs[0]]
+    points = {}
+    for width in bits:
+        for kind in ("attention", "ffn"):
+            rows = [[found[kind, s, width, d] - base for d in GRID_DENSITIES] for s in sizes[kind] if s]
+            table = np.maximum(np.array(rows) / PROBE_LAYERS, 1e-6)
+            # More heads or tiles never cost less: what says so is noise.
+            table = np.maximum.accumulate(np.maximum.accumulate(table, axis=0), axis=1)
+            points[kind, width] = (np.array([s for s in sizes[kind] if s]), np.array(GRID_DENSITIES), table)
+    return MeasuredTable(points, base)
+
+
+def _sizes(count: int, unit: int) -> list[int]:
+    """About `GRID_SIZES` sizes up to `count`, multiples of `unit`."""
+    steps = [round(count * i / GRID_SIZES / unit) * unit for i in range(1, GRID_SIZES)]
+    return sorted({min(count, max(unit, s)) for s in steps} | {count})
+
+
+def _probe(
+    spec: ModelSpec, kind: str, size: int, dim: int, density: float, bits: int, rng: np.random.Generator
+) -> Memory:
+    """A model of `PROBE_LAYERS` layers with one kind of block."""
+    layer = dataclasses.replace(
+        spec.layers[0],
+        num_heads=size if kind == "attention" else 0,
+        head_dim=dim,
+        intermediate_size=size if kind == "ffn" else 0,
+        **dict.fromkeys(("query", "key", "value", "attention_output", "ffn_up", "ffn_down"), "f32"),
+    )
+    plain = dataclasses.replace(
+        spec,
+        layers=(layer,) * PROBE_LAYERS,
+        vocab_size=VOCABULARY,
+        pad_token_id=0,
+        embedding_kind="f32",
+        projection_kind="f32",
+        embedding_size=spec.hidden_size,
+        head=dataclasses.replace(spec.head, dense_features=None),
+        labels=spec.labels[:1],
+        task_type="regression" if spec.labels else "embedding",
+    )
+    kinds: dict[str, Any] = {}
+    tensors: dict[str, np.ndarray] = {}
+    first: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}
+    for name, linear in plain.linears():
+        if name.startswith("head."):
+            continue
+        part = name.split(".", 2)[2]
+        if part not in first:
+            first[part] = _random_linear(linear, density, bits, rng)
+        kinds[name], arrays = first[part]
+        tensors |= {f"{name}.{key}": array for key, array in arrays.items()}
+    quantised = plain.with_linear_kinds(kinds)
+    for name, dtype, shape in quantised.dense_tensors():
+        if name not in tensors:
+            assert dtype == "F32", name
+            tensors[name] = (rng.standard_normal(shape) * 0.1).astype(np.float32)
+    return Memory(quantised, tensors)
+
+
+def _random_linear(
+    linear: LinearSpec, density: float, bits: int, rng: np.random.Generator
+) -> tuple[Any, dict[str, np.ndarray]]:
+    from approxrt.approx.bsr import grid
+
+    weight = (rng.standard_normal((linear.out_features, linear.in_features)) * 0.05).astype(np.float32)
+    mask = None
+    if density < 1:
+        shape = grid(linear.out_features, linear.in_features)
+        flat = np.zeros(shape[0] * shape[1], bool)
+        flat[rng.permutation(flat.size)[: max(1, round(density * flat.size))]] = True
+        mask = flat.reshape(shape)
+    return quantize_linear(weight, bits, mask)
+
+
+# -- the cache --------------------------------------------------------------------------------
+
+
+def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int) -> Path:
+    from approxrt.runtime.cpu import forced_isa
+
+    layers = sorted({(l.num_heads, l.head_dim, l.intermediate_size) for l in spec.layers})
+    key = {
+        "version": __version__,
+        "cpu": _cpu_name(),
+        "isa": forced_isa(),
+        "threads": threads,
+        "hidden": spec.hidden_size,
+        "layers": layers,
+        "activation": spec.activation,
+        "pooling": spec.head.pooling,
+        "lengths": list(map(int, lengths)),
+        "bits": list(bits),
+        "grid": [GRID_DENSITIES, GRID_SIZES, PROBE_LAYERS],
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "approxrt" / f"latency-{digest}.json"
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _write(path: Path, table: MeasuredTable) -> None:
+    """Atomically; a cache that cannot be written is no reason to stop."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(table.to_json()))
+        os.replace(temporary, path)
+    except OSError:
+        pass

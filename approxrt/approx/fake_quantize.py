@@ -1,0 +1,109 @@
+"""Quantisation as training sees it: the engine's int8 and int4 arithmetic in float, with straight-through gradients.
+
+Activations per token, weights per output channel (int8) or with the artifact's group scales (int4), rounded as
+`approxrt.approx.quantize` and the engine round them; the gradient passes as if nothing had been rounded (Bengio et al.
+2013, arXiv 1308.3432; Q8BERT, Zafrir et al. 2019, arXiv 1910.06188).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr
+from approxrt.approx.int4 import tile_groups
+from approxrt.approx.quantize4 import quantize_rows4, quantize_tiles4
+from approxrt.approx.student import Student
+from approxrt.artifact.spec import GROUP_WEIGHTS
+
+REFRESH = 50  # steps between searches of int4 scales, which a weight hardly leaves meanwhile
+
+
+class _Straight(torch.autograd.Function):
+    """Forward: the second argument. Backward: the gradient goes to the first."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+def quantize_activations(x: Tensor) -> Tensor:
+    """Rows of x (last axis) on the int8 grid of their own largest magnitude."""
+    with torch.no_grad():
+        peak = x.abs().amax(dim=-1, keepdim=True)
+        scale = peak.clamp(min=1e-30) / 127
+        rounded = torch.round(x / scale).clamp_(-127, 127).mul_(scale)
+    result: Tensor = _Straight.apply(x, rounded)
+    return result
+
+
+def quantize_weight8(weight: Tensor) -> Tensor:
+    """Rows of f32[n, k] on the int8 grid of their own largest magnitude."""
+    with torch.no_grad():
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
+        rounded = torch.round(weight / scale).clamp_(-127, 127).mul_(scale)
+    result: Tensor = _Straight.apply(weight, rounded)
+    return result
+
+
+def quantize_weight4(weight: Tensor, step: Tensor) -> Tensor:
+    """f32[n, k] on the int4 grid of `step` f32[n, k] (0 where a weight is pruned)."""
+    with torch.no_grad():
+        safe = torch.where(step > 0, step, 1.0)
+        rounded = torch.round(weight / safe).clamp_(-7, 7).mul_(step)
+    result: Tensor = _Straight.apply(weight, rounded)
+    return result
+
+
+def int4_steps(weight: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """f32[n, k]: scale * m of each weight, as the artifact would store it; 0 for pruned ones."""
+    n, k = weight.shape
+    if mask is None:
+        _, m, scale = quantize_rows4(weight)
+        steps = np.repeat(m.astype(np.float32), GROUP_WEIGHTS, axis=1)[:, :k] * scale[:, None]
+        return np.ascontiguousarray(steps)
+    parts = quantize_tiles4(weight, mask)
+    _, indices, indptr = dense_to_bsr(np.asarray(weight, np.float32), mask)
+    tiles = np.repeat(parts["group_scale"][tile_groups(indptr)].astype(np.float32)[:, :, None], 4, axis=2)
+    return bsr_to_dense(tiles, indices, indptr, n, k) * parts["scale"][:, None]
+
+
+class FakeQuantizer:
+    """Hooks a student so that its linears compute as the artifact's will. `bits` by linear; others stay float."""
+
+    def __init__(self, student: Student, bits: Mapping[str, int]) -> None:
+        self.student, self.bits = student, {name: width for name, width in bits.items() if width in (4, 8)}
+        self.steps: dict[str, Tensor] = {}
+        self.age = 0
+        student.input_hook, student.weight_hook = self._input, self._weight
+
+    def remove(self) -> None:
+        """Back to float."""
+        self.student.input_hook = self.student.weight_hook = None
+
+    def advance(self) -> None:
+        """Call once a step: the scales of int4 follow the weights."""
+        self.age += 1
+        if self.age % REFRESH == 0:
+            self.steps = {}
+
+    def _input(self, name: str, x: Tensor) -> Tensor:
+        return quantize_activations(x) if name in self.bits else x
+
+    def _weight(self, name: str, weight: Tensor) -> Tensor:
+        width = self.bits.get(name)
+        if width == 8:
+            return quantize_weight8(weight)
+        if width == 4:
+            if name not in self.steps:
+                steps = int4_steps(weight.detach().numpy(), self.student.masks.get(name))
+                self.steps[name] = torch.from_numpy(steps)
+            return quantize_weight4(weight, self.steps[name])
+        return weight

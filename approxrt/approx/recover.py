@@ -1,0 +1,315 @@
+"""Recovery: a student learns from the dense model while more and more of it is taken away.
+
+Loss: (1 - a) CE + a T^2 KL(teacher || student) + b sum over layers of the mean squared error of hidden states (Hinton
+et al. 2015, arXiv 1503.02531; Kurtic et al. 2022, arXiv 2203.07259). For scores: squared errors to labels and teacher;
+for embedders: one minus cosine to the teacher's vector. AdamW, warm-up, linear decay, gradients clipped to norm 1.
+
+Beside the weights it keeps what decides the next cut: for each weight a decaying sum of |w * dL/dw| (the first-order
+change of the loss, Molchanov et al. 2019, arXiv 1906.10771; Lee et al. 2019, arXiv 1810.02340), and decaying means of
+each linear's inputs, from which a cut leaves its mean output as a bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from approxrt.approx.bsr import expand_mask
+from approxrt.approx.fake_quantize import FakeQuantizer
+from approxrt.approx.structure import Structure, mean_biases, selections, shrink_masks, shrunk_spec
+from approxrt.approx.student import Student, make_batch
+from approxrt.approx.teacher import Teacher
+from approxrt.errors import TrainingError
+from approxrt.training import bucketed_batches
+
+DECAY = 0.95  # of the scores, a step
+SCORE_EVERY = 2
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """How a student is trained. `lr` is the highest; the last is `lr * final_lr`."""
+
+    lr: float = 1e-4
+    final_lr: float = 0.02
+    batch_size: int = 32
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    temperature: float = 2.0
+    teacher_share: float = 0.8
+    hidden_weight: float = 1.0
+    dropout: float = 0.0
+    seed: int = 0
+    bf16: bool = False
+
+
+@dataclass
+class Examples:
+    """Tokenised training examples; labels i64 classes, f32 scores, or None."""
+
+    ids: Sequence[Sequence[int]]
+    types: Sequence[Sequence[int]]
+    labels: np.ndarray | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row) for row in self.ids])
+
+
+class Recovery:
+    """A student in training; see the module's text. Steps are taken one at a time, cuts in between by `cut`."""
+
+    def __init__(
+        self, student: Student, examples: Examples, teacher: Teacher, steps: int, options: RecoveryOptions
+    ) -> None:
+        self.student, self.examples, self.teacher = student, examples, teacher
+        self.steps, self.options = max(1, steps), options
+        self.step = 0
+        self.lengths = examples.lengths
+        self.steps_per_epoch = max(1, -(-len(examples.ids) // options.batch_size))
+        self.scores: dict[str, Tensor] = {}
+        self.means: dict[str, Tensor] = {}
+        self.quantizer: FakeQuantizer | None = None
+        student.dropout = options.dropout
+        torch.manual_seed(options.seed)
+        self._batches: tuple[int, list[np.ndarray]] = (-1, [])
+        self.optimizer = self._optimizer({})
+        self.loss = math.nan
+
+    # -- steps ------------------------------------------------------------------
+
+    def advance(self) -> float:
+        """One optimiser step; returns its loss. Raises TrainingError when it is not a number."""
+        options, student = self.options, self.student
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        if self._batches[0] != epoch:
+            self._batches = (epoch, bucketed_batches(self.lengths, options.batch_size, options.seed, epoch))
+        rows = self._batches[1][place]
+        student.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * self._schedule()
+        hook = student.input_hook
+        score_now = self.step % SCORE_EVERY == 0
+        if score_now:
+            student.input_hook = self._observe(hook)
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+                loss = self._loss(rows)
+        finally:
+            student.input_hook = hook
+        self.loss = float(loss.detach())
+        if not math.isfinite(self.loss):
+            raise TrainingError(
+                f"the loss is {self.loss} at step {self.step + 1} of {self.steps} with lr {options.lr}: "
+                "training has diverged; use a smaller --lr"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if score_now:
+            self._score()
+        torch.nn.utils.clip_grad_norm_(self._trained(), 1.0)
+        self.optimizer.step()
+        student.apply_masks()
+        if self.quantizer is not None:
+            self.quantizer.advance()
+        self.step += 1
+        return self.loss
+
+    def _schedule(self) -> float:
+        warm = max(1, round(self.options.warmup * self.steps))
+        if self.step < warm:
+            return (self.step + 1) / warm
+        left = (self.steps - self.step) / max(1, self.steps - warm)
+        return self.options.final_lr + (1 - self.options.final_lr) * max(0.0, left)
+
+    def _loss(self, rows: np.ndarray) -> Tensor:
+        options, teacher = self.options, self.teacher
+        batch = make_batch([self.examples.ids[i] for i in rows], [self.examples.types[i] for i in rows])
+        out = self.student(batch)
+        labels = None if self.examples.labels is None else torch.from_numpy(self.examples.labels[rows])
+        if out.logits is None:
+            loss = (1 - F.cosine_similarity(out.pooled.float(), torch.from_numpy(teacher.pooled[rows]), dim=1)).mean()
+        else:
+            assert teacher.logits is not None and labels is not None
+            taught, share = torch.from_numpy(teacher.logits[rows]), options.teacher_share
+            if labels.is_floating_point():
+                own, theirs = F.mse_loss(out.logits[:, 0], labels), F.mse_loss(out.logits, taught)
+            else:
+                t = options.temperature
+                own = F.cross_entropy(out.logits, labels)
+                theirs = t * t * F.kl_div(
+                    F.log_softmax(out.logits / t, 1), F.log_softmax(taught / t, 1), log_target=True, reduction="batchmean"
+                )
+            loss = (1 - share) * own + share * theirs
+        if options.hidden_weight and teacher.layers:
+            mask = batch.mask[:, :, None].float()
+            count = mask.sum() * self.student.spec.hidden_size
+            for layer, target in zip(teacher.layers, teacher.hidden(rows, batch.ids.shape[1]), strict=True):
+                error = (out.hidden[layer].float() - target) * mask
+                loss = loss + options.hidden_weight * error.square().sum() / count
+        return loss
+
+    def _observe(self, inner: Any) -> Callable[[str, Tensor], Tensor]:
+        """An input hook that also keeps the decaying mean of every linear's input."""
+
+        def hook(name: str, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                mean = x.detach().reshape(-1, x.shape[-1]).float().mean(0)
+                old = self.means.get(name)
+                self.means[name] = mean if old is None else old.mul_(0.98).add_(mean, alpha=0.02)
+            return x if inner is None else inner(name, x)
+
+        return hook
+
+    def _score(self) -> None:
+        with torch.no_grad():
+            for name in encoder_linears(self.student):
+                weight = self.student.weight(f"{name}.weight")
+                assert weight.grad is not None
+                change = (weight * weight.grad).abs_()
+                old = self.scores.get(name)
+                self.scores[name] = change if old is None else old.mul_(DECAY).add_(change)
+
+    def element_scores(self) -> dict[str, np.ndarray]:
+        """What is known of each weight's worth, in units of the loss (summed over the last ~20 scored steps)."""
+        return {name: score.numpy() for name, score in self.scores.items()}
+
+    # -- cuts -------------------------------------------------------------------
+
+    def cut(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
+        """Take structure out for real, then set masks (over the tiles of what remains).
+
+        Optimiser moments, scores and means follow; biases take over what the cut put out on average.
+        """
+        student = self.student
+        tensors = {name: student.weight(name).detach().numpy() for name in student.names()}
+        means = {name: mean.numpy() for name, mean in self.means.items()}
+        biases = mean_biases(student.spec, tensors, keep, means)
+        chosen = selections(student.spec, keep)
+        old_masks = shrink_masks(student.spec, student.masks, chosen, tensors)
+        state = {name: self.optimizer.state.get(student.weight(name), {}) for name in student.names()}
+        with torch.no_grad():
+            for name, value in biases.items():
+                student.weight(name).copy_(torch.from_numpy(value))
+        for name, selection in chosen.items():
+            parameter = student.weight(name)
+            if selection.indices is None:
+                del student.weights[name.replace(".", "__")]
+                state.pop(name)
+                self.scores.pop(name.removesuffix(".weight"), None)
+                self.means.pop(name.removesuffix(".weight"), None)
+                continue
+            index = torch.from_numpy(np.asarray(selection.indices))
+            taken = torch.index_select(parameter.detach(), selection.axis, index).clone()
+            student.weights[name.replace(".", "__")] = torch.nn.Parameter(taken)
+            for key in ("exp_avg", "exp_avg_sq"):
+                if key in state[name]:
+                    state[name][key] = torch.index_select(state[name][key], selection.axis, index).clone()
+            linear = name.removesuffix(".weight")
+            if name.endswith(".weight") and linear in self.scores:
+                self.scores[linear] = torch.index_select(self.scores[linear], selection.axis, index).clone()
+            if selection.axis == 1 and linear in self.means:
+                self.means[linear] = self.means[linear][index].clone()
+        student.spec = shrunk_spec(student.spec, keep)
+        student.masks = old_masks
+        self._absorb_means(masks)
+        student.set_masks(masks)
+        if self.quantizer is not None:
+            self.quantizer.steps = {}
+        self.optimizer = self._optimizer(state)
+
+    def _absorb_means(self, masks: Mapping[str, np.ndarray]) -> None:
+        """Biases take over W[pruned] E[x] of the tiles that go now."""
+        with torch.no_grad():
+            for name, mask in masks.items():
+                weight = self.student.weight(f"{name}.weight")
+                if name in self.means:
+                    gone = torch.from_numpy(~expand_mask(mask, *weight.shape))
+                    self.student.weight(f"{name}.bias").add_((weight * gone) @ self.means[name])
+
+    def reorder_units(self, order: Sequence[np.ndarray]) -> None:
+        """Reorder FFN units (all of them stay): weak ones come to share tiles. Before any tile is pruned."""
+        whole = Structure.of(self.student.spec)
+        self.cut(Structure(whole.heads, tuple(order)), {})
+
+    def quantize(self, bits: Mapping[str, int]) -> None:
+        """From now on linears compute as the artifact's will."""
+        self.quantizer = FakeQuantizer(self.student, bits)
+
+    # -- optimiser and state ----------------------------------------------------
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.student.weights.values() if p.requires_grad]
+
+    def _optimizer(self, state: Mapping[str, dict[str, Any]]) -> torch.optim.AdamW:
+        trained = [(name, self.student.weight(name)) for name in self.student.names()]
+        trained = [(name, p) for name, p in trained if p.requires_grad]
+        groups = [
+            {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": self.options.weight_decay},
+            {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.options.lr, betas=(0.9, 0.98), fused=True)
+        for name, p in trained:
+            if state.get(name):
+                optimizer.state[p] = state[name]
+        return optimizer
+
+    def state(self) -> dict[str, Any]:
+        """All that decides the next step, for torch.save."""
+        named = {name: self.optimizer.state.get(self.student.weight(name), {}) for name in self.student.names()}
+        return {
+            "step": self.step,
+            "steps": self.steps,
+            "weights": {name: self.student.weight(name).detach() for name in self.student.names()},
+            "layers": [[l.num_heads, l.intermediate_size] for l in self.student.spec.layers],
+            "masks": {name: torch.from_numpy(mask) for name, mask in self.student.masks.items()},
+            "optimizer": named,
+            "scores": self.scores,
+            "means": self.means,
+            "bits": {} if self.quantizer is None else self.quantizer.bits,
+            "age": 0 if self.quantizer is None else self.quantizer.age,
+            "rng": torch.get_rng_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()` of a run with the same options."""
+        student = self.student
+        whole = Structure.of(student.spec)
+        keep = Structure(
+            tuple(h[:n] for h, (n, _) in zip(whole.heads, state["layers"], strict=True)),
+            tuple(u[:n] for u, (_, n) in zip(whole.units, state["layers"], strict=True)),
+        )
+        student.spec = shrunk_spec(student.spec, keep)
+        frozen = {name for name in student.names() if not student.weight(name).requires_grad}
+        student.weights = torch.nn.ParameterDict(
+            {
+                name.replace(".", "__"): torch.nn.Parameter(value.clone(), requires_grad=name not in frozen)
+                for name, value in state["weights"].items()
+            }
+        )
+        student.masks = {}
+        student.set_masks({name: mask.numpy() for name, mask in state["masks"].items()})
+        self.step, self.steps = state["step"], state["steps"]
+        self.scores, self.means = dict(state["scores"]), dict(state["means"])
+        self.optimizer = self._optimizer({name: dict(value) for name, value in state["optimizer"].items()})
+        if state["bits"]:
+            self.quantize(state["bits"])
+            assert self.quantizer is not None
+            self.quantizer.age = state["age"]
+        torch.set_rng_state(state["rng"])
+
+
+def encoder_linears(student: Student) -> list[str]:
+    """The linears of the layers: what can be pruned."""
+    return [name for name, _ in student.spec.linears() if name.startswith("layers.") and _has(student, name)]
+
+
+def _has(student: Student, name: str) -> bool:
+    return f"{name}.weight".replace(".", "__") in student.weights

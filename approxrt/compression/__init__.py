@@ -1,0 +1,1 @@
+"""`approxrt.compress`: a checkpoint, data and a constraint in; a measured artifact and a report out."""

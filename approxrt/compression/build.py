@@ -1,0 +1,67 @@
+"""From a student to an artifact: linears quantised at their widths, embeddings as they were stored, a card."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.approx.quantize import CLIP_RATIOS, quantize_linear
+from approxrt.approx.student import Student
+from approxrt.artifact.spec import EmbeddingKind, LinearKind, ModelSpec
+from approxrt.artifact.writer import write_artifact
+
+EmbeddingParts = tuple[EmbeddingKind, dict[str, np.ndarray]]
+
+
+def quantized(
+    student: Student,
+    bits: Mapping[str, int],
+    embeddings: EmbeddingParts | None = None,
+    clip_ratios: tuple[float, ...] = CLIP_RATIOS,
+) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """(spec, tensors) of the artifact. `bits` by linear, 8 where it says nothing, f32 for 32; the output layer is f32.
+
+    embeddings   (kind, tensors named "embeddings.word.*") that stand for the student's rows; None: f32 rows
+    """
+    spec, tensors = student.spec, student.tensors()
+    kinds: dict[str, LinearKind] = {}
+    for name, _ in spec.linears():
+        width = bits.get(name, 32 if name.startswith("head.") else 8)
+        if width == 32:
+            continue
+        mask = student.masks.get(name)
+        if mask is not None and mask.all():
+            mask = None
+        kinds[name], parts = quantize_linear(tensors.pop(f"{name}.weight"), width, mask, clip_ratios)
+        tensors |= {f"{name}.{part}": array for part, array in parts.items()}
+    spec = spec.with_linear_kinds(kinds)
+    if embeddings is not None:
+        kind, parts = embeddings
+        del tensors["embeddings.word.weight"]
+        tensors |= parts
+        spec = dataclasses.replace(spec, embedding_kind=kind)
+    return spec, tensors
+
+
+def write(
+    path: Path,
+    student: Student,
+    bits: Mapping[str, int],
+    embeddings: EmbeddingParts,
+    tokenizer_json: bytes,
+    card: Mapping[str, Any],
+    inputs: str,
+) -> Path:
+    """Write (or replace) the artifact at `path`."""
+    spec, tensors = quantized(student, bits, embeddings)
+    spec = dataclasses.replace(spec, inputs=inputs)
+    return write_artifact(path, spec, tensors, tokenizer_json, dict(card), overwrite=True)
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of everything in an artifact's folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

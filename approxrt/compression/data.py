@@ -1,0 +1,150 @@
+"""The task's data as a compression needs it: training examples, and validation that selects; dev is never looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.approx.recover import Examples
+from approxrt.errors import DataError, InputError
+from approxrt.models.checkpoint import Checkpoint
+from approxrt.tasks.readers import Dataset, read_task, require_split
+from approxrt.tasks.registry import Task, get_task
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Texts and labels, split; `seen` says that the checkpoint was trained on what validates it."""
+
+    task: Task
+    train: Dataset
+    validation: Dataset
+    seen: bool
+
+    @property
+    def regression(self) -> bool:
+        return self.train.label_names is None
+
+
+def read_data(
+    task: str | Task,
+    data: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    folder: Path,
+    seed: int,
+    val_fraction: float,
+    limit: int | None,
+) -> TaskData:
+    """Read `data`/train and split it.
+
+    A checkpoint that `approxrt finetune` wrote names its own split, which is used again, so that validation is data that
+    neither the teacher nor the student has learnt from. Raises DataError for constant labels or a class that validation
+    lacks, InputError for a head that does not fit the task.
+    """
+    task = get_task(task)
+    spec = checkpoint.spec
+    if not spec.labels:
+        raise InputError(
+            f"checkpoint {str(folder)!r} has no head for task {task.name}; fine-tune it first "
+            "(approxrt finetune), or compress it as an embedder with --task embed"
+        )
+    regression = spec.task_type == "regression"
+    if task.regression is not None and task.regression != regression:
+        wanted = "scores" if task.regression else "classes"
+        raise InputError(
+            f"task {task.name} has {wanted}; the checkpoint's head is for {spec.task_type} "
+            f"with {len(spec.labels)} output(s): fine-tune one for this task"
+        )
+    names = None if regression else spec.labels
+    whole = read_task(task, require_split(data, "train"), label_names=names, regression=regression)
+    if spec.inputs != "any" and (spec.inputs == "pair") != whole.is_pair:
+        sort = "pairs" if whole.is_pair else "single texts"
+        raise InputError(f"the data has {sort}; the checkpoint takes {spec.inputs} inputs")
+    own = _finetuned_split(folder, task)
+    if own is not None:
+        from approxrt.finetune import FinetuneOptions, split_data
+
+        options = FinetuneOptions(seed=own["seed"], val_fraction=own["val_fraction"], limit=own.get("limit"))
+        train, validation = split_data(whole, options)
+        if limit is not None:
+            train = train.subset(np.random.default_rng([seed, 5]).permutation(len(train))[:limit])
+    else:
+        train, validation = _split(whole, seed, val_fraction, limit)
+    _check_labels(train, validation)
+    return TaskData(task, train, validation, seen=own is None)
+
+
+def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:
+    path = folder / "finetune.json"
+    if not path.is_file():
+        return None
+    try:
+        report = json.loads(path.read_text())
+        options = dict(report["options"])
+        return options if report["task"] == task.name and {"seed", "val_fraction"} <= set(options) else None
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+
+
+def _split(data: Dataset, seed: int, val_fraction: float, limit: int | None) -> tuple[Dataset, Dataset]:
+    """Drawn by the seed; of every class the same share."""
+    rng = np.random.default_rng([seed, 3])
+    order = rng.permutation(len(data))
+    if limit is not None:
+        order = order[:limit]
+    if len(order) < 4:
+        raise DataError(f"the training data has {len(order)} examples; at least 4 are needed")
+    groups = [order] if data.label_names is None else [order[data.labels[order] == c] for c in np.unique(data.labels)]
+    held = np.concatenate([g[: max(1, round(val_fraction * len(g)))] for g in groups])
+    train = np.setdiff1d(order, held)
+    if not len(train):
+        raise DataError(f"val_fraction {val_fraction} leaves no example to train on")
+    return data.subset(np.sort(train)), data.subset(np.sort(held))
+
+
+def _check_labels(train: Dataset, validation: Dataset) -> None:
+    for name, part in (("training", train), ("validation", validation)):
+        if part.label_names is None:
+            if len(part) < 2 or np.ptp(part.labels) == 0:
+                raise DataError(f"the {name} data has one score only; nothing can be measured with it")
+            continue
+        present = np.unique(part.labels)
+        if len(present) < 2:
+            shown = ", ".join(part.label_names[i] for i in present)
+            raise DataError(
+                f"the {name} data ({len(part)} examples) has one class only ({shown}); at least two are needed: "
+                "use more data, or a larger --val-fraction"
+            )
+
+
+def encode(dataset: Dataset, tokenizer_json: bytes, max_length: int) -> Examples:
+    """Token ids and types of every text, cut to `max_length` tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    encodings = tokenizer.encode_batch(dataset.texts)
+    empty = [i for i, e in enumerate(encodings) if not e.ids]
+    if empty:
+        raise DataError(f"example {empty[0] + 1} gives no tokens: {dataset.texts[empty[0]]!r:.80}")
+    return Examples([e.ids for e in encodings], [e.type_ids for e in encodings], dataset.labels)
+
+
+def folds(count: int, parts: int, seed: int) -> list[np.ndarray]:
+    """Rows of `parts` disjoint folds of `count` examples."""
+    order = np.random.default_rng([seed, 7]).permutation(count)
+    return [np.sort(part) for part in np.array_split(order, parts)]
+
+
+def without_validation(data: TaskData) -> TaskData:
+    """For a last training on everything: validation stays what it is, for reports only."""
+    texts = [*data.train.texts, *data.validation.texts]
+    labels = np.concatenate([data.train.labels, data.validation.labels])
+    return dataclasses.replace(data, train=Dataset(texts, labels, data.train.label_names))

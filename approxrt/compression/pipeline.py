@@ -1,0 +1,415 @@
+"""How a compression runs: prepare, measure the dense model, cut and recover stage by stage, build, check, choose.
+
+Everything that decides the next step is on disk (`approxrt.compression.work`), so an interrupted run goes on; every
+stage leaves a finished artifact, so the best so far is never lost. What is promised is checked on the built artifact:
+time in the engine beside float32 peers, bytes of its folder, the metric on validation data by the runtime itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.analysis.latency import MeasuredTable, measure_table, time_model
+from approxrt.approx.quantize import quantize_rows
+from approxrt.approx.quantize4 import quantize_rows4
+from approxrt.approx.recover import Recovery, RecoveryOptions
+from approxrt.approx.student import Student, dequantized, predict
+from approxrt.approx.teacher import Teacher, teach
+from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, ModelSpec
+from approxrt.compression import build
+from approxrt.compression.data import TaskData, encode, read_data
+from approxrt.compression.options import CompressOptions
+from approxrt.compression.ramp import Ramp, unit_scores
+from approxrt.compression.work import Candidate, Work
+from approxrt.compression.workload import engine_run, peer_runs, sample_texts, take_turns
+from approxrt.errors import CompressionError
+from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
+from approxrt.tasks.metrics import compute_metrics, flip_rate, primary
+
+WORKLOAD_TEXTS = 128
+CUTS = 8
+SCORED_FROM = 0.12  # share of a first stage's steps before its first cut: scores need some
+CUT_UNTIL = 0.55
+QAT_FROM = 0.85
+STAGE_SHARES = {1: (1.0,), 2: (0.45, 0.55)}
+
+# (share of everything that is done, what is going on)
+Progress = Callable[[float, str], None]
+
+
+class Compression:
+    """One compression; see the module's text."""
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        task: str,
+        data: str | os.PathLike[str],
+        out: Path,
+        options: CompressOptions,
+        teachers: tuple[str, ...] = (),
+        progress: Progress | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        from approxrt.runtime.threads import resolve_threads
+
+        self.options, self.out = options, out
+        self.progress, self.log = progress or (lambda share, text: None), log or (lambda text: None)
+        self.started = time.monotonic()
+        self.threads = resolve_threads(options.threads)
+        self.folder = find_folder(checkpoint)
+        self.checkpoint: Checkpoint = load_checkpoint(self.folder)
+        self.data: TaskData = read_data(
+            task, data, self.checkpoint, self.folder, options.seed, options.val_fraction, options.limit
+        )
+        self.teacher_folders = tuple(teachers)
+        identity = options.identity() | {
+            "task": self.data.task.name,
+            "checkpoint": self.folder.resolve().name,
+            "examples": [len(self.data.train), len(self.data.validation)],
+            "teachers": [Path(t).name for t in teachers],
+        }
+        self.work = Work(out, identity)
+        self._prepare()
+
+    # -- preparation ------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        options, spec, tensors = self.options, self.checkpoint.spec, dict(self.checkpoint.tensors)
+        shrink = options.wanted_shrink
+        self.length = min(options.max_length, spec.max_length)
+        self.tokenizer_json = self.checkpoint.tokenizer_json
+        self.full_train = encode(self.data.train, self.tokenizer_json, self.length)
+        # What the peers and the dense model are timed with: they know the full vocabulary only.
+        self.timed_full = sample_texts(self.full_train.ids, WORKLOAD_TEXTS, options.seed)
+        if shrink is not None:
+            from approxrt.approx.vocabulary import (
+                apply_vocabulary,
+                compact_tokenizer,
+                prune_vocabulary,
+                trim_positions,
+            )
+
+            if (options.vocabulary or "task") == "task":
+                vocabulary = prune_vocabulary(self.tokenizer_json, self.data.train.texts)
+                spec, tensors = apply_vocabulary(spec, tensors, vocabulary)
+                self.tokenizer_json = vocabulary.tokenizer_json
+            self.tokenizer_json = compact_tokenizer(self.tokenizer_json)
+            spec, tensors = trim_positions(spec, tensors, self.length)
+        self.embeddings = _stored_embeddings(tensors["embeddings.word.weight"], 4 if (shrink or 1) > 4 else 8)
+        kind, parts = self.embeddings
+        stored = {k: v for k, v in tensors.items() if not k.startswith("embeddings.word.")} | parts
+        # The student reads the rows as they are stored, so training makes up for their rounding.
+        self.spec, self.tensors = dequantized(dataclasses.replace(spec, embedding_kind=kind), stored)
+        self.train = encode(self.data.train, self.tokenizer_json, self.length)
+        self.validation = encode(self.data.validation, self.tokenizer_json, self.length)
+        self.timed = sample_texts(self.train.ids, WORKLOAD_TEXTS, options.seed)
+
+    def dense(self) -> Student:
+        """A fresh student that is the dense model (with embeddings as they are stored)."""
+        return Student(self.spec, self.tensors)
+
+    def baseline(self) -> dict[str, Any]:
+        """Metric of the float32 checkpoint on validation, the fastest float32 engine's time; measured once."""
+        known = self.work.read("baseline")
+        if known is not None:
+            return known
+        self.progress(0.0, "measuring the dense model")
+        whole = Student(self.checkpoint.spec, self.checkpoint.tensors)
+        encoded = encode(self.data.validation, self.checkpoint.tokenizer_json, self.length)
+        logits = predict(whole, encoded.ids, encoded.types)
+        metrics = compute_metrics(self.data.task, logits, self.data.validation.labels)
+        runs = peer_runs(self.folder, self.timed_full, self.threads, self.log)
+        runs["approxrt-f32"] = engine_run(
+            self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads
+        )
+        times = take_turns(runs)
+        fastest = min(times, key=lambda name: times[name]["median_ms"])
+        baseline = {
+            "metrics": metrics,
+            "times": times,
+            "fastest": fastest,
+            "ms": times[fastest]["median_ms"],
+            "f32_bytes": 4 * self.checkpoint.source["parameters"],
+            "seen": self.data.seen,
+        }
+        self.work.write("baseline", baseline)
+        self.work.save_array("baseline_logits", logits)
+        return baseline
+
+    def table(self) -> MeasuredTable:
+        """Measured milliseconds by option, for the task's lengths."""
+        bits = (8, 4) if self.options.wanted_shrink else (8,)
+        return measure_table(
+            self.spec,
+            [len(text) for text in self.timed],
+            bits,
+            self.threads,
+            progress=lambda done, total, text: self.progress(0.0, text),
+        )
+
+    def teacher(self) -> Teacher:
+        """Targets for all training examples."""
+        models = [Student(self.checkpoint.spec, self.checkpoint.tensors)]
+        for folder in self.teacher_folders:
+            other = load_checkpoint(folder)
+            if other.spec.labels != self.checkpoint.spec.labels:
+                raise CompressionError(
+                    f"teacher {folder!r} has the labels {', '.join(other.spec.labels)}; "
+                    f"the checkpoint has {', '.join(self.checkpoint.spec.labels)}"
+                )
+            models.append(Student(other.spec, other.tensors))
+        # A pruned vocabulary leaves the training texts' pieces as they are: the teacher reads the same tokens.
+        return teach(
+            models,
+            self.full_train.ids,
+            self.full_train.types,
+            progress=lambda done, total, text: self.progress(0.0, f"{text} ({done}/{total})"),
+        )
+
+    def timer(self, student: Student, bits: Mapping[str, int]) -> float:
+        """Milliseconds of a student in the engine on the workload."""
+        spec, tensors = build.quantized(student, bits, self._any_embeddings(student), clip_ratios=(1.0,))
+        return time_model(spec, tensors, self.timed, self.threads)["median_ms"]
+
+    def _any_embeddings(self, student: Student) -> build.EmbeddingParts:
+        return self.embeddings
+
+    # -- stages -----------------------------------------------------------------
+
+    def stages(self) -> list[dict[str, float | None]]:
+        """Targets one after the other, each from the last: half of a large speedup first."""
+        speedup, shrink = self.options.wanted_speedup, self.options.wanted_shrink
+        if speedup is not None and speedup >= 6:
+            return [{"speedup": speedup / 2, "shrink": None}, {"speedup": speedup, "shrink": shrink}]
+        return [{"speedup": speedup, "shrink": shrink}]
+
+    def run(self) -> list[Candidate]:
+        """All stages; the candidates that were built, in order."""
+        baseline, table = self.baseline(), self.table()
+        stages = self.stages()
+        done = len(self.work.candidates())
+        if done >= len(stages):
+            return self.work.candidates()
+        teacher = self.teacher()
+        student = self.dense()
+        state = self.work.load_state()
+        plan = self.work.read("plan")
+        carried: dict[str, Any] = {}
+        for index in range(done, len(stages)):
+            if plan is None:
+                plan = self._plan(teacher)
+                self.work.write("plan", plan)
+            steps = max(20, round(plan["steps"] * STAGE_SHARES[len(stages)][index]))
+            options = self._recovery_options()
+            recovery = Recovery(student, self.train, teacher, steps, options)
+            if state is not None and state["stage"] == index:
+                recovery.restore(state["recovery"])
+            elif state is not None and state["stage"] == index - 1:
+                # The stage before is built: its last weights are where this one starts.
+                recovery.restore(state["recovery"])
+                recovery.step, recovery.steps = 0, steps
+                recovery.optimizer = recovery._optimizer({})
+            elif carried:
+                recovery.scores, recovery.means = carried["scores"], carried["means"]
+            if recovery.quantizer is not None and recovery.step == 0:
+                recovery.quantizer.remove()
+                recovery.quantizer = None
+            ramp = self._ramp(recovery, table, baseline, stages[index], state if recovery.step else None)
+            self._stage(index, len(stages), recovery, ramp)
+            candidate = self._build(index, recovery, ramp, stages[index])
+            self.work.add(candidate)
+            carried = {"scores": recovery.scores, "means": recovery.means}
+            state = None
+            if recovery.quantizer is not None:
+                recovery.quantizer.remove()
+        return self.work.candidates()
+
+    def _recovery_options(self) -> RecoveryOptions:
+        options = self.options
+        return RecoveryOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=has_bf16())
+
+    def _plan(self, teacher: Teacher) -> dict[str, Any]:
+        """How many steps the budget allows, from the pace of a few dense ones."""
+        options = self.options
+        trial = Recovery(self.dense(), self.train, teacher, 1000, self._recovery_options())
+        for _ in range(3):
+            trial.advance()
+        begin = time.monotonic()
+        for _ in range(8):
+            trial.advance()
+        pace = (time.monotonic() - begin) / 8
+        spent = time.monotonic() - self.started
+        # Cut models are faster: on the way a step takes about two thirds of a dense one.
+        affordable = max(40, int((options.budget * 0.92 - spent - 30) / (pace * 0.66)))
+        size = len(self.train.ids)
+        epochs = options.epochs if options.epochs is not None else max(4.0, min(30.0, 150_000 / size))
+        wanted = max(40, round(epochs * trial.steps_per_epoch))
+        if affordable < wanted:
+            self.log(
+                f"the budget allows {affordable} steps ({affordable / trial.steps_per_epoch:.1f} epochs) "
+                f"of the {wanted} that would be used"
+            )
+        return {"steps": min(affordable, wanted), "pace_s": pace, "steps_per_epoch": trial.steps_per_epoch}
+
+    def _ramp(
+        self,
+        recovery: Recovery,
+        table: MeasuredTable,
+        baseline: Mapping[str, Any],
+        stage: Mapping[str, float | None],
+        state: Mapping[str, Any] | None,
+    ) -> Ramp:
+        start = self.timer(recovery.student, {})
+        target = None if stage["speedup"] is None else baseline["ms"] / stage["speedup"]
+        limit = None
+        if stage["shrink"] is not None:
+            limit = self._block_budget(recovery.student, baseline["f32_bytes"] / stage["shrink"])
+        bits = (8, 4) if limit is not None else (8,)
+        ramp = Ramp(recovery, table, self.timer, start, target, self._base_ms(table), limit, bits)
+        if state is not None:
+            ramp.bits_of, ramp.correction = dict(state["bits_of"]), state["correction"]
+            ramp.start_ms = state["start_ms"]
+        return ramp
+
+    def _base_ms(self, table: MeasuredTable) -> float:
+        """Embeddings, norms and head: the probe without blocks has four layers, this model its own number."""
+        return table.base_ms
+
+    def _block_budget(self, student: Student, total: float) -> int:
+        """What is left for the blocks of a folder of `total` bytes."""
+        spec, tensors = build.quantized(student, self._head_bits(), self.embeddings, clip_ratios=(1.0,))
+        rest = sum(a.nbytes for n, a in tensors.items() if not _in_block(n))
+        fixed = rest + len(self.tokenizer_json) + 24_000  # headers, config.json, card.json
+        if total <= fixed:
+            names = "embeddings, tokenizer and head"
+            raise CompressionError(
+                f"{total / 1e6:.2f} MB cannot be reached: {names} alone take {fixed / 1e6:.2f} MB; "
+                "ask for a smaller --shrink, or for --vocabulary task"
+            )
+        return int(total - fixed)
+
+    def _head_bits(self) -> dict[str, int]:
+        return {"head.dense": 8} if self.options.wanted_shrink else {}
+
+    def _stage(self, index: int, count: int, recovery: Recovery, ramp: Ramp) -> None:
+        """Train through one stage with its cuts."""
+        steps, first = recovery.steps, SCORED_FROM if index == 0 else 0.0
+        cuts = [round(steps * (first + (CUT_UNTIL - first) * i / (CUTS - 1))) for i in range(CUTS)]
+        cuts = sorted({max(6 if index == 0 else 0, at) for at in cuts})
+        qat = round(steps * QAT_FROM)
+        saved = time.monotonic()
+        if recovery.step == 0 and index > 0:
+            # Scores of the last stage's end are of a model that has settled.
+            pass
+        while recovery.step < steps:
+            if recovery.step in cuts:
+                place = cuts.index(recovery.step)
+                if place == 0 and index == 0:
+                    scores = recovery.element_scores()
+                    recovery.reorder_units(self._unit_order(recovery.student.spec, scores))
+                ramp.cut((place + 1) / len(cuts))
+            if recovery.step == qat and recovery.quantizer is None:
+                recovery.quantize(self._all_bits(recovery.student, ramp))
+            recovery.advance()
+            share = (sum(STAGE_SHARES[count][:index]) + STAGE_SHARES[count][index] * recovery.step / steps)
+            self.progress(share, f"stage {index + 1}/{count}, loss {recovery.loss:.3f}")
+            if time.monotonic() - saved >= self.options.save_seconds and recovery.step < steps:
+                self._save(index, recovery, ramp)
+                saved = time.monotonic()
+        self._save(index, recovery, ramp)
+
+    def _unit_order(self, spec: ModelSpec, scores: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [
+            np.argsort(-unit_scores(scores, i), kind="stable") if layer.intermediate_size else np.arange(0)
+            for i, layer in enumerate(spec.layers)
+        ]
+
+    def _all_bits(self, student: Student, ramp: Ramp) -> dict[str, int]:
+        """Width by linear of the artifact to be: what the ramp chose, 8 elsewhere in the layers."""
+        names = [name for name, _ in student.spec.linears() if name.startswith("layers.")]
+        names = [name for name in names if f"{name}.weight".replace(".", "__") in student.weights]
+        return {name: ramp.bits_of.get(name, 8) for name in names} | self._head_bits()
+
+    def _save(self, index: int, recovery: Recovery, ramp: Ramp) -> None:
+        self.work.save_state(
+            {
+                "stage": index,
+                "recovery": recovery.state(),
+                "bits_of": ramp.bits_of,
+                "correction": ramp.correction,
+                "start_ms": ramp.start_ms,
+            }
+        )
+
+    # -- results ----------------------------------------------------------------
+
+    def _build(self, index: int, recovery: Recovery, ramp: Ramp, stage: Mapping[str, float | None]) -> Candidate:
+        self.progress(1.0, "building and checking the artifact")
+        path = self.work.candidate_path(index)
+        bits = self._all_bits(recovery.student, ramp)
+        card = {"approxrt": "candidate"}
+        build.write(path, recovery.student, bits, self.embeddings, self.tokenizer_json, card, self.checkpoint.spec.inputs)
+        return self.check(path, {**stage, "cuts": ramp.history, "steps": recovery.steps})
+
+    def check(self, path: Path, about: Mapping[str, Any]) -> Candidate:
+        """Measure a built artifact: metric and flips on validation, bytes, time beside the float32 engines."""
+        import approxrt
+
+        baseline = self.baseline()
+        model = approxrt.load(path, threads=self.threads)
+        logits = model.forward(self.validation.ids, self.validation.types if model.spec.type_vocab_size else None)
+        metrics = compute_metrics(self.data.task, logits, self.data.validation.labels)
+        runs = peer_runs(self.folder, self.timed_full, self.threads, self.log)
+        runs = {name: run for name, run in runs.items() if name == baseline["fastest"]}
+        if baseline["fastest"] == "approxrt-f32":
+            runs["approxrt-f32"] = engine_run(
+                self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads
+            )
+        runs["artifact"] = lambda: model.forward(self.timed)
+        times = take_turns(runs)
+        size = build.folder_bytes(path)
+        before, after = primary(baseline["metrics"]), primary(metrics)
+        flips = None
+        if not self.data.regression:
+            flips = flip_rate(logits, self.work.load_array("baseline_logits"))
+        return Candidate(
+            path=str(path),
+            metrics=metrics,
+            drop=(before - after) / abs(before) if before else 0.0,
+            flip_rate=flips,
+            bytes=size,
+            shrink=baseline["f32_bytes"] / size,
+            ms=times["artifact"]["median_ms"],
+            speedup=times[baseline["fastest"]]["median_ms"] / times["artifact"]["median_ms"],
+            times=times,
+            about=dict(about),
+        )
+
+
+def _in_block(name: str) -> bool:
+    return name.startswith("layers.") and ".norm." not in name
+
+
+def _stored_embeddings(words: np.ndarray, bits: int) -> build.EmbeddingParts:
+    if bits == 4:
+        parts = dict(zip(("q4", "group_scale", "scale"), quantize_rows4(words, MAX_ROW_GROUP_SCALE), strict=True))
+    else:
+        parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
+    return ("s4" if bits == 4 else "s8"), {f"embeddings.word.{part}": array for part, array in parts.items()}
+
+
+def has_bf16() -> bool:
+    """The CPU multiplies bfloat16 faster than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

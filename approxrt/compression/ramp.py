@@ -1,0 +1,144 @@
+"""The way down: cut after cut, each the best under the time that is still allowed, training in between.
+
+The time allowed falls from the dense model's to the target along a cubic (Zhu & Gupta 2017, arXiv 1710.01878). Every cut
+allocates anew over all blocks (`approxrt.analysis.allocation`) with the scores that training keeps up to date: recomputed
+scores are worth more than better ones computed once. The table only predicts; after each cut the model is timed in the
+engine and the prediction corrected, and the last cut is repeated until the measured time is within 3 % of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from approxrt.analysis.allocation import Allocation, Block, BlockScores, LatencyTable, allocate, blocks_of, structure_of
+from approxrt.approx.recover import Recovery
+from approxrt.approx.structure import dead_structure
+from approxrt.approx.student import Student
+from approxrt.errors import CompressionError
+
+TOLERANCE = 0.03
+CORRECTIONS = 4
+
+# What a whole model takes, in milliseconds on the workload, measured.
+Timer = Callable[[Student, Mapping[str, int]], float]
+
+
+@dataclass
+class Ramp:
+    """See the module's text.
+
+    start_ms, target_ms   of the whole model on the workload
+    max_bytes             of all blocks together in the artifact, or None
+    base_ms               what the table's blocks do not cover: embeddings, norms, head
+    bits                  widths to choose from; `bits_of` has the last choice by linear
+    """
+
+    recovery: Recovery
+    table: LatencyTable
+    timer: Timer
+    start_ms: float
+    target_ms: float | None
+    base_ms: float
+    max_bytes: int | None = None
+    bits: tuple[int, ...] = (8,)
+    bits_of: dict[str, int] = field(default_factory=dict)
+    correction: float = 1.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def allowed_ms(self, progress: float) -> float | None:
+        """Milliseconds of the whole model at `progress` in [0, 1] of the way."""
+        if self.target_ms is None:
+            return None
+        return self.target_ms + (self.start_ms - self.target_ms) * (1 - progress) ** 3
+
+    def allowed_bytes(self, progress: float) -> int | None:
+        """Bytes of all blocks at `progress` of the way."""
+        if self.max_bytes is None:
+            return None
+        start = sum(option.bytes for option in self._dense_options())
+        return round(self.max_bytes + max(0.0, start - self.max_bytes) * (1 - progress) ** 3)
+
+    def cut(self, progress: float) -> Allocation:
+        """One cut; the one at progress 1 is repeated until the measured time fits."""
+        last = progress >= 1
+        for trial in range(CORRECTIONS if last else 1):
+            allocation = self._allocate(progress)
+            self._apply(allocation)
+            target = self.allowed_ms(progress)
+            if target is None:
+                break
+            measured = self.timer(self.recovery.student, self.bits_of)
+            predicted = allocation.ms + self.base_ms
+            if last:
+                self.correction *= measured / target if measured > target else 1.0
+            else:
+                self.correction = 0.5 * self.correction + 0.5 * measured / predicted
+            self.history.append(
+                {"progress": progress, "target_ms": target, "measured_ms": measured, "error": allocation.error}
+            )
+            # What was cut is gone: a model that is already fast enough is not made slower again.
+            if not last or measured <= target * (1 + TOLERANCE / 3):
+                break
+            del trial
+        return allocation
+
+    def _allocate(self, progress: float) -> Allocation:
+        student = self.recovery.student
+        scores = self.recovery.element_scores()
+        self.scored = {block: BlockScores(student.spec, block, scores) for block in blocks_of(student.spec)}
+        noise = {b: {4: 0.02 * _total(s)} for b, s in self.scored.items()}
+        options = {b: s.options(self.table, self.bits, noise[b]) for b, s in self.scored.items()}
+        target = self.allowed_ms(progress)
+        ms = None if target is None else target / self.correction - self.base_ms
+        if ms is not None and ms <= 0:
+            raise CompressionError(
+                f"{target:.2f} ms cannot be reached: embeddings, norms and the head alone take {self.base_ms:.2f} ms"
+            )
+        allocation = allocate(options, ms, self.allowed_bytes(progress))
+        if allocation is None:
+            raise CompressionError("no choice of blocks is small enough for the size that is asked for")
+        return allocation
+
+    def _apply(self, allocation: Allocation) -> None:
+        recovery, student = self.recovery, self.recovery.student
+        masks: dict[str, np.ndarray] = {}
+        bits: dict[str, int] = {}
+        for block, option in allocation.options.items():
+            if option.size:
+                masks |= self.scored[block].masks(option)
+                bits |= dict.fromkeys(block.linears, option.bits)
+        recovery.cut(structure_of(student.spec, self.scored, allocation.options), masks)
+        shapes = {name: tuple(student.weight(f"{name}.weight").shape) for name in masks}
+        dead = dead_structure(student.spec, student.masks, shapes)  # type: ignore[arg-type]
+        if not dead.is_all_of(student.spec):
+            recovery.cut(dead, {})
+        self.bits_of = {name: width for name, width in bits.items() if name in student.masks}
+
+    def _dense_options(self) -> Sequence[Any]:
+        student = self.recovery.student
+        scores = self.recovery.element_scores()
+        out = []
+        for block in blocks_of(student.spec):
+            options = BlockScores(student.spec, block, scores).options(self.table, (8,), {})
+            out.append(max(options, key=lambda option: option.bytes))
+        return out
+
+
+def unit_scores(scores: Mapping[str, np.ndarray], layer: int) -> np.ndarray:
+    """f32[units]: what an FFN unit is worth, by the cheaper of its row and its column."""
+    row = scores[f"layers.{layer}.ffn.up"].sum(axis=1)
+    column = scores[f"layers.{layer}.ffn.down"].sum(axis=0)
+    return np.minimum(row, column)
+
+
+def _total(scored: BlockScores) -> float:
+    return float(sum(score.sum(dtype=np.float64) for score in scored.scores.values()))
+
+
+def removed_blocks(blocks: Sequence[Block], allocation: Allocation) -> list[str]:
+    """Names of blocks that an allocation takes out whole."""
+    return [block.name for block in blocks if allocation.options[block].size == 0]
