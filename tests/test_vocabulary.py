@@ -23,6 +23,7 @@ from approxrt.approx.vocabulary import (
     apply_vocabulary,
     compact_tokenizer,
     prune_vocabulary,
+    trim_positions,
 )
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.validate import spec_faults
@@ -397,6 +398,28 @@ def test_a_vocabulary_of_another_model() -> None:
     for kept, match in [([0, 30], r"rows 0 to 30, the embedding table has 30"), ([], "no rows"), ([1, 2], "pad_token")]:
         with pytest.raises(InputError, match=match):
             apply_vocabulary(spec, tensors, PrunedVocabulary(b"", np.array(kept, np.int64)))
+
+
+def test_trimmed_positions(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer("bert")
+    spec, tensors = model_of("s8", tokenizer)
+    small, out = trim_positions(spec, tensors, 20)
+    assert (small.max_positions, small.max_length) == (20, 20)
+    assert out["embeddings.position.weight"].shape == (20, 40) and not tensor_faults(small, out)
+    assert trim_positions(small_spec(max_length=8), random_tensors(small_spec()), 12)[0].max_length == 8
+    full = approxrt.load(write_artifact(tmp_path / "full", spec, tensors, raw(tokenizer), {}), threads=1)
+    cut = approxrt.load(write_artifact(tmp_path / "cut", small, out, raw(tokenizer), {}), threads=1)
+    texts = ["a film", ("good bad great", "fine terrible")]
+    np.testing.assert_array_equal(cut.logits(texts), full.logits(texts))
+    with pytest.raises(approxrt.errors.TextTooLongError, match="the limit is 20"):
+        cut.classify("good " * 30, truncate=False)
+
+
+@pytest.mark.parametrize("length", [0, 17, -1, 8.0, True])
+def test_wrong_lengths(length: Any) -> None:
+    spec = small_spec()
+    with pytest.raises(InputError, match=r"max_length is .* between 1 and max_positions of the model, 16"):
+        trim_positions(spec, random_tensors(spec), length)
 
 
 # -- the real thing -------------------------------------------------------------

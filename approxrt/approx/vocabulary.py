@@ -1,4 +1,4 @@
-"""Fewer rows in the embedding table: a vocabulary without the pieces that a task does not use.
+"""Fewer rows in the embedding tables: a vocabulary without the pieces that a task does not use, and fewer positions.
 
 The table of word embeddings is half of MiniLM: 30,522 rows of 384, of which
 SST-2 needs 13,486. A pruned vocabulary keeps special and added tokens, single
@@ -120,6 +120,26 @@ def apply_vocabulary(
         if name.startswith("embeddings.word."):
             out[name] = tensors[name][kept]
     return dataclasses.replace(spec, vocab_size=len(kept), pad_token_id=pad), out
+
+
+def trim_positions(
+    spec: ModelSpec, tensors: Mapping[str, np.ndarray], max_length: int
+) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """(spec, tensors) with the first `max_length` rows of the position table.
+
+    `max_length` in tokens, specials included, becomes `max_positions` and the
+    most that the spec's `max_length` can be: longer texts are cut or refused.
+    Shorter texts get the same answer bit for bit. Raises InputError when it is
+    not between 1 and `spec.max_positions`.
+    """
+    rows = spec.max_positions
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or not 1 <= max_length <= rows:
+        raise InputError(
+            f"max_length is {max_length!r}; it must be an integer between 1 and max_positions of the model, {rows}"
+        )
+    name = "embeddings.position.weight"
+    out = {**tensors, name: np.ascontiguousarray(tensors[name][:max_length])}
+    return dataclasses.replace(spec, max_positions=max_length, max_length=min(spec.max_length, max_length)), out
 
 
 def compact_tokenizer(tokenizer_json: bytes) -> bytes:
