@@ -608,10 +608,10 @@ def test_every_field_is_checked(field: str) -> None:
 
 
 def test_spec_faults_name_value_and_limit() -> None:
-    layer = LayerSpec(0, 20, 51)
+    layer = LayerSpec(-1, 20, 51)
     spec = small_spec(layers=(layer,) * (MAX_LAYERS + 1), max_length=99, pad_token_id=30, labels=("a", "a"))
     text = "\n".join(spec.validate())
-    for part in ("num_heads is 0", "257 entries", "max_length is 99", "between 1 and 16", "pad_token_id is 30"):
+    for part in ("num_heads is -1", "257 entries", "max_length is 99", "between 1 and 16", "pad_token_id is 30"):
         assert part in text
     assert "not distinct: 'a'" in text
     assert "has none" in "\n".join(small_spec(task_type="embedding").validate())

@@ -53,6 +53,8 @@ def prune_tiles(
         return {name: _keep(score.ravel(), density).reshape(score.shape) for name, score in scores.items()}
     if scope != "global":
         raise ValueError(f"scope is {scope!r}; it must be linear or global")
+    if not scores:  # every block is removed
+        return {}
     kept = _keep(np.concatenate([score.ravel() for score in scores.values()]), density)
     masks: dict[str, np.ndarray] = {}
     start = 0

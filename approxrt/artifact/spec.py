@@ -23,6 +23,12 @@ Linear kinds, with N = out_features, K = in_features:
 and always `bias f32[N]`. Word embeddings are `f32` (weight f32[V, E]), `s8`
 (q i8[V, E], scale f32[V]: one scale a row) or `s4` (q4, group_scale and scale as
 above with N = V, K = E, but group scales up to 255: no 8-bit product is formed).
+
+A layer's attention block is removed where num_heads is 0, its FFN block where
+intermediate_size is 0. What a removed block leaves is its residual path, its norm
+and its mean output b: x = norm(x + b). Its one tensor beside the norm's is b, at
+the place of its last linear's bias: `layers.i.attention.output.bias` or
+`layers.i.ffn.down.bias`, f32[hidden]. The kinds of its linears are f32.
 """
 
 from __future__ import annotations
@@ -79,7 +85,8 @@ class LayerSpec:
     """One post-norm transformer layer.
 
     `num_heads * head_dim` outputs of query, key and value; it may be less than
-    hidden_size once heads are pruned. Likewise `intermediate_size`.
+    hidden_size once heads are pruned. Likewise `intermediate_size`. No heads:
+    the attention block is removed; an intermediate size of 0: the FFN block is.
     """
 
     num_heads: int
@@ -91,6 +98,14 @@ class LayerSpec:
     attention_output: LinearKind = "f32"
     ffn_up: LinearKind = "f32"
     ffn_down: LinearKind = "f32"
+
+    @property
+    def has_attention(self) -> bool:
+        return self.num_heads != 0
+
+    @property
+    def has_ffn(self) -> bool:
+        return self.intermediate_size != 0
 
 
 @dataclass(frozen=True)
@@ -144,22 +159,32 @@ class ModelSpec:
         return len(self.labels)
 
     def linears(self) -> Iterator[tuple[str, LinearSpec]]:
-        """Every linear of the model as (name, spec), in execution order."""
+        """Every linear of the model as (name, spec), in execution order; removed blocks have none."""
         if self.has_projection:
             yield "embeddings.projection", LinearSpec(self.embedding_size, self.hidden_size, self.projection_kind)
         for i, layer in enumerate(self.layers):
-            inner = layer.num_heads * layer.head_dim
-            for part in ("query", "key", "value"):
-                yield f"layers.{i}.attention.{part}", LinearSpec(self.hidden_size, inner, getattr(layer, part))
-            yield f"layers.{i}.attention.output", LinearSpec(inner, self.hidden_size, layer.attention_output)
-            yield f"layers.{i}.ffn.up", LinearSpec(self.hidden_size, layer.intermediate_size, layer.ffn_up)
-            yield f"layers.{i}.ffn.down", LinearSpec(layer.intermediate_size, self.hidden_size, layer.ffn_down)
+            if layer.has_attention:
+                inner = layer.num_heads * layer.head_dim
+                for part in ("query", "key", "value"):
+                    yield f"layers.{i}.attention.{part}", LinearSpec(self.hidden_size, inner, getattr(layer, part))
+                yield f"layers.{i}.attention.output", LinearSpec(inner, self.hidden_size, layer.attention_output)
+            if layer.has_ffn:
+                yield f"layers.{i}.ffn.up", LinearSpec(self.hidden_size, layer.intermediate_size, layer.ffn_up)
+                yield f"layers.{i}.ffn.down", LinearSpec(layer.intermediate_size, self.hidden_size, layer.ffn_down)
         features = self.hidden_size
         if self.head.dense_features is not None:
             yield "head.dense", LinearSpec(features, self.head.dense_features, self.head.dense_kind)
             features = self.head.dense_features
         if self.labels:
             yield "head.out", LinearSpec(features, len(self.labels), self.head.out_kind)
+
+    def removed_biases(self) -> Iterator[tuple[str, str]]:
+        """(block, its bias) of every removed block: ("layers.2.ffn", "layers.2.ffn.down.bias")."""
+        for i, layer in enumerate(self.layers):
+            if not layer.has_attention:
+                yield f"layers.{i}.attention", f"layers.{i}.attention.output.bias"
+            if not layer.has_ffn:
+                yield f"layers.{i}.ffn", f"layers.{i}.ffn.down.bias"
 
     def with_linear_kinds(self, kinds: Mapping[str, LinearKind]) -> ModelSpec:
         """A copy in which the named linears (names as in `linears()`) have the given kinds."""
@@ -217,6 +242,8 @@ class ModelSpec:
             for part in ("attention", "ffn"):
                 yield f"layers.{i}.{part}.norm.weight", "F32", (h,)
                 yield f"layers.{i}.{part}.norm.bias", "F32", (h,)
+        for _, bias in self.removed_biases():
+            yield bias, "F32", (h,)
         for name, linear in self.linears():
             n, k = linear.out_features, linear.in_features
             if linear.kind == "f32":

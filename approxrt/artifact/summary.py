@@ -2,7 +2,8 @@
 
 MACs are multiply-accumulates a token of the encoder's linears (and the
 embeddings' projection). The head runs once a text and attention's products
-depend on the text's length: both are left out of the shares.
+depend on the text's length: both are left out of the shares, and `removed`
+names the blocks that multiply nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def summarize(artifact: Artifact) -> dict[str, Any]:
             for i in range(len(spec.layers))
         ],
         "linears": linears,
+        "removed": [block for block, _ in spec.removed_biases()],
         "card": artifact.card,
     }
 
@@ -68,15 +70,21 @@ def linear_summary(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarr
 
 
 def mac_share(linears: list[dict[str, Any]]) -> dict[str, float]:
-    """By kind of linear, its share of the dense model's MACs: the part of the work that its kernel takes over."""
+    """By kind of linear, its share of the dense model's MACs: the part of the work that its kernel takes over.
+
+    All 0 when every block is removed.
+    """
     work = [linear for linear in linears if not linear["name"].startswith("head.")]
-    total = sum(linear["dense_macs"] for linear in work)
+    total = max(1, sum(linear["dense_macs"] for linear in work))
     return {kind: sum(x["dense_macs"] for x in work if x["kind"] == kind) / total for kind in LINEAR_KINDS}
 
 
 def _density(linears: list[dict[str, Any]]) -> float:
-    """Executed share of the dense MACs; at most 1 (padding of edge tiles is not counted against it)."""
-    return min(1.0, sum(x["macs"] for x in linears) / sum(x["dense_macs"] for x in linears))
+    """Executed share of the dense MACs; at most 1 (padding of edge tiles is not counted against it), 0 of no linears.
+
+    Removed blocks are in neither sum: an artifact does not know how large they were.
+    """
+    return min(1.0, sum(x["macs"] for x in linears) / max(1, sum(x["dense_macs"] for x in linears)))
 
 
 def _bytes_by_part(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from approxrt.artifact.spec import (
@@ -198,7 +198,8 @@ def _range_faults(spec: ModelSpec) -> list[str]:
     for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
         where = f"model.layers[{i}]"
         for name in _LAYER_SIZES:
-            between(f"{where}.{name}", getattr(layer, name), 1, MAX_DIM)
+            # 0 heads or a size of 0: a removed block
+            between(f"{where}.{name}", getattr(layer, name), 1 if name == "head_dim" else 0, MAX_DIM)
         if layer.num_heads * layer.head_dim > MAX_DIM:
             inner = _show(layer.num_heads * layer.head_dim)
             faults.append(f"{where}: num_heads * head_dim is {inner}; the limit is {MAX_DIM}")
@@ -222,6 +223,7 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
     for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
         for name in _LAYER_KINDS:
             one_of(f"model.layers[{i}].{name}", getattr(layer, name), LINEAR_KINDS)
+        faults += _removed_faults(layer, f"model.layers[{i}]")
     one_of("model.head.pooling", spec.head.pooling, POOLINGS)
     one_of("model.head.dense_activation", spec.head.dense_activation, ACTIVATIONS)
     one_of("model.head.dense_kind", spec.head.dense_kind, LINEAR_KINDS)
@@ -229,6 +231,17 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
     if not 0 < len(spec.architecture) <= MAX_NAME:
         faults.append(f"model.architecture has {len(spec.architecture)} characters; it must have 1 to {MAX_NAME}")
     return faults
+
+
+def _removed_faults(layer: LayerSpec, where: str) -> Iterator[str]:
+    """Linears that are not there have no kind but the default."""
+    for size, kinds in (("num_heads", _LAYER_KINDS[:4]), ("intermediate_size", _LAYER_KINDS[4:])):
+        if getattr(layer, size):
+            continue
+        for name in kinds:
+            if getattr(layer, name) != "f32":
+                kind = _show(getattr(layer, name))
+                yield f"{where}.{name} is {kind}; it must be 'f32' in a removed block ({size} is 0)"
 
 
 def _task_faults(spec: ModelSpec) -> list[str]:

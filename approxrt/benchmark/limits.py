@@ -1,7 +1,7 @@
 """The least time that a model's products take: multiply-adds over this machine's peak, measured in the same run.
 
 Counted is what a pass has to execute: kept tiles of the linears for every token, and attention's two products; with
-CLS pooling the last layer's queries, projection and feed forward for first tokens only. Attention counts at the peak
+CLS pooling the last attention's queries and all that follows for first tokens only. Attention counts at the peak
 of the linears, int8 or f32, whatever it is computed in.
 """
 
@@ -50,20 +50,31 @@ def products(
 ) -> dict[str, float]:
     """Multiply-adds by kind, "int8" and "f32", that a model of `info` (Model.info) needs for sequences of `lengths`.
 
-    heads_width   heads x head size of each layer
+    heads_width   heads x head size of each layer, 0 where attention is removed
     """
     tokens, texts = sum(lengths), len(lengths)
-    last = f"layers.{info['layers'] - 1}."
+    last = max((i for i, width in enumerate(heads_width) if width), default=-1)
     out = {"int8": 0.0, "f32": 0.0}
     for linear in info["linears"]:
-        first_only = cls_pooling and linear["name"].startswith(last) and not linear["name"].endswith((".key", ".value"))
-        rows = texts if first_only or linear["name"].startswith("head.") else tokens
+        rows = texts if _once_a_text(linear["name"], cls_pooling, last) else tokens
         out["f32" if linear["kind"] == "f32" else "int8"] += rows * linear["macs"]
     squares = sum(n * n for n in lengths)
-    attention = sum(2.0 * width * squares for width in heads_width[:-1])
-    attention += 2.0 * heads_width[-1] * (tokens if cls_pooling else squares)
+    attention = sum(
+        2.0 * width * (tokens if cls_pooling and i == last else squares) for i, width in enumerate(heads_width)
+    )
     out["int8" if out["int8"] > out["f32"] else "f32"] += attention
     return out
+
+
+def _once_a_text(name: str, cls_pooling: bool, last: int) -> bool:
+    """Whether a linear runs for first tokens only; `last` is the last layer with attention."""
+    part, *rest = name.split(".")
+    if part == "head":
+        return True
+    if part != "layers" or not cls_pooling:
+        return False
+    layer = int(rest[0])
+    return layer > last or (layer == last and rest[-1] not in ("key", "value"))
 
 
 def limit_ms(work: dict[str, float], peaks: dict[str, float]) -> float:

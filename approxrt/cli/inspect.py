@@ -51,6 +51,8 @@ def _show(summary: dict[str, Any]) -> None:
         f"density {summary['density']:.3f}; linear MACs on "
         + ", ".join(f"{words} {share[kind]:.0%}" for kind, words in KINDS.items() if share[kind] or kind in ALWAYS),
     ]
+    if summary["removed"]:
+        lines.append(f"removed: {', '.join(summary['removed'])}")
     for line in lines:
         output.stdout.print(escape(line), highlight=False, soft_wrap=True)
     table = Table("linear", "kind", "outputs x inputs", "density", "MACs a token", "size")
@@ -66,6 +68,8 @@ def _show(summary: dict[str, Any]) -> None:
             f"{linear['macs']:,}",
             f"{linear['bytes'] / 1e3:,.1f} kB",
         )
+    for block in summary["removed"]:
+        table.add_row(block, "removed", "", "", "0", "")
     output.stdout.print(table)
     table = Table("kind", "bytes", "share")
     for column in table.columns[1:]:

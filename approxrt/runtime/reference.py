@@ -121,10 +121,19 @@ class Reference:
             x = self._linear("embeddings.projection", x)
         for i, layer in enumerate(spec.layers):
             at = f"layers.{i}"
-            attended = self._attention(f"{at}.attention", x, layer.num_heads, layer.head_dim)
-            x = self._norm(f"{at}.attention.norm", x + self._linear(f"{at}.attention.output", attended))
-            inner = _activation(spec.activation, self._linear(f"{at}.ffn.up", x))
-            x = self._norm(f"{at}.ffn.norm", x + self._linear(f"{at}.ffn.down", inner))
+            # What is left of a removed block is a bias, at its last linear's place.
+            if layer.has_attention:
+                attended = self._attention(f"{at}.attention", x, layer.num_heads, layer.head_dim)
+                y = self._linear(f"{at}.attention.output", attended)
+            else:
+                y = self.weights[f"{at}.attention.output.bias"]
+            x = self._norm(f"{at}.attention.norm", x + y)
+            if layer.has_ffn:
+                inner = _activation(spec.activation, self._linear(f"{at}.ffn.up", x))
+                y = self._linear(f"{at}.ffn.down", inner)
+            else:
+                y = self.weights[f"{at}.ffn.down.bias"]
+            x = self._norm(f"{at}.ffn.norm", x + y)
         return x
 
     def pooled(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:

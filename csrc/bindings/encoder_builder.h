@@ -28,8 +28,15 @@ class Builder {
         m.eps = config_["layer_norm_eps"].cast<float>();
         m.activation = parse_act(config_["activation"].cast<std::string>());
         m.embeddings = embeddings();
-        if (m.embeddings.width != m.hidden)
-            later(m.embeddings.projection.emplace(), linear("embeddings.projection", m.hidden, m.embeddings.width));
+        // A removed block is x = norm(x + bias), and nobody else reads that x: the bias costs nothing where it is part
+        // of what was added last to make x, the norm's before it. `added` is that.
+        std::vector<float>* added = &m.embeddings.norm.beta;
+        const bool project = m.embeddings.width != m.hidden;
+        if (project) {
+            const auto bias = floats("embeddings.projection.bias", m.hidden);
+            projection_bias_.assign(bias.data(), bias.data() + m.hidden);
+            added = &projection_bias_;
+        }
         const py::list layers = config_["layers"];
         m.layers.resize(layers.size());
         for (size_t i = 0; i < layers.size(); ++i) {
@@ -39,15 +46,28 @@ class Builder {
             const std::string at = "layers." + std::to_string(i) + ".";
             EncoderLayer& layer = m.layers[i];
             layer.num_heads = heads, layer.head_dim = dim, layer.intermediate = inner;
-            later(layer.query, linear(at + "attention.query", heads * dim, m.hidden));
-            later(layer.key, linear(at + "attention.key", heads * dim, m.hidden));
-            later(layer.value, linear(at + "attention.value", heads * dim, m.hidden));
-            later(layer.output, linear(at + "attention.output", m.hidden, heads * dim));
-            later(layer.up, linear(at + "ffn.up", inner, m.hidden));
-            later(layer.down, linear(at + "ffn.down", m.hidden, inner));
+            if (heads) {
+                later(layer.query, linear(at + "attention.query", heads * dim, m.hidden));
+                later(layer.key, linear(at + "attention.key", heads * dim, m.hidden));
+                later(layer.value, linear(at + "attention.value", heads * dim, m.hidden));
+                later(layer.output, linear(at + "attention.output", m.hidden, heads * dim));
+            } else {
+                add(*added, at + "attention.output.bias");
+            }
             layer.attention_norm = norm(at + "attention.norm", m.hidden);
+            added = &layer.attention_norm.beta;
+            if (inner) {
+                later(layer.up, linear(at + "ffn.up", inner, m.hidden));
+                later(layer.down, linear(at + "ffn.down", m.hidden, inner));
+            } else {
+                add(*added, at + "ffn.down.bias");
+            }
             layer.ffn_norm = norm(at + "ffn.norm", m.hidden);
+            added = &layer.ffn_norm.beta;
         }
+        if (project)
+            later(m.embeddings.projection.emplace(),
+                  linear("embeddings.projection", m.hidden, m.embeddings.width, projection_bias_.data()));
         const std::string pooling = config_["pooling"].cast<std::string>();
         expect(pooling == "cls" || pooling == "mean", "unknown pooling '" + pooling + "'");
         m.head.pooling = pooling == "cls" ? Pooling::kCls : Pooling::kMean;
@@ -112,10 +132,17 @@ class Builder {
         return {{gamma.data(), gamma.data() + width}, {beta.data(), beta.data() + width}};
     }
 
+    void add(std::vector<float>& sum, const std::string& name) const {
+        const auto values = floats(name, static_cast<int64_t>(sum.size()));
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += values.data()[i];
+    }
+
     // Checks the arrays of one linear and returns what packs them: it holds pointers only, no Python objects.
     Pack linear(const std::string& name, int32_t n, int32_t k) const {
+        return linear(name, n, k, floats(name + ".bias", n).data());
+    }
+    Pack linear(const std::string& name, int32_t n, int32_t k, const float* bias) const {
         const KernelTable& kernels = kernels_;
-        const float* bias = floats(name + ".bias", n).data();
         if (has(name + ".weight")) {
             const float* weight = matrix<float>(name + ".weight", n, k).data();
             return [=] { return Linear(F32Weights(n, k, weight, bias)); };
@@ -182,6 +209,7 @@ class Builder {
     const KernelTable& kernels_;
     EncoderModel& model_;
     std::vector<Job> jobs_;
+    std::vector<float> projection_bias_;  // read by its packing
 };
 
 }  // namespace approxrt

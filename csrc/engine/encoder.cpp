@@ -55,7 +55,7 @@ void Encoder::run_head(const float* pooled, int32_t sequences, float* out, Conte
     const int32_t block = std::min(sequences, kHeadRows), n = head.out->n();
     const int64_t ld = round_up(model_.hidden, kTileN), wide = head.dense ? head.dense->n_padded() : 0;
     for (ThreadScratch& s : c.threads) {
-        s.quantized.reserve(kernels_, model_.forms(), block, std::max<int64_t>(model_.hidden, wide));
+        s.quantized.reserve(kernels_, model_.forms, block, std::max<int64_t>(model_.hidden, wide));
         s.wide.get<float>(block * wide);
         s.narrow.get<float>(block * head.out->n_padded());
     }
@@ -82,7 +82,9 @@ void Encoder::run_head(const float* pooled, int32_t sequences, float* out, Conte
 }
 
 Encoder::Encoder(EncoderModel model, const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, const Tuning& tuning)
-    : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)), tuning_(tuning) {}
+    : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)), tuning_(tuning) {
+    model_.each_linear([&](const Linear& w) { model_.forms.add({&w}); });
+}
 
 Encoder::~Encoder() {
     for (auto& slot : idle_) delete slot.load();

@@ -44,7 +44,7 @@ int32_t GroupPass::block_rows(int32_t rows) const {
 void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tuning& tuning, int team, int32_t tokens,
                         int32_t sequences, int32_t longest, GroupScratch& g, std::vector<ThreadScratch>& threads) {
     const int64_t hidden = round_up(m.hidden, kTileN);
-    const Forms forms = m.forms();
+    const Forms forms = m.forms;
     const bool few = team > 1 && tokens <= tuning.few_tokens;
     // No more than block_rows() gives for any smaller group (it does not grow steadily).
     const int64_t most =
@@ -52,8 +52,12 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
     const auto rows = static_cast<int32_t>(few ? tokens : round_up(most, k.layout.mr));
     int64_t inputs = std::max(m.hidden, m.embeddings.width), wide = 0, together = 0, inner = 0, attention = 0;
     for (const EncoderLayer& layer : m.layers) {
-        inputs = std::max<int64_t>({inputs, layer.output.k(), layer.down.k()});
-        wide = std::max(wide, layer.up.n_padded());
+        if (layer.intermediate) {
+            inputs = std::max<int64_t>(inputs, layer.down.k());
+            wide = std::max(wide, layer.up.n_padded());
+        }
+        if (!layer.num_heads) continue;
+        inputs = std::max<int64_t>(inputs, layer.output.k());
         inner = std::max(inner, layer.query.n_padded());
         const int64_t part = few ? layer.num_heads : heads_together(layer);
         together = std::max(together, round_up(part * layer.head_dim, kTileN));
@@ -221,32 +225,40 @@ void GroupPass::pool_mean(float* out, int64_t ld) {
 
 // The last hidden states end in g_.x, or with `first_only` those of first tokens in g_.first.
 void GroupPass::encode(bool first_only) {
-    const auto count = static_cast<int32_t>(m_.layers.size());
+    const int32_t blocks = m_.blocks();
     float* x = g_.x.get<float>(0);
-    const int32_t block = block_rows(tokens_);
-    team_.run(ceil_div(tokens_, block), [&](int task, int thread) {
-        const int32_t begin = task * block, rows = std::min(block, tokens_ - begin);
-        float* to = x + begin * hidden_;
-        embed(begin, rows, to, c_.threads[thread], account(thread));
-        if (count)
-            quantize(g_.quantized, m_.layers[0].input_forms(), begin, to, hidden_, rows, m_.hidden, account(thread));
+    float* first = g_.first.get<float>(0);
+    int32_t attention = m_.next_attention(0);
+    // Without any attention, what follows the embeddings is for first tokens alone.
+    const bool none = first_only && attention == blocks;
+    token_step(tokens_, [&](int32_t begin, int32_t rows, int thread) {
+        embed(begin, rows, x + begin * hidden_, c_.threads[thread], account(thread));
+        if (!none) through(0, attention, begin, rows, x + begin * hidden_, thread);
     });
-    for (int32_t i = 0; i < count; ++i) {
-        const EncoderLayer& layer = m_.layers[i];
-        const bool last = i == count - 1;
-        if (last && first_only) {
-            team_.run(1, [&](int, int thread) {
-                gather_first(x, g_.first.get<float>(0));
-                quantize(g_.first_quantized, {&layer.query}, 0, g_.first.get<float>(0), hidden_, sequences_, m_.hidden,
-                         account(thread));
+    if (none) {
+        gather_first(x, first);
+        if (blocks)
+            token_step(sequences_, [&](int32_t begin, int32_t rows, int thread) {
+                through(0, blocks, begin, rows, first + begin * hidden_, thread);
             });
-            attention_step(layer, true);
-            return token_step(layer, nullptr, g_.first.get<float>(0), sequences_);
-        }
-        attention_step(layer, false);
-        token_step(layer, last ? nullptr : &m_.layers[i + 1], x, tokens_);
+        return;
     }
-    if (first_only) gather_first(x, g_.first.get<float>(0));
+    while (attention < blocks) {
+        const EncoderLayer& layer = m_.layer(attention);
+        const int32_t next = m_.next_attention(attention + 1);
+        const bool gather = first_only && next == blocks;
+        if (gather)
+            team_.run(1, [&](int, int thread) {
+                gather_first(x, first);
+                quantize(g_.first_quantized, {&layer.query}, 0, first, hidden_, sequences_, m_.hidden, account(thread));
+            });
+        attention_step(layer, gather);
+        float* xs = gather ? first : x;
+        token_step(gather ? sequences_ : tokens_, [&](int32_t begin, int32_t rows, int thread) {
+            through(attention, next, begin, rows, xs + begin * hidden_, thread);
+        });
+        attention = next;
+    }
 }
 
 void GroupPass::attention_step(const EncoderLayer& layer, bool first_only) {
@@ -259,30 +271,48 @@ void GroupPass::attention_step(const EncoderLayer& layer, bool first_only) {
     });
 }
 
-// Output projection, norm, feed forward, norm of rows of g_.attended and of the residual x, in place; and x quantised
-// for the next layer.
-void GroupPass::token_step(const EncoderLayer& layer, const EncoderLayer* next, float* xs, int32_t count) {
+// body(begin, rows, thread) for blocks of `count` rows.
+template <class Body>
+void GroupPass::token_step(int32_t count, const Body& body) {
     const int32_t block = block_rows(count);
     team_.run(ceil_div(count, block), [&](int task, int thread) {
-        const int32_t begin = task * block, rows = std::min(block, count - begin);
-        ThreadScratch& s = c_.threads[thread];
-        OpTimes* account = this->account(thread);
-        const int64_t inner = heads_width(layer), wide = layer.up.n_padded();
-        const float* attended = g_.attended.get<float>(0) + begin * inner;
-        float* x = xs + begin * hidden_;
-        float* y = s.narrow.get<float>(0);
-        float* up = s.wide.get<float>(0);
-        const auto linear = [&](Op op, const Linear& w, const float* in, int64_t ld, const Linear::Out& out) {
-            quantize(s.quantized, {&w}, 0, in, ld, rows, w.k(), account);
-            this->linear(op, w, {in, ld, rows, &s.quantized}, out, account);
-        };
-        linear(Op::kOutput, layer.output, attended, inner, {y, hidden_, x, hidden_});
-        norm_quantize(layer.attention_norm, y, rows, x, s.quantized, {&layer.up}, 0, account);
-        this->linear(Op::kUp, layer.up, {x, hidden_, rows, &s.quantized}, {up, wide, nullptr, 0, m_.activation},
-                     account);
-        linear(Op::kDown, layer.down, up, wide, {y, hidden_, x, hidden_});
-        norm_quantize(layer.ffn_norm, y, rows, x, g_.quantized, next ? next->input_forms() : Forms(), begin, account);
+        const int32_t begin = task * block;
+        body(begin, std::min(block, count - begin), thread);
     });
+}
+
+// Rows begin .. of x, in place, through blocks from .. to-1 of the model and their norms, and quantised for block `to`.
+// Only the first block may be an attention that is not removed: what is left of it is its output projection, of the
+// rows of g_.attended.
+void GroupPass::through(int32_t from, int32_t to, int32_t begin, int32_t rows, float* x, int thread) {
+    ThreadScratch& s = c_.threads[thread];
+    OpTimes* account = this->account(thread);
+    if (from == to) return quantize(g_.quantized, m_.input_forms(to), begin, x, hidden_, rows, m_.hidden, account);
+    float* y = s.narrow.get<float>(0);
+    float* up = s.wide.get<float>(0);
+    const auto linear = [&](Op op, const Linear& w, const float* in, int64_t ld, const Linear::Out& out) {
+        quantize(s.quantized, {&w}, 0, in, ld, rows, w.k(), account);
+        this->linear(op, w, {in, ld, rows, &s.quantized}, out, account);
+    };
+    for (int32_t block = from; block < to; ++block) {
+        const EncoderLayer& layer = m_.layer(block);
+        const float* sums = y;  // what the norm reads
+        if (m_.removed(block)) {
+            sums = x;
+        } else if (EncoderModel::is_attention(block)) {
+            const int64_t inner = heads_width(layer);
+            linear(Op::kOutput, layer.output, g_.attended.get<float>(0) + begin * inner, inner,
+                   {y, hidden_, x, hidden_});
+        } else {
+            const int64_t wide = layer.up.n_padded();
+            this->linear(Op::kUp, layer.up, {x, hidden_, rows, &s.quantized}, {up, wide, nullptr, 0, m_.activation},
+                         account);
+            linear(Op::kDown, layer.down, up, wide, {y, hidden_, x, hidden_});
+        }
+        const bool last = block + 1 == to;
+        norm_quantize(m_.norm(block), sums, rows, x, last ? g_.quantized : s.quantized, m_.input_forms(block + 1),
+                      last ? begin : 0, account);
+    }
 }
 
 }  // namespace approxrt

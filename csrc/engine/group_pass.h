@@ -4,8 +4,11 @@
 // once, while they are in its cache. The rest (output projection, norm, feed forward, norm) is split by blocks of
 // tokens, which run through all of it without leaving a core's L2. A team meets after each step.
 //
-// With CLS pooling the last layer's queries, projection and feed forward matter for first tokens alone: they are
-// gathered into rows of their own and nothing else is computed.
+// Removed blocks leave a norm, and layers without attention nothing to meet for: a block of tokens runs through all of
+// them, up to the next attention.
+//
+// With CLS pooling the last attention's queries and all that follows matter for first tokens alone: they are gathered
+// into rows of their own and nothing else is computed.
 //
 // A team with only a few tokens splits every linear by outputs instead (few_tokens.cpp): there, reading the weights is
 // the cost, and each weight is then read by one thread.
@@ -61,7 +64,9 @@ class GroupPass {
 
     void encode(bool first_only);
     void attention_step(const EncoderLayer& layer, bool first_only);
-    void token_step(const EncoderLayer& layer, const EncoderLayer* next, float* x, int32_t rows);
+    template <class Body>
+    void token_step(int32_t count, const Body& body);
+    void through(int32_t from, int32_t to, int32_t begin, int32_t rows, float* x, int thread);
     int32_t block_rows(int32_t rows) const;
 
     bool few_tokens() const;

@@ -15,13 +15,12 @@ struct Norm {
     std::vector<float> gamma, beta;
 };
 
+// Two blocks, each with its norm: attention (removed: num_heads is 0) and feed forward (removed: intermediate is 0). A
+// removed block has no linears; its bias is in what its norm reads already (encoder_builder.h).
 struct EncoderLayer {
     int32_t num_heads, head_dim, intermediate;
     Linear query, key, value, output, up, down;
     Norm attention_norm, ffn_norm;
-
-    // The forms in which the layer's input is read.
-    Forms input_forms() const { return {&query, &key, &value}; }
 };
 
 // Tables stay where the caller has them (a memory map): the owner keeps them alive.
@@ -52,18 +51,45 @@ struct EncoderModel {
     std::vector<EncoderLayer> layers;
     Head head;
 
+    // Every form that any linear reads. Set by `Encoder` once, when all are packed.
+    Forms forms;
+
     template <class Body>
     void each_linear(const Body& body) const {
-        for (const EncoderLayer& l : layers)
-            for (const Linear* w : {&l.query, &l.key, &l.value, &l.output, &l.up, &l.down}) body(*w);
+        for (const EncoderLayer& l : layers) {
+            if (l.num_heads)
+                for (const Linear* w : {&l.query, &l.key, &l.value, &l.output}) body(*w);
+            if (l.intermediate)
+                for (const Linear* w : {&l.up, &l.down}) body(*w);
+        }
         for (const auto* w : {&embeddings.projection, &head.dense, &head.out})
             if (*w) body(**w);
     }
-    // Every form that any linear reads.
-    Forms forms() const {
-        Forms all;
-        each_linear([&](const Linear& w) { all.add({&w}); });
-        return all;
+
+    // Blocks in the order of execution: 2 i is layer i's attention, 2 i + 1 its feed forward.
+    int32_t blocks() const { return 2 * static_cast<int32_t>(layers.size()); }
+    static bool is_attention(int32_t block) { return block % 2 == 0; }
+    const EncoderLayer& layer(int32_t block) const { return layers[block / 2]; }
+    bool removed(int32_t block) const {
+        return (is_attention(block) ? layer(block).num_heads : layer(block).intermediate) == 0;
+    }
+    const Norm& norm(int32_t block) const {
+        return is_attention(block) ? layer(block).attention_norm : layer(block).ffn_norm;
+    }
+    // The forms in which a block's input is read; none of removed blocks and behind the last.
+    Forms input_forms(int32_t block) const {
+        if (block == blocks() || removed(block)) return {};
+        const EncoderLayer& l = layer(block);
+        return is_attention(block) ? Forms{&l.query, &l.key, &l.value} : Forms{&l.up};
+    }
+    // The first block, or attention, from `block` on that is not removed; blocks() where there is none.
+    int32_t next_block(int32_t block) const {
+        while (block < blocks() && removed(block)) ++block;
+        return block;
+    }
+    int32_t next_attention(int32_t block) const {
+        while (block < blocks() && (!is_attention(block) || removed(block))) ++block;
+        return block;
     }
 };
 
