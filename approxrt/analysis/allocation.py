@@ -142,8 +142,10 @@ class BlockScores:
         step = max(1, -(-self.count // (SIZES - 1)))
         return sorted({0, self.count, *range(step, self.count, step)})
 
-    def options(self, table: LatencyTable, bits: Sequence[int], quant_error: Mapping[int, float]) -> list[Option]:
-        """All options; `quant_error` is what the bits cost when all tiles are kept."""
+    def options(
+        self, table: LatencyTable, bits: Sequence[int], quant_error: Mapping[int, float], share: float = 1.0
+    ) -> list[Option]:
+        """All options; `quant_error` is what the bits cost when all tiles are kept, `share` scales times."""
         spec, kind, out = self.spec, self.block.kind, []
         total = float(sum(score.sum(dtype=np.float64) for score in self.scores.values())) or 1.0
         for parts in self.sizes():
@@ -159,7 +161,7 @@ class BlockScores:
                 lost = float(self.lost[parts] + gone[removed])
                 for width in bits:
                     noise = quant_error.get(width, 0.0) * max(0.0, 1 - lost / total)
-                    ms = table.ms(kind, size, density, width)
+                    ms = share * table.ms(kind, size, density, width)
                     size_bytes = block_bytes(spec, kind, size, density, width, self.head_dim)
                     out.append(Option(size, density, width, lost + noise, ms, size_bytes))
         return out

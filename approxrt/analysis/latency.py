@@ -105,6 +105,17 @@ def measure_table(
     return table
 
 
+def block_share(spec: ModelSpec, layer: int, kind: str, lengths: Sequence[int]) -> float:
+    """Share of a block's cost in the table that it really has: with first-token pooling the last one's is smaller.
+
+    Its queries, output projection and FFN run for first tokens only; half of an attention's linears remain.
+    """
+    if spec.head.pooling != "cls" or layer != len(spec.layers) - 1:
+        return 1.0
+    first = len(lengths) / sum(lengths)
+    return first if kind == "ffn" else 0.5 + 0.5 * first
+
+
 def time_model(
     spec: ModelSpec,
     tensors: Mapping[str, np.ndarray],
@@ -226,7 +237,8 @@ def _probe(
         embedding_kind="f32",
         projection_kind="f32",
         embedding_size=spec.hidden_size,
-        head=dataclasses.replace(spec.head, dense_features=None),
+        # With first-token pooling, what follows the last attention would run for first tokens only.
+        head=dataclasses.replace(spec.head, dense_features=None, pooling="mean"),
         labels=spec.labels[:1],
         task_type="regression" if spec.labels else "embedding",
     )
@@ -279,10 +291,9 @@ def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], th
         "hidden": spec.hidden_size,
         "layers": layers,
         "activation": spec.activation,
-        "pooling": spec.head.pooling,
         "lengths": list(map(int, lengths)),
         "bits": list(bits),
-        "grid": [GRID_DENSITIES, GRID_SIZES, PROBE_LAYERS],
+        "grid": [GRID_DENSITIES, GRID_SIZES, PROBE_LAYERS, 2],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -80,9 +80,9 @@ def read_data(
 ) -> TaskData:
     """Read `data`/train and split it.
 
-    A checkpoint that `approxrt finetune` wrote names its own split, which is used again, so that validation is data that
-    neither the teacher nor the student has learnt from. Raises DataError for constant labels or a class that validation
-    lacks, InputError for a head that does not fit the task.
+    A checkpoint that `approxrt finetune` wrote names its own split, which is used again, so that validation is data
+    that neither the teacher nor the student has learnt from. Raises DataError for constant labels or a class that
+    validation lacks, InputError for a head that does not fit the task.
     """
     spec = checkpoint.spec
     if task == EMBED.name or task is EMBED:

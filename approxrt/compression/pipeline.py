@@ -36,6 +36,7 @@ from approxrt.tasks.metrics import flip_rate, primary
 from approxrt.training import has_bf16
 
 WORKLOAD_TEXTS = 128
+OWN_F32 = "approxrt-f32"
 CUTS = 8
 SCORED_FROM = 0.12  # share of a first stage's steps before its first cut: scores need some
 CUT_UNTIL = 0.55
@@ -130,9 +131,9 @@ class Compression:
         logits = predict(whole, encoded.ids, encoded.types)
         metrics = self.data.metrics(logits, logits)
         runs = peer_runs(self.folder, self.timed_full, self.threads, self.log)
-        runs["approxrt-f32"] = engine_run(self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads)
+        runs[OWN_F32] = engine_run(self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads)
         times = take_turns(runs)
-        fastest = min(times, key=lambda name: times[name]["median_ms"])
+        fastest = _fastest(times)
         baseline = {
             "metrics": metrics,
             "times": times,
@@ -156,8 +157,8 @@ class Compression:
             progress=lambda done, total, text: self.progress(0.0, text),
         )
 
-    def teacher(self) -> Teacher:
-        """Targets for all training examples."""
+    def teachers(self) -> list[Student]:
+        """The dense checkpoint and those that were named beside it."""
         models = [Student(self.checkpoint.spec, self.checkpoint.tensors)]
         for folder in self.teacher_folders:
             other = load_checkpoint(folder)
@@ -167,9 +168,13 @@ class Compression:
                     f"the checkpoint has {', '.join(self.checkpoint.spec.labels)}"
                 )
             models.append(Student(other.spec, other.tensors))
+        return models
+
+    def teacher(self) -> Teacher:
+        """Targets for all training examples."""
         # A pruned vocabulary leaves the training texts' pieces as they are: the teacher reads the same tokens.
         return teach(
-            models,
+            self.teachers(),
             self.full_train.ids,
             self.full_train.types,
             progress=lambda done, total, text: self.progress(0.0, f"{text} ({done}/{total})"),
@@ -193,7 +198,14 @@ class Compression:
         return [{"speedup": speedup, "shrink": shrink}]
 
     def run(self) -> list[Candidate]:
-        """All stages; the candidates that were built, in order."""
+        """The recipe; the candidates that were built, in order."""
+        if "accuracy" in self.options.objective:
+            from approxrt.compression.accuracy import more_accurate
+
+            return more_accurate(self)
+        return self._run_stages()
+
+    def _run_stages(self) -> list[Candidate]:
         baseline, table = self.baseline(), self.table()
         stages = self.stages()
         done = len(self.work.candidates())
@@ -209,7 +221,7 @@ class Compression:
                 plan = self._plan(teacher)
                 self.work.write("plan", plan)
             steps = max(20, round(plan["steps"] * STAGE_SHARES[len(stages)][index]))
-            options = self._recovery_options()
+            options = self.recovery_options()
             recovery = Recovery(student, self.train, teacher, steps, options)
             if state is not None and state["stage"] == index:
                 recovery.restore(state["recovery"])
@@ -233,14 +245,14 @@ class Compression:
                 recovery.quantizer.remove()
         return self.work.candidates()
 
-    def _recovery_options(self) -> RecoveryOptions:
+    def recovery_options(self) -> RecoveryOptions:
         options = self.options
         return RecoveryOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=has_bf16())
 
     def _plan(self, teacher: Teacher) -> dict[str, Any]:
         """How many steps the budget allows, from the pace of a few dense ones."""
         options = self.options
-        trial = Recovery(self.dense(), self.train, teacher, 1000, self._recovery_options())
+        trial = Recovery(self.dense(), self.train, teacher, 1000, self.recovery_options())
         for _ in range(3):
             trial.advance()
         begin = time.monotonic()
@@ -275,7 +287,8 @@ class Compression:
         if stage["shrink"] is not None:
             limit = self._block_budget(recovery.student, baseline["f32_bytes"] / stage["shrink"])
         bits = (8, 4) if limit is not None else (8,)
-        ramp = Ramp(recovery, table, self.timer, start, target, self._base_ms(table), limit, bits)
+        lengths = [len(text) for text in self.timed]
+        ramp = Ramp(recovery, table, self.timer, start, target, self._base_ms(table), lengths, limit, bits)
         if state is not None:
             ramp.bits_of, ramp.correction = dict(state["bits_of"]), state["correction"]
             ramp.start_ms = state["start_ms"]
@@ -287,7 +300,7 @@ class Compression:
 
     def _block_budget(self, student: Student, total: float) -> int:
         """What is left for the blocks of a folder of `total` bytes."""
-        _, tensors = build.quantized(student, self._head_bits(), self.embeddings, clip_ratios=(1.0,))
+        _, tensors = build.quantized(student, self.head_bits(), self.embeddings, clip_ratios=(1.0,))
         rest = sum(a.nbytes for n, a in tensors.items() if not _in_block(n))
         fixed = rest + len(self.tokenizer_json) + 24_000  # headers, config.json, card.json
         if total <= fixed:
@@ -298,7 +311,7 @@ class Compression:
             )
         return int(total - fixed)
 
-    def _head_bits(self) -> dict[str, int]:
+    def head_bits(self) -> dict[str, int]:
         return {"head.dense": 8} if self.options.wanted_shrink else {}
 
     def _stage(self, index: int, count: int, recovery: Recovery, ramp: Ramp) -> None:
@@ -338,7 +351,7 @@ class Compression:
         """Width by linear of the artifact to be: what the ramp chose, 8 elsewhere in the layers."""
         names = [name for name, _ in student.spec.linears() if name.startswith("layers.")]
         names = [name for name in names if f"{name}.weight".replace(".", "__") in student.weights]
-        return {name: ramp.bits_of.get(name, 8) for name in names} | self._head_bits()
+        return {name: ramp.bits_of.get(name, 8) for name in names} | self.head_bits()
 
     def _save(self, index: int, recovery: Recovery, ramp: Ramp) -> None:
         self.work.save_state(
@@ -439,10 +452,8 @@ class Compression:
         metrics = self.data.metrics(logits, dense)
         runs = peer_runs(self.folder, self.timed_full, self.threads, self.log)
         runs = {name: run for name, run in runs.items() if name == baseline["fastest"]}
-        if baseline["fastest"] == "approxrt-f32":
-            runs["approxrt-f32"] = engine_run(
-                self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads
-            )
+        if baseline["fastest"] == OWN_F32:
+            runs[OWN_F32] = engine_run(self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads)
         runs["artifact"] = lambda: model.forward(self.timed)
         times = take_turns(runs)
         size = build.folder_bytes(path)
@@ -460,6 +471,12 @@ class Compression:
             times=times,
             about=dict(about),
         )
+
+
+def _fastest(times: Mapping[str, Mapping[str, float]]) -> str:
+    """What speed is compared with: the fastest peer, or our own float32 engine where PyTorch would be the only one."""
+    peers = [name for name in times if name != OWN_F32]
+    return min(peers if len(peers) > 1 else times, key=lambda name: times[name]["median_ms"])
 
 
 def _in_block(name: str) -> bool:

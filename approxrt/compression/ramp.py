@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.analysis.allocation import Allocation, Block, BlockScores, LatencyTable, allocate, blocks_of, structure_of
+from approxrt.analysis.latency import block_share
 from approxrt.approx.recover import Recovery
 from approxrt.approx.structure import dead_structure
 from approxrt.approx.student import Student
@@ -33,6 +34,7 @@ class Ramp:
 
     start_ms, target_ms   of the whole model on the workload
     max_bytes             of all blocks together in the artifact, or None
+    lengths               tokens of the workload's sequences
     base_ms               what the table's blocks do not cover: embeddings, norms, head
     bits                  widths to choose from; `bits_of` has the last choice by linear
     """
@@ -43,6 +45,7 @@ class Ramp:
     start_ms: float
     target_ms: float | None
     base_ms: float
+    lengths: Sequence[int]
     max_bytes: int | None = None
     bits: tuple[int, ...] = (8,)
     bits_of: dict[str, int] = field(default_factory=dict)
@@ -91,7 +94,8 @@ class Ramp:
         scores = self.recovery.element_scores()
         self.scored = {block: BlockScores(student.spec, block, scores) for block in blocks_of(student.spec)}
         noise = {b: {4: 0.02 * _total(s)} for b, s in self.scored.items()}
-        options = {b: s.options(self.table, self.bits, noise[b]) for b, s in self.scored.items()}
+        shares = {b: block_share(student.spec, b.layer, b.kind, self.lengths) for b in self.scored}
+        options = {b: s.options(self.table, self.bits, noise[b], shares[b]) for b, s in self.scored.items()}
         target = self.allowed_ms(progress)
         ms = None if target is None else target / self.correction - self.base_ms
         if ms is not None and ms <= 0:

@@ -12,12 +12,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from approxrt.artifact.layout import explain_os_error
 from approxrt.errors import CompressionError, InputError
+
+if TYPE_CHECKING:
+    from approxrt.approx.student import Student
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,25 @@ class Work:
             return state
         except Exception as error:
             raise CompressionError(f"{path} cannot be read ({error}); remove it to start its stage anew") from error
+
+    def save_weights(self, name: str, student: Student) -> None:
+        """Keep a trained member's weights."""
+        import torch
+
+        weights = {key: student.weight(key).detach() for key in student.names() if student.weight(key).requires_grad}
+        self._atomic(f"{name}.pt", weights, lambda file, value: torch.save(value, file))
+
+    def load_weights(self, name: str, student: Student) -> bool:
+        """Put kept weights into a student; false where there are none."""
+        import torch
+
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            return False
+        with torch.no_grad():
+            for key, value in torch.load(path, weights_only=True).items():
+                student.weight(key).copy_(value)
+        return True
 
     def candidate_path(self, index: int) -> Path:
         """Where the artifact of a stage is written."""
