@@ -116,30 +116,6 @@ def block_share(spec: ModelSpec, layer: int, kind: str, lengths: Sequence[int]) 
     return first if kind == "ffn" else 0.5 + 0.5 * first
 
 
-def time_model(
-    spec: ModelSpec,
-    tensors: Mapping[str, np.ndarray],
-    sequences: Sequence[Sequence[int] | np.ndarray],
-    threads: int | None = None,
-    rounds: int = 7,
-    chunk: int | None = None,
-) -> dict[str, float]:
-    """Milliseconds that the engine takes for all `sequences`: median, p20 and p80 over `rounds`.
-
-    In one call, which the engine cuts and sorts itself; or in calls of `chunk` sequences.
-    """
-    run = _runner(spec, tensors, sequences, threads, chunk)
-    for _ in range(2):
-        run()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - begin) * 1e3)
-    p20, median, p80 = (float(x) for x in np.percentile(times, (20, 50, 80)))
-    return {"median_ms": median, "p20_ms": p20, "p80_ms": p80}
-
-
 def _runner(
     spec: ModelSpec,
     tensors: Mapping[str, np.ndarray],

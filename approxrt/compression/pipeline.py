@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table, time_model
+from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
 from approxrt.approx.quantize import quantize_rows
 from approxrt.approx.quantize4 import quantize_rows4
 from approxrt.approx.recover import Recovery, RecoveryOptions
@@ -29,7 +29,7 @@ from approxrt.compression.data import TaskData, encode, read_data
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.ramp import Ramp, unit_scores
 from approxrt.compression.work import Candidate, Work
-from approxrt.compression.workload import engine_run, peer_runs, sample_texts, take_turns
+from approxrt.compression.workload import Run, engine_run, peer_runs, sample_texts, take_turns
 from approxrt.errors import CompressionError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.tasks.metrics import flip_rate, primary
@@ -37,6 +37,7 @@ from approxrt.training import has_bf16
 
 WORKLOAD_TEXTS = 128
 OWN_F32 = "approxrt-f32"
+REFERENCE = "approxrt-int8-dense"
 CUTS = 8
 SCORED_FROM = 0.12  # share of a first stage's steps before its first cut: scores need some
 CUT_UNTIL = 0.55
@@ -74,6 +75,7 @@ class Compression:
         )
         self.teacher_folders = tuple(teachers)
         self.plan_note = ""
+        self._reference_run: Run | None = None
         identity = options.identity() | {
             "task": self.data.task.name,
             "checkpoint": self.folder.resolve().name,
@@ -132,6 +134,7 @@ class Compression:
         metrics = self.data.metrics(logits, logits)
         runs = peer_runs(self.folder, self.timed_full, self.threads, self.log)
         runs[OWN_F32] = engine_run(self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads)
+        runs[REFERENCE] = self._reference()
         times = take_turns(runs)
         fastest = _fastest(times)
         baseline = {
@@ -180,13 +183,23 @@ class Compression:
             progress=lambda done, total, text: self.progress(0.0, f"{text} ({done}/{total})"),
         )
 
-    def timer(self, student: Student, bits: Mapping[str, int]) -> float:
-        """Milliseconds of a student in the engine on the workload."""
-        spec, tensors = build.quantized(student, bits, self._any_embeddings(student), clip_ratios=(1.0,))
-        return time_model(spec, tensors, self.timed, self.threads)["median_ms"]
+    def _reference(self) -> Run:
+        """The dense model in int8: what later timings are held against, since the machine's own speed drifts."""
+        if self._reference_run is None:
+            spec, tensors = build.quantized(self.dense(), {}, self.embeddings, clip_ratios=(1.0,))
+            self._reference_run = engine_run(spec, tensors, self.timed, self.threads)
+        return self._reference_run
 
-    def _any_embeddings(self, student: Student) -> build.EmbeddingParts:
-        return self.embeddings
+    def timer(self, student: Student, bits: Mapping[str, int]) -> float:
+        """Milliseconds of a student in the engine on the workload, as they would have been beside the baseline.
+
+        Timed in turns with the dense int8 model, whose time then and now says how fast the machine is.
+        """
+        spec, tensors = build.quantized(student, bits, self.embeddings, clip_ratios=(1.0,))
+        runs = {REFERENCE: self._reference(), "student": engine_run(spec, tensors, self.timed, self.threads)}
+        times = take_turns(runs, seconds=1.0, least_rounds=7)
+        then = self.baseline()["times"][REFERENCE]["median_ms"]
+        return times["student"]["median_ms"] * then / times[REFERENCE]["median_ms"]
 
     # -- stages -----------------------------------------------------------------
 
@@ -475,8 +488,8 @@ class Compression:
 
 def _fastest(times: Mapping[str, Mapping[str, float]]) -> str:
     """What speed is compared with: the fastest peer, or our own float32 engine where PyTorch would be the only one."""
-    peers = [name for name in times if name != OWN_F32]
-    return min(peers if len(peers) > 1 else times, key=lambda name: times[name]["median_ms"])
+    peers = [name for name in times if name not in (OWN_F32, REFERENCE)]
+    return min(peers if len(peers) > 1 else [*peers, OWN_F32], key=lambda name: times[name]["median_ms"])
 
 
 def _in_block(name: str) -> bool:

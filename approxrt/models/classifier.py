@@ -38,6 +38,8 @@ def load_classifier(folder: Path, label_names: tuple[str, ...] | None) -> Any:
             return transformers.AutoModelForSequenceClassification.from_pretrained(
                 str(folder),
                 dtype=torch.float32,
+                # The fused operator's backward pass is slow on CPUs, in bfloat16 most of all.
+                attn_implementation="eager",
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 num_labels=len(names),

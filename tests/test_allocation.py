@@ -1,0 +1,157 @@
+"""The search: the least error within time and bytes, against brute force; options that mean what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from specs import small_spec
+
+from approxrt.analysis.allocation import (
+    BUCKETS,
+    Block,
+    BlockScores,
+    Option,
+    allocate,
+    block_bytes,
+    blocks_of,
+    structure_of,
+)
+from approxrt.artifact.spec import LayerSpec, ModelSpec
+
+
+class Table:
+    """Time in proportion to what is multiplied."""
+
+    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
+        return size * density * (1.0 if bits == 8 else 0.7) / 16
+
+
+@pytest.fixture
+def spec() -> ModelSpec:
+    return dataclasses.replace(small_spec("f32", hidden=64), layers=(LayerSpec(4, 16, 128), LayerSpec(2, 16, 96)))
+
+
+def random_scores(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.random((linear.out_features, linear.in_features)) ** 4
+        for name, linear in spec.linears()
+        if name.startswith("layers.")
+    }
+
+
+options_lists = st.lists(
+    st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10), st.integers(0, 100)), min_size=1, max_size=5),
+    min_size=1,
+    max_size=4,
+)
+
+
+def as_options(raw: list[list[tuple[float, float, int]]]) -> dict[Block, list[Option]]:
+    return {Block(i, "ffn"): [Option(1, 1.0, 8, *option) for option in row] for i, row in enumerate(raw)}
+
+
+@given(options_lists, st.floats(0.1, 30))
+@settings(max_examples=60)
+def test_time_limit_against_brute_force(raw: list[list[tuple[float, float, int]]], limit: float) -> None:
+    """Buckets round times up: the answer fits the limit, and is as good as any that leaves a bucket a block."""
+    got = allocate(as_options(raw), limit)
+    choices = list(itertools.product(*raw))
+    fitting = [sum(o[0] for o in c) for c in choices if sum(o[1] for o in c) <= limit]
+    safe = [sum(o[0] for o in c) for c in choices if sum(o[1] for o in c) <= limit * (1 - (len(raw) + 1) / BUCKETS)]
+    if got is None:
+        assert not safe
+        return
+    assert got.ms <= limit * (1 + 1e-9)
+    assert got.error >= min(fitting) - 1e-9
+    if safe:
+        assert got.error <= min(safe) + 1e-9
+
+
+@given(options_lists, st.integers(0, 200))
+@settings(max_examples=60)
+def test_byte_limit(raw: list[list[tuple[float, float, int]]], limit: int) -> None:
+    least = sum(min(o[2] for o in row) for row in raw)
+    got = allocate(as_options(raw), None, limit)
+    if least > limit:
+        assert got is None
+    else:
+        assert got is not None and got.bytes <= limit
+
+
+def test_without_limits_everything_stays(spec: ModelSpec) -> None:
+    scores = random_scores(spec)
+    scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
+    got = allocate({b: s.options(Table(), (8,), {}) for b, s in scored.items()})
+    assert got is not None
+    assert {b.name: (o.size, o.density) for b, o in got.options.items()} == {
+        "layers.0.attention": (4, 1.0),
+        "layers.0.ffn": (128, 1.0),
+        "layers.1.attention": (2, 1.0),
+        "layers.1.ffn": (96, 1.0),
+    }
+
+
+def test_unimportant_block_goes_first(spec: ModelSpec) -> None:
+    scores = random_scores(spec)
+    for name in scores:
+        if name.startswith("layers.1.ffn"):
+            scores[name] *= 1e-6
+    scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
+    options = {b: s.options(Table(), (8,), {}) for b, s in scored.items()}
+    whole = allocate(options)
+    assert whole is not None
+    got = allocate(options, whole.ms - Table().ms("ffn", 96, 1.0, 8))
+    assert got is not None and got.options[Block(1, "ffn")].size == 0
+    structure = structure_of(spec, scored, got.options)
+    assert len(structure.units[1]) == 0 and len(structure.heads[0]) == 4
+
+
+def test_structure_keeps_the_best(spec: ModelSpec) -> None:
+    """Heads and groups of 16 units with the largest scores stay, in their order."""
+    scores = {name: np.full(s.shape, 1e-3) for name, s in random_scores(spec).items()}
+    scores["layers.0.attention.output"][:, 16:32] = 1
+    scores["layers.0.attention.value"][16:32] = 1
+    for group in (1, 6):
+        rows = slice(16 * group, 16 * group + 16)
+        scores["layers.0.ffn.up"][rows] = 1
+        scores["layers.0.ffn.down"][:, rows] = 1
+    attention = BlockScores(spec, Block(0, "attention"), scores)
+    assert attention.elements(1).tolist() == list(range(16, 32))
+    ffn = BlockScores(spec, Block(0, "ffn"), scores)
+    assert ffn.elements(2).tolist() == [*range(16, 32), *range(96, 112)]
+
+
+def test_masks_have_the_density_and_the_best_tiles(spec: ModelSpec) -> None:
+    scores = random_scores(spec)
+    scored = BlockScores(spec, Block(0, "ffn"), scores)
+    option = next(o for o in scored.options(Table(), (8,), {}) if o.size == 128 and o.density == 0.25)
+    masks = scored.masks(option)
+    total = sum(mask.size for mask in masks.values())
+    assert sum(int(mask.sum()) for mask in masks.values()) == total - round(0.75 * total)
+    tiles = scored.tile_scores(scored.parts_of(option))
+    kept = np.concatenate([tiles[n][m] for n, m in masks.items()])
+    gone = np.concatenate([tiles[n][~m] for n, m in masks.items()])
+    assert kept.min() >= gone.max()
+    assert option.error == pytest.approx(gone.sum())
+
+
+def test_head_needs_its_value_or_its_output_only(spec: ModelSpec) -> None:
+    """A head whose output columns are worth nothing is lost for nothing, whatever its value rows are worth."""
+    scores = random_scores(spec)
+    scores["layers.0.attention.output"][:, 48:64] = 0
+    scored = BlockScores(spec, Block(0, "attention"), scores)
+    assert scored.lost[3] == 0 and scored.order[-1] == 3
+
+
+def test_bytes(spec: ModelSpec) -> None:
+    assert block_bytes(spec, "ffn", 0, 1.0, 8, 16) == 4 * 64
+    dense = block_bytes(spec, "ffn", 128, 1.0, 8, 16)
+    assert dense == 2 * 8 * 16 * 64 + 8 * (128 + 64)
+    half = block_bytes(spec, "ffn", 128, 0.5, 8, 16)
+    assert half == 8 * 16 * 66 + 8 * (128 + 64)
