@@ -1,0 +1,177 @@
+"""Recovery: a student learns, is cut without losing what it knows, and goes on exactly after an interrupt."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from specs import random_tensors, small_spec
+
+torch = pytest.importorskip("torch", reason="recovery trains in torch")
+
+from approxrt.approx.bsr import grid  # noqa: E402
+from approxrt.approx.recover import Examples, Recovery, RecoveryOptions, encoder_linears  # noqa: E402
+from approxrt.approx.structure import Structure  # noqa: E402
+from approxrt.approx.student import Student, predict  # noqa: E402
+from approxrt.approx.teacher import teach  # noqa: E402
+from approxrt.artifact.spec import LayerSpec, ModelSpec  # noqa: E402
+from approxrt.errors import TrainingError  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def spec() -> ModelSpec:
+    return dataclasses.replace(small_spec("f32", hidden=48), layers=(LayerSpec(3, 16, 64), LayerSpec(3, 16, 64)))
+
+
+@pytest.fixture
+def examples() -> Examples:
+    rng = np.random.default_rng(1)
+    ids = [rng.integers(3, 30, n).tolist() for n in rng.integers(2, 9, 64)]
+    return Examples(ids, [[0] * len(row) for row in ids], rng.integers(0, 2, 64))
+
+
+def recovery(spec: ModelSpec, examples: Examples, steps: int = 40, **options: Any) -> Recovery:
+    dense = Student(spec, random_tensors(spec))
+    teacher = teach([dense], examples.ids, examples.types)
+    settings = {"lr": 3e-3, "batch_size": 16, "teacher_share": 1.0} | options
+    return Recovery(Student(spec, random_tensors(spec)), examples, teacher, steps, RecoveryOptions(**settings))
+
+
+def test_teacher_remembers_every_token(spec: ModelSpec, examples: Examples) -> None:
+    dense = Student(spec, random_tensors(spec))
+    teacher = teach([dense], examples.ids, examples.types)
+    np.testing.assert_allclose(teacher.logits, predict(dense, examples.ids, examples.types), atol=1e-5)
+    assert teacher.layers == (0, 1)
+    rows = np.array([3, 40])
+    longest = max(len(examples.ids[i]) for i in rows)
+    from approxrt.approx.student import make_batch
+
+    want = dense(make_batch([examples.ids[i] for i in rows])).hidden
+    for got, full in zip(teacher.hidden(rows, longest), want, strict=True):
+        for i, row in enumerate(rows):
+            n = len(examples.ids[row])
+            np.testing.assert_allclose(got[i, :n], full[i, :n].detach(), atol=2e-3)  # kept as float16
+            assert not got[i, n:].any()
+    little = teach([dense], examples.ids, examples.types, budget_bytes=2 * 48 * int(teacher.offsets[-1]))
+    assert little.layers == (1,)
+
+
+def test_ensemble_is_the_mean(spec: ModelSpec, examples: Examples) -> None:
+    models = [Student(spec, random_tensors(spec, seed)) for seed in (0, 1)]
+    both = [predict(model, examples.ids, examples.types) for model in models]
+    np.testing.assert_allclose(
+        teach(models, examples.ids, examples.types, with_hidden=False).logits, (both[0] + both[1]) / 2, atol=1e-5
+    )
+
+
+def test_learns_back_what_a_cut_lost(spec: ModelSpec, examples: Examples) -> None:
+    run = recovery(spec, examples, steps=120)
+    for _ in range(4):
+        run.advance()
+    rng = np.random.default_rng(0)
+    names = encoder_linears(run.student)
+    masks = {name: rng.random(grid(*run.student.weight(f"{name}.weight").shape)) < 0.5 for name in names}
+    run.cut(Structure.of(spec), masks)
+    first = run.advance()
+    while run.step < run.steps:
+        last = run.advance()
+    assert last < 0.5 * first
+    for name, mask in masks.items():
+        elements = np.kron(mask, np.ones((16, 4)))
+        weight = run.student.weight(f"{name}.weight").detach().numpy()
+        assert not weight[elements[: weight.shape[0], : weight.shape[1]] == 0].any()
+
+
+def test_cut_keeps_moments_scores_and_means(spec: ModelSpec, examples: Examples) -> None:
+    run = recovery(spec, examples)
+    for _ in range(6):
+        run.advance()
+    name = "layers.0.ffn.down"
+    moments = run.optimizer.state[run.student.weight(f"{name}.weight")]["exp_avg"].clone()
+    scores, mean = run.scores[name].clone(), run.means[name].clone()
+    whole = Structure.of(spec)
+    run.cut(Structure((whole.heads[0], np.arange(0)), (np.arange(16, 64), whole.units[1])), {})
+    weight = run.student.weight(f"{name}.weight")
+    assert weight.shape == (48, 48)
+    assert torch.equal(run.optimizer.state[weight]["exp_avg"], moments[:, 16:])
+    assert torch.equal(run.scores[name], scores[:, 16:]) and torch.equal(run.means[name], mean[16:])
+    assert "layers.1.attention.query" not in run.scores and run.student.spec.layers[1].num_heads == 0
+    assert np.isfinite(run.advance())
+
+
+def test_order_of_units_changes_nothing(spec: ModelSpec, examples: Examples) -> None:
+    run = recovery(spec, examples)
+    for _ in range(4):
+        run.advance()
+    before = predict(run.student, examples.ids, examples.types)
+    run.reorder_units([np.random.default_rng(0).permutation(64), np.arange(64)[::-1].copy()])
+    np.testing.assert_allclose(predict(run.student, examples.ids, examples.types), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_goes_on_exactly(spec: ModelSpec, examples: Examples, quantised: bool) -> None:
+    def cut(run: Recovery) -> None:
+        mask = np.ones(grid(48, 48), bool)
+        mask[0, :6] = False
+        whole = Structure.of(run.student.spec)
+        run.cut(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
+        if quantised:
+            run.quantize(dict.fromkeys(encoder_linears(run.student), 8))
+
+    whole, first, second = (recovery(spec, examples, dropout=0.1) for _ in range(3))
+    torch.manual_seed(4)
+    for _ in range(5):
+        whole.advance()
+    cut(whole)
+    torch.manual_seed(5)
+    for _ in range(7):
+        whole.advance()
+
+    torch.manual_seed(4)
+    for _ in range(5):
+        first.advance()
+    cut(first)
+    torch.manual_seed(5)
+    for _ in range(3):
+        first.advance()
+    saved = first.state()
+    second.restore(saved)
+    for _ in range(4):
+        second.advance()
+    for name in whole.student.names():
+        assert torch.equal(whole.student.weight(name), second.student.weight(name)), name
+
+
+def test_divergence_is_an_error(spec: ModelSpec, examples: Examples) -> None:
+    run = recovery(spec, examples)
+    with torch.no_grad():
+        run.student.weight("head.out.bias").fill_(float("nan"))
+    with pytest.raises(TrainingError, match="smaller --lr"):
+        run.advance()
+
+
+def test_scores_and_embedders(examples: Examples) -> None:
+    """Regression and vectors have losses of their own, and fall."""
+    base = dataclasses.replace(small_spec("f32", hidden=48), layers=(LayerSpec(3, 16, 64),))
+    for spec, labels in (
+        (dataclasses.replace(base, labels=("score",), task_type="regression"), np.ones(64, np.float32)),
+        (
+            dataclasses.replace(
+                base, labels=(), task_type="embedding", head=dataclasses.replace(base.head, dense_features=None)
+            ),
+            None,
+        ),
+    ):
+        data = Examples(examples.ids, examples.types, labels)
+        teacher = teach([Student(spec, random_tensors(spec))], data.ids, data.types)
+        student = Student(spec, random_tensors(spec, 1))
+        run = Recovery(student, data, teacher, 60, RecoveryOptions(lr=3e-3, batch_size=16))
+        losses = [run.advance() for _ in range(60)]
+        assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
