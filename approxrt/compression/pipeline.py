@@ -23,7 +23,7 @@ from approxrt.approx.recover import Recovery, RecoveryOptions
 from approxrt.approx.student import Student, dequantized, predict
 from approxrt.approx.teacher import Teacher, teach
 from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, ModelSpec
-from approxrt.compression import build
+from approxrt.compression import build, oneshot
 from approxrt.compression.data import TaskData, encode, read_data
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.ramp import Ramp, unit_scores
@@ -193,6 +193,8 @@ class Compression:
 
     def run(self) -> list[Candidate]:
         """All stages; the candidates that were built, in order."""
+        if self.options.recipe == "one-shot":
+            return oneshot.run(self)
         baseline, table = self.baseline(), self.table()
         stages = self.stages()
         done = len(self.work.candidates())

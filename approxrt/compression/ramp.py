@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from approxrt.analysis.allocation import Allocation, Block, BlockScores, LatencyTable, allocate, blocks_of, structure_of
-from approxrt.approx.recover import Recovery
-from approxrt.approx.structure import dead_structure
+from approxrt.approx.structure import Structure, dead_structure
 from approxrt.approx.student import Student
 from approxrt.errors import CompressionError
 
@@ -27,6 +26,20 @@ CORRECTIONS = 4
 Timer = Callable[[Student, Mapping[str, int]], float]
 
 
+class Subject(Protocol):
+    """What is cut: a student in training (`approxrt.approx.recover.Recovery`) or in the one-shot recipe."""
+
+    student: Student
+
+    def element_scores(self) -> dict[str, np.ndarray]:
+        """By linear, f32[out, in]: what each weight is worth."""
+        ...
+
+    def cut(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
+        """Take structure out, then set masks over the tiles of what remains; scores follow."""
+        ...
+
+
 @dataclass
 class Ramp:
     """See the module's text.
@@ -35,9 +48,10 @@ class Ramp:
     max_bytes             of all blocks together in the artifact, or None
     base_ms               what the table's blocks do not cover: embeddings, norms, head
     bits                  widths to choose from; `bits_of` has the last choice by linear
+    noise                 what each width costs a block whose tiles all stay; None: a share of its scores
     """
 
-    recovery: Recovery
+    recovery: Subject
     table: LatencyTable
     timer: Timer
     start_ms: float
@@ -47,6 +61,7 @@ class Ramp:
     bits: tuple[int, ...] = (8,)
     bits_of: dict[str, int] = field(default_factory=dict)
     correction: float = 1.0
+    noise: Callable[[Block], Mapping[int, float]] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def allowed_ms(self, progress: float) -> float | None:
@@ -90,7 +105,7 @@ class Ramp:
         student = self.recovery.student
         scores = self.recovery.element_scores()
         self.scored = {block: BlockScores(student.spec, block, scores) for block in blocks_of(student.spec)}
-        noise = {b: {4: 0.02 * _total(s)} for b, s in self.scored.items()}
+        noise = {b: {4: 0.02 * _total(s)} if self.noise is None else self.noise(b) for b, s in self.scored.items()}
         options = {b: s.options(self.table, self.bits, noise[b]) for b, s in self.scored.items()}
         target = self.allowed_ms(progress)
         ms = None if target is None else target / self.correction - self.base_ms
