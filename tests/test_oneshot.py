@@ -142,12 +142,16 @@ def test_what_cannot_be_met_is_said(compression):
 def test_a_cut_follows_to_scores_and_to_the_dense_models_indices():
     dense, examples = small_student(), random_examples(60)
     subject = Subject(small_student(), dense, examples, np.arange(60), 0)
-    subject.score()
     before = predict(dense, examples.ids, examples.types)
-    subject.reorder_units()
+    subject.score(reorder=True)
     np.testing.assert_allclose(predict(subject.student, examples.ids, examples.types), before, atol=1e-5)
     order = subject.kept.units[0]
     assert sorted(order) == list(range(36))
+    again = Subject(subject.student, dense, examples, np.arange(60), 0)
+    again.score()  # on the reordered student: what was found before has been reordered rightly
+    for name, score in again.scores.items():
+        np.testing.assert_allclose(subject.scores[name], score, rtol=1e-3, atol=1e-6 * score.max())
+        np.testing.assert_allclose(subject.means[name], again.means[name], rtol=1e-4, atol=1e-5)
     scores = {name: score.copy() for name, score in subject.scores.items()}
     keep = Structure((np.array([2, 0]), np.arange(0)), (np.arange(16, 36), np.arange(36)))
     subject.cut(keep, {})

@@ -15,7 +15,7 @@ sees inputs that are refitted already (as in AdaPrune and OBC, Frantar & Alistar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from approxrt.approx.bsr import expand_mask
 from approxrt.approx.recover import Examples
-from approxrt.approx.structure import Structure, head_rows
+from approxrt.approx.structure import QKV, Structure, head_rows
 from approxrt.approx.student import Batch, Student, attention_bias, make_batch
 from approxrt.artifact.spec import TILE_N
 
@@ -59,12 +59,16 @@ class Moments:
         return x, y, xx - torch.outer(x, x), yx - torch.outer(y, x)
 
 
-def solve(weight: np.ndarray, mask: np.ndarray | None, moments: Moments, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+def solve(
+    weight: np.ndarray, mask: np.ndarray | None, moments: Moments, ridge: float, outputs: slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
     """(weight f32[N, K], bias f32[N]): the module's formula; `mask` is bool[strips, columns] over tiles or None.
 
     lambda is `ridge` times the mean variance of an input, at least what the rounding of sums in float32 asks for.
+    `outputs` are the linear's among those of the moments.
     """
     mean_x, mean_y, xx, yx = moments.centred()
+    mean_y, yx = mean_y[outputs], yx[outputs]
     n, k = weight.shape
     kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
     new = torch.from_numpy(weight.astype(np.float64) * kept)
@@ -129,91 +133,91 @@ class _Refitter:
 
     def layer(self, i: int, heads: np.ndarray, units: np.ndarray) -> None:
         """Refit layer `i` and go past it."""
-        at, head_dim = f"layers.{i}.attention", self.dense.spec.layers[i].head_dim
-        inner = head_rows(heads, head_dim)
-        first = [(f"{at}.{part}", inner) for part in ("query", "key", "value")]
-        self._block(i, first, f"{at}.output", len(heads), self.dense.spec.layers[i].num_heads)
-        at = f"layers.{i}.ffn"
-        self._block(
-            i, [(f"{at}.up", np.asarray(units))], f"{at}.down", len(units), self.dense.spec.layers[i].intermediate_size
-        )
-
-    def _block(self, i: int, first: Sequence[tuple[str, np.ndarray]], last: str, size: int, whole: int) -> None:
-        if size:
-            self._stage(i, dict(first), last)
-        if whole:
-            self._stage(i, {last: np.arange(self.dense.spec.hidden_size)}, last)
-        attention = last.endswith("attention.output")
+        at, layer = f"layers.{i}", self.dense.spec.layers[i]
         with _plain(self.student), _plain(self.dense), torch.inference_mode():
-            for states, model in ((self.states, self.student), (self.dense_states, self.dense)):
-                for j, bias in enumerate(self.biases):
-                    states[j] = _run(model, i, attention, states[j], bias)
+            if layer.num_heads:
+                rows = torch.from_numpy(head_rows(heads, layer.head_dim))
+                self._first({f"{at}.attention.{part}": rows for part in QKV})
+            self._last(i, f"{at}.attention.output", len(heads), bool(layer.num_heads))
+            if layer.intermediate_size:
+                self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(units))})
+            self._last(i, f"{at}.ffn.down", len(units), bool(layer.intermediate_size))
 
-    def _stage(self, i: int, outputs: dict[str, np.ndarray], last: str) -> None:
-        """Refit the linears `outputs` (name -> rows of the dense model's) of the block that ends with `last`."""
-        attention = last.endswith("attention.output")
-        removed = f"{last}.weight" not in set(self.student.names())
-        moments = {name: Moments() for name in outputs}
+    def _first(self, outputs: dict[str, Tensor]) -> None:
+        """Refit the linears that read the hidden state: `outputs` has the dense model's rows by name."""
+        if not len(next(iter(outputs.values()))):
+            return
+        moments = Moments()  # one for all: they read the same
+        for batch, x, y in zip(self.batches, self.states, self.dense_states, strict=True):
+            real = y[batch.mask]
+            wanted = [self.dense.linear(name, real)[:, rows] for name, rows in outputs.items()]
+            moments.add(x[batch.mask], torch.cat(wanted, dim=1))
+        start = 0
+        for name, rows in outputs.items():
+            self._solve(name, moments, slice(start, start + len(rows)))
+            start += len(rows)
+
+    def _last(self, i: int, name: str, size: int, whole: bool) -> None:
+        """Refit the linear that ends a block, or its bias if no more is left of the block; both models go past it."""
+        moments = Moments()
         for j, (batch, bias) in enumerate(zip(self.batches, self.biases, strict=True)):
-            mask = batch.mask
-            x, y = self.states[j], self.dense_states[j]
-            with torch.inference_mode():
-                wanted = _record(self.dense, i, attention, y, bias, outputs, "output_hook")
-                inputs = {} if removed else _record(self.student, i, attention, x, bias, outputs, "input_hook")
-                drift = (y - x)[mask] if self.follow else None
-                for name, rows in outputs.items():
-                    target = wanted[name][mask][:, torch.from_numpy(rows)]
-                    if name == last and drift is not None:
-                        target = target + drift
-                    # A removed block has no inputs: its bias becomes the target's mean.
-                    given = target[:, :0] if removed else inputs[name][mask]
-                    moments[name].add(given.float(), target.float())
-        for name in outputs:
-            if removed:
-                value = torch.as_tensor(moments[name].y) / moments[name].count
-                _set(self.student, f"{name}.bias", value.to(torch.float32).numpy())
+            mask, x, y = batch.mask, self.states[j], self.dense_states[j]
+            wanted, self.dense_states[j] = _record(self.dense, i, name, y, bias, "output_hook")
+            if not whole:
                 continue
-            weight = self.student.weight(f"{name}.weight").detach().numpy()
-            new, new_bias = solve(weight, self.student.masks.get(name), moments[name], self.ridge)
-            _set(self.student, f"{name}.weight", new)
-            _set(self.student, f"{name}.bias", new_bias)
+            assert wanted is not None
+            target = wanted[mask]
+            if self.follow:
+                target = target + (y - x)[mask]
+            given = _record(self.student, i, name, x, bias, "input_hook")[0] if size else None
+            # A removed block has no inputs: its bias becomes the target's mean.
+            moments.add(target[:, :0] if given is None else given[mask], target)
+        if size:
+            self._solve(name, moments, slice(None))
+        elif whole:
+            mean = torch.as_tensor(moments.y) / moments.count
+            self.student.weight(f"{name}.bias").copy_(mean)
+        for j, bias in enumerate(self.biases):
+            self.states[j] = _run(self.student, i, name, self.states[j], bias)
+
+    def _solve(self, name: str, moments: Moments, outputs: slice) -> None:
+        weight, bias = self.student.weight(f"{name}.weight"), self.student.weight(f"{name}.bias")
+        mask = self.student.masks.get(name)
+        new, new_bias = solve(weight.detach().numpy(), mask, moments, self.ridge, outputs)
+        weight.copy_(torch.from_numpy(new))
+        bias.copy_(torch.from_numpy(new_bias))
 
 
-def _batches(examples: Examples, rows: np.ndarray) -> Sequence[Batch]:
+def _batches(examples: Examples, rows: np.ndarray) -> Iterator[Batch]:
     order = rows[np.argsort(examples.lengths[rows], kind="stable")]
-    out, start = [], 0
+    start = 0
     while start < len(order):
         longest = int(examples.lengths[order[min(start + BATCH, len(order)) - 1]])
         part = order[start : start + max(1, min(BATCH, BATCH_TOKENS // longest))]
-        out.append(make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part]))
+        yield make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part])
         start += len(part)
-    return out
 
 
-def _run(model: Student, i: int, attention: bool, x: Tensor, bias: Tensor | None) -> Tensor:
-    return model.attention_block(i, x, bias) if attention else model.ffn_block(i, x)
+def _run(model: Student, i: int, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
+    """The block of layer `i` that ends with the linear `name`."""
+    return model.attention_block(i, x, bias) if name.endswith("attention.output") else model.ffn_block(i, x)
 
 
 def _record(
-    model: Student, i: int, attention: bool, x: Tensor, bias: Tensor | None, names: dict[str, np.ndarray], hook: str
-) -> dict[str, Tensor]:
-    """What goes into (`input_hook`) or comes out of (`output_hook`) the named linears of a block."""
-    found: dict[str, Tensor] = {}
+    model: Student, i: int, name: str, x: Tensor, bias: Tensor | None, hook: str
+) -> tuple[Tensor | None, Tensor]:
+    """(what goes into (`input_hook`) or comes out of (`output_hook`) the linear `name`, the block's output)."""
+    found: list[Tensor] = []
 
-    def keep(name: str, value: Tensor) -> Tensor:
-        if name in names:
-            found[name] = value
+    def keep(at: str, value: Tensor) -> Tensor:
+        if at == name:
+            found.append(value)
         return value
 
-    with _plain(model):
-        setattr(model, hook, keep)
-        _run(model, i, attention, x, bias)
-    return found
-
-
-def _set(student: Student, name: str, value: np.ndarray) -> None:
-    with torch.no_grad():
-        student.weight(name).copy_(torch.from_numpy(value))
+    setattr(model, hook, keep)
+    y = _run(model, i, name, x, bias)
+    setattr(model, hook, None)
+    return (found[0] if found else None), y
 
 
 class _plain:

@@ -69,9 +69,7 @@ def one_shot(compression: Compression) -> list[Candidate]:
         ramp.noise = subject.noise
     for i in range(ROUNDS):
         compression.progress(i / (ROUNDS + 1), f"round {i + 1}/{ROUNDS}: statistics and scores")
-        subject.score()
-        if i == 0:
-            subject.reorder_units()
+        subject.score(reorder=i == 0)
         compression.progress((i + 0.6) / (ROUNDS + 1), f"round {i + 1}/{ROUNDS}: cut and refit")
         ramp.cut((i + 1) / ROUNDS)
         subject.refit()
@@ -147,14 +145,18 @@ class Subject:
         self.means: dict[str, np.ndarray] = {}
         self.rounds = 0
 
-    def score(self) -> Statistics:
-        """Take statistics of the student as it is, and score its tiles with them."""
-        found = collect(self.student, self.examples, self.rows, self.seed + self.rounds)
+    def score(self, reorder: bool = False) -> None:
+        """Take statistics of the student as it is, and score its tiles with them.
+
+        With `reorder`, FFN units come by falling error of their removal first, so that weak ones share tiles.
+        """
+        found = self.statistics = collect(self.student, self.examples, self.rows, self.seed + self.rounds)
         self.rounds += 1
-        self.statistics, self.means = found, dict(found.means)
-        # In units of a text's loss, so that blocks that work on tokens and what bits cost add up.
+        self.means, self.scores = dict(found.means), {}
+        if reorder:
+            self._reorder_units(found)
+        # In units of a text's loss, so that what is spent on blocks and on bits adds up.
         tokens = found.tokens / found.examples
-        self.scores = {}
         for name in self._linears():
             weight = self.student.weight(f"{name}.weight").detach().numpy()
             row_weights = found.gradients[name] * tokens
@@ -163,7 +165,21 @@ class Subject:
             for bits in self.bits if len(self.bits) > 1 else ():
                 change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape) - weight
                 self.rounding[name, bits] = output_error(change * scale, found.inputs[name])
-        return found
+
+    def _reorder_units(self, found: Statistics) -> None:
+        """The student's units and what was found of them."""
+        spec, orders = self.student.spec, []
+        for i, layer in enumerate(spec.layers):
+            up, down = f"layers.{i}.ffn.up", f"layers.{i}.ffn.down"
+            order = np.arange(0)
+            if layer.intermediate_size:
+                weight = self.student.weight(f"{down}.weight").detach().numpy()
+                order = np.argsort(-unit_errors(weight, found.inputs[down], found.gradients[down]), kind="stable")
+                found.inputs[down] = found.inputs[down][np.ix_(order, order)]
+                found.means[down], found.gradients[up] = found.means[down][order], found.gradients[up][order]
+            orders.append(order)
+        self.cut(Structure(Structure.of(spec).heads, tuple(orders)), {})
+        self.means = dict(found.means)
 
     def element_scores(self) -> dict[str, np.ndarray]:
         """f32[out, in] by linear."""
@@ -173,20 +189,6 @@ class Subject:
         """What rounding costs a block by width, in the scores' unit: 1/2 sum_r G_rr dw_r A dw_r^T of plain rounding."""
         return {bits: sum(self.rounding[name, bits] for name in block.linears) for bits in self.bits}
 
-    def reorder_units(self) -> None:
-        """FFN units by falling error of their removal, so that weak ones share tiles; scores are taken anew."""
-        spec, found = self.student.spec, self.statistics
-        order = []
-        for i, layer in enumerate(spec.layers):
-            name = f"layers.{i}.ffn.down"
-            errors = np.zeros(0)
-            if layer.intermediate_size:
-                weight = self.student.weight(f"{name}.weight").detach().numpy()
-                errors = unit_errors(weight, found.inputs[name], found.gradients[name])
-            order.append(np.argsort(-errors, kind="stable"))
-        self.cut(Structure(Structure.of(spec).heads, tuple(order)), {})
-        self.score()
-
     def cut(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
         """Take structure out for real, then set masks; biases take over what goes, on average."""
         old = self.student
@@ -194,13 +196,12 @@ class Subject:
         spec, tensors, old_masks = remove(old.spec, old.tensors(), keep, self.means, old.masks)
         for name, selection in chosen.items():
             linear = name.removesuffix(".weight")
-            if not name.endswith(".weight") or linear not in self.scores:
+            if selection.indices is None:
+                self.scores.pop(linear, None)
+                self.means.pop(linear, None)
                 continue
-            taken = selection.apply(self.scores[linear])
-            if taken is None:
-                del self.scores[linear], self.means[linear]
-                continue
-            self.scores[linear] = taken
+            if name.endswith(".weight") and linear in self.scores:
+                self.scores[linear] = np.take(self.scores[linear], selection.indices, selection.axis)
             if selection.axis == 1:
                 self.means[linear] = self.means[linear][selection.indices]
         for name, mask in masks.items():
