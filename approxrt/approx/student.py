@@ -73,6 +73,8 @@ class Output:
 
 # Called with (name, x f32[b, t, k] or [b, k]) before a linear, and what it returns is used: statistics, quantisation.
 InputHook = Callable[[str, Tensor], Tensor]
+# Called with (name, y f32[b, t, n] or [b, n]) after a linear, and with word rows that are looked up: "embeddings.word".
+OutputHook = Callable[[str, Tensor], Tensor]
 # Called with (name, weight) -> the weight to use: fake quantisation.
 WeightHook = Callable[[str, Tensor], Tensor]
 
@@ -85,6 +87,7 @@ class Student(nn.Module):
         self.spec, self.dropout = spec, dropout
         self.masks: Masks = {}
         self.input_hook: InputHook | None = None
+        self.output_hook: OutputHook | None = None
         self.weight_hook: WeightHook | None = None
         # Factors of heads ("layers.0.attention", [heads]) and FFN units ("layers.0.ffn", [units]), for their gradients.
         self.gates: dict[str, Tensor] = {}
@@ -135,6 +138,8 @@ class Student(nn.Module):
         """f32[b, t, hidden]: what the first layer reads."""
         spec = self.spec
         x = F.embedding(batch.ids, self.weight("embeddings.word.weight"))
+        if self.output_hook is not None:
+            x = self.output_hook("embeddings.word", x)
         x = x + self.weight("embeddings.position.weight")[: batch.ids.shape[1]]
         if spec.type_vocab_size:
             x = x + F.embedding(batch.types, self.weight("embeddings.token_type.weight"))
@@ -203,7 +208,8 @@ class Student(nn.Module):
             x = self.input_hook(name, x)
         if self.weight_hook is not None:
             weight = self.weight_hook(name, weight)
-        return F.linear(x, weight, bias)
+        y = F.linear(x, weight, bias)
+        return y if self.output_hook is None else self.output_hook(name, y)
 
     def _norm(self, name: str, x: Tensor, size: int) -> Tensor:
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")

@@ -15,6 +15,7 @@ from approxrt.artifact.spec import EmbeddingKind, LinearKind, ModelSpec
 from approxrt.artifact.writer import write_artifact
 
 EmbeddingParts = tuple[EmbeddingKind, dict[str, np.ndarray]]
+LinearTensors = tuple[LinearKind, dict[str, np.ndarray]]
 
 
 def quantized(
@@ -22,14 +23,21 @@ def quantized(
     bits: Mapping[str, int],
     embeddings: EmbeddingParts | None = None,
     clip_ratios: tuple[float, ...] = CLIP_RATIOS,
+    tensors_of: Mapping[str, LinearTensors] | None = None,
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """(spec, tensors) of the artifact. `bits` by linear, 8 where it says nothing, f32 for 32; the output layer is f32.
 
     embeddings   (kind, tensors named "embeddings.word.*") that stand for the student's rows; None: f32 rows
+    tensors_of   linears that are quantised already: (kind, tensors but the bias)
     """
     spec, tensors = student.spec, student.tensors()
     kinds: dict[str, LinearKind] = {}
     for name, _ in spec.linears():
+        if tensors_of is not None and name in tensors_of:
+            kinds[name], parts = tensors_of[name]
+            del tensors[f"{name}.weight"]
+            tensors |= {f"{name}.{part}": array for part, array in parts.items()}
+            continue
         width = bits.get(name, 32 if name.startswith("head.") else 8)
         if width == 32:
             continue
@@ -55,9 +63,10 @@ def write(
     tokenizer_json: bytes,
     card: Mapping[str, Any],
     inputs: str,
+    tensors_of: Mapping[str, LinearTensors] | None = None,
 ) -> Path:
     """Write (or replace) the artifact at `path`."""
-    spec, tensors = quantized(student, bits, embeddings)
+    spec, tensors = quantized(student, bits, embeddings, tensors_of=tensors_of)
     spec = dataclasses.replace(spec, inputs=inputs)
     return write_artifact(path, spec, tensors, tokenizer_json, dict(card), overwrite=True)
 

@@ -24,7 +24,7 @@ from approxrt.approx.recover import Recovery, RecoveryOptions
 from approxrt.approx.student import Student, dequantized, predict
 from approxrt.approx.teacher import Teacher, teach
 from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, ModelSpec
-from approxrt.compression import build
+from approxrt.compression import build, oneshot
 from approxrt.compression.data import TaskData, encode, read_data
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.ramp import Ramp, unit_scores
@@ -216,6 +216,8 @@ class Compression:
             from approxrt.compression.accuracy import more_accurate
 
             return more_accurate(self)
+        if self.options.recipe == "one-shot":
+            return oneshot.run(self)
         return self._run_stages()
 
     def _run_stages(self) -> list[Candidate]:
@@ -298,20 +300,16 @@ class Compression:
         target = None if stage["speedup"] is None else baseline["ms"] / stage["speedup"]
         limit = None
         if stage["shrink"] is not None:
-            limit = self._block_budget(recovery.student, baseline["f32_bytes"] / stage["shrink"])
+            limit = self.block_budget(recovery.student, baseline["f32_bytes"] / stage["shrink"])
         bits = (8, 4) if limit is not None else (8,)
         lengths = [len(text) for text in self.timed]
-        ramp = Ramp(recovery, table, self.timer, start, target, self._base_ms(table), lengths, limit, bits)
+        ramp = Ramp(recovery, table, self.timer, start, target, table.base_ms, lengths, limit, bits)
         if state is not None:
             ramp.bits_of, ramp.correction = dict(state["bits_of"]), state["correction"]
             ramp.start_ms = state["start_ms"]
         return ramp
 
-    def _base_ms(self, table: MeasuredTable) -> float:
-        """Embeddings, norms and head: the probe without blocks has four layers, this model its own number."""
-        return table.base_ms
-
-    def _block_budget(self, student: Student, total: float) -> int:
+    def block_budget(self, student: Student, total: float) -> int:
         """What is left for the blocks of a folder of `total` bytes."""
         _, tensors = build.quantized(student, self.head_bits(), self.embeddings, clip_ratios=(1.0,))
         rest = sum(a.nbytes for n, a in tensors.items() if not _in_block(n))
@@ -345,7 +343,7 @@ class Compression:
                     recovery.reorder_units(self._unit_order(recovery.student.spec, scores))
                 ramp.cut((place + 1) / len(cuts))
             if recovery.step == qat and recovery.quantizer is None:
-                recovery.quantize(self._all_bits(recovery.student, ramp))
+                recovery.quantize(self.all_bits(recovery.student, ramp))
             recovery.advance()
             share = sum(STAGE_SHARES[count][:index]) + STAGE_SHARES[count][index] * recovery.step / steps
             self.progress(share, f"stage {index + 1}/{count}, loss {recovery.loss:.3f}")
@@ -360,7 +358,7 @@ class Compression:
             for i, layer in enumerate(spec.layers)
         ]
 
-    def _all_bits(self, student: Student, ramp: Ramp) -> dict[str, int]:
+    def all_bits(self, student: Student, ramp: Ramp) -> dict[str, int]:
         """Width by linear of the artifact to be: what the ramp chose, 8 elsewhere in the layers."""
         names = [name for name, _ in student.spec.linears() if name.startswith("layers.")]
         names = [name for name in names if f"{name}.weight".replace(".", "__") in student.weights]
@@ -382,7 +380,7 @@ class Compression:
     def _build(self, index: int, recovery: Recovery, ramp: Ramp, stage: Mapping[str, float | None]) -> Candidate:
         self.progress(1.0, "building and checking the artifact")
         path = self.work.candidate_path(index)
-        bits = self._all_bits(recovery.student, ramp)
+        bits = self.all_bits(recovery.student, ramp)
         card = {"approxrt": "candidate"}
         build.write(
             path, recovery.student, bits, self.embeddings, self.tokenizer_json, card, self.checkpoint.spec.inputs

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from approxrt.analysis.allocation import Allocation, Block, BlockScores, LatencyTable, allocate, blocks_of, structure_of
 from approxrt.analysis.latency import block_share
-from approxrt.approx.recover import Recovery
-from approxrt.approx.structure import dead_structure
+from approxrt.approx.structure import Structure, dead_structure
 from approxrt.approx.student import Student
 from approxrt.errors import CompressionError
 
@@ -26,6 +25,20 @@ CORRECTIONS = 4
 
 # What a whole model takes, in milliseconds on the workload, measured.
 Timer = Callable[[Student, Mapping[str, int]], float]
+
+
+class Subject(Protocol):
+    """What is cut: a student in training (`approxrt.approx.recover.Recovery`) or in the one-shot recipe."""
+
+    student: Student
+
+    def element_scores(self) -> dict[str, np.ndarray]:
+        """By linear, f32[out, in]: what each weight is worth."""
+        ...
+
+    def cut(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
+        """Take structure out, then set masks over the tiles of what remains; scores follow."""
+        ...
 
 
 @dataclass
@@ -37,9 +50,10 @@ class Ramp:
     lengths               tokens of the workload's sequences
     base_ms               what the table's blocks do not cover: embeddings, norms, head
     bits                  widths to choose from; `bits_of` has the last choice by linear
+    noise                 what each width costs a block whose tiles all stay; None: a share of its scores
     """
 
-    recovery: Recovery
+    recovery: Subject
     table: LatencyTable
     timer: Timer
     start_ms: float
@@ -50,6 +64,7 @@ class Ramp:
     bits: tuple[int, ...] = (8,)
     bits_of: dict[str, int] = field(default_factory=dict)
     correction: float = 1.0
+    noise: Callable[[Block], Mapping[int, float]] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def allowed_ms(self, progress: float) -> float | None:
@@ -93,7 +108,7 @@ class Ramp:
         student = self.recovery.student
         scores = self.recovery.element_scores()
         self.scored = {block: BlockScores(student.spec, block, scores) for block in blocks_of(student.spec)}
-        noise = {b: {4: 0.02 * _total(s)} for b, s in self.scored.items()}
+        noise = {b: {4: 0.02 * _total(s)} if self.noise is None else self.noise(b) for b, s in self.scored.items()}
         shares = {b: block_share(student.spec, b.layer, b.kind, self.lengths) for b in self.scored}
         options = {b: s.options(self.table, self.bits, noise[b], shares[b]) for b, s in self.scored.items()}
         target = self.allowed_ms(progress)

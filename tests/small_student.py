@@ -1,0 +1,30 @@
+"""A tiny random BERT as a student, with random texts: for tests of what is computed on students."""
+
+from __future__ import annotations
+
+import numpy as np
+from specs import random_tensors, small_spec
+
+from approxrt.approx.recover import Examples
+from approxrt.approx.student import Student
+from approxrt.artifact.spec import HeadSpec, LayerSpec
+
+
+def small_student(seed: int = 0, layers: int = 2, **changes) -> Student:
+    """Hidden 24 (not a multiple of 16), 3 heads of 8, FFN 36, CLS head; weights wide enough to be no identity."""
+    fields = {"layers": (LayerSpec(3, 8, 36),) * layers, "head": HeadSpec(dense_features=24)}
+    spec = small_spec("f32", hidden=24, **{**fields, **changes})
+    tensors = random_tensors(spec, seed)
+    for name, value in tensors.items():
+        if value.ndim == 2:
+            value *= 3
+        if name.endswith("norm.weight"):
+            value += 1
+    return Student(spec, tensors)
+
+
+def random_examples(count: int = 24, seed: int = 1, vocab: int = 30) -> Examples:
+    """Texts of 3 to 12 tokens with labels 0 and 1."""
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(1, vocab, rng.integers(3, 13)).tolist() for _ in range(count)]
+    return Examples(ids, [[0] * len(row) for row in ids], rng.integers(0, 2, count))

@@ -1,0 +1,118 @@
+"""Statistics of a pass: moments without padding, gradients and gates against autograd text by text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_student import random_examples, small_student
+
+from approxrt.analysis import statistics
+from approxrt.analysis.statistics import collect
+from approxrt.approx.student import make_batch
+from approxrt.artifact.spec import HeadSpec
+
+
+@pytest.fixture
+def fixed_labels(monkeypatch):
+    """Labels that depend on the text alone (its first token): batches of one must draw the same as batches of many."""
+
+    def loss(spec, out, generator):
+        return (out.logits * torch.tensor([1.0, -2.0])).tanh().sum()
+
+    monkeypatch.setattr(statistics, "sampled_loss", loss)
+    return loss
+
+
+def test_moments_are_those_of_real_tokens():
+    student, examples = small_student(), random_examples()
+    rows = np.arange(5, 20)
+    found = collect(student, examples, rows)
+    inputs: dict[str, list[np.ndarray]] = {}
+    student.input_hook = lambda name, x: (inputs.setdefault(name, []).append(x.detach().reshape(-1, x.shape[-1])), x)[1]
+    for row in rows:  # one by one: nothing is padded
+        student(make_batch([examples.ids[row]]))
+    assert set(found.inputs) == set(inputs) == {name for name, _ in student.spec.linears()}
+    for name, parts in inputs.items():
+        x = np.concatenate(parts).astype(np.float64)
+        scale = np.abs(x).max() ** 2
+        np.testing.assert_allclose(found.inputs[name], x.T @ x / len(x), atol=1e-5 * scale)
+        np.testing.assert_allclose(found.means[name], x.mean(0), atol=1e-5 * np.abs(x).max())
+    assert found.inputs["layers.0.attention.query"] is found.inputs["layers.0.attention.value"]
+    assert found.tokens == sum(len(examples.ids[i]) for i in rows)
+    assert found.examples == 15
+
+
+def test_gradients_gates_and_rows_are_those_of_each_text(fixed_labels):
+    student, examples = small_student(), random_examples()
+    rows = np.arange(12)
+    found = collect(student, examples, rows, with_moments=False)
+    assert not found.inputs
+    spec, squares = student.spec, {}
+    heads, units = {0: 0.0, 1: 0.0}, {0: 0.0, 1: 0.0}
+    worth, tokens = np.zeros(spec.vocab_size), 0
+    for row in rows:
+        kept = {}
+
+        def keep(name, y, kept=kept):
+            y = y.detach().requires_grad_() if name == "embeddings.word" else y
+            kept[name] = y
+            return y
+
+        student.output_hook = keep
+        student.gates = {f"layers.{i}.attention": torch.ones(3, requires_grad=True) for i in range(2)}
+        student.gates |= {f"layers.{i}.ffn": torch.ones(36, requires_grad=True) for i in range(2)}
+        batch = make_batch([examples.ids[row]])
+        loss = fixed_labels(spec, student(batch), None)
+        gradients = torch.autograd.grad(loss, [*kept.values(), *student.gates.values()])
+        for name, g in zip(kept, gradients, strict=False):
+            squares[name] = squares.get(name, 0) + g.reshape(-1, g.shape[-1]).double().square().sum(0).numpy()
+        for name, g in zip(student.gates, gradients[len(kept) :], strict=True):
+            kind = heads if name.endswith("attention") else units
+            kind[int(name[7])] += g.double().square().numpy()
+        e = (kept["embeddings.word"].detach() * gradients[0])[0].sum(1).double().square().numpy()
+        np.add.at(worth, examples.ids[row], e)
+        tokens += len(examples.ids[row])
+    for name, _ in spec.linears():
+        count = len(rows) if name.startswith("head.") else tokens
+        np.testing.assert_allclose(found.gradients[name], squares[name] / count, rtol=1e-3, atol=1e-9)
+    for layer in range(2):
+        np.testing.assert_allclose(found.heads[layer], heads[layer], rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(found.units[layer], units[layer], rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(found.rows, worth, rtol=1e-3, atol=1e-9)
+    assert found.counts.sum() == tokens
+
+
+def test_labels_are_drawn_from_the_prediction():
+    """The mean square of (p - onehot) at the logits is p (1 - p); labels that a text has would give another."""
+    student, examples = small_student(layers=1), random_examples(400)
+    found = collect(student, examples, np.arange(400), with_moments=False)
+    with torch.no_grad():
+        p = torch.cat([student(make_batch([ids])).logits.softmax(1) for ids in examples.ids]).numpy()
+    np.testing.assert_allclose(found.gradients["head.out"], (p * (1 - p)).mean(0), rtol=0.25)
+
+
+@pytest.mark.parametrize("task_type, labels", [("regression", ("score",)), ("embedding", ())])
+def test_scores_and_embedders_have_statistics_too(task_type, labels):
+    head = HeadSpec("mean")
+    student, examples = small_student(task_type=task_type, labels=labels, head=head), random_examples()
+    found = collect(student, examples, np.arange(24))
+    assert set(found.gradients) == {name for name, _ in student.spec.linears()}
+    assert all(np.isfinite(g).all() and g.sum() > 0 for g in found.gradients.values())
+    again = collect(student, examples, np.arange(24))
+    other = collect(student, examples, np.arange(24), seed=1)
+    name = "layers.0.ffn.up"
+    assert np.array_equal(found.gradients[name], again.gradients[name])
+    assert not np.array_equal(found.gradients[name], other.gradients[name])
+
+
+def test_the_student_is_left_as_it_was():
+    student, examples = small_student(), random_examples()
+    student.train()
+    trained = {name: student.weight(name).requires_grad for name in student.names()}
+    collect(student, examples, np.arange(4))
+    assert student.training
+    assert student.input_hook is None
+    assert student.output_hook is None
+    assert {name: student.weight(name).requires_grad for name in student.names()} == trained
+    assert not student.weight("embeddings.word.weight").requires_grad
