@@ -39,6 +39,8 @@ STATE = "training.pt"
 REPORT = "finetune.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
 
+PRECISIONS = ("auto", "f32", "bf16")
+
 # (steps done since the last call, what to show)
 Progress = Callable[[int, str], None]
 
@@ -57,6 +59,8 @@ class FinetuneOptions:
     weight_decay: float = 0.01
     warmup: float = 0.1
     save_seconds: float = 120.0
+    precision: str = "auto"  # of products in training: f32, bf16, or bf16 where the CPU has it
+    qat: int | None = None  # 8: train with int8 weights and activations (Q8BERT)
 
     def check(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -67,6 +71,10 @@ class FinetuneOptions:
             raise InputError(f"lr is {self.lr}; it must be a number over 0 (5e-5 is usual)")
         if not 0 < self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.qat not in (None, 8):
+            raise InputError(f"qat is {self.qat!r}; it must be 8 (int8 weights and activations)")
         if self.limit is not None and self.limit < 2:
             raise InputError(f"limit is {self.limit}; it must be at least 2 (one example to train, one to validate)")
 
@@ -119,6 +127,11 @@ class Run:
         torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
         torch.manual_seed(options.seed)
         self.model = load_classifier(folder, train.label_names)
+        self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16())
+        if options.qat is not None:
+            from approxrt.approx.qat import quantize_module
+
+            quantize_module(self.model)
         self.tokenizer_json = read_tokenizer(folder)
         self.tokenizer = self._tokenizer()
         self.train, self.validation = Encoded(train, self.tokenizer), Encoded(validation, self.tokenizer)
@@ -174,7 +187,9 @@ class Run:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * self._schedule()
-        loss = self._loss(self._forward(self.train, rows), self.train.labels[rows])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            logits = self._forward(self.train, rows)
+        loss = self._loss(logits.float(), self.train.labels[rows])
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
@@ -334,6 +349,10 @@ class Run:
         config = self.model.config
         config.finetuning_task = self.task.name
         config.approxrt_inputs = "pair" if self.is_pair else "single"
+        if self.options.qat is not None:
+            from approxrt.approx.qat import round_weights
+
+            round_weights(self.model)
         try:
             with quiet():
                 self.model.save_pretrained(self.out)
@@ -371,6 +390,15 @@ class Run:
                 "transformers": transformers.__version__,
             },
         }
+
+
+def has_bf16() -> bool:
+    """The CPU multiplies bfloat16 faster than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _unwritable(path: Path, error: Exception) -> TrainingError:

@@ -108,7 +108,7 @@ def measure_table(
 def time_model(
     spec: ModelSpec,
     tensors: Mapping[str, np.ndarray],
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int] | np.ndarray],
     threads: int | None = None,
     rounds: int = 7,
     chunk: int | None = None,
@@ -132,7 +132,7 @@ def time_model(
 def _runner(
     spec: ModelSpec,
     tensors: Mapping[str, np.ndarray],
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int] | np.ndarray],
     threads: int | None,
     chunk: int | None,
 ) -> Callable[[], None]:
@@ -211,7 +211,12 @@ def _probe(
         num_heads=size if kind == "attention" else 0,
         head_dim=dim,
         intermediate_size=size if kind == "ffn" else 0,
-        **dict.fromkeys(("query", "key", "value", "attention_output", "ffn_up", "ffn_down"), "f32"),
+        query="f32",
+        key="f32",
+        value="f32",
+        attention_output="f32",
+        ffn_up="f32",
+        ffn_down="f32",
     )
     plain = dataclasses.replace(
         spec,
@@ -268,7 +273,7 @@ def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], th
     layers = sorted({(l.num_heads, l.head_dim, l.intermediate_size) for l in spec.layers})
     key = {
         "version": __version__,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "isa": forced_isa(),
         "threads": threads,
         "hidden": spec.hidden_size,
@@ -284,7 +289,8 @@ def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], th
     return root / "approxrt" / f"latency-{digest}.json"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor as it calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

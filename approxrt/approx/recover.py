@@ -144,8 +144,15 @@ class Recovery:
             else:
                 t = options.temperature
                 own = F.cross_entropy(out.logits, labels)
-                theirs = t * t * F.kl_div(
-                    F.log_softmax(out.logits / t, 1), F.log_softmax(taught / t, 1), log_target=True, reduction="batchmean"
+                theirs = (
+                    t
+                    * t
+                    * F.kl_div(
+                        F.log_softmax(out.logits / t, 1),
+                        F.log_softmax(taught / t, 1),
+                        log_target=True,
+                        reduction="batchmean",
+                    )
                 )
             loss = (1 - share) * own + share * theirs
         if options.hidden_weight and teacher.layers:

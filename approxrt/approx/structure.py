@@ -8,7 +8,7 @@ least-squares sense, and where x_R is constant (a head or unit whose own weights
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,18 +145,8 @@ def shrink_masks(
             continue
         elements = selection.apply(expand_mask(mask, *tensors[f"{name}.weight"].shape))
         if elements is not None:
-            out[name] = to_tiles(elements).any(axis=(2, 3))
+            out[name] = np.asarray(to_tiles(elements).any(axis=(2, 3)))
     return out
-
-
-def permute_units(
-    spec: ModelSpec, score: Callable[[int], np.ndarray], step: int = 1
-) -> tuple[np.ndarray, ...]:
-    """FFN units by falling `score(layer)` f32[units], so that weak ones share tiles; any order is the same model."""
-    return tuple(
-        np.argsort(-score(i), kind="stable") if layer.intermediate_size else np.arange(0)
-        for i, layer in enumerate(spec.layers)
-    )
 
 
 def unit_groups(count: int) -> np.ndarray:
@@ -164,7 +154,9 @@ def unit_groups(count: int) -> np.ndarray:
     return np.arange(count) // TILE_N
 
 
-def dead_structure(spec: ModelSpec, masks: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> Structure:
+def dead_structure(
+    spec: ModelSpec, masks: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]
+) -> Structure:
     """What still has an effect that is not constant: heads and groups of units that some kept tile reads and feeds."""
     heads, units = [], []
     for i, layer in enumerate(spec.layers):

@@ -61,7 +61,7 @@ def make_batch(ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | No
 
 @dataclass
 class Output:
-    """logits f32[b, outputs] (None without a head), pooled f32[b, hidden], hidden: after each layer f32[b, t, hidden]."""
+    """logits f32[b, outputs] (None without a head), pooled f32[b, hidden], and f32[b, t, hidden] after each layer."""
 
     logits: Tensor | None
     pooled: Tensor
@@ -204,7 +204,7 @@ class Student(nn.Module):
         if self.input_hook is not None:
             x = self.input_hook(name, x)
         if self.weight_hook is not None:
-            weight = self.weight_hook(name, weight)  # type: ignore[assignment]
+            weight = self.weight_hook(name, weight)
         y = F.linear(x, weight, bias)
         return y if self.output_hook is None else self.output_hook(name, y)
 
@@ -271,5 +271,3 @@ def sample_losses(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _key(name: str) -> str:
     assert "__" not in name
     return name.replace(".", "__")
-
-

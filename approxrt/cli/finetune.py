@@ -22,6 +22,8 @@ def command(
     max_length: int = typer.Option(128, "--max-length", help="Tokens a text (or pair) is cut to."),
     val_fraction: float = typer.Option(0.1, "--val-fraction", help="Share of train that selects the best epoch."),
     limit: int | None = typer.Option(None, "--limit", help="Use at most so many training examples."),
+    precision: str = typer.Option("auto", "--precision", help="f32, bf16, or auto: bf16 where the CPU has it."),
+    qat: int | None = typer.Option(None, "--qat", help="8: train with int8 weights and activations (Q8BERT)."),
     resume: bool = typer.Option(False, "--resume", help="Continue an interrupted run in --out."),
     json: bool = output.JSON_OPTION,
 ) -> None:
@@ -37,6 +39,8 @@ def command(
         max_length=max_length,
         val_fraction=val_fraction,
         limit=limit,
+        precision=precision,
+        qat=qat,
     )
     options.check()
     steps = total_steps(len(read_task(task, require_split(data, "train"))), options)

@@ -14,8 +14,12 @@ import numpy as np
 from approxrt.approx.recover import Examples
 from approxrt.errors import DataError, InputError
 from approxrt.models.checkpoint import Checkpoint
-from approxrt.tasks.readers import Dataset, read_task, require_split
+from approxrt.tasks.metrics import compute_metrics
+from approxrt.tasks.readers import TEXT_SUFFIXES, Dataset, read_task, read_texts, require_split
 from approxrt.tasks.registry import Task, get_task
+
+# A plain encoder has no labels: what is kept are its vectors.
+EMBED = Task("embed", "any", "text", "text_pair", "text", ("cosine", "top1", "top10"))
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,41 @@ class TaskData:
     seen: bool
 
     @property
-    def regression(self) -> bool:
-        return self.train.label_names is None
+    def embeds(self) -> bool:
+        return self.task is EMBED
+
+    @property
+    def classifies(self) -> bool:
+        return self.train.label_names is not None
+
+    def metrics(self, outputs: np.ndarray, dense: np.ndarray, labels: np.ndarray | None = None) -> dict[str, float]:
+        """The task's metrics of `outputs` [n, k] on validation (or for `labels`), the selecting one first.
+
+        For an embedder the dense model's outputs are the truth: see `vector_agreement`.
+        """
+        if self.embeds:
+            return vector_agreement(outputs, dense)
+        return compute_metrics(self.task, outputs, self.validation.labels if labels is None else labels)
+
+
+def vector_agreement(vectors: np.ndarray, dense: np.ndarray) -> dict[str, float]:
+    """How alike two embeddings [n, hidden] of the same texts are.
+
+    cosine        mean cosine of each text's two vectors
+    top1, top10   retrieval: share of each text's nearest (10 nearest) other texts by `dense` that `vectors` finds too
+    """
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (vectors, dense))
+    ours, theirs = a @ a.T, b @ b.T
+    np.fill_diagonal(ours, -np.inf)
+    np.fill_diagonal(theirs, -np.inf)
+    count = min(10, len(a) - 1)
+    near = [np.argsort(-x, axis=1, kind="stable")[:, :count] for x in (ours, theirs)]
+    overlap = [len(np.intersect1d(x, y)) / count for x, y in zip(*near, strict=True)]
+    return {
+        "cosine": float(np.mean(np.sum(a * b, axis=1))),
+        "top1": float(np.mean(near[0][:, 0] == near[1][:, 0])),
+        "top10": float(np.mean(overlap)),
+    }
 
 
 def read_data(
@@ -47,8 +84,10 @@ def read_data(
     neither the teacher nor the student has learnt from. Raises DataError for constant labels or a class that validation
     lacks, InputError for a head that does not fit the task.
     """
-    task = get_task(task)
     spec = checkpoint.spec
+    if task == EMBED.name or task is EMBED:
+        return _embedder_data(data, checkpoint, folder, seed, val_fraction, limit)
+    task = get_task(task)
     if not spec.labels:
         raise InputError(
             f"checkpoint {str(folder)!r} has no head for task {task.name}; fine-tune it first "
@@ -62,7 +101,8 @@ def read_data(
             f"with {len(spec.labels)} output(s): fine-tune one for this task"
         )
     names = None if regression else spec.labels
-    whole = read_task(task, require_split(data, "train"), label_names=names, regression=regression)
+    file = Path(data) if Path(data).is_file() else require_split(data, "train")
+    whole = read_task(task, file, label_names=names, regression=regression)
     if spec.inputs != "any" and (spec.inputs == "pair") != whole.is_pair:
         sort = "pairs" if whole.is_pair else "single texts"
         raise InputError(f"the data has {sort}; the checkpoint takes {spec.inputs} inputs")
@@ -78,6 +118,30 @@ def read_data(
         train, validation = _split(whole, seed, val_fraction, limit)
     _check_labels(train, validation)
     return TaskData(task, train, validation, seen=own is None)
+
+
+def _embedder_data(
+    data: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    folder: Path,
+    seed: int,
+    val_fraction: float,
+    limit: int | None,
+) -> TaskData:
+    if checkpoint.spec.labels:
+        raise InputError(
+            f"checkpoint {str(folder)!r} is a {checkpoint.spec.task_type} model, not an embedder: name its task instead"
+        )
+    file = Path(data) if Path(data).is_file() else require_split(data, "train", TEXT_SUFFIXES)
+    texts = read_texts(file)
+    whole = Dataset(texts, np.zeros(len(texts), np.float32), None)
+    train, validation = _split(whole, seed, val_fraction, limit)
+    if len(validation) < 12:
+        raise DataError(
+            f"validation has {len(validation)} texts; retrieval needs at least 12: "
+            "use more data or a larger --val-fraction"
+        )
+    return TaskData(EMBED, train, validation.subset(np.arange(min(len(validation), 2000))), seen=False)
 
 
 def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:

@@ -60,7 +60,9 @@ class CompressOptions:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         if not self.objective or any(o not in OBJECTIVES for o in self.objective):
             shown = ",".join(self.objective) or "empty"
-            raise InputError(f"objective is {shown}; it must be one of {', '.join(OBJECTIVES)}, or some joined by commas")
+            raise InputError(
+                f"objective is {shown}; it must be one of {', '.join(OBJECTIVES)}, or some joined by commas"
+            )
         for name in ("speedup", "shrink"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 1):
@@ -120,7 +122,7 @@ class CompressOptions:
 
 
 def parse_drop(text: str) -> float:
-    """"0.5%" or "0.005" -> 0.005."""
+    """ "0.5%" or "0.005" -> 0.005."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", text)
     try:
         value = float(match.group(1)) if match else math.nan
@@ -132,7 +134,7 @@ def parse_drop(text: str) -> float:
 
 
 def parse_duration(text: str) -> float:
-    """"90s", "30m", "2h" or a number of seconds -> seconds."""
+    """ "90s", "30m", "2h" or a number of seconds -> seconds."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([smh]?)\s*", text)
     try:
         value = float(match.group(1)) if match else math.nan

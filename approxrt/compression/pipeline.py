@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from approxrt.analysis.latency import MeasuredTable, measure_table, time_model
+from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table, time_model
 from approxrt.approx.quantize import quantize_rows
 from approxrt.approx.quantize4 import quantize_rows4
 from approxrt.approx.recover import Recovery, RecoveryOptions
@@ -31,7 +32,8 @@ from approxrt.compression.work import Candidate, Work
 from approxrt.compression.workload import engine_run, peer_runs, sample_texts, take_turns
 from approxrt.errors import CompressionError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
-from approxrt.tasks.metrics import compute_metrics, flip_rate, primary
+from approxrt.tasks.metrics import flip_rate, primary
+from approxrt.training import has_bf16
 
 WORKLOAD_TEXTS = 128
 CUTS = 8
@@ -70,6 +72,7 @@ class Compression:
             task, data, self.checkpoint, self.folder, options.seed, options.val_fraction, options.limit
         )
         self.teacher_folders = tuple(teachers)
+        self.plan_note = ""
         identity = options.identity() | {
             "task": self.data.task.name,
             "checkpoint": self.folder.resolve().name,
@@ -125,11 +128,9 @@ class Compression:
         whole = Student(self.checkpoint.spec, self.checkpoint.tensors)
         encoded = encode(self.data.validation, self.checkpoint.tokenizer_json, self.length)
         logits = predict(whole, encoded.ids, encoded.types)
-        metrics = compute_metrics(self.data.task, logits, self.data.validation.labels)
+        metrics = self.data.metrics(logits, logits)
         runs = peer_runs(self.folder, self.timed_full, self.threads, self.log)
-        runs["approxrt-f32"] = engine_run(
-            self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads
-        )
+        runs["approxrt-f32"] = engine_run(self.checkpoint.spec, self.checkpoint.tensors, self.timed_full, self.threads)
         times = take_turns(runs)
         fastest = min(times, key=lambda name: times[name]["median_ms"])
         baseline = {
@@ -253,10 +254,11 @@ class Compression:
         epochs = options.epochs if options.epochs is not None else max(4.0, min(30.0, 150_000 / size))
         wanted = max(40, round(epochs * trial.steps_per_epoch))
         if affordable < wanted:
-            self.log(
+            self.plan_note = (
                 f"the budget allows {affordable} steps ({affordable / trial.steps_per_epoch:.1f} epochs) "
                 f"of the {wanted} that would be used"
             )
+            self.log(self.plan_note)
         return {"steps": min(affordable, wanted), "pace_s": pace, "steps_per_epoch": trial.steps_per_epoch}
 
     def _ramp(
@@ -285,7 +287,7 @@ class Compression:
 
     def _block_budget(self, student: Student, total: float) -> int:
         """What is left for the blocks of a folder of `total` bytes."""
-        spec, tensors = build.quantized(student, self._head_bits(), self.embeddings, clip_ratios=(1.0,))
+        _, tensors = build.quantized(student, self._head_bits(), self.embeddings, clip_ratios=(1.0,))
         rest = sum(a.nbytes for n, a in tensors.items() if not _in_block(n))
         fixed = rest + len(self.tokenizer_json) + 24_000  # headers, config.json, card.json
         if total <= fixed:
@@ -319,7 +321,7 @@ class Compression:
             if recovery.step == qat and recovery.quantizer is None:
                 recovery.quantize(self._all_bits(recovery.student, ramp))
             recovery.advance()
-            share = (sum(STAGE_SHARES[count][:index]) + STAGE_SHARES[count][index] * recovery.step / steps)
+            share = sum(STAGE_SHARES[count][:index]) + STAGE_SHARES[count][index] * recovery.step / steps
             self.progress(share, f"stage {index + 1}/{count}, loss {recovery.loss:.3f}")
             if time.monotonic() - saved >= self.options.save_seconds and recovery.step < steps:
                 self._save(index, recovery, ramp)
@@ -356,8 +358,75 @@ class Compression:
         path = self.work.candidate_path(index)
         bits = self._all_bits(recovery.student, ramp)
         card = {"approxrt": "candidate"}
-        build.write(path, recovery.student, bits, self.embeddings, self.tokenizer_json, card, self.checkpoint.spec.inputs)
+        build.write(
+            path, recovery.student, bits, self.embeddings, self.tokenizer_json, card, self.checkpoint.spec.inputs
+        )
         return self.check(path, {**stage, "cuts": ramp.history, "steps": recovery.steps})
+
+    def notes(self, best: Candidate) -> list[str]:
+        """What a reader of the report should know."""
+        out = []
+        if self.data.seen:
+            out.append(
+                "validation is part of the training data that the checkpoint may have learnt from: the dense model "
+                "then looks better on it than it is, and the drop larger; a checkpoint of `approxrt finetune` names "
+                "its own split"
+            )
+        if self.plan_note:
+            out.append(self.plan_note)
+        if self.spec.vocab_size < self.checkpoint.spec.vocab_size:
+            out.append(
+                f"the vocabulary has {self.spec.vocab_size} of {self.checkpoint.spec.vocab_size} pieces: those that "
+                "the training texts use, and all single characters; other words are split into smaller pieces, "
+                "none is lost"
+            )
+        if best.speedup < 1:
+            out.append("the artifact is not faster than the fastest float32 engine on this machine")
+        return out
+
+    def card(self, best: Candidate, report: Any) -> dict[str, Any]:
+        """The artifact's card.json."""
+        from approxrt.compression.compress import card_of
+
+        plan = dict(best.about)
+        baseline = self.baseline()
+        return card_of(report) | {
+            "source": self.checkpoint.source,
+            "method": {"recipe": self.options.recipe, "plan": plan, "options": report.options},
+            "sizes": {
+                "checkpoint_weight_bytes": self.checkpoint.source["weight_bytes"],
+                "f32_weight_bytes": baseline["f32_bytes"],
+                "artifact_weight_bytes": best.bytes,
+            },
+            "machine": {"cpu": cpu_name(), "threads": self.threads},
+        }
+
+    def evaluate_dev(self, artifact: Path, file: Path | None) -> dict[str, Any] | None:
+        """Metrics of the dense model and of an artifact on a labelled file, for the report."""
+        import approxrt
+        from approxrt.tasks.readers import Dataset, read_task, read_texts
+
+        if file is None:
+            return None
+        spec, data = self.checkpoint.spec, self.data
+        if data.embeds:
+            texts = read_texts(file)[:2000]
+            dataset = Dataset(texts, np.zeros(len(texts), np.float32), None)
+        else:
+            dataset = read_task(data.task, file, spec.labels if data.classifies else None, not data.classifies)
+        whole = encode(dataset, self.checkpoint.tokenizer_json, self.length)
+        dense = predict(Student(spec, self.checkpoint.tensors), whole.ids, whole.types)
+        model = approxrt.load(artifact, threads=self.threads)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # texts over max_length: cut for the dense model, too
+            logits = model.embed(dataset.texts, normalize=False) if data.embeds else model.logits(dataset.texts)
+        result = {
+            "file": file.name,
+            "examples": len(dataset),
+            "before": data.metrics(dense, dense, dataset.labels),
+            "after": data.metrics(logits, dense, dataset.labels),
+        }
+        return result | {"flip_rate": flip_rate(dense, logits)} if data.classifies else result
 
     def check(self, path: Path, about: Mapping[str, Any]) -> Candidate:
         """Measure a built artifact: metric and flips on validation, bytes, time beside the float32 engines."""
@@ -366,7 +435,8 @@ class Compression:
         baseline = self.baseline()
         model = approxrt.load(path, threads=self.threads)
         logits = model.forward(self.validation.ids, self.validation.types if model.spec.type_vocab_size else None)
-        metrics = compute_metrics(self.data.task, logits, self.data.validation.labels)
+        dense = self.work.load_array("baseline_logits")
+        metrics = self.data.metrics(logits, dense)
         runs = peer_runs(self.folder, self.timed_full, self.threads, self.log)
         runs = {name: run for name, run in runs.items() if name == baseline["fastest"]}
         if baseline["fastest"] == "approxrt-f32":
@@ -377,9 +447,7 @@ class Compression:
         times = take_turns(runs)
         size = build.folder_bytes(path)
         before, after = primary(baseline["metrics"]), primary(metrics)
-        flips = None
-        if not self.data.regression:
-            flips = flip_rate(logits, self.work.load_array("baseline_logits"))
+        flips = flip_rate(logits, dense) if self.data.classifies else None
         return Candidate(
             path=str(path),
             metrics=metrics,
@@ -404,12 +472,3 @@ def _stored_embeddings(words: np.ndarray, bits: int) -> build.EmbeddingParts:
     else:
         parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
     return ("s4" if bits == 4 else "s8"), {f"embeddings.word.{part}": array for part, array in parts.items()}
-
-
-def has_bf16() -> bool:
-    """The CPU multiplies bfloat16 faster than float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags

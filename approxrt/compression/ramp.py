@@ -1,9 +1,9 @@
 """The way down: cut after cut, each the best under the time that is still allowed, training in between.
 
-The time allowed falls from the dense model's to the target along a cubic (Zhu & Gupta 2017, arXiv 1710.01878). Every cut
-allocates anew over all blocks (`approxrt.analysis.allocation`) with the scores that training keeps up to date: recomputed
-scores are worth more than better ones computed once. The table only predicts; after each cut the model is timed in the
-engine and the prediction corrected, and the last cut is repeated until the measured time is within 3 % of the target.
+The time allowed falls from the dense model's to the target along a cubic (Zhu & Gupta 2017, arXiv 1710.01878). Every
+cut allocates anew over all blocks (`approxrt.analysis.allocation`) with the scores that training keeps up to date:
+recomputed scores are worth more than better ones computed once. The table only predicts; after each cut the model is
+timed in the engine and the prediction corrected, and the last cut is repeated until the measured time fits.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Ramp:
                 bits |= dict.fromkeys(block.linears, option.bits)
         recovery.cut(structure_of(student.spec, self.scored, allocation.options), masks)
         shapes = {name: tuple(student.weight(f"{name}.weight").shape) for name in masks}
-        dead = dead_structure(student.spec, student.masks, shapes)  # type: ignore[arg-type]
+        dead = dead_structure(student.spec, student.masks, shapes)
         if not dead.is_all_of(student.spec):
             recovery.cut(dead, {})
         self.bits_of = {name: width for name, width in bits.items() if name in student.masks}

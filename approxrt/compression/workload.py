@@ -52,7 +52,9 @@ def engine_run(spec: ModelSpec, tensors: Mapping[str, np.ndarray], texts: Sequen
     return lambda: engine.forward(texts, None, what)
 
 
-def peer_runs(checkpoint: Path, texts: Sequence[Sequence[int]], threads: int, log: Callable[[str], None]) -> dict[str, Run]:
+def peer_runs(
+    checkpoint: Path, texts: Sequence[Sequence[int]], threads: int, log: Callable[[str], None]
+) -> dict[str, Run]:
     """The float32 peers that are installed, ready to run. One that cannot be built is left out and logged."""
     from approxrt.benchmark.engines import family_module
     from approxrt.benchmark.source import Source

@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 import approxrt._C as _C
-from approxrt.artifact.reader import Artifact
 from approxrt.artifact.spec import ModelSpec
 from approxrt.errors import DeviceError, InputError
 from approxrt.runtime.batching import TOKEN_BUDGET, plan_batches
 from approxrt.runtime.threads import resolve_threads
+
+
+class Weights(Protocol):
+    """What the engine needs of an artifact: its spec and tensors, on disk or in memory."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]: ...
 
 
 def forced_isa() -> str:
@@ -33,7 +42,7 @@ class CpuEngine:
 
     def __init__(
         self,
-        artifact: Artifact,
+        artifact: Weights,
         threads: int | None = None,
         tuning: Mapping[str, int] | None = None,
         wait: bool = True,

@@ -19,6 +19,7 @@ from approxrt.tasks.registry import Task, get_task
 Text = str | tuple[str, str]
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
+TEXT_SUFFIXES = (".txt", *SUFFIXES)
 SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 
 
@@ -47,22 +48,22 @@ class Dataset:
         return Dataset([self.texts[i] for i in rows], self.labels[np.asarray(rows, int)], self.label_names)
 
 
-def find_split(folder: str | os.PathLike[str], split: str) -> Path | None:
+def find_split(folder: str | os.PathLike[str], split: str, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
     """The file of a split ("train", "dev" or "test") in a data folder; None when there is none."""
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"data folder {str(root)!r} does not exist or is not a folder")
-    found = [root / f"{n}{s}" for n in SPLITS[split] for s in SUFFIXES if (root / f"{n}{s}").is_file()]
+    found = [root / f"{n}{s}" for n in SPLITS[split] for s in suffixes if (root / f"{n}{s}").is_file()]
     if len(found) > 1:
         raise DataError(f"{str(root)!r} has more than one {split} file: {', '.join(p.name for p in found)}; keep one")
     return found[0] if found else None
 
 
-def require_split(folder: str | os.PathLike[str], split: str) -> Path:
+def require_split(folder: str | os.PathLike[str], split: str, suffixes: Sequence[str] = SUFFIXES) -> Path:
     """As `find_split`, but a missing file is a DataError that says which names were looked for."""
-    path = find_split(folder, split)
+    path = find_split(folder, split, suffixes)
     if path is None:
-        names = ", ".join(f"{n}{s}" for n in SPLITS[split] for s in SUFFIXES)
+        names = ", ".join(f"{n}{s}" for n in SPLITS[split] for s in suffixes)
         raise DataError(f"data folder {str(folder)!r} has no {split} file; looked for {names}")
     return path
 
@@ -102,6 +103,26 @@ def read_task(
     names, words = _classes(task, label_names, [label for _, label in raw])
     labels = np.array([_class(file, line, label, names, words) for line, label in raw], np.int64)
     return Dataset(texts, labels, names)
+
+
+def read_texts(path: str | os.PathLike[str]) -> list[Text]:
+    """Texts without labels, for embedders: one a line (.txt), or the columns `text` and, for pairs, `text_pair`.
+
+    Raises DataError naming the file and, where there is one, the line.
+    """
+    file = Path(path)
+    if file.suffix == ".txt":
+        texts: list[Text] = [line.strip() for _, line in _lines(_read(file))]
+    else:
+        rows = [row for _, row in _rows(_UNLABELLED, file)]
+        texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in rows]
+    if not texts:
+        raise DataError(f"{file}: no texts in it")
+    return texts
+
+
+# The text stands in for the label, which is not looked at.
+_UNLABELLED = Task("embed", "any", "text", "text_pair", "text", ())
 
 
 # -- labels -------------------------------------------------------------------

@@ -1,0 +1,143 @@
+"""`approxrt.compress`: the public function around `approxrt.compression.pipeline`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from approxrt import __version__
+from approxrt.compression.options import CompressOptions
+from approxrt.compression.report import Report, choose, pareto, shortfalls
+from approxrt.errors import InputError, MissingDependencyError
+
+Progress = Callable[[float, str], None]
+
+
+def compress(
+    model: str | os.PathLike[str],
+    train: str | os.PathLike[str],
+    eval: str | os.PathLike[str] | None = None,
+    *,
+    out: str | os.PathLike[str],
+    task: str,
+    objective: str = "speed",
+    options: CompressOptions | None = None,
+    teachers: tuple[str, ...] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    log: Callable[[str], None] | None = None,
+    **given: Any,
+) -> Report:
+    """Make the checkpoint `model` faster, smaller or more accurate for its task, and write the artifact `out`.
+
+    train      a folder with a train file (and perhaps dev), or the training file itself; validation is carved from it
+    eval       a labelled file for the report alone; default: the folder's dev file. Nothing is selected with it
+    task       sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, or embed (a plain encoder: keep its vectors)
+    objective  "speed", "size", "accuracy", or some joined by commas; `given` are fields of CompressOptions:
+               speedup=4, shrink=14, max_drop=0.005, budget=1800, recipe="one-shot", target="cuda", seed=0, ...
+    teachers   further checkpoints of the same task; their logits are averaged with the model's to teach
+
+    An interrupted call goes on where it was when it is repeated (its state lies in `OUT.work`). When a constraint is
+    missed the best candidate is written all the same and `Report.met` is false. Raises InputError for options that make
+    no sense or exclude each other, DataError for data that cannot serve, CompressionError for what cannot be reached.
+    """
+    _require_packages()
+    if options is None:
+        known = {field.name for field in dataclasses.fields(CompressOptions)}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise InputError(f"unknown options: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        options = CompressOptions(objective=tuple(o.strip() for o in objective.split(",")), **given)
+    options.check()
+    target = Path(out)
+    from approxrt.artifact.writer import check_target
+    from approxrt.compression.pipeline import Compression
+
+    check_target(target, overwrite)
+    started = time.monotonic()
+    compression = Compression(model, task, train, target, options, teachers, progress, log)
+    candidates = compression.run()
+    best = choose(candidates, options)
+    metric = next(iter(best.metrics))
+    missed = shortfalls(best, options, metric)
+    notes = compression.notes(best)
+    dev = compression.evaluate_dev(Path(best.path), _eval_file(train, eval, compression.data.embeds))
+    report = Report(
+        artifact=str(target),
+        task=compression.data.task.name,
+        met=not missed,
+        shortfalls=tuple(missed),
+        options=options.identity() | {"budget": options.budget, "threads": compression.threads},
+        dense=compression.baseline(),
+        chosen=dataclasses.asdict(best) | {"path": str(target)},
+        pareto=tuple(dataclasses.asdict(c) for c in pareto(candidates)),
+        dev=dev,
+        notes=tuple(notes),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    _publish(Path(best.path), target, compression.card(best, report), overwrite)
+    return report
+
+
+def _publish(candidate: Path, target: Path, card: dict[str, Any], overwrite: bool) -> None:
+    """The candidate's artifact with its final card at `target`; the candidate stays until the work folder goes."""
+    from approxrt.artifact.layout import TOKENIZER
+    from approxrt.artifact.reader import read_artifact
+    from approxrt.artifact.writer import write_artifact
+
+    artifact = read_artifact(candidate)
+    tokenizer = (candidate / TOKENIZER).read_bytes()
+    write_artifact(target, artifact.spec, dict(artifact.tensors), tokenizer, card, overwrite)
+
+
+def _eval_file(train: str | os.PathLike[str], given: str | os.PathLike[str] | None, embeds: bool) -> Path | None:
+    from approxrt.tasks.readers import SUFFIXES, TEXT_SUFFIXES, find_split
+
+    if given is not None:
+        return Path(given)
+    suffixes = TEXT_SUFFIXES if embeds else SUFFIXES
+    return find_split(train, "dev", suffixes) if Path(train).is_dir() else None
+
+
+def _require_packages() -> None:
+    import importlib.util
+
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, "compress", "compressing a model")
+
+
+def write_report(report: Report, path: Path) -> None:
+    """The report as JSON."""
+    path.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+
+
+def remove_work(out: Path) -> None:
+    """Delete what an interrupted or finished run keeps beside `out`."""
+    shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)
+
+
+def card_of(report: Report) -> dict[str, Any]:
+    """What the artifact says of itself."""
+    return {
+        "approxrt_version": __version__,
+        "task": report.task,
+        "accuracy": {
+            "validation": {"before": report.dense["metrics"], "after": report.chosen["metrics"]},
+            "dev": report.dev,
+            "flip_rate": report.chosen["flip_rate"],
+        },
+        "latency": {
+            "ms": report.chosen["ms"],
+            "float32_ms": report.dense["ms"],
+            "float32_engine": report.dense["fastest"],
+            "speedup": report.chosen["speedup"],
+            "workload": report.chosen["about"].get("workload"),
+        },
+    }

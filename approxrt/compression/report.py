@@ -1,0 +1,97 @@
+"""What a compression found: the candidates, the one that was chosen, what was promised and what falls short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from approxrt.compression.options import CompressOptions
+from approxrt.compression.work import Candidate
+
+SLACK = 0.97  # a measured time within 3 % of what was asked is that time: the machine's own drift is larger
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `approxrt.compress`.
+
+    artifact     folder that was written
+    met          every constraint holds, as measured on the artifact
+    shortfalls   one sentence for each that does not, with both numbers
+    dense        the float32 checkpoint: metrics on validation (and on dev), fastest engine and its time, bytes
+    chosen       the candidate at `artifact`; `pareto` has the others that nothing beats
+    dev          metrics and flip rate of the dense model and of the artifact on dev: reported, never used
+    """
+
+    artifact: str
+    task: str
+    met: bool
+    shortfalls: tuple[str, ...]
+    options: dict[str, Any]
+    dense: dict[str, Any]
+    chosen: dict[str, Any]
+    pareto: tuple[dict[str, Any], ...]
+    dev: dict[str, Any] | None
+    notes: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json` and the card."""
+        return asdict(self)
+
+
+def shortfalls(candidate: Candidate, options: CompressOptions, metric: str) -> list[str]:
+    """What a candidate misses, in words; empty when it meets every constraint."""
+    out = []
+    wanted = options.wanted_speedup
+    if wanted is not None and candidate.speedup < wanted * SLACK:
+        out.append(
+            f"{candidate.speedup:.2f}x faster than the fastest float32 engine; {wanted:g}x was asked "
+            f"({100 * (1 - candidate.speedup / wanted):.0f} % short)"
+        )
+    shrink = options.wanted_shrink
+    if shrink is not None and candidate.shrink < shrink:
+        out.append(f"{candidate.shrink:.2f}x smaller than float32; {shrink:g}x was asked")
+    limit = 0.0 if "accuracy" in options.objective else options.max_drop
+    if candidate.drop > limit:
+        out.append(
+            f"{metric} on validation falls by {100 * candidate.drop:.2f} % of the dense model's; "
+            f"{100 * limit:.2f} % was allowed"
+        )
+    return out
+
+
+def violation(candidate: Candidate, options: CompressOptions) -> float:
+    """How far a candidate is from what was asked: 0 when it is met, else the sum of relative misses."""
+    total = 0.0
+    if options.wanted_speedup is not None:
+        total += max(0.0, 1 - candidate.speedup / (options.wanted_speedup * SLACK))
+    if options.wanted_shrink is not None:
+        total += max(0.0, 1 - candidate.shrink / options.wanted_shrink)
+    limit = 0.0 if "accuracy" in options.objective else options.max_drop
+    # A share of the metric weighs like ten of time: nobody trades a point of accuracy for a percent of speed.
+    return total + 10 * max(0.0, candidate.drop - limit)
+
+
+def choose(candidates: Sequence[Candidate], options: CompressOptions) -> Candidate:
+    """The best: of those that meet all, the one that exceeds the objective most; else the nearest miss."""
+
+    def order(candidate: Candidate) -> tuple[float, float]:
+        miss = violation(candidate, options)
+        if miss > 0:
+            return (miss, candidate.drop)
+        gain = {"speed": candidate.speedup, "size": candidate.shrink, "accuracy": -candidate.drop}
+        return (0.0, -gain[options.objective[0]])
+
+    return min(candidates, key=order)
+
+
+def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no other beats in drop, speed and size alike."""
+
+    def beats(a: Candidate, b: Candidate) -> bool:
+        ours, theirs = (a.drop, -a.speedup, a.bytes), (b.drop, -b.speedup, b.bytes)
+        return all(x <= y for x, y in zip(ours, theirs, strict=True)) and ours != theirs
+
+    return [c for c in candidates if not any(beats(other, c) for other in candidates)]
