@@ -35,16 +35,17 @@ class Test:
     """When an element may go; the defaults are the published ones.
 
     threshold   the loss must be under `threshold` times the best so far
-    share       over this share of the texts must have a loss that is no larger than the whole model's
+    share       over this share of the texts must have a loss that is no larger than the whole model's; None: any may
     """
 
     __test__ = False  # no test of pytest's
 
     threshold: float = 1.0
-    share: float = 0.5
+    share: float | None = 0.5
 
     def accepts(self, loss: float, best: float, kept: float) -> bool:
-        return loss < self.threshold * best and kept > self.share
+        """`kept`: the share of the texts whose loss is no larger."""
+        return loss < self.threshold * best and (self.share is None or kept > self.share)
 
 
 @dataclass(frozen=True)

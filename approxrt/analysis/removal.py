@@ -186,7 +186,7 @@ class Held:
         order = np.argsort(lengths, kind="stable")
         self.batches: list[tuple[np.ndarray, Batch, Tensor | None]] = []
         while len(order):
-            longest = int(lengths[order[: BATCH][-1]])
+            longest = int(lengths[order[:BATCH][-1]])
             size = max(1, min(BATCH, BATCH_TOKENS // longest))
             part, order = order[:size], order[size:]
             batch = make_batch([examples.ids[chosen[i]] for i in part], [examples.types[chosen[i]] for i in part])

@@ -16,11 +16,12 @@ from approxrt.analysis.removal import Held, shrunk
 from approxrt.analysis.statistics import collect
 from approxrt.compression import build
 from approxrt.compression.work import Candidate
+from approxrt.errors import UnsupportedTaskError
 
 if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
 
-TESTS = {"accuracy": Test(), "speed": Test(1.1, 0.0), "size": Test(1.1, 0.0)}
+TESTS = {"accuracy": Test(), "speed": Test(1.1, None), "size": Test(1.1, None)}
 HELD = 4096  # validation texts that decide, at most
 STATISTICS = 1024  # training texts that give mean outputs, at most
 
@@ -28,6 +29,8 @@ STATISTICS = 1024  # training texts that give mean outputs, at most
 def paper(compression: Compression) -> list[Candidate]:
     """Run the algorithm on validation data, build the artifact, check it; the one candidate of a finished run."""
     work, options = compression.work, compression.options
+    if compression.data.embeds:
+        raise UnsupportedTaskError("method paper needs labels, which an embedder's texts do not have: use method ours")
     if work.candidates():
         return work.candidates()
     compression.baseline()

@@ -194,6 +194,10 @@ class Compression:
 
     def run(self) -> list[Candidate]:
         """All stages; the candidates that were built, in order."""
+        if self.options.method == "paper":
+            from approxrt.compression.paper import paper
+
+            return paper(self)
         baseline, table = self.baseline(), self.table()
         stages = self.stages()
         done = len(self.work.candidates())
