@@ -1,0 +1,132 @@
+"""Rounding that knows the inputs: each weight's rounding error is made up for by those of its row that come later.
+
+GPTQ (Frantar et al. 2022, arXiv 2210.17323) on the kept weights of block-sparse linears: with H = A + lambda I over the
+inputs that a strip of 16 outputs keeps and U the upper Cholesky factor of H^-1, input after input
+
+    q_j = round(w_j / step_j)        w_k -= (w_j - q_j step_j) U_jk / U_jj   for k > j
+
+Steps come first, from the plain search (`approxrt.approx.quantize`): per output for int8; for int4 with the artifact's
+group scales, which belong to places in the matrix. So inputs may go in any order, and those of the largest energy go
+first, as long as there is the most left to make up for them.
+
+What is measured is tr(dW A dW^T), the mean squared error of the linear's output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from approxrt.approx.bsr import bsr_to_dense, expand_mask, to_tiles
+from approxrt.approx.int4 import pack_nibbles, row_integers, tile_groups, tile_integers
+from approxrt.approx.quantize import quantize_linear
+from approxrt.artifact.spec import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
+
+BLOCK = 64  # inputs whose errors are passed on at once to those behind them
+
+
+def round_weights(
+    weight: np.ndarray, mask: np.ndarray | None, hessian: np.ndarray, bits: int, dampening: float = 1e-2
+) -> tuple[np.ndarray, LinearKind, dict[str, np.ndarray]]:
+    """(what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias), for 8 or 4 bits.
+
+    weight     f32[N, K]
+    mask       bool[strips, columns] of the tiles that stay, or None for a dense linear
+    hessian    A f32[K, K]: E[x x^T], or the covariance where the bias takes over the mean of the error
+    dampening  lambda as a share of the mean of A's diagonal
+    """
+    n, k = weight.shape
+    kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
+    weight = np.asarray(weight, np.float32) * kept
+    kind, tensors = quantize_linear(weight, bits, mask)
+    steps, limit = _steps(tensors, n, k), 127 if bits == 8 else 7
+    q = np.zeros((n, k), np.int8)
+    h = np.asarray(hessian, np.float64)
+    mean = float(np.diagonal(h).mean())
+    damp = dampening * mean if mean > 0 else 1.0
+    groups: dict[bytes, list[int]] = {}
+    for start in range(0, n, TILE_N):
+        groups.setdefault(kept[start].tobytes(), []).append(start)
+    for starts in groups.values():
+        columns = np.flatnonzero(kept[starts[0]])
+        if not len(columns):
+            continue
+        columns = columns[np.argsort(-np.diagonal(h)[columns], kind="stable")]
+        rows = np.concatenate([np.arange(start, min(start + TILE_N, n)) for start in starts])
+        place = np.ix_(rows, columns)
+        factor = _inverse_factor(h[np.ix_(columns, columns)], damp)
+        q[place] = _round(weight[place].astype(np.float64), steps[place], factor, limit)
+    tensors = _with_integers(tensors, q, mask)
+    return dequantized_linear(tensors, n, k), kind, tensors
+
+
+def dequantized_linear(tensors: dict[str, np.ndarray], n: int, k: int) -> np.ndarray:
+    """f32[N, K] that a quantised linear's tensors stand for: scale * q, or scale * (m * q4)."""
+    if "q" in tensors:
+        integers = tensors["q"]
+    elif "q4" in tensors:
+        integers = row_integers(tensors["q4"], tensors["group_scale"], k)
+    else:
+        if "tiles" in tensors:
+            tiles = tensors["tiles"]
+        else:
+            tiles = tile_integers(tensors["tiles4"], tensors["group_scale"], tensors["indptr"])
+        integers = bsr_to_dense(tiles, tensors["indices"], tensors["indptr"], n, k)
+    weight: np.ndarray = integers.astype(np.float32) * tensors["scale"][:, None]
+    return weight
+
+
+def output_error(change: np.ndarray, hessian: np.ndarray) -> float:
+    """tr(dW A dW^T) of a change f32[N, K]."""
+    change = change.astype(np.float64)
+    return float(np.einsum("nk,nk->", change @ np.asarray(hessian, np.float64), change))
+
+
+def _inverse_factor(h: np.ndarray, damp: float) -> np.ndarray:
+    """U upper with U^T U = (H + damp I)^-1."""
+    matrix = torch.from_numpy(h + damp * np.eye(len(h)))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    factor: np.ndarray = torch.linalg.cholesky(inverse, upper=True).numpy()
+    return factor
+
+
+def _round(weight: np.ndarray, steps: np.ndarray, factor: np.ndarray, limit: int) -> np.ndarray:
+    """i8[R, n] of weight f64[R, n] (overwritten) with steps f64[R, n]; see the module's formula."""
+    rows, n = weight.shape
+    q = np.zeros((rows, n), np.int8)
+    for start in range(0, n, BLOCK):
+        end = min(start + BLOCK, n)
+        errors = np.zeros((rows, end - start))
+        for j in range(start, end):
+            w, step = weight[:, j], steps[:, j]
+            rounded = np.clip(np.rint(w / step), -limit, limit)
+            q[:, j] = rounded
+            errors[:, j - start] = error = (w - rounded * step) / factor[j, j]
+            weight[:, j + 1 : end] -= error[:, None] * factor[j, j + 1 : end]
+        weight[:, end:] -= errors @ factor[start:end, end:]
+    return q
+
+
+def _steps(tensors: dict[str, np.ndarray], n: int, k: int) -> np.ndarray:
+    """f64[N, K]: scale, or scale * m, of every weight; 1 where nothing is stored."""
+    scale = tensors["scale"].astype(np.float64)[:, None]
+    if "group_scale" not in tensors:
+        return np.broadcast_to(scale, (n, k))
+    m = tensors["group_scale"].astype(np.float64)
+    if "q4" in tensors:
+        spread = np.repeat(m, GROUP_WEIGHTS, axis=1)[:, :k]
+    else:
+        tiles = np.repeat(m[tile_groups(tensors["indptr"])][:, :, None], TILE_K, axis=2)
+        spread = bsr_to_dense(tiles, tensors["indices"], tensors["indptr"], n, k)
+        spread[spread == 0] = 1
+    return spread * scale
+
+
+def _with_integers(tensors: dict[str, np.ndarray], q: np.ndarray, mask: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The tensors with other integers i8[N, K], on the same scales."""
+    if "q" in tensors:
+        return tensors | {"q": q}
+    if "q4" in tensors:
+        return tensors | {"q4": pack_nibbles(q)}
+    tiles = np.ascontiguousarray(to_tiles(q)[mask])
+    return tensors | ({"tiles": tiles} if "tiles" in tensors else {"tiles4": pack_nibbles(tiles)})
