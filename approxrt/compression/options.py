@@ -92,7 +92,7 @@ class CompressOptions:
                 f"objective accuracy and speedup {self.speedup} exclude each other: more accurate than the dense model "
                 "and much faster is two compressions; ask for speed with a --max-drop"
             )
-        if self.recipe == "one-shot" and "accuracy" in self.objective:
+        if self.recipe == "one-shot" and "accuracy" in self.objective and self.method != "paper":
             raise InputError("objective accuracy needs training: recipe one-shot excludes it")
         if self.target == "cuda" and self.recipe == "one-shot" and self.shrink is not None and self.shrink > 8:
             raise InputError(f"shrink {self.shrink} for target cuda needs training: use recipe train")

@@ -212,6 +212,10 @@ class Compression:
 
     def run(self) -> list[Candidate]:
         """The recipe; the candidates that were built, in order."""
+        if self.options.method == "paper":
+            from approxrt.compression.paper import paper
+
+            return paper(self)
         if "accuracy" in self.options.objective:
             from approxrt.compression.accuracy import more_accurate
 

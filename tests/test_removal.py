@@ -1,0 +1,158 @@
+"""Removing an element without building a model is removing it for real; the loss of it is what the model says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="students need torch")
+
+from small_student import random_examples, small_student  # noqa: E402
+
+from approxrt.analysis.removal import (  # noqa: E402
+    Element,
+    Held,
+    elements_of,
+    measure_removals,
+    neuron_groups,
+    removed,
+    shrunk,
+    without,
+)
+from approxrt.analysis.statistics import collect  # noqa: E402
+from approxrt.approx.structure import Structure, remove  # noqa: E402
+from approxrt.approx.student import Student, predict, sample_losses  # noqa: E402
+
+# Logits of a few layers in float32 whose sums run in another order.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    return small_student(layers=3)
+
+
+def means_of(student: Student) -> dict[str, np.ndarray]:
+    examples = random_examples()
+    return collect(student, examples, np.arange(len(examples.ids)), with_moments=False).means
+
+
+def logits(student: Student) -> np.ndarray:
+    examples = random_examples()
+    return predict(student, examples.ids, examples.types)
+
+
+def test_every_element_is_listed_once(student: Student) -> None:
+    elements = elements_of(student.spec)
+    assert len(elements) == len({e.name for e in elements}) == 3 * (1 + 3 + 1 + 12)
+    assert [e.stage for e in elements] == sorted(e.stage for e in elements)
+    assert elements_of(student.spec, parts=False) == [Element(i, k) for i in range(3) for k in ("attention", "ffn")]
+    assert np.array_equal(np.concatenate(neuron_groups(36)), np.arange(36))
+    assert len(neuron_groups(5)) == 5 and neuron_groups(0) == []
+
+
+@pytest.mark.parametrize("mean", [True, False], ids=["mean", "zero"])
+@pytest.mark.parametrize(
+    "element",
+    [Element(0, "attention"), Element(1, "ffn"), Element(2, "attention", 1), Element(1, "ffn", 11)],
+    ids=lambda e: e.name,
+)
+def test_it_equals_a_model_built_without_it(student: Student, element: Element, mean: bool) -> None:
+    means = means_of(student) if mean else None
+    keep = without(student.spec, Structure.of(student.spec), element)
+    before = {name: array.copy() for name, array in student.tensors().items()}
+    whole = logits(student)
+    with removed(student, keep, means):
+        gated = logits(student)
+    built = logits(shrunk(student, keep, means))
+    np.testing.assert_allclose(gated, built, **CLOSE)
+    assert np.abs(gated - whole).max() > 1e-3
+    # and nothing is left behind
+    assert np.array_equal(logits(student), whole) and not student.gates
+    assert all(np.array_equal(before[name], array) for name, array in student.tensors().items())
+
+
+def test_the_mean_is_the_one_that_structure_removes_with(student: Student) -> None:
+    means = means_of(student)
+    keep = Structure.of(student.spec)
+    for element in (Element(0, "ffn"), Element(1, "attention", 0), Element(1, "attention", 2), Element(2, "ffn", 3)):
+        keep = without(student.spec, keep, element)
+    spec, tensors, _ = remove(student.spec, student.tensors(), keep, means)
+    other = shrunk(student, keep, means)
+    assert other.spec == spec
+    assert all(np.array_equal(tensors[name], array) for name, array in other.tensors().items())
+    assert spec.layers[0].intermediate_size == 0 and spec.layers[1].num_heads == 1
+
+
+def test_zero_leaves_the_residual_path_and_the_norm(student: Student) -> None:
+    keep = without(student.spec, Structure.of(student.spec), Element(1, "ffn"))
+    with removed(student, keep, None):
+        x = torch.randn(2, 3, 24)
+        y = student.ffn_block(1, x)
+    weight, bias = student.weight("layers.1.ffn.norm.weight"), student.weight("layers.1.ffn.norm.bias")
+    assert torch.allclose(y, torch.nn.functional.layer_norm(x, (24,), weight, bias, student.spec.layer_norm_eps))
+
+
+def test_masks_of_tiles_shrink_along() -> None:
+    student = small_student()
+    mask = np.ones((3, 6), bool)
+    mask[1] = False  # units 16 to 31
+    student.set_masks({"layers.0.ffn.up": mask})
+    keep = without(student.spec, Structure.of(student.spec), Element(0, "ffn", 0))
+    assert shrunk(student, keep, None).masks["layers.0.ffn.up"].shape == (3, 6)  # 33 units are left
+
+
+def test_measured_losses_are_those_of_the_built_models(student: Student) -> None:
+    examples, means = random_examples(), means_of(student)
+    held = Held(student, examples)
+    chosen = [Element(2, "ffn"), Element(0, "attention"), Element(1, "attention", 2), Element(0, "ffn", 4)]
+    seen: list[tuple[int, int]] = []
+    found = measure_removals(held, "csv", means, chosen, lambda done, total, text: seen.append((done, total)))
+    assert [r.element.stage for r in found] == sorted(e.stage for e in chosen)
+    assert seen == [(i + 1, 4) for i in range(4)]
+    dense = sample_losses(logits(student), examples.labels)
+    for removal in found:
+        keep = without(student.spec, Structure.of(student.spec), removal.element)
+        outputs = logits(shrunk(student, keep, means))
+        losses = sample_losses(outputs, examples.labels)
+        assert removal.loss == pytest.approx(losses.mean(), rel=1e-4)
+        assert removal.change == pytest.approx((losses - dense).mean(), rel=1e-3, abs=1e-5)
+        assert removal.stderr == pytest.approx(np.std(losses - dense, ddof=1) / np.sqrt(len(losses)), rel=1e-3)
+        assert removal.improved == np.mean(losses < dense)
+        assert removal.metric == np.mean(outputs.argmax(1) == examples.labels)
+
+
+def test_scores_have_squared_errors() -> None:
+    student = small_student(task_type="regression", labels=("score",))
+    examples = random_examples()
+    examples = dataclasses.replace(examples, labels=np.linspace(0, 5, len(examples.ids)).astype(np.float32))
+    found = measure_removals(Held(student, examples), "stsb", None, elements_of(student.spec, parts=False))
+    dense = np.square(logits(student)[:, 0] - examples.labels).mean()
+    assert all(r.loss - r.change == pytest.approx(dense, rel=1e-5) for r in found)
+    assert all(-1 <= r.metric <= 1 for r in found)
+
+
+def test_a_removed_block_has_no_elements() -> None:
+    whole = small_student()
+    keep = Structure((np.arange(0), np.arange(3)), (np.arange(36), np.arange(0)))
+    student = shrunk(whole, keep, means_of(whole))
+    assert {(e.layer, e.kind) for e in elements_of(student.spec)} == {(0, "ffn"), (1, "attention")}
+    found = measure_removals(Held(student, random_examples()), "csv", means_of(student))
+    assert len(found) == 13 + 4
+
+
+def test_long_texts_make_small_batches() -> None:
+    student = small_student(max_positions=16)
+    held = Held(student, random_examples(200), np.arange(150))
+    assert len(held) == 150 and sum(len(rows) for rows, _, _ in held.batches) == 150
+    held.move(3)
+    late = held.outputs()
+    held.move(0)
+    np.testing.assert_allclose(held.outputs(), late, **CLOSE)
