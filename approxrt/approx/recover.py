@@ -4,15 +4,14 @@ Loss: (1 - a) CE + a T^2 KL(teacher || student) + b sum over layers of the mean 
 et al. 2015, arXiv 1503.02531; Kurtic et al. 2022, arXiv 2203.07259). For scores: squared errors to labels and teacher;
 for embedders: one minus cosine to the teacher's vector. AdamW, warm-up, linear decay, gradients clipped to norm 1.
 
-Beside the weights it keeps what decides the next cut: for each weight a decaying sum of |w * dL/dw| (the first-order
-change of the loss, Molchanov et al. 2019, arXiv 1906.10771; Lee et al. 2019, arXiv 1810.02340), and decaying means of
-each linear's inputs, from which a cut leaves its mean output as a bias.
+A cut in between follows scores that are taken of the student as it then is (`scores`, `means`, from
+`approxrt.analysis.scoring`): a student that matches its teacher has no gradients of its own that could tell.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +27,6 @@ from approxrt.approx.student import Student, make_batch
 from approxrt.approx.teacher import Teacher
 from approxrt.errors import TrainingError
 from approxrt.training import bucketed_batches
-
-DECAY = 0.95  # of the scores, a step
-SCORE_EVERY = 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,7 @@ class Recovery:
         self.step = 0
         self.lengths = examples.lengths
         self.steps_per_epoch = max(1, -(-len(examples.ids) // options.batch_size))
+        # Of each linear: scores of its weights f32[out, in], and means of its inputs f32[in]. Cuts take them along.
         self.scores: dict[str, Tensor] = {}
         self.means: dict[str, Tensor] = {}
         self.quantizer: FakeQuantizer | None = None
@@ -95,15 +92,8 @@ class Recovery:
         student.train()
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * self._schedule()
-        hook = student.input_hook
-        score_now = self.step % SCORE_EVERY == 0
-        if score_now:
-            student.input_hook = self._observe(hook)
-        try:
-            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-                loss = self._loss(rows)
-        finally:
-            student.input_hook = hook
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            loss = self._loss(rows)
         self.loss = float(loss.detach())
         if not math.isfinite(self.loss):
             raise TrainingError(
@@ -112,8 +102,6 @@ class Recovery:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if score_now:
-            self._score()
         torch.nn.utils.clip_grad_norm_(self._trained(), 1.0)
         self.optimizer.step()
         student.apply_masks()
@@ -163,29 +151,8 @@ class Recovery:
                 loss = loss + options.hidden_weight * error.square().sum() / count
         return loss
 
-    def _observe(self, inner: Any) -> Callable[[str, Tensor], Tensor]:
-        """An input hook that also keeps the decaying mean of every linear's input."""
-
-        def hook(name: str, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                mean = x.detach().reshape(-1, x.shape[-1]).float().mean(0)
-                old = self.means.get(name)
-                self.means[name] = mean if old is None else old.mul_(0.98).add_(mean, alpha=0.02)
-            return x if inner is None else inner(name, x)
-
-        return hook
-
-    def _score(self) -> None:
-        with torch.no_grad():
-            for name in encoder_linears(self.student):
-                weight = self.student.weight(f"{name}.weight")
-                assert weight.grad is not None
-                change = (weight * weight.grad).abs_()
-                old = self.scores.get(name)
-                self.scores[name] = change if old is None else old.mul_(DECAY).add_(change)
-
     def element_scores(self) -> dict[str, np.ndarray]:
-        """What is known of each weight's worth, in units of the loss (summed over the last ~20 scored steps)."""
+        """What each weight is worth, f32[out, in] by linear, as it was last told."""
         return {name: score.numpy() for name, score in self.scores.items()}
 
     # -- cuts -------------------------------------------------------------------
@@ -241,11 +208,6 @@ class Recovery:
                     gone = torch.from_numpy(~expand_mask(mask, *weight.shape))
                     self.student.weight(f"{name}.bias").add_((weight * gone) @ self.means[name])
 
-    def reorder_units(self, order: Sequence[np.ndarray]) -> None:
-        """Reorder FFN units (all of them stay): weak ones come to share tiles. Before any tile is pruned."""
-        whole = Structure.of(self.student.spec)
-        self.cut(Structure(whole.heads, tuple(order)), {})
-
     def quantize(self, bits: Mapping[str, int]) -> None:
         """From now on linears compute as the artifact's will."""
         self.quantizer = FakeQuantizer(self.student, bits)
@@ -278,8 +240,6 @@ class Recovery:
             "layers": [[l.num_heads, l.intermediate_size] for l in self.student.spec.layers],
             "masks": {name: torch.from_numpy(mask) for name, mask in self.student.masks.items()},
             "optimizer": named,
-            "scores": self.scores,
-            "means": self.means,
             "bits": {} if self.quantizer is None else self.quantizer.bits,
             "age": 0 if self.quantizer is None else self.quantizer.age,
             "rng": torch.get_rng_state(),
@@ -304,7 +264,6 @@ class Recovery:
         student.masks = {}
         student.set_masks({name: mask.numpy() for name, mask in state["masks"].items()})
         self.step, self.steps = state["step"], state["steps"]
-        self.scores, self.means = dict(state["scores"]), dict(state["means"])
         self.optimizer = self._optimizer({name: dict(value) for name, value in state["optimizer"].items()})
         if state["bits"]:
             self.quantize(state["bits"])
@@ -315,8 +274,4 @@ class Recovery:
 
 def encoder_linears(student: Student) -> list[str]:
     """The linears of the layers: what can be pruned."""
-    return [name for name, _ in student.spec.linears() if name.startswith("layers.") and _has(student, name)]
-
-
-def _has(student: Student, name: str) -> bool:
-    return f"{name}.weight".replace(".", "__") in student.weights
+    return [name for name, _ in student.spec.linears() if name.startswith("layers.")]

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from approxrt.analysis.allocation import Block
-from approxrt.analysis.obs import tile_curve, unit_errors
+from approxrt.analysis.obs import unit_errors
+from approxrt.analysis.scoring import element_scores
 from approxrt.analysis.statistics import Statistics, collect
-from approxrt.approx.bsr import expand_mask, to_tiles
+from approxrt.approx.bsr import expand_mask
 from approxrt.approx.gptq import dequantized_linear, output_error, round_weights
 from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import quantize_linear
@@ -29,7 +30,6 @@ from approxrt.approx.recover import Examples
 from approxrt.approx.refit import refit
 from approxrt.approx.structure import Structure, remove, selections
 from approxrt.approx.student import Student
-from approxrt.artifact.spec import TILE_K, TILE_N
 from approxrt.compression import build
 from approxrt.compression.ramp import TOLERANCE, Ramp
 from approxrt.compression.work import Candidate
@@ -74,7 +74,7 @@ def one_shot(compression: Compression) -> list[Candidate]:
         ramp.cut((i + 1) / ROUNDS)
         subject.refit()
     compression.progress(ROUNDS / (ROUNDS + 1), "rounding")
-    widths = compression.all_bits(subject.student, ramp)
+    widths = compression.all_bits(subject.student, ramp.bits_of)
     tensors_of = subject.round(widths)
     stage = {"speedup": options.wanted_speedup, "shrink": options.wanted_shrink}
     about = {**stage, "recipe": "one-shot", "method": "ours", "cuts": ramp.history, "examples": len(rows)}
@@ -157,12 +157,11 @@ class Subject:
             self._reorder_units(found)
         # In units of a text's loss, so that what is spent on blocks and on bits adds up.
         tokens = found.tokens / found.examples
-        for name in self._linears():
+        self.scores = element_scores(self.student, found, self._linears())
+        for name in self._linears() if len(self.bits) > 1 else ():
             weight = self.student.weight(f"{name}.weight").detach().numpy()
-            row_weights = found.gradients[name] * tokens
-            self.scores[name] = spread(tile_curve(weight, found.inputs[name], row_weights), weight.shape)
-            scale = np.sqrt(row_weights / 2)[:, None]
-            for bits in self.bits if len(self.bits) > 1 else ():
+            scale = np.sqrt(found.gradients[name] * tokens / 2)[:, None]
+            for bits in self.bits:
                 change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape) - weight
                 self.rounding[name, bits] = output_error(change * scale, found.inputs[name])
 
@@ -241,14 +240,6 @@ class Subject:
 
     def _linears(self) -> list[str]:
         return [name for name, _ in self.student.spec.linears() if name.startswith("layers.")]
-
-
-def spread(curve: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Scores of tiles [strips, columns] -> f32[N, K]: every weight has its share of its tile's."""
-    counts = to_tiles(np.ones(shape, np.float32)).sum(axis=(2, 3))
-    each = (curve / counts).astype(np.float32)
-    n, k = shape
-    return np.ascontiguousarray(np.repeat(np.repeat(each, TILE_N, axis=0)[:n], TILE_K, axis=1)[:, :k])
 
 
 def _limits(

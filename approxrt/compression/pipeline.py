@@ -20,14 +20,14 @@ import numpy as np
 from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
 from approxrt.approx.quantize import quantize_rows
 from approxrt.approx.quantize4 import quantize_rows4
-from approxrt.approx.recover import Recovery, RecoveryOptions
+from approxrt.approx.recover import RecoveryOptions, encoder_linears
 from approxrt.approx.student import Student, dequantized, predict
 from approxrt.approx.teacher import Teacher, teach
-from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, ModelSpec
+from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE
 from approxrt.compression import build, oneshot
 from approxrt.compression.data import TaskData, encode, read_data
 from approxrt.compression.options import CompressOptions
-from approxrt.compression.ramp import Ramp, unit_scores
+from approxrt.compression.stages import run_stages
 from approxrt.compression.work import Candidate, Work
 from approxrt.compression.workload import Run, engine_run, peer_runs, sample_texts, take_turns
 from approxrt.errors import CompressionError
@@ -38,11 +38,6 @@ from approxrt.training import has_bf16
 WORKLOAD_TEXTS = 128
 OWN_F32 = "approxrt-f32"
 REFERENCE = "approxrt-int8-dense"
-CUTS = 8
-SCORED_FROM = 0.12  # share of a first stage's steps before its first cut: scores need some
-CUT_UNTIL = 0.55
-QAT_FROM = 0.85
-STAGE_SHARES = {1: (1.0,), 2: (0.45, 0.55)}
 
 # (share of everything that is done, what is going on)
 Progress = Callable[[float, str], None]
@@ -201,14 +196,7 @@ class Compression:
         then = self.baseline()["times"][REFERENCE]["median_ms"]
         return times["student"]["median_ms"] * then / times[REFERENCE]["median_ms"]
 
-    # -- stages -----------------------------------------------------------------
-
-    def stages(self) -> list[dict[str, float | None]]:
-        """Targets one after the other, each from the last: half of a large speedup first."""
-        speedup, shrink = self.options.wanted_speedup, self.options.wanted_shrink
-        if speedup is not None and speedup >= 6:
-            return [{"speedup": speedup / 2, "shrink": None}, {"speedup": speedup, "shrink": shrink}]
-        return [{"speedup": speedup, "shrink": shrink}]
+    # -- recipes ----------------------------------------------------------------
 
     def run(self) -> list[Candidate]:
         """The recipe; the candidates that were built, in order."""
@@ -222,96 +210,11 @@ class Compression:
             return more_accurate(self)
         if self.options.recipe == "one-shot":
             return oneshot.run(self)
-        return self._run_stages()
-
-    def _run_stages(self) -> list[Candidate]:
-        baseline, table = self.baseline(), self.table()
-        stages = self.stages()
-        done = len(self.work.candidates())
-        if done >= len(stages):
-            return self.work.candidates()
-        teacher = self.teacher()
-        student = self.dense()
-        state = self.work.load_state()
-        plan = self.work.read("plan")
-        carried: dict[str, Any] = {}
-        for index in range(done, len(stages)):
-            if plan is None:
-                plan = self._plan(teacher)
-                self.work.write("plan", plan)
-            steps = max(20, round(plan["steps"] * STAGE_SHARES[len(stages)][index]))
-            options = self.recovery_options()
-            recovery = Recovery(student, self.train, teacher, steps, options)
-            if state is not None and state["stage"] == index:
-                recovery.restore(state["recovery"])
-            elif state is not None and state["stage"] == index - 1:
-                # The stage before is built: its last weights are where this one starts.
-                recovery.restore(state["recovery"])
-                recovery.step, recovery.steps = 0, steps
-                recovery.optimizer = recovery._optimizer({})
-            elif carried:
-                recovery.scores, recovery.means = carried["scores"], carried["means"]
-            if recovery.quantizer is not None and recovery.step == 0:
-                recovery.quantizer.remove()
-                recovery.quantizer = None
-            ramp = self._ramp(recovery, table, baseline, stages[index], state if recovery.step else None)
-            self._stage(index, len(stages), recovery, ramp)
-            candidate = self._build(index, recovery, ramp, stages[index])
-            self.work.add(candidate)
-            carried = {"scores": recovery.scores, "means": recovery.means}
-            state = None
-            if recovery.quantizer is not None:
-                recovery.quantizer.remove()
-        return self.work.candidates()
+        return run_stages(self)
 
     def recovery_options(self) -> RecoveryOptions:
         options = self.options
         return RecoveryOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=has_bf16())
-
-    def _plan(self, teacher: Teacher) -> dict[str, Any]:
-        """How many steps the budget allows, from the pace of a few dense ones."""
-        options = self.options
-        trial = Recovery(self.dense(), self.train, teacher, 1000, self.recovery_options())
-        for _ in range(3):
-            trial.advance()
-        begin = time.monotonic()
-        for _ in range(8):
-            trial.advance()
-        pace = (time.monotonic() - begin) / 8
-        spent = time.monotonic() - self.started
-        # Cut models are faster: on the way a step takes about two thirds of a dense one.
-        affordable = max(40, int((options.budget * 0.92 - spent - 30) / (pace * 0.66)))
-        size = len(self.train.ids)
-        epochs = options.epochs if options.epochs is not None else max(4.0, min(30.0, 150_000 / size))
-        wanted = max(40, round(epochs * trial.steps_per_epoch))
-        if affordable < wanted:
-            self.plan_note = (
-                f"the budget allows {affordable} steps ({affordable / trial.steps_per_epoch:.1f} epochs) "
-                f"of the {wanted} that would be used"
-            )
-            self.log(self.plan_note)
-        return {"steps": min(affordable, wanted), "pace_s": pace, "steps_per_epoch": trial.steps_per_epoch}
-
-    def _ramp(
-        self,
-        recovery: Recovery,
-        table: MeasuredTable,
-        baseline: Mapping[str, Any],
-        stage: Mapping[str, float | None],
-        state: Mapping[str, Any] | None,
-    ) -> Ramp:
-        start = self.timer(recovery.student, {})
-        target = None if stage["speedup"] is None else baseline["ms"] / stage["speedup"]
-        limit = None
-        if stage["shrink"] is not None:
-            limit = self.block_budget(recovery.student, baseline["f32_bytes"] / stage["shrink"])
-        bits = (8, 4) if limit is not None else (8,)
-        lengths = [len(text) for text in self.timed]
-        ramp = Ramp(recovery, table, self.timer, start, target, table.base_ms, lengths, limit, bits)
-        if state is not None:
-            ramp.bits_of, ramp.correction = dict(state["bits_of"]), state["correction"]
-            ramp.start_ms = state["start_ms"]
-        return ramp
 
     def block_budget(self, student: Student, total: float) -> int:
         """What is left for the blocks of a folder of `total` bytes."""
@@ -329,67 +232,16 @@ class Compression:
     def head_bits(self) -> dict[str, int]:
         return {"head.dense": 8} if self.options.wanted_shrink else {}
 
-    def _stage(self, index: int, count: int, recovery: Recovery, ramp: Ramp) -> None:
-        """Train through one stage with its cuts."""
-        steps, first = recovery.steps, SCORED_FROM if index == 0 else 0.0
-        cuts = [round(steps * (first + (CUT_UNTIL - first) * i / (CUTS - 1))) for i in range(CUTS)]
-        cuts = sorted({max(6 if index == 0 else 0, at) for at in cuts})
-        qat = round(steps * QAT_FROM)
-        saved = time.monotonic()
-        if recovery.step == 0 and index > 0:
-            # Scores of the last stage's end are of a model that has settled.
-            pass
-        while recovery.step < steps:
-            if recovery.step in cuts:
-                place = cuts.index(recovery.step)
-                if place == 0 and index == 0:
-                    scores = recovery.element_scores()
-                    recovery.reorder_units(self._unit_order(recovery.student.spec, scores))
-                ramp.cut((place + 1) / len(cuts))
-            if recovery.step == qat and recovery.quantizer is None:
-                recovery.quantize(self.all_bits(recovery.student, ramp))
-            recovery.advance()
-            share = sum(STAGE_SHARES[count][:index]) + STAGE_SHARES[count][index] * recovery.step / steps
-            self.progress(share, f"stage {index + 1}/{count}, loss {recovery.loss:.3f}")
-            if time.monotonic() - saved >= self.options.save_seconds and recovery.step < steps:
-                self._save(index, recovery, ramp)
-                saved = time.monotonic()
-        self._save(index, recovery, ramp)
+    def all_bits(self, student: Student, chosen: Mapping[str, int]) -> dict[str, int]:
+        """Width by linear of the artifact to be: what was chosen, 8 elsewhere in the layers."""
+        return {name: chosen.get(name, 8) for name in encoder_linears(student)} | self.head_bits()
 
-    def _unit_order(self, spec: ModelSpec, scores: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return [
-            np.argsort(-unit_scores(scores, i), kind="stable") if layer.intermediate_size else np.arange(0)
-            for i, layer in enumerate(spec.layers)
-        ]
-
-    def all_bits(self, student: Student, ramp: Ramp) -> dict[str, int]:
-        """Width by linear of the artifact to be: what the ramp chose, 8 elsewhere in the layers."""
-        names = [name for name, _ in student.spec.linears() if name.startswith("layers.")]
-        names = [name for name in names if f"{name}.weight".replace(".", "__") in student.weights]
-        return {name: ramp.bits_of.get(name, 8) for name in names} | self.head_bits()
-
-    def _save(self, index: int, recovery: Recovery, ramp: Ramp) -> None:
-        self.work.save_state(
-            {
-                "stage": index,
-                "recovery": recovery.state(),
-                "bits_of": ramp.bits_of,
-                "correction": ramp.correction,
-                "start_ms": ramp.start_ms,
-            }
-        )
+    def note(self, text: str) -> None:
+        """Something for the log now and for the report's notes."""
+        self.log(text)
+        self.plan_note = text
 
     # -- results ----------------------------------------------------------------
-
-    def _build(self, index: int, recovery: Recovery, ramp: Ramp, stage: Mapping[str, float | None]) -> Candidate:
-        self.progress(1.0, "building and checking the artifact")
-        path = self.work.candidate_path(index)
-        bits = self.all_bits(recovery.student, ramp)
-        card = {"approxrt": "candidate"}
-        build.write(
-            path, recovery.student, bits, self.embeddings, self.tokenizer_json, card, self.checkpoint.spec.inputs
-        )
-        return self.check(path, {**stage, "cuts": ramp.history, "steps": recovery.steps})
 
     def notes(self, best: Candidate) -> list[str]:
         """What a reader of the report should know."""

@@ -1,8 +1,8 @@
 """The way down: cut after cut, each the best under the time that is still allowed, training in between.
 
 The time allowed falls from the dense model's to the target along a cubic (Zhu & Gupta 2017, arXiv 1710.01878). Every
-cut allocates anew over all blocks (`approxrt.analysis.allocation`) with the scores that training keeps up to date:
-recomputed scores are worth more than better ones computed once. The table only predicts; after each cut the model is
+cut allocates anew over all blocks (`approxrt.analysis.allocation`) with scores that are taken anew: that is worth more
+than better scores taken once. The table only predicts; after each cut the model is
 timed in the engine and the prediction corrected, and the last cut is repeated until the measured time fits.
 """
 
@@ -71,7 +71,7 @@ class Ramp:
         """Milliseconds of the whole model at `progress` in [0, 1] of the way."""
         if self.target_ms is None:
             return None
-        return self.target_ms + (self.start_ms - self.target_ms) * (1 - progress) ** 3
+        return self.target_ms + max(0.0, self.start_ms - self.target_ms) * (1 - progress) ** 3
 
     def allowed_bytes(self, progress: float) -> int | None:
         """Bytes of all blocks at `progress` of the way."""
@@ -79,6 +79,12 @@ class Ramp:
             return None
         start = sum(option.bytes for option in self._dense_options())
         return round(self.max_bytes + max(0.0, start - self.max_bytes) * (1 - progress) ** 3)
+
+    @property
+    def needed(self) -> bool:
+        """Something must be cut: the model as it is exceeds a limit."""
+        too_slow = self.target_ms is not None and self.start_ms > self.target_ms
+        return too_slow or self.max_bytes is not None
 
     def cut(self, progress: float) -> Allocation:
         """One cut; the one at progress 1 is repeated until the measured time fits."""
@@ -94,9 +100,15 @@ class Ramp:
             if last:
                 self.correction *= measured / target if measured > target else 1.0
             else:
-                self.correction = 0.5 * self.correction + 0.5 * measured / predicted
+                # Bounded: one disturbed timing must not cost half of the model.
+                self.correction = 0.5 * self.correction + 0.5 * min(2.0, max(0.5, measured / predicted))
             self.history.append(
-                {"progress": progress, "target_ms": target, "measured_ms": measured, "error": allocation.error}
+                {
+                    "progress": float(progress),
+                    "target_ms": float(target),
+                    "measured_ms": float(measured),
+                    "error": float(allocation.error),
+                }
             )
             # What was cut is gone: a model that is already fast enough is not made slower again.
             if not last or measured <= target * (1 + TOLERANCE / 3):
@@ -147,17 +159,5 @@ class Ramp:
         return out
 
 
-def unit_scores(scores: Mapping[str, np.ndarray], layer: int) -> np.ndarray:
-    """f32[units]: what an FFN unit is worth, by the cheaper of its row and its column."""
-    row = scores[f"layers.{layer}.ffn.up"].sum(axis=1)
-    column = scores[f"layers.{layer}.ffn.down"].sum(axis=0)
-    return np.minimum(row, column)
-
-
 def _total(scored: BlockScores) -> float:
     return float(sum(score.sum(dtype=np.float64) for score in scored.scores.values()))
-
-
-def removed_blocks(blocks: Sequence[Block], allocation: Allocation) -> list[str]:
-    """Names of blocks that an allocation takes out whole."""
-    return [block.name for block in blocks if allocation.options[block].size == 0]

@@ -1,0 +1,36 @@
+"""Scores of every weight of a student as it is: block OBS of its tiles, spread over their weights.
+
+One currency for heads, FFN units and tiles: half the loss of a text, by the Fisher information of its own predictions
+(`approxrt.analysis.statistics`) and the input moments of each linear (`approxrt.analysis.obs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from approxrt.analysis.obs import tile_curve
+from approxrt.analysis.statistics import Statistics
+from approxrt.approx.bsr import to_tiles
+from approxrt.approx.student import Student
+from approxrt.artifact.spec import TILE_K, TILE_N
+
+
+def element_scores(student: Student, found: Statistics, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """f32[out, in] by linear: a tile's error of removal, in its order of removal, shared by its weights."""
+    # In units of a text's loss, so that what is spent on blocks and on bits adds up.
+    tokens = found.tokens / found.examples
+    scores = {}
+    for name in names:
+        weight = student.weight(f"{name}.weight").detach().numpy()
+        scores[name] = spread(tile_curve(weight, found.inputs[name], found.gradients[name] * tokens), weight.shape)
+    return scores
+
+
+def spread(curve: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Scores of tiles [strips, columns] -> f32[N, K]: every weight has its share of its tile's."""
+    counts = to_tiles(np.ones(shape, np.float32)).sum(axis=(2, 3))
+    each = (curve / counts).astype(np.float32)
+    n, k = shape
+    return np.ascontiguousarray(np.repeat(np.repeat(each, TILE_N, axis=0)[:n], TILE_K, axis=1)[:, :k])

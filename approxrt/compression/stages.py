@@ -1,0 +1,208 @@
+"""The recipe with training: rounds of second-order cuts and refits, then recovery by distillation, stage by stage.
+
+A stage goes from the model of the last one (the dense model at first) most of the way to its target in a few rounds of
+statistics -> scores -> cut -> refit, as the one-shot recipe does; it then learns from the teacher, is cut twice more on
+scores that are taken anew, and computes on the artifact's grids in the end (QAT). A large speedup is reached by way of
+half of it, whose artifact is a candidate, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from approxrt.analysis.scoring import element_scores
+from approxrt.analysis.statistics import collect
+from approxrt.approx.recover import Recovery, encoder_linears
+from approxrt.approx.student import Student
+from approxrt.approx.teacher import Teacher
+from approxrt.compression import build
+from approxrt.compression.oneshot import Subject
+from approxrt.compression.ramp import Ramp
+from approxrt.compression.work import Candidate
+
+if TYPE_CHECKING:
+    from approxrt.compression.pipeline import Compression
+
+SENTENCES = 512  # that statistics are taken of
+ROUNDS = (0.4, 0.65, 0.85)  # of the way, before a stage's training
+CUTS = {0.1: 0.95, 0.25: 1.0}  # share of a stage's steps -> of the way
+QAT_FROM = 0.85
+SHARES = {1: (1.0,), 2: (0.45, 0.55)}  # of all steps, by number of stages
+
+Stage = Mapping[str, float | None]
+
+
+def run_stages(compression: Compression) -> list[Candidate]:
+    """All stages; the candidates that were built, in order. Goes on where an interrupted run was."""
+    return _Stages(compression).run()
+
+
+class _Stages:
+    def __init__(self, compression: Compression) -> None:
+        self.c, self.options, self.work = compression, compression.options, compression.work
+
+    def targets(self) -> list[Stage]:
+        """One after the other, each from the last: half of a large speedup first."""
+        speedup, shrink = self.options.wanted_speedup, self.options.wanted_shrink
+        if speedup is not None and speedup >= 6:
+            return [{"speedup": speedup / 2, "shrink": None}, {"speedup": speedup, "shrink": shrink}]
+        return [{"speedup": speedup, "shrink": shrink}]
+
+    def run(self) -> list[Candidate]:
+        baseline, stages = self.c.baseline(), self.targets()
+        done = len(self.work.candidates())
+        if done >= len(stages):
+            return self.work.candidates()
+        table, teacher, student = self.c.table(), self.c.teacher(), self.c.dense()
+        state = self.work.load_state()
+        plan = self.work.read("plan") or self._plan(teacher)
+        for index in range(done, len(stages)):
+            steps = max(20, round(plan["steps"] * SHARES[len(stages)][index]))
+            if state is not None and state["stage"] < index:
+                # The stage before is built: its last weights are where this one starts.
+                Recovery(student, self.c.train, teacher, steps, self.c.recovery_options()).restore(state["recovery"])
+                student.input_hook = student.weight_hook = None
+                state = None
+            ramp = self._ramp(student, table, baseline, stages[index], state)
+            if state is None and ramp.needed:
+                self._rounds(student, ramp, index, len(stages))
+            recovery = Recovery(student, self.c.train, teacher, steps, self.c.recovery_options())
+            if state is not None:
+                recovery.restore(state["recovery"])
+                state = None
+            ramp.recovery = recovery
+            self._train(index, len(stages), recovery, ramp)
+            self.work.add(self._build(index, recovery, ramp, stages[index]))
+            if recovery.quantizer is not None:
+                recovery.quantizer.remove()
+        return self.work.candidates()
+
+    def _plan(self, teacher: Teacher) -> dict[str, Any]:
+        """How many steps the budget allows, from the pace of a few dense ones."""
+        options = self.options
+        trial = Recovery(self.c.dense(), self.c.train, teacher, 1000, self.c.recovery_options())
+        for _ in range(3):
+            trial.advance()
+        begin = time.monotonic()
+        for _ in range(8):
+            trial.advance()
+        pace = (time.monotonic() - begin) / 8
+        spent = time.monotonic() - self.c.started
+        # Cut models are faster: a step takes about two thirds of a dense one. Rounds and checks take a fifth.
+        affordable = max(40, int((options.budget * 0.8 - spent) / (pace * 0.66)))
+        size = len(self.c.train.ids)
+        epochs = options.epochs if options.epochs is not None else max(4.0, min(30.0, 150_000 / size))
+        wanted = max(40, round(epochs * trial.steps_per_epoch))
+        if affordable < wanted:
+            self.c.note(
+                f"the budget allows {affordable} steps ({affordable / trial.steps_per_epoch:.1f} epochs) "
+                f"of the {wanted} that would be used"
+            )
+        plan = {"steps": min(affordable, wanted), "pace_s": pace, "steps_per_epoch": trial.steps_per_epoch}
+        self.work.write("plan", plan)
+        return plan
+
+    def _ramp(
+        self, student: Student, table: Any, baseline: Mapping[str, Any], stage: Stage, state: Mapping[str, Any] | None
+    ) -> Ramp:
+        speedup, shrink = stage["speedup"], stage["shrink"]
+        limit = None if shrink is None else self.c.block_budget(student, baseline["f32_bytes"] / shrink)
+        ramp = Ramp(
+            self._subject(student),
+            table,
+            self.c.timer,
+            start_ms=self.c.timer(student, {}),
+            target_ms=None if speedup is None else baseline["ms"] / speedup,
+            base_ms=table.base_ms,
+            lengths=[len(text) for text in self.c.timed],
+            max_bytes=limit,
+            bits=(8,) if limit is None else (8, 4),
+        )
+        if state is not None:
+            ramp.bits_of, ramp.correction = dict(state["bits_of"]), state["correction"]
+            ramp.start_ms, ramp.history = state["start_ms"], list(state["history"])
+        return ramp
+
+    def _subject(self, student: Student) -> Subject:
+        """The student for rounds of cuts, held against a copy of what it is now."""
+        copy = Student(student.spec, student.tensors())
+        bits = (8,) if self.options.wanted_shrink is None else (8, 4)
+        return Subject(student, copy, self.c.train, self._rows(), self.options.seed, bits)
+
+    def _rows(self) -> np.ndarray:
+        order = np.random.default_rng([self.options.seed, 13]).permutation(len(self.c.train.ids))
+        return np.sort(order[:SENTENCES])
+
+    def _rounds(self, student: Student, ramp: Ramp, index: int, count: int) -> None:
+        subject = ramp.recovery
+        assert isinstance(subject, Subject)
+        if len(subject.bits) > 1:
+            ramp.noise = subject.noise
+        share = sum(SHARES[count][:index])
+        for place, progress in enumerate(ROUNDS):
+            self.c.progress(share, f"stage {index + 1}/{count}: cut {place + 1}")
+            # Tiles that are pruned already tie units to their places.
+            subject.score(reorder=place == 0 and not student.masks)
+            ramp.cut(progress)
+            subject.refit()
+        ramp.noise = None
+
+    def _train(self, index: int, count: int, recovery: Recovery, ramp: Ramp) -> None:
+        """Learn, with the last cuts of the stage on the way."""
+        steps, saved = recovery.steps, time.monotonic()
+        cuts = {max(1, round(steps * at)): progress for at, progress in CUTS.items()} if ramp.needed else {}
+        qat = round(steps * QAT_FROM)
+        begin, share = sum(SHARES[count][:index]), SHARES[count][index]
+        while recovery.step < steps:
+            if recovery.step in cuts:
+                self._rescore(recovery)
+                ramp.cut(cuts[recovery.step])
+            if recovery.step == qat and recovery.quantizer is None:
+                recovery.quantize(self.c.all_bits(recovery.student, ramp.bits_of))
+            recovery.advance()
+            text = f"stage {index + 1}/{count}, loss {recovery.loss:.3f}"
+            self.c.progress(begin + share * recovery.step / steps, text)
+            if time.monotonic() - saved >= self.options.save_seconds and recovery.step < steps:
+                self._save(index, recovery, ramp)
+                saved = time.monotonic()
+        self._save(index, recovery, ramp)
+
+    def _rescore(self, recovery: Recovery) -> None:
+        """Scores and means of the student as training has made it."""
+        student = recovery.student
+        found = collect(student, self.c.train, self._rows(), self.options.seed + recovery.step)
+        scores = element_scores(student, found, encoder_linears(student))
+        recovery.scores = {name: torch.from_numpy(score) for name, score in scores.items()}
+        recovery.means = {name: torch.from_numpy(found.means[name]) for name in scores}
+
+    def _save(self, index: int, recovery: Recovery, ramp: Ramp) -> None:
+        self.work.save_state(
+            {
+                "stage": index,
+                "recovery": recovery.state(),
+                "bits_of": ramp.bits_of,
+                "correction": float(ramp.correction),
+                "start_ms": float(ramp.start_ms),
+                "history": ramp.history,
+            }
+        )
+
+    def _build(self, index: int, recovery: Recovery, ramp: Ramp, stage: Stage) -> Candidate:
+        self.c.progress(1.0, "building and checking the artifact")
+        path = self.work.candidate_path(index)
+        bits = self.c.all_bits(recovery.student, ramp.bits_of)
+        build.write(
+            path,
+            recovery.student,
+            bits,
+            self.c.embeddings,
+            self.c.tokenizer_json,
+            {"approxrt": "candidate"},
+            self.c.checkpoint.spec.inputs,
+        )
+        return self.c.check(path, {**stage, "cuts": ramp.history, "steps": recovery.steps})
