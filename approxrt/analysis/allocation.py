@@ -143,9 +143,17 @@ class BlockScores:
         return sorted({0, self.count, *range(step, self.count, step)})
 
     def options(
-        self, table: LatencyTable, bits: Sequence[int], quant_error: Mapping[int, float], share: float = 1.0
+        self,
+        table: LatencyTable,
+        bits: Sequence[int],
+        quant_error: Mapping[int, float],
+        share: float = 1.0,
+        densities: Sequence[float] = DENSITIES,
     ) -> list[Option]:
-        """All options; `quant_error` is what the bits cost when all tiles are kept, `share` scales times."""
+        """All options; `quant_error` is what the bits cost when all tiles are kept, `share` scales times.
+
+        densities   those that are tried; (1.0,) leaves tiles alone, for devices whose kernels want other tiles
+        """
         spec, kind, out = self.spec, self.block.kind, []
         total = float(sum(score.sum(dtype=np.float64) for score in self.scores.values())) or 1.0
         for parts in self.sizes():
@@ -156,7 +164,7 @@ class BlockScores:
             size = parts if kind == "attention" else len(self.elements(parts))
             tiles = np.sort(np.concatenate([x.ravel() for x in self.tile_scores(parts).values()]))
             gone = np.concatenate([[0.0], np.cumsum(tiles)])
-            for density in DENSITIES:
+            for density in densities:
                 removed = round((1 - density) * len(tiles))
                 lost = float(self.lost[parts] + gone[removed])
                 for width in bits:

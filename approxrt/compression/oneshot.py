@@ -64,7 +64,9 @@ def one_shot(compression: Compression) -> list[Candidate]:
     bits = (8,) if limit is None else (8, 4)
     subject = Subject(student, compression.dense(), compression.train, np.sort(rows), options.seed, bits)
     start, lengths = compression.timer(student, {}), [len(text) for text in compression.timed]
-    ramp = Ramp(subject, table, compression.timer, start, target, table.base_ms, lengths, limit, bits)
+    ramp = Ramp(
+        subject, table, compression.timer, start, target, table.base_ms, lengths, limit, bits, compression.densities()
+    )
     if len(bits) > 1:
         ramp.noise = subject.noise
     for i in range(ROUNDS):

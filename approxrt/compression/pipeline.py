@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from approxrt.analysis.allocation import DENSITIES
 from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
 from approxrt.approx.quantize import quantize_rows
 from approxrt.approx.quantize4 import quantize_rows4
@@ -235,6 +236,10 @@ class Compression:
     def all_bits(self, student: Student, chosen: Mapping[str, int]) -> dict[str, int]:
         """Width by linear of the artifact to be: what was chosen, 8 elsewhere in the layers."""
         return {name: chosen.get(name, 8) for name in encoder_linears(student)} | self.head_bits()
+
+    def densities(self) -> tuple[float, ...]:
+        """Of tiles, to choose from: 16x4 tiles are the CPU kernels'; for a GPU structures shrink and tiles stay."""
+        return (1.0,) if self.options.target == "cuda" else DENSITIES
 
     def note(self, text: str) -> None:
         """Something for the log now and for the report's notes."""

@@ -14,7 +14,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from approxrt.analysis.allocation import Allocation, Block, BlockScores, LatencyTable, allocate, blocks_of, structure_of
+from approxrt.analysis.allocation import (
+    DENSITIES,
+    Allocation,
+    Block,
+    BlockScores,
+    LatencyTable,
+    allocate,
+    blocks_of,
+    structure_of,
+)
 from approxrt.analysis.latency import block_share
 from approxrt.approx.structure import Structure, dead_structure
 from approxrt.approx.student import Student
@@ -50,6 +59,7 @@ class Ramp:
     lengths               tokens of the workload's sequences
     base_ms               what the table's blocks do not cover: embeddings, norms, head
     bits                  widths to choose from; `bits_of` has the last choice by linear
+    densities             of tiles, to choose from
     noise                 what each width costs a block whose tiles all stay; None: a share of its scores
     """
 
@@ -62,6 +72,7 @@ class Ramp:
     lengths: Sequence[int]
     max_bytes: int | None = None
     bits: tuple[int, ...] = (8,)
+    densities: tuple[float, ...] = DENSITIES
     bits_of: dict[str, int] = field(default_factory=dict)
     correction: float = 1.0
     noise: Callable[[Block], Mapping[int, float]] | None = None
@@ -122,7 +133,9 @@ class Ramp:
         self.scored = {block: BlockScores(student.spec, block, scores) for block in blocks_of(student.spec)}
         noise = {b: {4: 0.02 * _total(s)} if self.noise is None else self.noise(b) for b, s in self.scored.items()}
         shares = {b: block_share(student.spec, b.layer, b.kind, self.lengths) for b in self.scored}
-        options = {b: s.options(self.table, self.bits, noise[b], shares[b]) for b, s in self.scored.items()}
+        options = {
+            b: s.options(self.table, self.bits, noise[b], shares[b], self.densities) for b, s in self.scored.items()
+        }
         target = self.allowed_ms(progress)
         ms = None if target is None else target / self.correction - self.base_ms
         if ms is not None and ms <= 0:

@@ -122,6 +122,7 @@ class _Stages:
             lengths=[len(text) for text in self.c.timed],
             max_bytes=limit,
             bits=(8,) if limit is None else (8, 4),
+            densities=self.c.densities(),
         )
         if state is not None:
             ramp.bits_of, ramp.correction = dict(state["bits_of"]), state["correction"]

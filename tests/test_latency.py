@@ -1,0 +1,74 @@
+"""The latency table: what it measures, how it interpolates, that it is kept; timings in turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from specs import small_spec
+
+from approxrt.analysis import latency
+from approxrt.analysis.latency import MeasuredTable, block_share, measure_table
+from approxrt.artifact.spec import LayerSpec, ModelSpec
+from approxrt.compression.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
+
+
+@pytest.fixture
+def spec() -> ModelSpec:
+    return dataclasses.replace(small_spec("f32", hidden=64), layers=(LayerSpec(4, 16, 128),) * 2)
+
+
+def test_interpolation() -> None:
+    sizes, densities = np.array([2, 4]), np.array([0.5, 1.0])
+    table = MeasuredTable({("ffn", 8): (sizes, densities, np.array([[1.0, 2.0], [3.0, 6.0]]))}, 0.5)
+    assert table.ms("ffn", 0, 1.0, 8) == 0
+    assert table.ms("ffn", 4, 1.0, 8) == 6 and table.ms("ffn", 2, 0.5, 8) == 1
+    assert table.ms("ffn", 3, 0.75, 8) == pytest.approx((1.5 + 4.5) / 2)
+    assert table.ms("ffn", 1, 1.0, 8) == 1  # half of the smallest
+    assert table.ms("ffn", 4, 0.1, 8) == 3  # below the grid: its least
+    again = MeasuredTable.from_json(json.loads(json.dumps(table.to_json())))
+    assert again.ms("ffn", 3, 0.75, 8) == table.ms("ffn", 3, 0.75, 8)
+
+
+def test_measured_and_cached(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    steps: list[str] = []
+    table = measure_table(spec, [5, 9, 9], (8,), threads=1, progress=lambda done, total, text: steps.append(text))
+    assert len(steps) == 1 + len(table.points["attention", 8][0]) * 5 + len(table.points["ffn", 8][0]) * 5
+    for (_, _), (sizes, densities, ms) in table.points.items():
+        assert ms.shape == (len(sizes), len(densities)) and (ms > 0).all()
+        assert (np.diff(ms, axis=0) >= 0).all() and (np.diff(ms, axis=1) >= 0).all()
+    monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("measured again"))
+    assert measure_table(spec, [5, 9, 9], (8,), threads=1).to_json() == table.to_json()
+    next(tmp_path.rglob("latency-*.json")).write_text("{")
+    monkeypatch.setattr(latency, "_measure", lambda *_: table)
+    assert measure_table(spec, [5, 9, 9], (8,), threads=1) is table  # a damaged cache is measured anew
+
+
+def test_share_of_the_last_block(spec: ModelSpec) -> None:
+    mean = dataclasses.replace(spec, head=dataclasses.replace(spec.head, pooling="mean"))
+    assert block_share(mean, 1, "ffn", [10, 30]) == 1
+    assert block_share(spec, 0, "ffn", [10, 30]) == 1
+    assert block_share(spec, 1, "ffn", [10, 30]) == 0.05
+    assert block_share(spec, 1, "attention", [10, 30]) == 0.525
+
+
+def test_workload() -> None:
+    ids = [[1] * n for n in (3, 5, 3, 7, 5, 3)]
+    batches = equal_length_batches(ids)
+    assert [b.shape for b in batches] == [(3, 3), (2, 5), (1, 7)]
+    (padded,) = sorted_batches(ids)
+    assert padded[0].shape == (6, 7) and padded[1].sum() == 26
+    assert sample_texts(ids, 4, 0) == sample_texts(ids, 4, 0) and len(sample_texts(ids, 4, 0)) == 4
+    assert len(sample_texts([[1] * 3000] * 9, 9, 0)) == 1
+
+
+def test_turns() -> None:
+    order: list[str] = []
+    times = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.01, least_rounds=3)
+    assert set(times) == {"a", "b"} and times["a"]["rounds"] >= 3
+    assert "".join(order).startswith("ab" + "aabb" * 3)
+    assert times["a"]["p20_ms"] <= times["a"]["median_ms"] <= times["a"]["p80_ms"]
