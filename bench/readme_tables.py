@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+
+import compression_table  # noqa: E402
+
 BEGIN, END = "<!-- results: begin (make readme) -->", "<!-- results: end -->"
 OURS = "approxrt"
 
@@ -27,6 +31,7 @@ def render(results: Path) -> str:
         ("accuracy-*.json", accuracy_table),
     ):
         parts += [make(_read(path)) for path in sorted(results.glob(pattern))]
+    parts += [text for text in [compression_table.table(results / "compression")] if text]
     before, after = results / "profile-minilm-before.json", results / "latency-minilm.json"
     if before.exists() and after.exists():
         parts.append(profile_table(_read(before), _read(after), "approxrt:int8-density-0.25", "32 x 128"))

@@ -1,0 +1,92 @@
+"""The README's table of compressions, from bench/results/compression/*.json (bench/compression_row.py writes them)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+def table(folder: Path) -> str:
+    """One line a configuration: mean over its seeds, with the spread where there are several."""
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not rows:
+        return ""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_key(row), []).append(row)
+    seconds = sorted({row["seconds"] for row in rows})
+    lines = [
+        f"**Compressions** of fine-tuned MiniLM on {rows[0]['machine']['cpu']}, one `approxrt compress` a line "
+        f"({seconds[0] / 60:.0f} to {seconds[-1] / 60:.0f} minutes each, sometimes two at once). Dev metrics of the "
+        "float32 checkpoint and of the artifact, mean over seeds (each seed fine-tuned and compressed anew) and, where "
+        "there are several, least to largest; nothing was selected on dev. Times: all engines in turns on 128 of the "
+        "task's texts, 2 threads, peers without padding or sorted by length, whichever is faster for them.",
+        "",
+        "| task | asked for | seeds | metric | float32 | artifact | loss % | flips % | MB | smaller | "
+        "torch eager | best f32 peer | OpenVINO int8 |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for key in sorted(groups, key=str):
+        lines.append(_line(key, groups[key]))
+    return "\n".join(lines)
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    options, about = row["options"], row["validation"]["about"]
+    asked = []
+    if "accuracy" in options["objective"]:
+        asked.append("accuracy")
+    if about.get("speedup"):
+        asked.append(f"{about['speedup']:g}x faster")
+    if about.get("shrink"):
+        asked.append(f"{about['shrink']:g}x smaller")
+    if about.get("method", "ours") != "ours" or options["recipe"] == "one-shot":
+        asked.append(f"{options['method']}, no training")
+    label = row["name"].split(".")[0].split("-")[0]
+    note = " (from int8-trained)" if "qat" in row["name"] else ""
+    return label + note, ", ".join(asked)
+
+
+def _line(key: tuple[Any, ...], rows: Sequence[Row]) -> str:
+    metric = next(iter(rows[0]["dev"]["before"]))
+    before = [100 * row["dev"]["before"][metric] for row in rows]
+    after = [100 * row["dev"]["after"][metric] for row in rows]
+    loss = 100 * (1 - np.mean(after) / np.mean(before))
+    flips = [100 * row["dev"]["flip_rate"] for row in rows if "flip_rate" in row["dev"]]
+    size, smaller = (np.mean([row["validation"][name] for row in rows]) for name in ("bytes", "shrink"))
+    cells = [
+        *key,
+        str(len(rows)),
+        metric,
+        _spread(before),
+        _spread(after),
+        f"{loss:+.2f}".replace("+-", "-"),
+        f"{np.mean(flips):.1f}" if flips else "-",
+        f"{size / 1e6:.1f}",
+        f"{smaller:.1f}x",
+        _ratio(rows, ("torch-eager",)),
+        _ratio(rows, ("onnxruntime-f32", "openvino-f32", "torch-eager")),
+        _ratio(rows, ("openvino-int8",)),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _ratio(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Times faster than the fastest of `names` that were measured."""
+    ratios = []
+    for row in rows:
+        times = [row["times"][name]["median_ms"] for name in names if name in row["times"]]
+        if times:
+            ratios.append(min(times) / row["times"]["artifact"]["median_ms"])
+    return f"{np.mean(ratios):.1f}x" if ratios else "-"
