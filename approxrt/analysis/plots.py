@@ -261,7 +261,8 @@ def _svg(name: str, draw: Any, height: float, label: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name, "svg.id": f"figure-{name}".replace(" ", "-")}):
+    figure_id = f"figure-{name}".replace(" ", "-")
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
@@ -270,6 +271,12 @@ def _svg(name: str, draw: Any, height: float, label: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Elements like axes_1 are in every figure: an id must be unique in the page, and nothing refers to these.
-    text = re.sub(r'<g id="[a-z]+_\d+">', "<g>", text)
+    text = _own_ids(text, figure_id)
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+
+def _own_ids(text: str, figure: str) -> str:
+    """An id must be unique in the page: those that nothing refers to go, the others get the figure's name."""
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{figure}-{m[1]}"' if m[1] in used else "", text)
+    return re.sub(r'(href="|url\()#', rf"\1#{figure}-", text)

@@ -83,8 +83,8 @@ def findings(document: Mapping[str, Any]) -> list[str]:
         worst = blocks[document["ranking"][-1]]
         metric = dense["metric"]
         out.append(
-            f"{_title(worst)} is what the model can do without least: the loss rises by {_number(worst['change'])}, "
-            f"the {metric} falls from {dense['value']:.3f} to {worst['metric']:.3f}."
+            f"{_title(worst)} matters most: without it the loss rises by {_number(worst['change'])} "
+            f"({metric} {dense['value']:.3f} → {worst['metric']:.3f})."
         )
     heads = document["heads"]
     if heads:
