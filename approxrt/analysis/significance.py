@@ -56,7 +56,8 @@ def analyze(
       model       name, architecture, task_type, layers, hidden_size, heads and units (by layer), parameters,
                   embedding_parameters
       data        task, train, validation, samples, part_samples (numbers of texts; the last for heads and groups),
-                  seen (the held-out texts may have been trained on), labels {name: share of the samples} (empty for scores), tokens {mean, p95, longest}, seed
+                  seen (the held-out texts may have been trained on), labels {name: share of the samples} (empty for
+                  scores), tokens {mean, p95, longest}, seed
       dense       loss, stderr, metric (its name), value: of the whole model on the samples
       blocks      [{name, layer, kind, loss, change, stderr, metric, metric_change, improved, zero_change,
                   second_order}], in the order of execution. A block is taken out alone and leaves its mean output;
