@@ -42,7 +42,7 @@ def succeed(*arguments: object, **options) -> str:
 
 def test_help_and_version() -> None:
     text = succeed("--help")
-    for command in ("finetune", "convert", "inspect", "eval", "bench", "classify", "embed", "doctor"):
+    for command in ("finetune", "analyze", "convert", "inspect", "eval", "bench", "classify", "embed", "doctor"):
         assert command in text
     assert succeed("--version").startswith("approxrt 0.")
 
