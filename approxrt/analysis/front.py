@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from approxrt.analysis.allocation import Block, BlockScores, allocate, blocks_of
-from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table, time_model
+from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
 from approxrt.approx.student import Student
 from approxrt.artifact.spec import TILE_K, TILE_N, ModelSpec
 from approxrt.compression.build import quantized
-from approxrt.compression.workload import sample_texts
+from approxrt.compression.workload import engine_run, sample_texts, take_turns
 
 WORKLOAD_TEXTS = 128
 SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
@@ -43,8 +43,14 @@ def costs(
         spec, lengths, (8,), threads, progress=lambda done, total, text: progress(4 * done, 5 * total, text)
     )
     progress(4, 5, "timing the whole model")
-    f32 = time_model(spec, student.tensors(), texts, threads)["median_ms"]
-    int8 = time_model(*quantized(student, {}, None, clip_ratios=(1.0,)), texts, threads)["median_ms"]
+    times = take_turns(
+        {
+            "f32": engine_run(spec, student.tensors(), texts, threads),
+            "int8": engine_run(*quantized(student, {}, None, clip_ratios=(1.0,)), texts, threads),
+        },
+        seconds=2.0,
+    )
+    f32, int8 = times["f32"]["median_ms"], times["int8"]["median_ms"]
     scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
     dense = sum(table.ms(block.kind, full_size(spec, block), 1.0, 8) for block in scored)
     correction = int8 / (dense + table.base_ms)

@@ -62,7 +62,9 @@ class _Stages:
         state = self.work.load_state()
         plan = self.work.read("plan") or self._plan(teacher)
         for index in range(done, len(stages)):
-            steps = max(20, round(plan["steps"] * SHARES[len(stages)][index]))
+            # What a stage without cuts leaves over goes to the next.
+            share = SHARES[len(stages)][index] if not self._idle(index) else 1.0
+            steps = max(20, round(plan["steps"] * share))
             if state is not None and state["stage"] < index:
                 # The stage before is built: its last weights are where this one starts.
                 Recovery(student, self.c.train, teacher, steps, self.c.recovery_options()).restore(state["recovery"])
@@ -71,16 +73,31 @@ class _Stages:
             ramp = self._ramp(student, table, baseline, stages[index], state)
             if state is None and ramp.needed:
                 self._rounds(student, ramp, index, len(stages))
+            elif state is None and (known := self._as_it_is(index, student, stages[index])) is not None:
+                self.work.add(known)
+                continue
             recovery = Recovery(student, self.c.train, teacher, steps, self.c.recovery_options())
             if state is not None:
                 recovery.restore(state["recovery"])
                 state = None
             ramp.recovery = recovery
             self._train(index, len(stages), recovery, ramp)
-            self.work.add(self._build(index, recovery, ramp, stages[index]))
+            about = {**stages[index], "cuts": ramp.history, "steps": recovery.steps}
+            self.work.add(self._build(index, recovery.student, ramp.bits_of, about))
             if recovery.quantizer is not None:
                 recovery.quantizer.remove()
         return self.work.candidates()
+
+    def _idle(self, index: int) -> bool:
+        """All stages before this one needed no training."""
+        before = self.work.candidates()[:index]
+        return index > 0 and all(not candidate.about.get("steps") for candidate in before)
+
+    def _as_it_is(self, index: int, student: Student, stage: Stage) -> Candidate | None:
+        """A stage whose limits the quantised model meets without cuts: built at once; None if that loses too much."""
+        candidate = self._build(index, student, {}, {**stage, "cuts": [], "steps": 0})
+        last = index == len(self.targets()) - 1
+        return None if last and candidate.drop > self.options.max_drop else candidate
 
     def _plan(self, teacher: Teacher) -> dict[str, Any]:
         """How many steps the budget allows, from the pace of a few dense ones."""
@@ -193,17 +210,16 @@ class _Stages:
             }
         )
 
-    def _build(self, index: int, recovery: Recovery, ramp: Ramp, stage: Stage) -> Candidate:
+    def _build(self, index: int, student: Student, chosen: Mapping[str, int], about: Mapping[str, Any]) -> Candidate:
         self.c.progress(1.0, "building and checking the artifact")
         path = self.work.candidate_path(index)
-        bits = self.c.all_bits(recovery.student, ramp.bits_of)
         build.write(
             path,
-            recovery.student,
-            bits,
+            student,
+            self.c.all_bits(student, chosen),
             self.c.embeddings,
             self.c.tokenizer_json,
             {"approxrt": "candidate"},
             self.c.checkpoint.spec.inputs,
         )
-        return self.c.check(path, {**stage, "cuts": ramp.history, "steps": recovery.steps})
+        return self.c.check(path, about)
