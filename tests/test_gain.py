@@ -1,0 +1,68 @@
+"""Removals that help: taken in the order of their gain, and only on evidence."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="students need torch")
+
+from small_student import random_examples, small_student  # noqa: E402
+
+from approxrt.analysis.gain import bootstrap_share, gains  # noqa: E402
+from approxrt.analysis.removal import Held, shrunk, without  # noqa: E402
+from approxrt.analysis.removal import Element  # noqa: E402
+from approxrt.approx.structure import Structure  # noqa: E402
+from approxrt.approx.student import predict  # noqa: E402
+from approxrt.compression.data import folds  # noqa: E402
+from approxrt.tasks.registry import get_task  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    assert bootstrap_share(np.full(50, -1.0), 200, rng) == 1.0
+    assert bootstrap_share(np.full(50, 1.0), 200, rng) == 0.0
+    noise = np.random.default_rng(1).standard_normal(400)
+    assert 0.05 < bootstrap_share(noise - noise.mean(), 500, rng) < 0.95
+
+
+def labelled_by(student, count: int = 120):
+    """Random texts whose labels are what `student` answers."""
+    examples = random_examples(count)
+    logits = predict(student, examples.ids, examples.types)
+    # The median splits them, so that both classes are there.
+    margin = logits[:, 1] - logits[:, 0]
+    return dataclasses.replace(examples, labels=(margin > np.median(margin)).astype(np.int64))
+
+
+def test_what_harms_goes_and_what_helps_stays() -> None:
+    """Labels come from a model without one block: with it, the loss is larger, and nothing else can be spared."""
+    student = small_student()
+    harmful = Element(1, "ffn")
+    right = shrunk(student, without(student.spec, Structure.of(student.spec), harmful), None)
+    held = Held(student, labelled_by(right))
+    keep, trials = gains(held, get_task("sst2"), None, folds(len(held), 3, 0), seed=0)
+    accepted = [trial.element.name for trial in trials if trial.accepted]
+    changes = [trial.change for trial in trials]
+    assert trials and all(change < 0 for t, change in zip(trials, changes, strict=True) if t.accepted)
+    assert all(t.worst_fold < 0 and t.confidence >= 0.95 for t in trials if t.accepted)
+    assert any(name.startswith("layers.1.ffn") for name in accepted)
+    assert len(keep.units[1]) < student.spec.layers[1].intermediate_size
+
+
+def test_noise_is_no_reason() -> None:
+    """Labels by chance: some removals lower the loss a little, and hardly one can prove it in every fold."""
+    student = small_student()
+    examples = random_examples(60)
+    labels = np.random.default_rng(3).integers(0, 2, 60)
+    held = Held(student, dataclasses.replace(examples, labels=labels))
+    strict = gains(held, get_task("sst2"), None, folds(60, 4, 0), confidence=1.01, seed=0)
+    assert not any(trial.accepted for trial in strict[1])
+    assert all(len(a) == len(b) for a, b in zip(strict[0].heads, Structure.of(student.spec).heads, strict=True))
