@@ -12,8 +12,12 @@ torch = pytest.importorskip("torch", reason="students need torch")
 from small_student import random_examples, small_student  # noqa: E402
 
 from approxrt.analysis.gain import bootstrap_share, gains  # noqa: E402
-from approxrt.analysis.removal import Held, shrunk, without  # noqa: E402
-from approxrt.analysis.removal import Element  # noqa: E402
+from approxrt.analysis.removal import (  # noqa: E402
+    Element,
+    Held,
+    shrunk,
+    without,
+)
 from approxrt.approx.structure import Structure  # noqa: E402
 from approxrt.approx.student import predict  # noqa: E402
 from approxrt.compression.data import folds  # noqa: E402

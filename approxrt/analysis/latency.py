@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from approxrt import __version__
-from approxrt.approx.quantize import quantize_linear
-from approxrt.artifact.spec import LinearSpec, ModelSpec
+from approxrt.approx.bsr import grid
+from approxrt.approx.int4 import pack_nibbles
+from approxrt.artifact.int4 import group_count
+from approxrt.artifact.spec import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind, LinearSpec, ModelSpec
 
 PROBE_LAYERS = 4
 GRID_DENSITIES = (0.03, 0.1, 0.25, 0.5, 1.0)
@@ -239,17 +241,26 @@ def _probe(
 
 def _random_linear(
     linear: LinearSpec, density: float, bits: int, rng: np.random.Generator
-) -> tuple[Any, dict[str, np.ndarray]]:
-    from approxrt.approx.bsr import grid
-
-    weight = (rng.standard_normal((linear.out_features, linear.in_features)) * 0.05).astype(np.float32)
-    mask = None
-    if density < 1:
-        shape = grid(linear.out_features, linear.in_features)
-        flat = np.zeros(shape[0] * shape[1], bool)
-        flat[rng.permutation(flat.size)[: max(1, round(density * flat.size))]] = True
-        mask = flat.reshape(shape)
-    return quantize_linear(weight, bits, mask)
+) -> tuple[LinearKind, dict[str, np.ndarray]]:
+    """Stored form of random weights with random tiles: what is timed does not depend on their values."""
+    n, k = linear.out_features, linear.in_features
+    strips, columns = grid(n, k)
+    scale = np.full(n, 1e-3, np.float32)
+    if density >= 1:
+        if bits == 8:
+            return "s8", {"q": rng.integers(-127, 128, (n, k), dtype=np.int8), "scale": scale}
+        q4 = pack_nibbles(rng.integers(-7, 8, (n, k), dtype=np.int8))
+        return "s4", {"q4": q4, "group_scale": np.full((n, -(-k // GROUP_WEIGHTS)), 9, np.uint8), "scale": scale}
+    flat = np.zeros(strips * columns, bool)
+    flat[rng.permutation(flat.size)[: max(1, round(density * flat.size))]] = True
+    mask = flat.reshape(strips, columns)
+    indptr = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
+    parts: dict[str, np.ndarray] = {"indices": np.nonzero(mask)[1].astype(np.uint16), "indptr": indptr, "scale": scale}
+    count = len(parts["indices"])
+    if bits == 8:
+        return "bsr_s8", parts | {"tiles": rng.integers(-127, 128, (count, TILE_N, TILE_K), dtype=np.int8)}
+    tiles = pack_nibbles(rng.integers(-7, 8, (count, TILE_N, TILE_K), dtype=np.int8))
+    return "bsr_s4", parts | {"tiles4": tiles, "group_scale": np.full((group_count(indptr), TILE_N), 9, np.uint8)}
 
 
 # -- the cache --------------------------------------------------------------------------------
