@@ -28,6 +28,8 @@ from approxrt.approx.teacher import Teacher
 from approxrt.errors import TrainingError
 from approxrt.training import bucketed_batches
 
+RESPLIT_SHARE = 0.3  # of a batch's texts that are split into smaller pieces, where there is a split
+
 
 @dataclass(frozen=True)
 class RecoveryOptions:
@@ -53,6 +55,8 @@ class Examples:
     ids: Sequence[Sequence[int]]
     types: Sequence[Sequence[int]]
     labels: np.ndarray | None
+    # The same texts cut into smaller pieces (ids, types): what a small vocabulary does to words it does not know.
+    resplit: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]] | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -117,9 +121,22 @@ class Recovery:
         left = (self.steps - self.step) / max(1, self.steps - warm)
         return self.options.final_lr + (1 - self.options.final_lr) * max(0.0, left)
 
+    def _pieces(self, rows: np.ndarray) -> tuple[list[Sequence[int]], list[Sequence[int]], np.ndarray]:
+        """(ids, types, bool[b]: as the teacher read it) of a batch; some texts are split into smaller pieces."""
+        examples, resplit = self.examples, self.examples.resplit
+        whole = np.ones(len(rows), bool)
+        if resplit is not None:
+            rng = np.random.default_rng([self.options.seed, 19, self.step])
+            whole = rng.random(len(rows)) >= RESPLIT_SHARE
+        sources = [(examples.ids, examples.types) if w or resplit is None else resplit for w in whole]
+        ids = [source[0][i] for source, i in zip(sources, rows, strict=True)]
+        types = [source[1][i] for source, i in zip(sources, rows, strict=True)]
+        return ids, types, whole
+
     def _loss(self, rows: np.ndarray) -> Tensor:
         options, teacher = self.options, self.teacher
-        batch = make_batch([self.examples.ids[i] for i in rows], [self.examples.types[i] for i in rows])
+        pieces, kinds, whole = self._pieces(rows)
+        batch = make_batch(pieces, kinds)
         out = self.student(batch)
         labels = None if self.examples.labels is None else torch.from_numpy(self.examples.labels[rows])
         if out.logits is None:
@@ -144,10 +161,12 @@ class Recovery:
                 )
             loss = (1 - share) * own + share * theirs
         if options.hidden_weight and teacher.layers:
-            mask = batch.mask[:, :, None].float()
-            count = mask.sum() * self.student.spec.hidden_size
-            for layer, target in zip(teacher.layers, teacher.hidden(rows, batch.ids.shape[1]), strict=True):
-                error = (out.hidden[layer].float() - target) * mask
+            # Tokens of a text that is split anew are not the teacher's: its states say nothing of them.
+            chosen = torch.from_numpy(whole)
+            mask = batch.mask[chosen][:, :, None].float()
+            count = mask.sum().clamp(min=1) * self.student.spec.hidden_size
+            for layer, target in zip(teacher.layers, teacher.hidden(rows[whole], batch.ids.shape[1]), strict=True):
+                error = (out.hidden[layer][chosen].float() - target) * mask
                 loss = loss + options.hidden_weight * error.square().sum() / count
         return loss
 

@@ -37,6 +37,7 @@ from approxrt.tasks.metrics import flip_rate, primary
 from approxrt.training import has_bf16
 
 WORKLOAD_TEXTS = 128
+RESPLIT_COUNT = 4  # a piece that the training texts use less often may be split in training
 OWN_F32 = "approxrt-f32"
 REFERENCE = "approxrt-int8-dense"
 
@@ -88,6 +89,7 @@ class Compression:
         shrink = options.wanted_shrink
         self.length = min(options.max_length, spec.max_length)
         self.tokenizer_json = self.checkpoint.tokenizer_json
+        resplit = None
         self.full_train = encode(self.data.train, self.tokenizer_json, self.length)
         # What the peers and the dense model are timed with: they know the full vocabulary only.
         self.timed_full = sample_texts(self.full_train.ids, WORKLOAD_TEXTS, options.seed)
@@ -101,6 +103,7 @@ class Compression:
 
             if (options.vocabulary or "task") == "task":
                 vocabulary = prune_vocabulary(self.tokenizer_json, self.data.train.texts)
+                resplit = self._resplit(vocabulary.kept)
                 spec, tensors = apply_vocabulary(spec, tensors, vocabulary)
                 self.tokenizer_json = vocabulary.tokenizer_json
             self.tokenizer_json = compact_tokenizer(self.tokenizer_json)
@@ -111,8 +114,30 @@ class Compression:
         # The student reads the rows as they are stored, so training makes up for their rounding.
         self.spec, self.tensors = dequantized(dataclasses.replace(spec, embedding_kind=kind), stored)
         self.train = encode(self.data.train, self.tokenizer_json, self.length)
+        self.train.resplit = resplit
         self.validation = encode(self.data.validation, self.tokenizer_json, self.length)
         self.timed = sample_texts(self.train.ids, WORKLOAD_TEXTS, options.seed)
+
+    def _resplit(self, kept: np.ndarray) -> tuple[list[list[int]], list[list[int]]]:
+        """Training texts in the pieces of a smaller vocabulary, as ids of the pruned one.
+
+        With all of its own words known, a student would never meet what new texts are made of: words in pieces.
+        """
+        from approxrt.approx.vocabulary import prune_vocabulary
+
+        small = prune_vocabulary(self.checkpoint.tokenizer_json, self.data.train.texts, RESPLIT_COUNT)
+        encoded = encode(self.data.train, small.tokenizer_json, self.length)
+        place = np.searchsorted(kept, small.kept)
+        known = (place < len(kept)) & (kept[np.minimum(place, len(kept) - 1)] == small.kept)
+        ids = []
+        for row, whole in zip(encoded.ids, self.full_train.ids, strict=True):
+            fits = bool(known[row].all())
+            ids.append(place[row].tolist() if fits else np.searchsorted(kept, whole).tolist())
+        types = [
+            types if len(types) == len(row) else whole
+            for types, row, whole in zip(encoded.types, ids, self.full_train.types, strict=True)
+        ]
+        return ids, [list(row) for row in types]
 
     def dense(self) -> Student:
         """A fresh student that is the dense model (with embeddings as they are stored)."""
