@@ -319,3 +319,65 @@ def test_report_is_json(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     wanted = options(speedup=1.0, epochs=0.2)
     report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["task"] == "csv"
+
+
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "electra"])
+def test_families(family: str, data: Path, tmp_path: Path) -> None:
+    """Every family goes in; the vocabulary of a byte-level BPE shrinks, too."""
+    folder = build_checkpoint(family, tmp_path / "c", hidden=32, heads=2, ffn=64, positions=64, num_labels=2)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": "neg", "1": "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    wanted = options(objective=("speed", "size"), speedup=3.0, shrink=1.3, max_drop=0.9, epochs=1.0)
+    report = approxrt.compress(folder, data, out=tmp_path / "a", task="csv", options=wanted)
+    artifact = read_artifact(tmp_path / "a")
+    model = approxrt.load(tmp_path / "a")
+    assert artifact.spec.vocab_size <= config["vocab_size"] and report.chosen["shrink"] >= 1.3
+    assert model.classify("a great film")[0].label in ("neg", "pos")
+    ids = [[1, 2, 3, 4]]
+    want = reference_logits(artifact.spec, artifact.tensors, ids)
+    np.testing.assert_allclose(model.forward(ids), want, rtol=0, atol=2e-2 * np.abs(want).max())
+
+
+def test_regression_of_pairs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = "good great fine film the a story rain town price work hours room bad awful".split()  # noqa: SIM905
+    lines = ["text,text_pair,label"]
+    for _ in range(200):
+        first, second = (" ".join(rng.choice(words, rng.integers(2, 6))) for _ in range(2))
+        lines.append(f"{first},{second},{rng.random() * 5:.2f}")
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    folder = build_checkpoint("bert", tmp_path / "c", hidden=32, heads=2, ffn=64, positions=64, num_labels=1)
+    wanted = options(speedup=3.0, max_drop=0.99, epochs=2.0)
+    report = approxrt.compress(folder, tmp_path / "train.csv", out=tmp_path / "a", task="csv", options=wanted)
+    assert set(report.chosen["metrics"]) == {"spearman", "pearson"} and report.chosen["flip_rate"] is None
+    assert approxrt.load(tmp_path / "a").logits([("a film", "the film")]).shape == (1, 1)
+
+
+def test_target_cuda_leaves_tiles_alone(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    wanted = options(speedup=4.0, target="cuda", max_drop=0.9, epochs=2.0)
+    approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
+    artifact = read_artifact(tmp_path / "a")
+    kinds = {linear.kind for name, linear in artifact.spec.linears() if name.startswith("layers.")}
+    assert kinds <= {"s8"}
+    (layer,) = artifact.spec.layers
+    assert layer.intermediate_size < 64 or layer.num_heads < 2
+
+
+def test_a_budget_shortens_the_training(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pace falls after the plan was made: fewer steps are taken, and the end of the schedule is still there."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(pipeline.Compression, "elapsed", lambda self: clock["now"])
+    original = stages.Recovery.advance
+
+    def slow(self: Any) -> float:
+        clock["now"] += 0.001 if self.steps == 1000 else 1.0  # what the plan tries out has 1,000 steps
+        return original(self)
+
+    monkeypatch.setattr(stages.Recovery, "advance", slow)
+    report = approxrt.compress(
+        checkpoint, data, out=tmp_path / "a", task="csv", options=options(speedup=4.0, max_drop=0.9, budget=130.0)
+    )
+    assert 60 <= report.chosen["about"]["steps"] <= 112

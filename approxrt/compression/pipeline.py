@@ -63,7 +63,7 @@ class Compression:
 
         self.options, self.out = options, out
         self.progress, self.log = progress or (lambda share, text: None), log or (lambda text: None)
-        self.started = time.monotonic()
+        self.started, self.spent = time.monotonic(), 0.0
         self.threads = resolve_threads(options.threads)
         self.folder = find_folder(checkpoint)
         self.checkpoint: Checkpoint = load_checkpoint(self.folder)
@@ -138,6 +138,10 @@ class Compression:
             for types, row, whole in zip(encoded.types, ids, self.full_train.types, strict=True)
         ]
         return ids, [list(row) for row in types]
+
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, those before an interrupt included."""
+        return self.spent + time.monotonic() - self.started
 
     def dense(self) -> Student:
         """A fresh student that is the dense model (with embeddings as they are stored)."""

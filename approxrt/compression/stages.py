@@ -60,6 +60,7 @@ class _Stages:
             return self.work.candidates()
         table, teacher, student = self.c.table(), self.c.teacher(), self.c.dense()
         state = self.work.load_state()
+        self.c.spent = 0.0 if state is None else float(state["seconds"])
         plan = self.work.read("plan") or self._plan(teacher)
         for index in range(done, len(stages)):
             # What a stage without cuts leaves over goes to the next.
@@ -109,9 +110,8 @@ class _Stages:
         for _ in range(8):
             trial.advance()
         pace = (time.monotonic() - begin) / 8
-        spent = time.monotonic() - self.c.started
         # Cut models are faster: a step takes about two thirds of a dense one. Rounds and checks take a fifth.
-        affordable = max(40, int((options.budget * 0.8 - spent) / (pace * 0.66)))
+        affordable = max(40, int((options.budget * 0.8 - self.c.elapsed()) / (pace * 0.66)))
         size = len(self.c.train.ids)
         epochs = options.epochs if options.epochs is not None else max(4.0, min(30.0, 150_000 / size))
         wanted = max(40, round(epochs * trial.steps_per_epoch))
@@ -174,15 +174,16 @@ class _Stages:
         """Learn, with the last cuts of the stage on the way."""
         steps, saved = recovery.steps, time.monotonic()
         cuts = {max(1, round(steps * at)): progress for at, progress in CUTS.items()} if ramp.needed else {}
-        qat = round(steps * QAT_FROM)
         begin, share = sum(SHARES[count][:index]), SHARES[count][index]
+        pace = _Pace(self.c, index, count)
         while recovery.step < steps:
             if recovery.step in cuts:
                 self._rescore(recovery)
                 ramp.cut(cuts[recovery.step])
-            if recovery.step == qat and recovery.quantizer is None:
+            if recovery.step >= round(steps * QAT_FROM) and recovery.quantizer is None:
                 recovery.quantize(self.c.all_bits(recovery.student, ramp.bits_of))
             recovery.advance()
+            steps = recovery.steps = max(max(cuts, default=0) + 1, pace.fitting(recovery.step, steps))
             text = f"stage {index + 1}/{count}, loss {recovery.loss:.3f}"
             self.c.progress(begin + share * recovery.step / steps, text)
             if time.monotonic() - saved >= self.options.save_seconds and recovery.step < steps:
@@ -202,6 +203,7 @@ class _Stages:
         self.work.save_state(
             {
                 "stage": index,
+                "seconds": self.c.elapsed(),
                 "recovery": recovery.state(),
                 "bits_of": ramp.bits_of,
                 "correction": float(ramp.correction),
@@ -223,3 +225,29 @@ class _Stages:
             self.c.checkpoint.spec.inputs,
         )
         return self.c.check(path, about)
+
+
+class _Pace:
+    """Keeps a stage's training within its share of the time that was left when it began, by shortening it."""
+
+    MARGIN_S = 20.0  # for building and checking
+    LOOK_EVERY = 25  # steps
+
+    def __init__(self, c: Compression, index: int, count: int) -> None:
+        self.c, self.begun = c, c.elapsed()
+        left = max(0.0, c.options.budget - self.begun)
+        rest = sum(SHARES[count][index:])
+        self.allowed = left * SHARES[count][index] / rest - self.MARGIN_S
+        self.first: int | None = None
+
+    def fitting(self, step: int, steps: int) -> int:
+        """The number of steps that can still be afforded, at most `steps`; looked at now and then."""
+        if self.first is None:
+            self.first = step
+        taken = step - self.first
+        if taken < self.LOOK_EVERY or taken % self.LOOK_EVERY or step >= steps:
+            return steps
+        used = self.c.elapsed() - self.begun
+        # At least one step more: the schedule's end belongs to every run.
+        affordable = step + max(1, int((self.allowed - used) / (used / taken)))
+        return min(steps, affordable)
