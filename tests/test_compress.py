@@ -381,3 +381,20 @@ def test_a_budget_shortens_the_training(
         checkpoint, data, out=tmp_path / "a", task="csv", options=options(speedup=4.0, max_drop=0.9, budget=130.0)
     )
     assert 60 <= report.chosen["about"]["steps"] <= 112
+
+
+def test_disk_full_then_goes_on(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """A file-size limit stands in for the full disk: it refuses the state, whose next try goes through."""
+    import resource
+
+    wanted = options(speedup=4.0, max_drop=0.9, epochs=2.0, save_seconds=0.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+    try:
+        with pytest.raises(CompressionError, match="disk full"):
+            approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "a.work").glob(".*")) and not (tmp_path / "a").exists()
+    report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
+    assert (tmp_path / "a" / "config.json").exists() and report.chosen["bytes"] > 0

@@ -145,6 +145,19 @@ def test_goes_on_exactly(spec: ModelSpec, examples: Examples, quantised: bool) -
         assert torch.equal(whole.student.weight(name), second.student.weight(name)), name
 
 
+def test_some_texts_come_in_smaller_pieces(spec: ModelSpec, examples: Examples) -> None:
+    run = recovery(spec, examples, hidden_weight=1.0)
+    pieces = [[*row, 3] for row in examples.ids]
+    run.examples.resplit = (pieces, [[0] * len(row) for row in pieces])
+    rows = np.arange(64)
+    ids, types, whole = run._pieces(rows)
+    assert 5 < (~whole).sum() < 40
+    for i in rows:
+        assert ids[i] == (examples.ids[i] if whole[i] else pieces[i]) and len(types[i]) == len(ids[i])
+    assert run._pieces(rows)[2].tolist() == whole.tolist()  # the step decides, so a resumed run does the same
+    assert np.isfinite(run.advance()) and run._pieces(rows)[2].tolist() != whole.tolist()
+
+
 def test_divergence_is_an_error(spec: ModelSpec, examples: Examples) -> None:
     run = recovery(spec, examples)
     with torch.no_grad():
