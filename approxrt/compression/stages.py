@@ -28,7 +28,7 @@ from approxrt.compression.work import Candidate
 if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
 
-SENTENCES = 512  # that statistics are taken of
+SENTENCES, TOKENS = 512, 12_000  # that statistics are taken of, at most
 ROUNDS = (0.4, 0.65, 0.85)  # of the way, before a stage's training
 CUTS = {0.1: 0.95, 0.25: 1.0}  # share of a stage's steps -> of the way
 QAT_FROM = 0.85
@@ -154,7 +154,8 @@ class _Stages:
 
     def _rows(self) -> np.ndarray:
         order = np.random.default_rng([self.options.seed, 13]).permutation(len(self.c.train.ids))
-        return np.sort(order[:SENTENCES])
+        tokens = np.cumsum(self.c.train.lengths[order])
+        return np.sort(order[: max(16, min(SENTENCES, int(np.searchsorted(tokens, TOKENS))))])
 
     def _rounds(self, student: Student, ramp: Ramp, index: int, count: int) -> None:
         subject = ramp.recovery
