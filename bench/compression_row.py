@@ -99,8 +99,8 @@ def on_dev(checkpoint: Path, artifact: Path, task: str, data: Path) -> dict[str,
 def timed(checkpoint: Path, artifact: Path, known: argparse.Namespace, report: dict[str, Any]) -> dict[str, Any]:
     """All engines in turns on 128 texts of the task's lengths."""
     import approxrt
+    from approxrt.analysis.workload import peer_runs, sample_texts, take_turns
     from approxrt.compression.data import encode
-    from approxrt.compression.workload import peer_runs, sample_texts, take_turns
     from approxrt.models.checkpoint import load_checkpoint
     from approxrt.tasks.readers import read_task, require_split
 

@@ -17,9 +17,10 @@ torch = pytest.importorskip("torch", reason="compression trains in torch")
 pytest.importorskip("transformers", reason="compression reads data through transformers' tokenizers")
 
 import approxrt  # noqa: E402
+from approxrt.analysis import workload  # noqa: E402
 from approxrt.analysis.allocation import blocks_of  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
-from approxrt.compression import pipeline, stages, workload  # noqa: E402
+from approxrt.compression import pipeline, stages  # noqa: E402
 from approxrt.compression.data import folds, vector_agreement  # noqa: E402
 from approxrt.compression.options import CompressOptions, parse_drop, parse_duration  # noqa: E402
 from approxrt.compression.report import choose, pareto, shortfalls  # noqa: E402

@@ -12,8 +12,8 @@ from specs import small_spec
 
 from approxrt.analysis import latency
 from approxrt.analysis.latency import MeasuredTable, block_share, measure_table
+from approxrt.analysis.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
 from approxrt.artifact.spec import LayerSpec, ModelSpec
-from approxrt.compression.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ from families import CORPUS, build_checkpoint
 from small_student import random_examples, small_student
 
 import approxrt
+from approxrt.analysis import workload
 from approxrt.analysis.scoring import spread
 from approxrt.approx.structure import Structure
 from approxrt.approx.student import predict
 from approxrt.artifact.reader import read_artifact
-from approxrt.compression import oneshot, pipeline, workload
+from approxrt.compression import oneshot, pipeline
 from approxrt.compression.oneshot import Subject
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.pipeline import Compression

@@ -12,10 +12,10 @@ import numpy as np
 
 from approxrt.analysis.allocation import Block, BlockScores, allocate, blocks_of
 from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
+from approxrt.analysis.workload import engine_run, sample_texts, take_turns
+from approxrt.approx.build import quantized
 from approxrt.approx.student import Student
 from approxrt.artifact.spec import TILE_K, TILE_N, ModelSpec
-from approxrt.compression.build import quantized
-from approxrt.compression.workload import engine_run, sample_texts, take_turns
 
 WORKLOAD_TEXTS = 128
 SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)

@@ -18,10 +18,10 @@ import torch
 from approxrt.analysis.gain import Trial, gains
 from approxrt.analysis.removal import Held, shrunk
 from approxrt.analysis.statistics import collect
+from approxrt.approx import build
 from approxrt.approx.recover import Recovery, RecoveryOptions
 from approxrt.approx.student import Student, predict, sample_losses
 from approxrt.approx.teacher import Teacher, teach
-from approxrt.compression import build
 from approxrt.compression.data import folds
 from approxrt.compression.work import Candidate
 from approxrt.tasks.metrics import compute_metrics, primary

@@ -22,6 +22,7 @@ from approxrt.analysis.allocation import Block
 from approxrt.analysis.obs import unit_errors
 from approxrt.analysis.scoring import element_scores
 from approxrt.analysis.statistics import Statistics, collect
+from approxrt.approx import build
 from approxrt.approx.bsr import expand_mask
 from approxrt.approx.gptq import dequantized_linear, output_error, round_weights
 from approxrt.approx.prune import prune_tiles
@@ -30,7 +31,6 @@ from approxrt.approx.recover import Examples
 from approxrt.approx.refit import refit
 from approxrt.approx.structure import Structure, remove, selections
 from approxrt.approx.student import Student
-from approxrt.compression import build
 from approxrt.compression.ramp import TOLERANCE, Ramp
 from approxrt.compression.work import Candidate
 from approxrt.errors import CompressionError

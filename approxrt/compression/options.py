@@ -122,7 +122,7 @@ class CompressOptions:
 
 
 def parse_drop(text: str) -> float:
-    """ "0.5%" or "0.005" -> 0.005."""
+    """A share: 0.5% or 0.005 is 0.005. Raises InputError."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", text)
     try:
         value = float(match.group(1)) if match else math.nan
@@ -134,7 +134,7 @@ def parse_drop(text: str) -> float:
 
 
 def parse_duration(text: str) -> float:
-    """ "90s", "30m", "2h" or a number of seconds -> seconds."""
+    """Seconds of 90s, 30m, 2h or a plain number. Raises InputError."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([smh]?)\s*", text)
     try:
         value = float(match.group(1)) if match else math.nan

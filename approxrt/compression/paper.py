@@ -14,7 +14,7 @@ import numpy as np
 from approxrt.analysis.paper import Found, Test, search
 from approxrt.analysis.removal import Held, shrunk
 from approxrt.analysis.statistics import collect
-from approxrt.compression import build
+from approxrt.approx import build
 from approxrt.compression.work import Candidate
 from approxrt.errors import UnsupportedTaskError
 

@@ -19,18 +19,19 @@ import numpy as np
 
 from approxrt.analysis.allocation import DENSITIES
 from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
+from approxrt.analysis.workload import Run, engine_run, peer_runs, sample_texts, take_turns
+from approxrt.approx import build
 from approxrt.approx.quantize import quantize_rows
 from approxrt.approx.quantize4 import quantize_rows4
 from approxrt.approx.recover import RecoveryOptions, encoder_linears
 from approxrt.approx.student import Student, dequantized, predict
 from approxrt.approx.teacher import Teacher, teach
 from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE
-from approxrt.compression import build, oneshot
+from approxrt.compression import oneshot
 from approxrt.compression.data import TaskData, encode, read_data
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.stages import run_stages
 from approxrt.compression.work import Candidate, Work
-from approxrt.compression.workload import Run, engine_run, peer_runs, sample_texts, take_turns
 from approxrt.errors import CompressionError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.tasks.metrics import flip_rate, primary

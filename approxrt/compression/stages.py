@@ -17,10 +17,10 @@ import torch
 
 from approxrt.analysis.scoring import element_scores
 from approxrt.analysis.statistics import collect
+from approxrt.approx import build
 from approxrt.approx.recover import Recovery, encoder_linears
 from approxrt.approx.student import Student
 from approxrt.approx.teacher import Teacher
-from approxrt.compression import build
 from approxrt.compression.oneshot import Subject
 from approxrt.compression.ramp import Ramp
 from approxrt.compression.work import Candidate
