@@ -1,7 +1,7 @@
 """The recipe with training: rounds of second-order cuts and refits, then recovery by distillation, stage by stage.
 
-A stage goes from the model of the last one (the dense model at first) most of the way to its target in a few rounds of
-statistics -> scores -> cut -> refit, as the one-shot recipe does; it then learns from the teacher, is cut twice more on
+A stage goes from the model of the last one (the dense model at first) much of the way to its target in a few rounds of
+statistics -> scores -> cut -> refit, as the one-shot recipe does; it then learns from the teacher, is cut thrice more on
 scores that are taken anew, and computes on the artifact's grids in the end (QAT). A large speedup is reached by way of
 half of it, whose artifact is a candidate, too.
 """
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
 
 SENTENCES, TOKENS = 512, 12_000  # that statistics are taken of, at most
-ROUNDS = (0.4, 0.65, 0.85)  # of the way, before a stage's training
-CUTS = {0.1: 0.95, 0.25: 1.0}  # share of a stage's steps -> of the way
+ROUNDS = (0.3, 0.5)  # of the way, before a stage's training
+CUTS = {0.08: 0.7, 0.18: 0.85, 0.3: 1.0}  # share of a stage's steps -> of the way
 QAT_FROM = 0.85
 SHARES = {1: (1.0,), 2: (0.45, 0.55)}  # of all steps, by number of stages
 
