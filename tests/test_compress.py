@@ -399,3 +399,20 @@ def test_disk_full_then_goes_on(checkpoint: Path, data: Path, tmp_path: Path) ->
     assert not list((tmp_path / "a.work").glob(".*")) and not (tmp_path / "a").exists()
     report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
     assert (tmp_path / "a" / "config.json").exists() and report.chosen["bytes"] > 0
+
+
+def test_seen_validation_is_no_test(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """A checkpoint without a split of its own may have learnt from all of train: the limit is checked on dev."""
+    import shutil
+
+    copy = tmp_path / "c"
+    shutil.copytree(checkpoint, copy)
+    (copy / "finetune.json").unlink()
+    wanted = options(speedup=1.5, max_drop=0.0)
+    report = approxrt.compress(copy, data, out=tmp_path / "a", task="csv", options=wanted)
+    assert report.dense["seen"] and any("learnt from" in note for note in report.notes)
+    assert any("checked on dev.csv" in note for note in report.notes) and report.dev is not None
+    lost = report.dev["before"]["accuracy"] - report.dev["after"]["accuracy"]
+    assert any("accuracy on dev.csv" in line for line in report.shortfalls) == (lost > 0)
+    alone = approxrt.compress(copy, data / "train.csv", out=tmp_path / "b", task="csv", options=wanted)
+    assert alone.dev is None and not any("dev" in note for note in alone.notes)

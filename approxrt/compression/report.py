@@ -41,7 +41,7 @@ class Report:
         return asdict(self)
 
 
-def shortfalls(candidate: Candidate, options: CompressOptions, metric: str) -> list[str]:
+def shortfalls(candidate: Candidate, options: CompressOptions, metric: str, where: str = "validation") -> list[str]:
     """What a candidate misses, in words; empty when it meets every constraint."""
     out = []
     wanted = options.wanted_speedup
@@ -56,7 +56,7 @@ def shortfalls(candidate: Candidate, options: CompressOptions, metric: str) -> l
     limit = 0.0 if "accuracy" in options.objective else options.max_drop
     if candidate.drop > limit:
         out.append(
-            f"{metric} on validation falls by {100 * candidate.drop:.2f} % of the dense model's; "
+            f"{metric} on {where} falls by {100 * candidate.drop:.2f} % of the dense model's; "
             f"{100 * limit:.2f} % was allowed"
         )
     return out
