@@ -1,4 +1,4 @@
-"""The README's table of compressions, from bench/results/compression/*.json (bench/compression_row.py writes them)."""
+"""The README's table of compressions, from bench/results/compression/*.json (bench/compression_rows.py writes them)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The recipe with training: rounds of second-order cuts and refits, then recovery by distillation, stage by stage.
 
 A stage goes from the model of the last one (the dense model at first) much of the way to its target in a few rounds of
-statistics -> scores -> cut -> refit, as the one-shot recipe does; it then learns from the teacher, is cut thrice more on
-scores that are taken anew, and computes on the artifact's grids in the end (QAT). A large speedup is reached by way of
-half of it, whose artifact is a candidate, too.
+statistics -> scores -> cut -> refit, as the one-shot recipe does; it then learns from the teacher, is cut thrice more
+on scores that are taken anew, and computes on the artifact's grids in the end (QAT). A large speedup is reached by way
+of half of it, whose artifact is a candidate, too.
 """
 
 from __future__ import annotations
