@@ -3,8 +3,9 @@
     approxrt compress CHECKPOINT --task sst2 --data DIR --out RUNS/NAME --keep-work --json ... > RUNS/NAME.json
     python bench/compression_rows.py CHECKPOINT --task sst2 --data DIR RUNS/NAME [RUNS/OTHER ...]
 
-All candidates of all runs (a run with a large speedup leaves one of half of it, too) take turns with PyTorch eager, ONNX
-Runtime float32 and OpenVINO int8 on 128 of the task's texts in one process, so that their ratios are of one moment.
+All candidates of all runs (a run with a large speedup leaves one of half of it, too) take turns with PyTorch eager,
+ONNX Runtime float32 and OpenVINO int8 on 128 of the task's texts in one process, so that their ratios are of one
+moment.
 Writes bench/results/compression/NAME-CANDIDATE.json. Dev is looked at here, after everything has been decided.
 """
 
