@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
 
 TESTS = {"accuracy": Test(), "speed": Test(1.1, None), "size": Test(1.1, None)}
-HELD = 4096  # validation texts that decide, at most
+HELD = 1024  # validation texts that decide, at most
 STATISTICS = 1024  # training texts that give mean outputs, at most
 
 
