@@ -25,7 +25,7 @@ from approxrt.compression.data import folds, vector_agreement  # noqa: E402
 from approxrt.compression.options import CompressOptions, parse_drop, parse_duration  # noqa: E402
 from approxrt.compression.report import choose, pareto, shortfalls  # noqa: E402
 from approxrt.compression.work import Candidate  # noqa: E402
-from approxrt.errors import CompressionError, DataError, InputError  # noqa: E402
+from approxrt.errors import CompressionError, DataError, InputError, UnsupportedTaskError  # noqa: E402
 from approxrt.finetune import FinetuneOptions, finetune  # noqa: E402
 from approxrt.runtime.reference import reference_logits  # noqa: E402
 
@@ -200,6 +200,9 @@ def test_embedder(tmp_path: Path) -> None:
     wanted = options(speedup=3.0, max_drop=0.5)
     report = approxrt.compress(base, tmp_path / "train.txt", out=tmp_path / "a", task="embed", options=wanted)
     assert report.dense["metrics"] == {"cosine": pytest.approx(1), "top1": 1.0, "top10": 1.0}
+    with pytest.raises(UnsupportedTaskError, match="needs labels"):
+        other = options(objective=("accuracy",))
+        approxrt.compress(base, tmp_path / "train.txt", out=tmp_path / "b", task="embed", options=other)
     assert report.chosen["metrics"]["cosine"] > 0.8
     assert approxrt.load(tmp_path / "a").embed("a fine film").shape == (1, 64)
 

@@ -24,6 +24,7 @@ from approxrt.approx.student import Student, predict, sample_losses
 from approxrt.approx.teacher import Teacher, teach
 from approxrt.compression.data import folds
 from approxrt.compression.work import Candidate
+from approxrt.errors import UnsupportedTaskError
 from approxrt.tasks.metrics import compute_metrics, primary
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ STUDENT_EPOCHS = 8.0
 
 def more_accurate(compression: Compression) -> list[Candidate]:
     """See the module's text. One candidate; a resumed run repeats the steps that are not on disk."""
+    if compression.data.embeds:
+        raise UnsupportedTaskError(
+            "objective accuracy needs labels, which an embedder's texts do not have: use objective speed or size"
+        )
     done = compression.work.candidates()
     if done:
         return done
