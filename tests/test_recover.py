@@ -89,6 +89,16 @@ def test_learns_back_what_a_cut_lost(spec: ModelSpec, examples: Examples) -> Non
         assert not weight[elements[: weight.shape[0], : weight.shape[1]] == 0].any()
 
 
+def test_what_is_pruned_stays_pruned(spec: ModelSpec, examples: Examples) -> None:
+    run = recovery(spec, examples)
+    name, whole = "layers.0.ffn.up", Structure.of(spec)
+    first = np.ones(grid(64, 48), bool)
+    first[:, :5] = False
+    run.cut(whole, {name: first})
+    run.cut(whole, {name: np.ones(grid(64, 48), bool)})
+    np.testing.assert_array_equal(run.student.masks[name], first)
+
+
 def test_cut_keeps_moments_scores_and_means(spec: ModelSpec, examples: Examples) -> None:
     run = recovery(spec, examples)
     for _ in range(6):

@@ -212,6 +212,8 @@ class Recovery:
                 self.means[linear] = self.means[linear][index].clone()
         student.spec = shrunk_spec(student.spec, keep)
         student.masks = old_masks
+        # What is pruned stays pruned: a density that is rounded up does not bring zeros back.
+        masks = {name: mask & old_masks[name] if name in old_masks else mask for name, mask in masks.items()}
         self._absorb_means(masks)
         student.set_masks(masks)
         if self.quantizer is not None:

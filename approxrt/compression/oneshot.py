@@ -205,6 +205,8 @@ class Subject:
                 self.scores[linear] = np.take(self.scores[linear], selection.indices, selection.axis)
             if selection.axis == 1:
                 self.means[linear] = self.means[linear][selection.indices]
+        # What is pruned stays pruned: a density that is rounded up does not bring zeros back.
+        masks = {name: mask & old_masks[name] if name in old_masks else mask for name, mask in masks.items()}
         for name, mask in masks.items():
             weight = tensors[f"{name}.weight"]
             gone = np.where(expand_mask(mask, *weight.shape), 0, weight)
