@@ -39,14 +39,19 @@ def gains(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    ranking: Held | None = None,
+    most: int = 24,
     progress: Progress | None = None,
 ) -> tuple[Structure, list[Trial]]:
     """(what stays, all trials in order) of the held student, which is left as it was.
 
-    folds   disjoint rows of the held-out texts
+    folds     disjoint rows of the held-out texts
+    ranking   the same student with fewer texts, which give the order (a forward pass for every element); default: all
+    most      candidates that are tried
     """
     spec = held.student.spec
-    ranked = sorted(measure_removals(held, task, means, progress=progress), key=lambda removal: removal.change)
+    found = measure_removals(ranking or held, task, means, progress=progress)
+    ranked = sorted(found, key=lambda removal: removal.change)
     keep = Structure.of(spec)
     held.move(0)
     losses = held.losses(held.outputs())
@@ -54,7 +59,7 @@ def gains(
     trials: list[Trial] = []
     for removal in ranked:
         # Those that do harm alone come last; together with what is out already they hardly ever help.
-        if removal.change >= 0:
+        if removal.change >= 0 or len(trials) >= most:
             break
         trial_keep = without(spec, keep, removal.element)
         if _same(trial_keep, keep):

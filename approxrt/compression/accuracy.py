@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
 
 FOLDS = 4
+RANKED = 200  # validation texts that put the candidates in order; all decide
 MEMBERS = 3
 MEMBER_EPOCHS = 2.0
 STUDENT_EPOCHS = 8.0
@@ -74,6 +75,7 @@ def _without_harm(compression: Compression) -> tuple[Student, list[Trial]]:
     rows = np.random.default_rng([compression.options.seed, 17]).permutation(len(compression.train.ids))[:512]
     means = collect(student, compression.train, rows, compression.options.seed, with_moments=False).means
     held = Held(student, compression.validation)
+    few = np.random.default_rng([compression.options.seed, 23]).permutation(len(held))[:RANKED]
     parts = folds(len(held), FOLDS, compression.options.seed)
     keep, trials = gains(
         held,
@@ -81,6 +83,7 @@ def _without_harm(compression: Compression) -> tuple[Student, list[Trial]]:
         means,
         parts,
         seed=compression.options.seed,
+        ranking=Held(student, compression.validation, np.sort(few)),
         progress=lambda done, total, text: compression.progress(0.1 * done / total, text),
     )
     return (shrunk(student, keep, means) if any(t.accepted for t in trials) else student), trials
