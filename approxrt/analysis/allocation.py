@@ -12,7 +12,6 @@ no effect. The same for an FFN unit's row of `up` and column of `down`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -278,8 +277,3 @@ def _total(chosen: Mapping[Block, Option]) -> Allocation:
         sum(o.bytes for o in chosen.values()),
         sum(o.error for o in chosen.values()),
     )
-
-
-def with_error(option: Option, factor: float) -> Option:
-    """The option with its error scaled."""
-    return dataclasses.replace(option, error=option.error * factor)

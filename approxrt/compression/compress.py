@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -118,11 +117,6 @@ def _require_packages() -> None:
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(package, "compress", "compressing a model")
-
-
-def write_report(report: Report, path: Path) -> None:
-    """The report as JSON."""
-    path.write_text(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
 
 
 def remove_work(out: Path) -> None:

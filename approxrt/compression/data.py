@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -205,10 +204,3 @@ def folds(count: int, parts: int, seed: int) -> list[np.ndarray]:
     """Rows of `parts` disjoint folds of `count` examples."""
     order = np.random.default_rng([seed, 7]).permutation(count)
     return [np.sort(part) for part in np.array_split(order, parts)]
-
-
-def without_validation(data: TaskData) -> TaskData:
-    """For a last training on everything: validation stays what it is, for reports only."""
-    texts = [*data.train.texts, *data.validation.texts]
-    labels = np.concatenate([data.train.labels, data.validation.labels])
-    return dataclasses.replace(data, train=Dataset(texts, labels, data.train.label_names))

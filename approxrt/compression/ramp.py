@@ -100,7 +100,7 @@ class Ramp:
     def cut(self, progress: float) -> Allocation:
         """One cut; the one at progress 1 is repeated until the measured time fits."""
         last = progress >= 1
-        for trial in range(CORRECTIONS if last else 1):
+        for _ in range(CORRECTIONS if last else 1):
             allocation = self._allocate(progress)
             self._apply(allocation)
             target = self.allowed_ms(progress)
@@ -124,7 +124,6 @@ class Ramp:
             # What was cut is gone: a model that is already fast enough is not made slower again.
             if not last or measured <= target * (1 + TOLERANCE / 3):
                 break
-            del trial
         return allocation
 
     def _allocate(self, progress: float) -> Allocation:
