@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export APPROXRT_WERROR ?= 1
 
 KERNEL_TESTS = tests/test_gemm_int8.py tests/test_gemm_int4.py tests/test_gemm_f32.py tests/test_quantize_rows.py \
-               tests/test_quantize_rows_u8.py tests/test_attention.py tests/test_attention_int16.py \
+               tests/test_quantize_rows_u8.py tests/test_attention.py tests/test_attention_int16.py tests/test_sign_attention.py \
                tests/test_softmax.py tests/test_layer_norm.py tests/test_activation.py tests/test_embedding.py \
                tests/test_encoder.py tests/test_removed_blocks.py tests/test_plan.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')

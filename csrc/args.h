@@ -191,6 +191,38 @@ constexpr float int16_dot_limit(int64_t head_dim) {
     return static_cast<float>(limit);
 }
 
+// Sign-matching attention (Nagarajan et al. 2020, arXiv 2010.03688): a query attends only to the keys whose signs match
+// its own best. With m_ij = how many of the head_dim signs (IEEE sign bits) of q_i and k_j are equal, query i keeps
+//   - no key behind its own position p = offset + i, if causal;
+//   - all keys that are left, if there are no more than `keep`;
+//   - else those of `always`, the one at p, if causal the `window` last ones up to p, and of the rest the `keep` best
+//     by m, among equals those of least index (if causal: of greatest).
+// out_i = sum_j softmax_j(scale q_i.k_j) v_j over the kept keys, exactly.
+//
+// Signs are held as bits over keys ("planes"), 512 keys a block, so that matches are counted by adding single bits with
+// logic operations, all keys of a register at a time, and the best are found on the counters' bits:
+//   word (j / 512 * round_up(head_dim, 8) + c) * 8 + j % 512 / 64, bit j % 64: the sign of element c of key j
+// with zeros behind head_dim and n.
+struct SignAttentionArgs {
+    AttentionArgs a;  // queries 0 .. are `query_end` rows of q; scratch: sign_attention_scratch_floats
+    int32_t keep;
+    const uint64_t* always;  // bits over keys, [round_up(n, 512) / 64], zeros behind n; null: none
+    bool causal;
+    int32_t offset;          // of query 0 among the keys: 0 for a whole sequence, n - 1 for the last token alone
+    int32_t window;          // of causal attention
+    const uint64_t* planes;  // signs of all keys, kept beside a cache; null: taken from a.k
+    uint64_t* kept;          // null in production; else [a.query_end, round_up(n, 512) / 64] receives the kept keys
+};
+constexpr int kSignBlock = 512;
+constexpr int kMostSignDim = 248;  // elements of a head whose counts fit in eight bits
+constexpr int64_t sign_words(int64_t n) { return round_up(n, kSignBlock) / 64; }
+constexpr int64_t sign_plane_words(int64_t n, int64_t head_dim) { return sign_words(n) * round_up(head_dim, 8); }
+constexpr int64_t sign_attention_scratch_floats(int64_t n, int64_t head_dim) {
+    // Planes, ten words of counters and sets a word of keys, bytes of signs, indices and scores, masks and a query.
+    return 2 * (sign_plane_words(n, head_dim) + 16 * sign_words(n)) + 2 * (round_up(n, 16) + 32) +
+           3 * round_up(head_dim, 16) + 16 * round_up(head_dim, 8) + 64;
+}
+
 // out[t] = word[ids[t]] + position[positions[t]] (+ token_type[types[t]]).
 struct EmbeddingArgs {
     const float* word;         // [vocab, width], or null when word_q or word_q4 is set

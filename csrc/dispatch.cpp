@@ -15,6 +15,7 @@ using ArgsOf_softmax = SoftmaxArgs;
 using ArgsOf_activation = ActivationArgs;
 using ArgsOf_attention = AttentionArgs;
 using ArgsOf_attention_int16 = AttentionArgs;
+using ArgsOf_sign_attention = SignAttentionArgs;
 using ArgsOf_embedding = EmbeddingArgs;
 
 #define KERNEL(family, isa, mr, nr, kr) void family##_##isa(const ArgsOf_##family&);

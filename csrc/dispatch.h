@@ -23,6 +23,7 @@ struct KernelTable {
     void (*activation)(const ActivationArgs&);
     void (*attention)(const AttentionArgs&);
     void (*attention_int16)(const AttentionArgs&);
+    void (*sign_attention)(const SignAttentionArgs&);
     void (*embedding)(const EmbeddingArgs&);
     // Executes `iterations` rounds of register-only multiply-adds and returns how many products that
     // were: timed by the caller, the peak that benchmarks give shares of.

@@ -55,6 +55,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         "layer_norm": "scalar-1x384",
         "quantize_rows": "scalar-1x384",
         "quantize_rows_u8": "scalar-1x384",
+        "sign_attention": "scalar-64x32x16",
         "softmax": "scalar-16x16",
     }
     assert sorted(smallest) == FAMILIES
@@ -73,7 +74,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         assert row["isa"] == "scalar"
         assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
         assert row["rate"] > 0
-        products = family in ("gemm_int4", "gemm_int8", "gemm_f32", "attention", "attention_int16")
+        products = family in ("gemm_int4", "gemm_int8", "gemm_f32", "attention", "attention_int16", "sign_attention")
         assert row["rate_unit"] == ("GMAC/s" if products else "GB/s")
         assert ("share_of_peak" in row) == products
         # No core does this many a second: the compiler has removed the peak's loop.

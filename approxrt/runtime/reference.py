@@ -196,6 +196,74 @@ def _attention_int16(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
     return (p @ v) * largest / 4095 / e.sum(dim=2, keepdim=True)
 
 
+def kept_keys(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    keep: int,
+    always: torch.Tensor | None = None,
+    causal: bool = False,
+    window: int = 16,
+    valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Which keys sign-matching attention lets each query attend to: bool[heads, queries, n].
+
+    Nagarajan et al. 2020 (arXiv 2010.03688). Keys are ranked by m_ij, how many signs of q_i and k_j are equal. Query
+    i is at position p = n - queries + i. It keeps, of the keys that are valid for it,
+
+    - all, if there are no more than `keep`;
+    - else those of `always`, the one at p, and if causal the `window` last ones up to p; and of the rest the `keep`
+      best by m, among equals those of least index (if causal: of greatest).
+
+    q         [heads, queries, d]
+    k         [kv_heads, n, d]; heads are a multiple of kv_heads, and each group of consecutive heads shares one
+    always    bool[n]
+    valid     bool[n], false for padding; if causal, keys behind p are not valid either
+    A sign is the IEEE sign bit: -0.0 is negative.
+    """
+    k = k.repeat_interleave(q.shape[0] // k.shape[0], dim=0)
+    heads, queries, _ = q.shape
+    n = k.shape[1]
+    a, b = (torch.where(torch.signbit(x), -1.0, 1.0).to(torch.float64) for x in (q, k))
+    matches = (a @ b.transpose(1, 2) + q.shape[2]) / 2
+    positions, keys = torch.arange(n - queries, n)[:, None], torch.arange(n)[None, :]
+    allowed = torch.ones(queries, n, dtype=torch.bool)
+    if valid is not None:
+        allowed &= valid
+    if causal:
+        allowed &= keys <= positions
+    forced = keys == positions
+    if always is not None:
+        forced = forced | always
+    if causal:
+        forced = forced | (keys > positions - window)
+    forced, rest = (forced & allowed).expand(heads, -1, -1), (~forced & allowed).expand(heads, -1, -1)
+    # Matches are integers, so a fraction orders equals.
+    order = keys / n if causal else (n - 1 - keys) / n
+    ranked = torch.where(rest, matches + order, -1.0)
+    place = ranked.argsort(dim=2, descending=True).argsort(dim=2)
+    chosen = forced | (rest & (place < keep))
+    return torch.where(allowed.sum(1)[None, :, None] <= keep, allowed[None], chosen)
+
+
+def sign_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    keep: int,
+    always: torch.Tensor | None = None,
+    causal: bool = False,
+    window: int = 16,
+    valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """softmax(scale q k^T) v over `kept_keys` alone; [heads, queries, d]. A query with no valid key gets zeros."""
+    kept = kept_keys(q, k, keep, always, causal, window, valid)
+    group = q.shape[0] // k.shape[0]
+    k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
+    scores = (scale * (q @ k.transpose(1, 2))).masked_fill(~kept, -math.inf)
+    return torch.nan_to_num(torch.softmax(scores, dim=-1)) @ v
+
+
 def _integer_rows(x: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(integers of at most `limit`, scale [..., 1]) of the rows of x; zeros have scale 0."""
     scale = x.abs().amax(dim=-1, keepdim=True) / limit

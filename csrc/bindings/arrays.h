@@ -38,6 +38,10 @@ template <>
 inline const char* dtype_name<uint16_t>() {
     return "uint16";
 }
+template <>
+inline const char* dtype_name<uint64_t>() {
+    return "uint64";
+}
 
 // The array behind `object`, which must be a C-contiguous numpy array of exactly this dtype and rank:
 // nothing is converted or copied behind the caller's back.

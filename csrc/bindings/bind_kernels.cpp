@@ -7,6 +7,7 @@
 namespace approxrt {
 
 void bind_int4(py::module_& kernels);
+void bind_sign_attention(py::module_& kernels);
 
 namespace {
 
@@ -299,6 +300,7 @@ void bind_kernels(py::module_& parent) {
                                [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
         .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });
     bind_int4(module);
+    bind_sign_attention(module);
     py::class_<F32Linear>(module, "F32Linear", "Packed float32 weights.")
         .def(py::init<const py::array&, const py::array&>(), py::arg("w"), py::arg("bias"))
         .def("forward", &F32Linear::forward, py::arg("x"), py::arg("act") = "identity", py::arg("isa") = "",
