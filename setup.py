@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 ISA_FLAGS = {
-    "avx512vnni": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni",
-    "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq",
+    "avx512vnni": "-mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni",
+    "avx512": "-mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512vl -mavx512dq",
     "avxvnni": "-mavx2 -mfma -mf16c -mavxvnni",
     "avx2": "-mavx2 -mfma -mf16c",
 }

@@ -218,9 +218,10 @@ constexpr int kMostSignDim = 248;  // elements of a head whose counts fit in eig
 constexpr int64_t sign_words(int64_t n) { return round_up(n, kSignBlock) / 64; }
 constexpr int64_t sign_plane_words(int64_t n, int64_t head_dim) { return sign_words(n) * round_up(head_dim, 8); }
 constexpr int64_t sign_attention_scratch_floats(int64_t n, int64_t head_dim) {
-    // Planes, ten words of counters and sets a word of keys, bytes of signs, indices and scores, masks and a query.
-    return 2 * (sign_plane_words(n, head_dim) + 16 * sign_words(n)) + 2 * (round_up(n, 16) + 32) +
-           3 * round_up(head_dim, 16) + 16 * round_up(head_dim, 8) + 64;
+    // Planes; for four queries at a time ten words of counts and sets a word of keys; indices and scores; queries,
+    // signs, and a block of keys' signs by bytes.
+    return 2 * (sign_plane_words(n, head_dim) + 4 * 10 * sign_words(n)) + 4 * 2 * (round_up(n, 16) + 32) +
+           (4 + 1 + 2) * round_up(head_dim, 16) + 64;
 }
 
 // out[t] = word[ids[t]] + position[positions[t]] (+ token_type[types[t]]).

@@ -35,7 +35,8 @@ std::vector<Isa> detect() {
     if ((saved & kYmm) != kYmm) return found;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !bit(b, 5)) return found;
     found.push_back(Isa::kAvx2);
-    const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) && (saved & kZmm) == kZmm;
+    const bool bmi2 = bit(b, 8);
+    const bool avx512 = bmi2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) && (saved & kZmm) == kZmm;
     const bool avx512_vnni = bit(c, 11);
     // Leaf 7 says in eax how many subleaves there are.
     if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 4)) found.push_back(Isa::kAvxVnni);

@@ -9,7 +9,7 @@ namespace approxrt {
 //   scalar      baseline x86-64 (or any other CPU)
 //   avx2        AVX2, FMA, F16C
 //   avxvnni     avx2 + AVX-VNNI: vpdpbusd and vpdpwssd on 256 bits, VEX-encoded
-//   avx512      avx2 + AVX-512 F, BW, VL, DQ
+//   avx512      avx2 + AVX-512 F, BW, VL, DQ and BMI2, which all such CPUs have
 //   avx512vnni  avx512 + AVX512-VNNI
 // Ordered by preference where a CPU has several. That is no order of inclusion: CPUs with AVX-512, VNNI included, may
 // lack AVX-VNNI, and the other way round (includes()).

@@ -42,6 +42,14 @@ inline void sign_bytes(const float* x, int n, uint8_t* low, uint8_t* high) {
     *high = static_cast<uint8_t>(n <= 8 ? 0 : _mm256_movemask_ps(n >= 16 ? load(x + 8).v : load_n(x + 8, n - 8).v));
 }
 
+// Sixteen signs as 0 or -1.
+inline void sign_words16(const float* x, int32_t* out) {
+    for (int i = 0; i < 16; i += 8) {
+        const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_srai_epi32(bits, 31));
+    }
+}
+
 // Bit b of 64 bytes goes to planes[8 * b]: one word of each of eight planes.
 inline void spread_bytes(const uint8_t* bytes, uint64_t* planes) {
     __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
@@ -54,11 +62,16 @@ inline void spread_bytes(const uint8_t* bytes, uint64_t* planes) {
     }
 }
 
-// Writes base + the index of every set bit, ascending; returns how many.
-inline int32_t indices_of(uint64_t bits, int32_t base, int32_t* out) {
-    int32_t found = 0;
-    for (; bits; bits &= bits - 1) out[found++] = base + __builtin_ctzll(bits);
-    return found;
+// The `count` lowest set bits. No pdep: it takes hundreds of cycles on some CPUs of this level.
+inline uint64_t lowest_set(uint64_t bits, int count) {
+    uint64_t others = bits;
+    for (; count > 0; --count) others &= others - 1;
+    return bits ^ others;
+}
+
+// Writes base + the index of every set bit, ascending.
+inline void indices_of(uint64_t bits, int32_t base, int32_t* out) {
+    for (; bits; bits &= bits - 1) *out++ = base + __builtin_ctzll(bits);
 }
 
 }  // namespace

@@ -54,6 +54,11 @@ inline void sign_bytes(const float* x, int n, uint8_t* low, uint8_t* high) {
     *high = static_cast<uint8_t>(mask >> 8);
 }
 
+// Sixteen signs as 0 or -1.
+inline void sign_words16(const float* x, int32_t* out) {
+    _mm512_storeu_si512(out, _mm512_srai_epi32(_mm512_loadu_si512(x), 31));
+}
+
 // Bit b of 64 bytes goes to planes[8 * b]: one word of each of eight planes.
 inline void spread_bytes(const uint8_t* bytes, uint64_t* planes) {
     __m512i x = _mm512_loadu_si512(bytes);
@@ -63,17 +68,22 @@ inline void spread_bytes(const uint8_t* bytes, uint64_t* planes) {
     }
 }
 
-// Writes base + the index of every set bit, ascending; returns how many. Up to 15 values behind may be overwritten.
-inline int32_t indices_of(uint64_t bits, int32_t base, int32_t* out) {
+// The `count` lowest set bits.
+inline uint64_t lowest_set(uint64_t bits, int count) {
+    return count < 64 ? _pdep_u64((1ull << count) - 1, bits) : bits;
+}
+
+// Writes base + the index of every set bit, ascending. Up to 15 values behind may be overwritten.
+inline void indices_of(uint64_t bits, int32_t base, int32_t* out) {
     const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    int32_t found = 0;
+#pragma GCC unroll 4
     for (int piece = 0; piece < 4; ++piece) {
-        const auto mask = static_cast<__mmask16>(bits >> (16 * piece));
+        // How many come before does not wait for the pieces before.
+        const int before = __builtin_popcountll(bits & ((1ull << (16 * piece)) - 1));
         const __m512i index = _mm512_add_epi32(count, _mm512_set1_epi32(base + 16 * piece));
-        _mm512_storeu_si512(out + found, _mm512_maskz_compress_epi32(mask, index));
-        found += __builtin_popcount(mask);
+        _mm512_storeu_si512(out + before,
+                            _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits >> (16 * piece)), index));
     }
-    return found;
 }
 
 }  // namespace

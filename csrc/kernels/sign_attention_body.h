@@ -1,10 +1,11 @@
-// Sign-matching attention of one head (args.h has the definition and the layout of signs), a query at a time:
+// Sign-matching attention of one head (args.h has the definition and the layout of signs):
 //   1. count   for all keys of a register at once the signs that differ: planes XOR the query's sign, added up by
 //   carry-
 //              save adders, so that a count is the bits of up to eight registers. A popcount of every key's own word
 //              costs as many instructions for the counts alone, and then they are still to be compared.
 //   2. select  the `keep` least counts: bit by bit from the highest, those with a 0 there if they are enough, else all
-//              of them and the best of the others. No threshold is searched and no count is read.
+//              of them and the best of the others. No threshold is searched and no count is read. Each bit waits for
+//              the one before, so kTogether queries are selected side by side.
 //   3. attend  exact scores of the kept keys, softmax, and the sum of their values.
 #pragma once
 
@@ -16,7 +17,7 @@ namespace {
 
 constexpr int kVecs = 16 / Vec::kWidth;  // vectors in a strip of 16 columns
 constexpr int kWordsABlock = kSignBlock / 64;
-constexpr int kMostBits = 8;  // of a count: head_dim < 256
+constexpr int kTogether = 4;
 
 struct SignQuery {
     const SignAttentionArgs* s;
@@ -78,44 +79,85 @@ inline int32_t count_words(const uint64_t* words, int64_t count) {
     return sum;
 }
 
-// Moves the `need` least counts of `rest` to `kept`, ties by index; `rest` has more than `need`.
-inline void select_least(const SignQuery& b, int32_t need) {
-    constexpr int W = Bits::kWords;
-    for (int bit = b.bits - 1; bit >= 0; --bit) {
-        int32_t zeros = 0;
-        for (int64_t word = 0; word < b.words; word += W) {
-            const Bits low = without(load_bits(b.rest + word), load_bits(b.counts + word * b.bits + bit * W));
-            alignas(64) uint64_t buffer[W];
-            store_bits(buffer, low);
-            zeros += count_words(buffer, W);
-        }
+// One round of select_least: where `ones` is 0 is less. `take`: all of these are kept, and the others go on.
+inline void select_step(Bits ones, Bits take, Bits& rest, Bits& kept) {
+    kept = kept | (without(rest, ones) & take);
+    rest = without(rest, ones ^ take);
+}
+
+inline int32_t count_bits(Bits x) {
+    alignas(64) uint64_t words[Bits::kWords];
+    store_bits(words, x);
+    return count_words(words, Bits::kWords);
+}
+
+// Selection of one query: how many places are left.
+struct Decision {
+    int32_t need;
+
+    Bits take(int32_t zeros) {
         // All zeros are kept if they are too few (or just enough), and the search goes on among the ones.
         const bool all = zeros <= need;
-        const Bits take = all_or_none(static_cast<int64_t>(all ? -1 : 0));
         need -= all ? zeros : 0;
-        for (int64_t word = 0; word < b.words; word += W) {
-            const Bits rest = load_bits(b.rest + word), ones = load_bits(b.counts + word * b.bits + bit * W);
-            store_bits(b.kept + word, load_bits(b.kept + word) | (without(rest, ones) & take));
-            store_bits(b.rest + word, without(rest, ones ^ take));
+        return all_or_none(static_cast<int64_t>(all ? -1 : 0));
+    }
+};
+
+// Moves the `need` least counts of `rest` to `kept`, ties by index, for R queries; each `rest` has more than `need`.
+template <int R>
+inline void select_least(const SignQuery (&b)[kTogether], int32_t need) {
+    constexpr int W = Bits::kWords;
+    const int64_t words = b[0].words;
+    const int32_t bits = b[0].bits;
+    Decision decision[R];
+    for (int r = 0; r < R; ++r) decision[r].need = need;
+    if (words == W) {
+        Bits rest[R], kept[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) rest[r] = load_bits(b[r].rest), kept[r] = load_bits(b[r].kept);
+        for (int bit = bits - 1; bit >= 0; --bit) {
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const Bits ones = load_bits(b[r].counts + bit * W);
+                select_step(ones, decision[r].take(count_bits(without(rest[r], ones))), rest[r], kept[r]);
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) store_bits(b[r].rest, rest[r]), store_bits(b[r].kept, kept[r]);
+    } else {
+        for (int bit = bits - 1; bit >= 0; --bit) {
+            Bits take[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const uint64_t* counts = b[r].counts + bit * W;
+                int32_t zeros = 0;
+                for (int64_t word = 0; word < words; word += W)
+                    zeros += count_bits(without(load_bits(b[r].rest + word), load_bits(counts + word * bits)));
+                take[r] = decision[r].take(zeros);
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const uint64_t* counts = b[r].counts + bit * W;
+                for (int64_t word = 0; word < words; word += W) {
+                    Bits rest = load_bits(b[r].rest + word), kept = load_bits(b[r].kept + word);
+                    select_step(load_bits(counts + word * bits), take[r], rest, kept);
+                    store_bits(b[r].rest + word, rest);
+                    store_bits(b[r].kept + word, kept);
+                }
+            }
         }
     }
     // What is left has equal counts.
-    const bool causal = b.s->causal;
-    for (int64_t i = 0; i < b.words && need > 0; ++i) {
-        const int64_t word = causal ? b.words - 1 - i : i;
-        uint64_t ties = b.rest[word];
-        const int32_t count = __builtin_popcountll(ties);
-        if (count > need) {
-            if (causal) {
-                for (int32_t drop = count - need; drop > 0; --drop) ties &= ties - 1;
-            } else {
-                uint64_t beyond = ties;
-                for (int32_t take = need; take > 0; --take) beyond &= beyond - 1;
-                ties ^= beyond;
-            }
+    const bool causal = b[0].s->causal;
+    for (int r = 0; r < R; ++r) {
+        int32_t left = decision[r].need;
+        for (int64_t i = 0; i < words && left > 0; ++i) {
+            const int64_t word = causal ? words - 1 - i : i;
+            const uint64_t ties = b[r].rest[word];
+            const int32_t count = __builtin_popcountll(ties), take = count < left ? count : left;
+            b[r].kept[word] |= causal ? ties & ~lowest_set(ties, count - take) : lowest_set(ties, take);
+            left -= take;
         }
-        b.kept[word] |= ties;
-        need -= count;
     }
 }
 
@@ -125,15 +167,12 @@ inline uint64_t below(int64_t end, int64_t word) {
     return left >= 64 ? ~0ull : left > 0 ? (1ull << left) - 1 : 0;
 }
 
-// Which keys query `i` attends to, as bits in `kept`.
-inline void keep_keys(const SignQuery& b, int32_t i) {
+// Splits the keys that query position `own` may see in those that are kept anyway and the `rest`; returns how many the
+// rest are.
+inline int32_t split_keys(const SignQuery& b, int64_t own) {
     const SignAttentionArgs& s = *b.s;
-    const int64_t own = s.offset + i, valid = s.causal ? own + 1 : s.a.n;
+    const int64_t valid = s.causal ? own + 1 : s.a.n;
     const int64_t recent = !s.causal || own + 1 < s.window ? 0 : own + 1 - s.window;  // the window's first key
-    if (valid <= s.keep) {
-        for (int64_t w = 0; w < b.words; ++w) b.kept[w] = below(valid, w);
-        return;
-    }
     int32_t rest = 0;
     for (int64_t w = 0; w < b.words; ++w) {
         uint64_t always = s.always ? s.always[w] : 0;
@@ -144,15 +183,20 @@ inline void keep_keys(const SignQuery& b, int32_t i) {
         b.rest[w] = seen & ~always;
         rest += __builtin_popcountll(b.rest[w]);
     }
-    if (rest <= s.keep) {
+    return rest;
+}
+
+// Splits and counts the keys of query `i`; whether there is something to select. If not, `kept` is complete.
+inline bool prepare(const SignQuery& b, int32_t i) {
+    const SignAttentionArgs& s = *b.s;
+    const int64_t own = s.offset + i, valid = s.causal ? own + 1 : s.a.n;
+    const int32_t rest = split_keys(b, own);
+    if (rest <= s.keep || valid <= s.keep) {
         for (int64_t w = 0; w < b.words; ++w) b.kept[w] |= b.rest[w];
-        return;
+        return false;
     }
-    for (int32_t c = 0; c < s.a.head_dim; ++c) {
-        int32_t word;
-        __builtin_memcpy(&word, b.q + c, sizeof(word));
-        b.signs[c] = word >> 31;
-    }
+    for (int32_t c = 0; c < s.a.head_dim; c += 16) sign_words16(b.q + c, b.signs + c);
+    for (int32_t c = s.a.head_dim; c < b.d8; ++c) b.signs[c] = 0;
     switch (b.bits) {
         case 4:
             count_signs<1>(b);
@@ -169,7 +213,7 @@ inline void keep_keys(const SignQuery& b, int32_t i) {
         default:
             count_signs<5>(b);
     }
-    select_least(b, s.keep);
+    return true;
 }
 
 // Scores of `count` kept keys, in whole vectors; what is behind `count` is of no meaning. kStrips: head_dim / 16, or 0
@@ -240,19 +284,28 @@ inline void sum_values(const SignQuery& b, int32_t count, float unit, float* out
     }
 }
 
+// Queries first .. first + rows - 1 over their kept keys. Stage by stage: a stage of one query does not wait for that
+// of another, while the stages of one do.
 template <int kStrips>
-inline void attend_kept(const SignQuery& b, int32_t i) {
-    const AttentionArgs& a = b.s->a;
-    int32_t count = 0;
-    for (int64_t w = 0; w < b.words; ++w)
-        if (b.kept[w]) count += indices_of(b.kept[w], static_cast<int32_t>(64 * w), b.indices + count);
-    // Keys that fill the last vector: any that exist, with weight 0.
-    for (int32_t j = count; j < count + 16; ++j) b.indices[j] = 0;
-    score_keys<kStrips>(b, count);
-    float inverse;
-    softmax({b.scores, 0, 1, count, a.scale, &inverse});
-    b.scores[count] = 0.0f;
-    sum_values<kStrips>(b, count, inverse, a.out + i * a.ldo);
+inline void attend_kept(const SignQuery (&b)[kTogether], int32_t first, int rows) {
+    const AttentionArgs& a = b[0].s->a;
+    int32_t count[kTogether] = {};
+    float inverse[kTogether];
+    for (int r = 0; r < rows; ++r) {
+        for (int64_t w = 0; w < b[r].words; ++w) {
+            if (!b[r].kept[w]) continue;
+            indices_of(b[r].kept[w], static_cast<int32_t>(64 * w), b[r].indices + count[r]);
+            count[r] += __builtin_popcountll(b[r].kept[w]);
+        }
+        // Keys that fill the last vector: any that exist, with weight 0.
+        for (int32_t j = count[r]; j < count[r] + 16; ++j) b[r].indices[j] = 0;
+    }
+    for (int r = 0; r < rows; ++r) score_keys<kStrips>(b[r], count[r]);
+    for (int r = 0; r < rows; ++r) {
+        softmax({b[r].scores, 0, 1, count[r], a.scale, inverse + r});
+        b[r].scores[count[r]] = 0.0f;
+    }
+    for (int r = 0; r < rows; ++r) sum_values<kStrips>(b[r], count[r], inverse[r], a.out + (first + r) * a.ldo);
 }
 
 // Signs of all keys as planes; `bytes` holds [d8 / 8][64].
@@ -275,37 +328,60 @@ inline void pack_signs(const AttentionArgs& a, int32_t d8, uint8_t* bytes, uint6
 
 inline void sign_attention(const SignAttentionArgs& s) {
     const AttentionArgs& a = s.a;
-    SignQuery b{};
-    b.s = &s;
-    b.d8 = static_cast<int32_t>(round_up(a.head_dim, 8));
-    b.bits = 4;
-    while (1 << b.bits <= b.d8) ++b.bits;
-    b.words = sign_words(a.n);
+    SignQuery b[kTogether]{};
+    b[0].s = &s;
+    b[0].d8 = static_cast<int32_t>(round_up(a.head_dim, 8));
+    b[0].bits = 4;
+    while (1 << b[0].bits <= b[0].d8) ++b[0].bits;
+    b[0].words = sign_words(a.n);
     // Parts of the scratch memory, from the most aligned on.
     auto* planes = reinterpret_cast<uint64_t*>(a.scratch);
-    b.counts = planes + sign_plane_words(a.n, a.head_dim);
-    b.rest = b.counts + kMostBits * b.words;
-    b.kept = b.rest + b.words;
-    b.indices = reinterpret_cast<int32_t*>(b.kept + b.words);
-    b.scores = reinterpret_cast<float*>(b.indices + round_up(a.n, 16) + 32);
-    b.q = b.scores + round_up(a.n, 16) + 32;
-    b.signs = reinterpret_cast<int32_t*>(b.q + round_up(a.head_dim, 16));
-    auto* bytes = reinterpret_cast<uint8_t*>(b.signs + round_up(a.head_dim, 16));
-    if (!s.planes) pack_signs(a, b.d8, bytes, planes);
-    b.planes = s.planes ? s.planes : planes;
-    for (int32_t c = a.head_dim; c < b.d8; ++c) b.signs[c] = 0;
-    for (int32_t i = a.query_begin; i < a.query_end; ++i) {
-        for (int32_t c = 0; c < a.head_dim; c += 16)
-            __builtin_memcpy(b.q + c, a.q + i * a.ldq + c / 16 * a.q_strip,
-                             sizeof(float) * (a.head_dim - c < 16 ? a.head_dim - c : 16));
-        keep_keys(b, i);
-        if (s.kept) __builtin_memcpy(s.kept + i * b.words, b.kept, sizeof(uint64_t) * b.words);
+    uint64_t* sets = planes + sign_plane_words(a.n, a.head_dim);
+    const int64_t d16 = round_up(a.head_dim, 16);
+    const int64_t most = round_up(a.n, 16) + 32;
+    auto* indices = reinterpret_cast<int32_t*>(sets + kTogether * 10 * b[0].words);
+    auto* scores = reinterpret_cast<float*>(indices + kTogether * most);
+    float* q = scores + kTogether * most;
+    b[0].signs = reinterpret_cast<int32_t*>(q + kTogether * d16);
+    auto* bytes = reinterpret_cast<uint8_t*>(b[0].signs + d16);
+    if (!s.planes) pack_signs(a, b[0].d8, bytes, planes);
+    b[0].planes = s.planes ? s.planes : planes;
+    for (int r = 0; r < kTogether; ++r, sets += 10 * b[0].words) {
+        b[r] = b[0];
+        b[r].counts = sets;
+        b[r].rest = sets + 8 * b[0].words;
+        b[r].kept = b[r].rest + b[0].words;
+        b[r].q = q + r * d16;
+        b[r].indices = indices + r * most;
+        b[r].scores = scores + r * most;
+    }
+    for (int32_t first = a.query_begin; first < a.query_end; first += kTogether) {
+        const int rows = a.query_end - first < kTogether ? a.query_end - first : kTogether;
+        bool select[kTogether];
+        int selected = 0;
+        for (int r = 0; r < rows; ++r) {
+            for (int32_t c = 0; c < a.head_dim; c += 16)
+                __builtin_memcpy(b[r].q + c, a.q + (first + r) * a.ldq + c / 16 * a.q_strip,
+                                 sizeof(float) * (a.head_dim - c < 16 ? a.head_dim - c : 16));
+            selected += select[r] = prepare(b[r], first + r);
+        }
+        if (selected == kTogether) {
+            select_least<kTogether>(b, s.keep);
+        } else {
+            for (int r = 0; r < rows; ++r) {
+                const SignQuery alone[kTogether] = {b[r]};
+                if (select[r]) select_least<1>(alone, s.keep);
+            }
+        }
+        if (s.kept)
+            for (int r = 0; r < rows; ++r)
+                __builtin_memcpy(s.kept + (first + r) * b[r].words, b[r].kept, sizeof(uint64_t) * b[r].words);
         if (a.head_dim == 32)
-            attend_kept<2>(b, i);
+            attend_kept<2>(b, first, rows);
         else if (a.head_dim == 64)
-            attend_kept<4>(b, i);
+            attend_kept<4>(b, first, rows);
         else
-            attend_kept<0>(b, i);
+            attend_kept<0>(b, first, rows);
     }
 }
 
