@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from approxrt.analysis.allocation import (
     structure_of,
 )
 from approxrt.artifact.spec import LayerSpec, ModelSpec
+from approxrt.compression.ramp import Ramp
 
 
 class Table:
@@ -155,3 +157,20 @@ def test_bytes(spec: ModelSpec) -> None:
     assert dense == 2 * 8 * 16 * 64 + 8 * (128 + 64)
     half = block_bytes(spec, "ffn", 128, 0.5, 8, 16)
     assert half == 8 * 16 * 66 + 8 * (128 + 64)
+
+
+def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
+    # Scores of trained models: the lower half of the tiles has about a hundredth of their sum.
+    rng = np.random.default_rng(0)
+    scores = {
+        name: np.kron(np.exp(2.3 * rng.standard_normal((-(-n // 16), -(-k // 4)))), np.ones((16, 4)))[:n, :k]
+        for name, linear in spec.linears()
+        if name.startswith("layers.")
+        for n, k in [(linear.out_features, linear.in_features)]
+    }
+    subject = SimpleNamespace(student=SimpleNamespace(spec=spec), element_scores=lambda: scores)
+    dense = sum(block_bytes(spec, *of, 1.0, 8, 16) for of in (("attention", 4), ("ffn", 128), ("attention", 2)))
+    dense += block_bytes(spec, "ffn", 96, 1.0, 8, 16)
+    ramp = Ramp(subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), bits=(8, 4))
+    chosen = ramp._allocate(1.0).options.values()
+    assert {option.bits for option in chosen} == {4}
