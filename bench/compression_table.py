@@ -24,15 +24,15 @@ def table(folder: Path) -> str:
     lines = [
         f"**Compressions** of fine-tuned MiniLM on {rows[0]['machine']['cpu']}, from `approxrt compress` "
         f"({seconds[0] / 60:.0f} to {seconds[-1] / 60:.0f} minutes each, sometimes two at once). Dev metrics of the "
-        "float32 checkpoint and of the artifact, mean over seeds (each seed fine-tuned and compressed anew) and, where "
+        "float32 checkpoint and of the artifact, mean over runs (each fine-tuned and compressed anew) and, where "
         "there are several, least to largest; nothing was selected on dev. Times: all engines in turns on 128 of the "
         "task's texts, 2 threads, peers without padding or sorted by length, whichever is faster for them. Best "
         "f32 peer: of ONNX Runtime and PyTorch eager. The 4x lines are the half-way candidates of 8x runs: here "
         "they are the dense int8 model, which is that fast. `commit` in each JSON is that of timing and "
-        "evaluation; some of the models were trained a few commits before. Differences of one seed under a point "
+        "evaluation; some of the models were trained a few commits before. Differences of one run under a point "
         "are noise.",
         "",
-        "| task | asked for | seeds | metric | float32 | artifact | loss % | flips % | MB | smaller | "
+        "| task | asked for | runs | metric | float32 | artifact | loss % | flips % | MB | smaller | "
         "torch eager | best f32 peer | OpenVINO int8 |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]

@@ -1,7 +1,8 @@
 """Writes the README's results from bench/results/*.json; with --check, says whether they are up to date.
 
 `latency-*.json` are documents of `approxrt bench --out`; `accuracy-*.json` of bench/accuracy.py, `cold-start.json` of
-bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py. Other files are ignored here, but for the profiles
+bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py, `sign-attention.json` of
+bench/bench_sign_attention.py. Other files are ignored here, but for the profiles
 of `approxrt bench --profile` in two of them.
 """
 
@@ -29,6 +30,7 @@ def render(results: Path) -> str:
         ("cold-start.json", cold_table),
         ("threads.json", thread_table),
         ("accuracy-*.json", accuracy_table),
+        ("sign-attention.json", sign_table),
     ):
         parts += [make(_read(path)) for path in sorted(results.glob(pattern))]
     parts += [text for text in [compression_table.table(results / "compression")] if text]
@@ -187,6 +189,25 @@ def accuracy_table(doc: dict[str, Any]) -> str:
         metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in row["metrics"].items())
         flips = "-" if row["flip_rate"] is None else f"{100 * row['flip_rate']:.2f} %"
         lines.append(f"| {row['task']} | {row['variant']} | {metrics} | {flips} | {row['megabytes']:.1f} |")
+    return "\n".join(lines)
+
+
+def sign_table(doc: dict[str, Any]) -> str:
+    """bench/bench_sign_attention.py: a row a length and width of a head, a column a number of kept keys."""
+    names = list(dict.fromkeys(name for row in doc["rows"] for name in row["times"] if name.startswith("sign")))
+    lines = [
+        f"**Sign-matching attention** on {doc['machine']['cpu']}, one head of one sequence, one core: how many times "
+        "faster than our own dense attention with 16-bit products / in float32 / than PyTorch's SDPA in float32, by "
+        "how many keys a query keeps. Under 1 it does not pay. It is a kernel so far: no artifact uses it yet.",
+        "",
+        "| keys | head size | " + " | ".join(f"{name.split()[1]} kept" for name in names) + " |",
+        "|---:|---:|" + "---:|" * len(names),
+    ]
+    for row in doc["rows"]:
+        ms = {name: t["median_ms"] for name, t in row["times"].items()}
+        peers = ("dense int16", "dense f32", "torch SDPA f32")
+        cells = [" / ".join(f"{ms[p] / ms[n]:.1f}" for p in peers) if n in ms else "-" for n in names]
+        lines.append(f"| {row['n']} | {row['head_dim']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

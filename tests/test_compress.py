@@ -214,6 +214,9 @@ def test_accuracy_objective(checkpoint: Path, data: Path, tmp_path: Path) -> Non
     assert about["members"] == 4 and about["tried"] >= len(about["removed"])
     assert report.chosen["metrics"]["accuracy"] >= report.dense["metrics"]["accuracy"] - 0.05
     assert (tmp_path / "a.work" / "member-0.pt").exists()
+    assert 0 <= about["gain_in_resamples"] <= 1
+    # A few dozen examples: whatever the student gains on them, chance may have done it.
+    assert (about["gain_in_resamples"] < 0.95) == any("may be chance" in note for note in report.notes)
 
 
 # -- options and data ---------------------------------------------------------

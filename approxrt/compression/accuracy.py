@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from approxrt.analysis.gain import Trial, gains
+from approxrt.analysis.gain import Trial, bootstrap_share, gains
 from approxrt.analysis.removal import Held, shrunk
 from approxrt.analysis.statistics import collect
 from approxrt.approx import build
@@ -35,6 +35,8 @@ RANKED = 200  # validation texts that put the candidates in order; all decide
 MEMBERS = 3
 MEMBER_EPOCHS = 2.0
 STUDENT_EPOCHS = 8.0
+RESAMPLES = 2000
+SURE = 0.95  # share of resamples with a gain from which the report does not warn
 
 
 def more_accurate(compression: Compression) -> list[Candidate]:
@@ -63,8 +65,14 @@ def more_accurate(compression: Compression) -> list[Candidate]:
         inputs,
     )
     removed = [trial.element.name for trial in trials if trial.accepted]
+    sure = _certainty(compression, student)
+    if sure < SURE:
+        compression.note(
+            f"the gain on {len(compression.validation.ids)} validation examples may be chance: it shows in "
+            f"{sure:.0%} of their resamples; more training data (or a larger --val-fraction) would tell"
+        )
     about = {"speedup": None, "shrink": None, "removed": removed, "tried": len(trials), "members": members}
-    candidate = compression.check(path, about | {"epochs": history})
+    candidate = compression.check(path, about | {"gain_in_resamples": sure, "epochs": history})
     compression.work.add(candidate)
     return [candidate]
 
@@ -142,6 +150,23 @@ def _validated(compression: Compression, student: Student, step: int) -> dict[st
     assert validation.labels is not None
     metrics = compute_metrics(compression.data.task, logits, validation.labels)
     return {"step": step, "metrics": metrics, "loss": float(sample_losses(logits, validation.labels).mean())}
+
+
+def _certainty(compression: Compression, student: Student) -> float:
+    """Share of validation's resamples in which the student errs less than the checkpoint: wrong answers, or squares."""
+    validation = compression.validation
+    assert validation.labels is not None
+    before, after = (
+        _errors(predict(model, validation.ids, validation.types), validation.labels)
+        for model in (compression.dense(), student)
+    )
+    return bootstrap_share(after - before, RESAMPLES, np.random.default_rng([compression.options.seed, 29]))
+
+
+def _errors(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    if labels.dtype.kind == "f":
+        return sample_losses(outputs, labels)
+    return (outputs.argmax(axis=1) != labels).astype(np.float64)
 
 
 def _order(entry: dict[str, Any]) -> tuple[float, float]:

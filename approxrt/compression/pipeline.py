@@ -72,7 +72,7 @@ class Compression:
             task, data, self.checkpoint, self.folder, options.seed, options.val_fraction, options.limit
         )
         self.teacher_folders = tuple(teachers)
-        self.plan_note = ""
+        self.noted: list[str] = []
         self._reference_run: Run | None = None
         identity = options.identity() | {
             "task": self.data.task.name,
@@ -274,7 +274,7 @@ class Compression:
     def note(self, text: str) -> None:
         """Something for the log now and for the report's notes."""
         self.log(text)
-        self.plan_note = text
+        self.noted.append(text)
 
     # -- results ----------------------------------------------------------------
 
@@ -287,8 +287,7 @@ class Compression:
                 "then looks better on it than it is, and the drop larger; a checkpoint of `approxrt finetune` names "
                 "its own split"
             )
-        if self.plan_note:
-            out.append(self.plan_note)
+        out += self.noted
         if self.spec.vocab_size < self.checkpoint.spec.vocab_size:
             out.append(
                 f"the vocabulary has {self.spec.vocab_size} of {self.checkpoint.spec.vocab_size} pieces: those that "
