@@ -29,6 +29,8 @@ FOLDER = Path(__file__).resolve().parent / "results" / "compression"
 PEERS = ("torch-eager", "onnxruntime-f32", "openvino-int8")
 SECONDS = 30.0
 MAX_LENGTH = 128
+# Options that a row's command names where they are not the default.
+NAMED = ("speedup", "shrink", "max_drop", "recipe", "method", "target", "vocabulary", "epochs", "limit", "seed")
 
 
 def main() -> None:
@@ -72,7 +74,7 @@ def command(known: argparse.Namespace, report: dict[str, Any]) -> str:
     options, plain = report["options"], {"seed": 0, "recipe": "train", "method": "ours", "target": "cpu"}
     parts = ["approxrt compress", known.checkpoint.name, "--task", known.task, "--data", known.data.name]
     parts += ["--objective", ",".join(options["objective"])]
-    for name in ("speedup", "shrink", "max_drop", "recipe", "method", "target", "epochs", "limit", "seed"):
+    for name in NAMED:
         value = options[name]
         if value is not None and plain.get(name) != value:
             parts += [f"--{name.replace('_', '-')}", str(value)]

@@ -49,7 +49,8 @@ def _key(row: Row) -> tuple[Any, ...]:
     if about.get("speedup"):
         asked.append(f"{about['speedup']:g}x faster")
     if about.get("shrink"):
-        asked.append(f"{about['shrink']:g}x smaller")
+        full = ", full vocabulary" if options["vocabulary"] == "full" else ""
+        asked.append(f"{about['shrink']:g}x smaller{full}")
     if about.get("method", "ours") != "ours" or options["recipe"] == "one-shot":
         asked.append(f"{options['method']}, no training")
     label = row["name"].split(".")[0].split("-")[0]
