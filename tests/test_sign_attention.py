@@ -41,9 +41,10 @@ def check(isa: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, keep: int, **op
     )
     tq, tk, tv = (torch.from_numpy(x)[None] for x in (q, k, v))
     mask = None if always is None else torch.from_numpy(always)
-    want = kept_keys(tq, tk, keep, mask, **options)[0].numpy()
+    chosen = kept_keys(tq, tk, keep, mask, **options)
+    want = chosen[0].numpy()
     np.testing.assert_array_equal(kept, bits_of(want))
-    exact = sign_attention(tq.double(), tk.double(), tv.double(), scale, keep, mask, **options)[0].numpy()
+    exact = sign_attention(tq.double(), tk.double(), tv.double(), scale, chosen)[0].numpy()
     # As in test_attention.py: the error of a score, of exp, and of sums over the kept keys.
     d, most = q.shape[1], int(want.sum(1).max())
     score = (d + 2) * EPS * scale * (np.abs(q) @ np.abs(k).T).max() + 2 * EPS * 10
@@ -136,22 +137,20 @@ def test_any_shape(isa: str, n: int, head_dim: int, keep: int, causal: bool, win
 def test_grouped_queries_share_keys() -> None:
     rng = np.random.default_rng(5)
     q, k, v = (torch.from_numpy(rng.standard_normal((heads, 50, 16))) for heads in (6, 2, 2))
-    whole = sign_attention(q, k, v, 0.25, 8, causal=True)
+    whole = sign_attention(q, k, v, 0.25, kept_keys(q, k, 8, causal=True))
     for head in range(6):
-        alone = sign_attention(
-            q[head : head + 1], *(x[head // 3 : head // 3 + 1] for x in (k, v)), 0.25, 8, causal=True
-        )
+        mine, key, value = q[head : head + 1], *(x[head // 3 : head // 3 + 1] for x in (k, v))
+        alone = sign_attention(mine, key, value, 0.25, kept_keys(mine, key, 8, causal=True))
         torch.testing.assert_close(alone[0], whole[head])
 
 
 def test_padding_changes_nothing() -> None:
     rng = np.random.default_rng(6)
     q, k, v = (torch.from_numpy(rng.standard_normal((2, 40, 16))) for _ in range(3))
-    padded = [torch.cat([torch.full((2, 7, 16), 9.0, dtype=x.dtype), x], 1) for x in (q, k, v)]
-    valid = torch.arange(47) >= 7
-    torch.testing.assert_close(
-        sign_attention(*padded, 0.25, 8, valid=valid)[:, 7:], sign_attention(q, k, v, 0.25, 8), rtol=0, atol=1e-14
-    )
+    wide = [torch.cat([torch.full((2, 7, 16), 9.0, dtype=x.dtype), x], 1) for x in (q, k, v)]
+    kept = kept_keys(wide[0], wide[1], 8, valid=torch.arange(47) >= 7)
+    plain = sign_attention(q, k, v, 0.25, kept_keys(q, k, 8))
+    torch.testing.assert_close(sign_attention(*wide, 0.25, kept)[:, 7:], plain, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -245,21 +245,9 @@ def kept_keys(
     return torch.where(allowed.sum(1)[None, :, None] <= keep, allowed[None], chosen)
 
 
-def sign_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: float,
-    keep: int,
-    always: torch.Tensor | None = None,
-    causal: bool = False,
-    window: int = 16,
-    valid: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """softmax(scale q k^T) v over `kept_keys` alone; [heads, queries, d]. A query with no valid key gets zeros."""
-    kept = kept_keys(q, k, keep, always, causal, window, valid)
-    group = q.shape[0] // k.shape[0]
-    k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
+def sign_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, kept: torch.Tensor) -> torch.Tensor:
+    """softmax(scale q k^T) v over the `kept_keys` alone; [heads, queries, d]. A query that keeps none gets zeros."""
+    k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for x in (k, v))
     scores = (scale * (q @ k.transpose(1, 2))).masked_fill(~kept, -math.inf)
     return torch.nan_to_num(torch.softmax(scores, dim=-1)) @ v
 

@@ -1,8 +1,7 @@
 // Sign-matching attention of one head (args.h has the definition and the layout of signs):
 //   1. count   for all keys of a register at once the signs that differ: planes XOR the query's sign, added up by
-//   carry-
-//              save adders, so that a count is the bits of up to eight registers. A popcount of every key's own word
-//              costs as many instructions for the counts alone, and then they are still to be compared.
+//              full adders on bits, so that a count is the bits of up to eight registers. A popcount of every key's
+//              own word costs as many instructions for the counts alone, and then they are still to be compared.
 //   2. select  the `keep` least counts: bit by bit from the highest, those with a 0 there if they are enough, else all
 //              of them and the best of the others. No threshold is searched and no count is read. Each bit waits for
 //              the one before, so kTogether queries are selected side by side.
@@ -73,12 +72,6 @@ inline void count_signs(const SignQuery& b) {
     }
 }
 
-inline int32_t count_words(const uint64_t* words, int64_t count) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += __builtin_popcountll(words[i]);
-    return sum;
-}
-
 // One round of select_least: where `ones` is 0 is less. `take`: all of these are kept, and the others go on.
 inline void select_step(Bits ones, Bits take, Bits& rest, Bits& kept) {
     kept = kept | (without(rest, ones) & take);
@@ -88,69 +81,47 @@ inline void select_step(Bits ones, Bits take, Bits& rest, Bits& kept) {
 inline int32_t count_bits(Bits x) {
     alignas(64) uint64_t words[Bits::kWords];
     store_bits(words, x);
-    return count_words(words, Bits::kWords);
+    int32_t sum = 0;
+    for (const uint64_t word : words) sum += __builtin_popcountll(word);
+    return sum;
 }
-
-// Selection of one query: how many places are left.
-struct Decision {
-    int32_t need;
-
-    Bits take(int32_t zeros) {
-        // All zeros are kept if they are too few (or just enough), and the search goes on among the ones.
-        const bool all = zeros <= need;
-        need -= all ? zeros : 0;
-        return all_or_none(static_cast<int64_t>(all ? -1 : 0));
-    }
-};
 
 // Moves the `need` least counts of `rest` to `kept`, ties by index, for R queries; each `rest` has more than `need`.
 template <int R>
-inline void select_least(const SignQuery (&b)[kTogether], int32_t need) {
+inline void select_least(const SignQuery* b, int32_t need) {
     constexpr int W = Bits::kWords;
-    const int64_t words = b[0].words;
-    const int32_t bits = b[0].bits;
-    Decision decision[R];
-    for (int r = 0; r < R; ++r) decision[r].need = need;
-    if (words == W) {
-        Bits rest[R], kept[R];
+    const int64_t words = b->words;
+    const int32_t bits = b->bits;
+    int32_t places[R];  // that are left
+    for (int r = 0; r < R; ++r) places[r] = need;
+    for (int bit = bits - 1; bit >= 0; --bit) {
+        Bits take[R];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) rest[r] = load_bits(b[r].rest), kept[r] = load_bits(b[r].kept);
-        for (int bit = bits - 1; bit >= 0; --bit) {
-#pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-                const Bits ones = load_bits(b[r].counts + bit * W);
-                select_step(ones, decision[r].take(count_bits(without(rest[r], ones))), rest[r], kept[r]);
-            }
+        for (int r = 0; r < R; ++r) {
+            const uint64_t* counts = b[r].counts + bit * W;
+            int32_t zeros = 0;
+            for (int64_t word = 0; word < words; word += W)
+                zeros += count_bits(without(load_bits(b[r].rest + word), load_bits(counts + word * bits)));
+            // All zeros are kept if they are too few (or just enough), and the search goes on among the ones.
+            const bool all = zeros <= places[r];
+            places[r] -= all ? zeros : 0;
+            take[r] = all_or_none(static_cast<int64_t>(all ? -1 : 0));
         }
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) store_bits(b[r].rest, rest[r]), store_bits(b[r].kept, kept[r]);
-    } else {
-        for (int bit = bits - 1; bit >= 0; --bit) {
-            Bits take[R];
-#pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-                const uint64_t* counts = b[r].counts + bit * W;
-                int32_t zeros = 0;
-                for (int64_t word = 0; word < words; word += W)
-                    zeros += count_bits(without(load_bits(b[r].rest + word), load_bits(counts + word * bits)));
-                take[r] = decision[r].take(zeros);
-            }
-#pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-                const uint64_t* counts = b[r].counts + bit * W;
-                for (int64_t word = 0; word < words; word += W) {
-                    Bits rest = load_bits(b[r].rest + word), kept = load_bits(b[r].kept + word);
-                    select_step(load_bits(counts + word * bits), take[r], rest, kept);
-                    store_bits(b[r].rest + word, rest);
-                    store_bits(b[r].kept + word, kept);
-                }
+        for (int r = 0; r < R; ++r) {
+            const uint64_t* counts = b[r].counts + bit * W;
+            for (int64_t word = 0; word < words; word += W) {
+                Bits rest = load_bits(b[r].rest + word), kept = load_bits(b[r].kept + word);
+                select_step(load_bits(counts + word * bits), take[r], rest, kept);
+                store_bits(b[r].rest + word, rest);
+                store_bits(b[r].kept + word, kept);
             }
         }
     }
     // What is left has equal counts.
-    const bool causal = b[0].s->causal;
+    const bool causal = b->s->causal;
     for (int r = 0; r < R; ++r) {
-        int32_t left = decision[r].need;
+        int32_t left = places[r];
         for (int64_t i = 0; i < words && left > 0; ++i) {
             const int64_t word = causal ? words - 1 - i : i;
             const uint64_t ties = b[r].rest[word];
@@ -287,8 +258,8 @@ inline void sum_values(const SignQuery& b, int32_t count, float unit, float* out
 // Queries first .. first + rows - 1 over their kept keys. Stage by stage: a stage of one query does not wait for that
 // of another, while the stages of one do.
 template <int kStrips>
-inline void attend_kept(const SignQuery (&b)[kTogether], int32_t first, int rows) {
-    const AttentionArgs& a = b[0].s->a;
+inline void attend_kept(const SignQuery* b, int32_t first, int rows) {
+    const AttentionArgs& a = b->s->a;
     int32_t count[kTogether] = {};
     float inverse[kTogether];
     for (int r = 0; r < rows; ++r) {
@@ -368,10 +339,8 @@ inline void sign_attention(const SignAttentionArgs& s) {
         if (selected == kTogether) {
             select_least<kTogether>(b, s.keep);
         } else {
-            for (int r = 0; r < rows; ++r) {
-                const SignQuery alone[kTogether] = {b[r]};
-                if (select[r]) select_least<1>(alone, s.keep);
-            }
+            for (int r = 0; r < rows; ++r)
+                if (select[r]) select_least<1>(b + r, s.keep);
         }
         if (s.kept)
             for (int r = 0; r < rows; ++r)
