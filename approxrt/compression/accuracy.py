@@ -156,10 +156,9 @@ def _certainty(compression: Compression, student: Student) -> float:
     """Share of validation's resamples in which the student errs less than the checkpoint: wrong answers, or squares."""
     validation = compression.validation
     assert validation.labels is not None
-    before, after = (
-        _errors(predict(model, validation.ids, validation.types), validation.labels)
-        for model in (compression.dense(), student)
-    )
+    dense = compression.work.load_array("baseline_logits")
+    before = _errors(dense, validation.labels)
+    after = _errors(predict(student, validation.ids, validation.types), validation.labels)
     return bootstrap_share(after - before, RESAMPLES, np.random.default_rng([compression.options.seed, 29]))
 
 
