@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from approxrt.approx.bsr import expand_mask, to_tiles
-from approxrt.artifact.spec import TILE_N, ModelSpec
+from approxrt.artifact.spec import DENSE_ATTENTION, TILE_N, ModelSpec
 
 QKV = ("query", "key", "value")
 
@@ -84,7 +84,7 @@ def shrunk_spec(spec: ModelSpec, keep: Structure) -> ModelSpec:
     for layer, heads, units in zip(spec.layers, keep.heads, keep.units, strict=True):
         changes: dict[str, object] = {"num_heads": len(heads), "intermediate_size": len(units)}
         if not len(heads):
-            changes |= dict.fromkeys(("query", "key", "value", "attention_output"), "f32")
+            changes |= dict.fromkeys(("query", "key", "value", "attention_output"), "f32") | DENSE_ATTENTION
         if not len(units):
             changes |= dict.fromkeys(("ffn_up", "ffn_down"), "f32")
         layers.append(dataclasses.replace(layer, **changes))  # type: ignore[arg-type]
