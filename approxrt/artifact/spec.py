@@ -120,7 +120,7 @@ class LayerSpec:
 
 
 # What a layer that does not match signs says: with a removed attention block, it must.
-DENSE_ATTENTION = {"attention_keep": 0, "attention_rest": False, "sign_from": 0}
+DENSE_ATTENTION: dict[str, Any] = {"attention_keep": 0, "attention_rest": False, "sign_from": 0}
 
 
 @dataclass(frozen=True)
