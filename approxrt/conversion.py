@@ -64,7 +64,6 @@ def convert(
             name = checkpoint.source["name"]
             raise InputError(f"inputs={inputs!r} is for encoders, and {name!r} is a decoder: leave it out")
         converted = _quantize(checkpoint.spec, checkpoint, bits, density, progress)
-    spec, tensors = converted
     weight_bytes = sum(array.nbytes for array in converted[1].values())
     card = _card(checkpoint, bits, density, weight_bytes)
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)

@@ -69,6 +69,8 @@ INPUTS = ("single", "pair", "any")
 MAX_DIM = 1 << 17
 MAX_VOCAB = 1 << 22
 MAX_LAYERS = 256
+MAX_ALWAYS_KEPT = 64
+MAX_SIGN_DIM = 248  # csrc/args.h: a head's sign matches are counted in eight bits
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class LayerSpec:
     `num_heads * head_dim` outputs of query, key and value; it may be less than
     hidden_size once heads are pruned. Likewise `intermediate_size`. No heads:
     the attention block is removed; an intermediate size of 0: the FFN block is.
+
+    `attention_keep` over 0: sequences of at least `sign_from` tokens are attended by
+    sign matching (`approxrt.runtime.reference.kept_keys`), where a query attends to
+    the `attention_keep` keys that match its signs best, the first token, itself, and
+    the model's `always_kept` tokens. Shorter ones are attended in full.
     """
 
     num_heads: int
@@ -98,6 +105,8 @@ class LayerSpec:
     attention_output: LinearKind = "f32"
     ffn_up: LinearKind = "f32"
     ffn_down: LinearKind = "f32"
+    attention_keep: int = 0
+    sign_from: int = 0
 
     @property
     def has_attention(self) -> bool:
@@ -127,7 +136,10 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """An encoder with its task head. Sizes in elements; `max_length` in tokens, specials included."""
+    """An encoder with its task head. Sizes in elements; `max_length` in tokens, specials included.
+
+    `always_kept`: ids of tokens (separators) whose keys sign-matching attention never drops.
+    """
 
     architecture: str
     task_type: TaskType
@@ -146,6 +158,7 @@ class ModelSpec:
     embedding_kind: EmbeddingKind = "f32"
     projection_kind: LinearKind = "f32"
     pad_token_id: int = 0
+    always_kept: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -256,6 +269,7 @@ class ModelSpec:
         """The `model` object of config.json."""
         data = dataclasses.asdict(self)
         data["labels"] = list(self.labels)
+        data["always_kept"] = list(self.always_kept)
         data["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
         data["extra"] = dict(self.extra)
         return data

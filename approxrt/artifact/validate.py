@@ -18,8 +18,10 @@ from approxrt.artifact.spec import (
     FFN_ACTIVATIONS,
     INPUTS,
     LINEAR_KINDS,
+    MAX_ALWAYS_KEPT,
     MAX_DIM,
     MAX_LAYERS,
+    MAX_SIGN_DIM,
     MAX_VOCAB,
     POOLINGS,
     TASK_TYPES,
@@ -52,11 +54,12 @@ def spec_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
         faults.append(f"model.layers is {show(layers)}; a list is needed")
     if "head" in fields:
         fields["head"] = build_object(fields["head"], HeadSpec, "model.head", faults)
-    labels = fields.get("labels", [])
-    if isinstance(labels, list):
-        fields["labels"] = tuple(labels)
-    else:
-        faults.append(f"model.labels is {show(labels)}; a list is needed")
+    for name in ("labels", "always_kept"):
+        values = fields.get(name, [])
+        if isinstance(values, list):
+            fields[name] = tuple(values)
+        else:
+            faults.append(f"model.{name} is {show(values)}; a list is needed")
     if faults:
         return None, faults
     spec = ModelSpec(**fields)
@@ -115,7 +118,7 @@ _INT_FIELDS = (
     "pad_token_id",
 )
 _STR_FIELDS = ("architecture", "task_type", "activation", "inputs", "embedding_kind", "projection_kind")
-_LAYER_SIZES = ("num_heads", "head_dim", "intermediate_size")
+_LAYER_SIZES = ("num_heads", "head_dim", "intermediate_size", "attention_keep", "sign_from")
 _LAYER_KINDS = ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")
 
 
@@ -140,6 +143,11 @@ def _type_faults(spec: ModelSpec) -> list[str]:
     else:
         for i, label in enumerate(spec.labels[:MAX_LABELS]):
             need(is_text(label), f"model.labels[{i}]", label, "a string")
+    if not isinstance(spec.always_kept, tuple):
+        need(False, "model.always_kept", spec.always_kept, "a sequence of token ids")
+    else:
+        for i, token in enumerate(spec.always_kept[: MAX_ALWAYS_KEPT + 1]):
+            need(type(token) is int, f"model.always_kept[{i}]", token, "an integer")
     if not isinstance(spec.layers, tuple):
         need(False, "model.layers", spec.layers, "a sequence of layers")
     else:
@@ -203,6 +211,11 @@ def _range_faults(spec: ModelSpec) -> list[str]:
         if layer.num_heads * layer.head_dim > MAX_DIM:
             inner = show(layer.num_heads * layer.head_dim)
             faults.append(f"{where}: num_heads * head_dim is {inner}; the limit is {MAX_DIM}")
+        faults += _sign_faults(layer, where)
+    if len(spec.always_kept) > MAX_ALWAYS_KEPT:
+        faults.append(f"model.always_kept has {len(spec.always_kept)} entries; the limit is {MAX_ALWAYS_KEPT}")
+    for i, token in enumerate(spec.always_kept[:MAX_ALWAYS_KEPT]):
+        between(f"model.always_kept[{i}]", token, 0, max(0, min(spec.vocab_size, MAX_VOCAB) - 1))
     if spec.head.dense_features is not None:
         between("model.head.dense_features", spec.head.dense_features, 1, MAX_DIM)
     return faults
@@ -231,6 +244,21 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
     if not 0 < len(spec.architecture) <= MAX_NAME:
         faults.append(f"model.architecture has {len(spec.architecture)} characters; it must have 1 to {MAX_NAME}")
     return faults
+
+
+def _sign_faults(layer: LayerSpec, where: str) -> Iterator[str]:
+    """Sign matching needs an attention block, heads that can be counted, and more tokens than it keeps."""
+    keep, start = layer.attention_keep, layer.sign_from
+    if not keep:
+        if start:
+            yield f"{where}.sign_from is {show(start)}; it must be 0 where attention_keep is 0"
+        return
+    if not layer.num_heads:
+        yield f"{where}.attention_keep is {show(keep)}; it must be 0 in a removed block (num_heads is 0)"
+    if layer.head_dim > MAX_SIGN_DIM:
+        yield f"{where}.head_dim is {show(layer.head_dim)}; with attention_keep it must be at most {MAX_SIGN_DIM}"
+    if start <= keep:
+        yield f"{where}.sign_from is {show(start)}; it must be over attention_keep, which is {show(keep)}"
 
 
 def _removed_faults(layer: LayerSpec, where: str) -> Iterator[str]:
