@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import approxrt._C as _C
+from approxrt._C import KvCache
 from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.errors import InputError
 from approxrt.runtime.cpu import forced_isa
@@ -64,11 +65,11 @@ class DecoderEngine:
         """Return when the weights are packed. From then on only the embeddings' tensors are read."""
         self._decoder.wait()
 
-    def cache(self, capacity: int) -> Any:
+    def cache(self, capacity: int) -> KvCache:
         """An empty cache for one sequence of at most `capacity` tokens."""
         return self._decoder.cache(capacity, self.cache_kind)
 
-    def step(self, caches: Sequence[Any], tokens: Sequence[Sequence[int]], all_logits: bool = False) -> np.ndarray:
+    def step(self, caches: Sequence[KvCache], tokens: Sequence[Sequence[int]], all_logits: bool = False) -> np.ndarray:
         """Append tokens[i] to caches[i]; float32 [caches, vocab] of each last token, or of every token.
 
         A sequence's logits depend neither on the others nor on how its tokens are divided into steps.
@@ -76,10 +77,9 @@ class DecoderEngine:
         cu_seqlens = np.zeros(len(tokens) + 1, np.int32)
         np.cumsum([len(ids) for ids in tokens], out=cu_seqlens[1:])
         ids = np.fromiter((token for run in tokens for token in run), np.int32, int(cu_seqlens[-1]))
-        result: np.ndarray = self._decoder.step(list(caches), ids, cu_seqlens, all_logits)
-        return result
+        return self._decoder.step(list(caches), ids, cu_seqlens, all_logits)
 
-    def prefill(self, cache: Any, tokens: Sequence[int]) -> np.ndarray:
+    def prefill(self, cache: KvCache, tokens: Sequence[int]) -> np.ndarray:
         """Append a prompt in chunks; float32 [vocab] of its last token."""
         logits = None
         for begin in range(0, len(tokens), PROMPT_CHUNK):
