@@ -197,6 +197,15 @@ class ModelSpec:
         if self.labels:
             yield "head.out", LinearSpec(features, len(self.labels), self.head.out_kind)
 
+    @property
+    def embedding_group_scale(self) -> int:
+        """The largest group scale of an int4 word table."""
+        return MAX_ROW_GROUP_SCALE
+
+    def stays_f32(self, name: str) -> bool:
+        """Whether a conversion leaves the linear in float32: the head's run once a text."""
+        return name.startswith("head.")
+
     def removed_biases(self) -> Iterator[tuple[str, str]]:
         """(block, its bias) of every removed block: ("layers.2.ffn", "layers.2.ffn.down.bias")."""
         for i, layer in enumerate(self.layers):
@@ -245,13 +254,7 @@ class ModelSpec:
         Dtypes are safetensors names: F32, I8, I32, U8.
         """
         v, e, h = self.vocab_size, self.embedding_size, self.hidden_size
-        if self.embedding_kind == "f32":
-            yield "embeddings.word.weight", "F32", (v, e)
-        elif self.embedding_kind == "s4":
-            yield from _int4_rows("embeddings.word", v, e)
-        else:
-            yield "embeddings.word.q", "I8", (v, e)
-            yield "embeddings.word.scale", "F32", (v,)
+        yield from embedding_tensors(self.embedding_kind, v, e)
         yield "embeddings.position.weight", "F32", (self.max_positions, e)
         if self.type_vocab_size:
             yield "embeddings.token_type.weight", "F32", (self.type_vocab_size, e)
@@ -264,18 +267,7 @@ class ModelSpec:
         for _, bias in self.removed_biases():
             yield bias, "F32", (h,)
         for name, linear in self.linears():
-            n, k = linear.out_features, linear.in_features
-            if linear.kind == "f32":
-                yield f"{name}.weight", "F32", (n, k)
-            elif linear.kind == "s4":
-                yield from _int4_rows(name, n, k)
-            else:
-                yield f"{name}.scale", "F32", (n,)
-                if linear.kind == "s8":
-                    yield f"{name}.q", "I8", (n, k)
-                else:
-                    yield f"{name}.indptr", "I32", (-(-n // TILE_N) + 1,)
-            yield f"{name}.bias", "F32", (n,)
+            yield from linear_tensors(name, linear)
 
     # -- JSON ---------------------------------------------------------------
 
@@ -300,6 +292,33 @@ class ModelSpec:
         from approxrt.artifact.validate import spec_faults
 
         return spec_faults(self)
+
+
+def embedding_tensors(kind: EmbeddingKind, v: int, e: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of the word table of `v` rows of `e`."""
+    if kind == "f32":
+        yield "embeddings.word.weight", "F32", (v, e)
+    elif kind == "s4":
+        yield from _int4_rows("embeddings.word", v, e)
+    else:
+        yield "embeddings.word.q", "I8", (v, e)
+        yield "embeddings.word.scale", "F32", (v,)
+
+
+def linear_tensors(name: str, linear: LinearSpec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of a linear's tensors whose shape is known without its data."""
+    n, k = linear.out_features, linear.in_features
+    if linear.kind == "f32":
+        yield f"{name}.weight", "F32", (n, k)
+    elif linear.kind == "s4":
+        yield from _int4_rows(name, n, k)
+    else:
+        yield f"{name}.scale", "F32", (n,)
+        if linear.kind == "s8":
+            yield f"{name}.q", "I8", (n, k)
+        else:
+            yield f"{name}.indptr", "I32", (-(-n // TILE_N) + 1,)
+    yield f"{name}.bias", "F32", (n,)
 
 
 def _int4_rows(name: str, n: int, k: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -26,6 +26,7 @@ COMMANDS = (
     "bench",
     "classify",
     "embed",
+    "generate",
     "serve",
     "doctor",
 )
