@@ -19,7 +19,7 @@ from approxrt.serving.errors import RequestError
 from approxrt.serving.gate import Gate
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.registry import Registry
-from approxrt.serving.routes import cohere, health, kserve, openai, tei
+from approxrt.serving.routes import cohere, health, kserve, openai, openai_text, tei
 from approxrt.serving.settings import Settings
 
 log = logging.getLogger("approxrt.serving")
@@ -39,7 +39,7 @@ def create_app(models: Iterable[tuple[str, Model]], settings: Settings | None = 
 
     app = FastAPI(title="approxrt", version=approxrt.__version__, lifespan=lifespan)
     app.state.registry, app.state.metrics, app.state.settings, app.state.draining = registry, metrics, settings, False
-    for adapter in (health, tei, openai, cohere, kserve):
+    for adapter in (health, tei, openai, openai_text, cohere, kserve):
         app.include_router(adapter.router)
     app.add_middleware(Gate, settings=settings, metrics=metrics, answer=error_answer)
     app.add_exception_handler(ApproxrtError, _on_error)

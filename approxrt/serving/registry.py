@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from approxrt.errors import InputError
+from approxrt.runtime.decoder_model import DecoderModel
 from approxrt.runtime.model import Model
 from approxrt.runtime.tokenize import Encoded, Text
 from approxrt.serving.batcher import Batcher
 from approxrt.serving.errors import RequestError, TooLarge, UnknownModel
+from approxrt.serving.generator import Generator
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.settings import Settings
 
@@ -78,42 +80,71 @@ class Served:
         return await asyncio.get_running_loop().run_in_executor(None, self.model.encode, texts, truncate)
 
 
+class ServedDecoder:
+    """A model that generates, behind its continuous batching."""
+
+    labels = ()
+
+    def __init__(self, name: str, model: DecoderModel, settings: Settings, metrics: Metrics) -> None:
+        self.name, self.model, self.settings, self.created = name, model, settings, int(time.time())
+        self.generator = Generator(name, model, settings, metrics)
+
+
 class Registry:
     """Models by name; a request that names none gets the first that can do what it asks for."""
 
     def __init__(self, models: Iterable[tuple[str, Model]], settings: Settings, metrics: Metrics) -> None:
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, Served | ServedDecoder] = {}
         for name, model in models:
             if name in self._served:
                 raise InputError(f"two artifacts are called {name!r}: give one of them another name (NAME=PATH)")
-            self._served[name] = Served(name, model, settings, metrics)
+            if isinstance(model, DecoderModel):
+                self._served[name] = ServedDecoder(name, model, settings, metrics)
+            else:
+                self._served[name] = Served(name, model, settings, metrics)
         if not self._served:
             raise InputError("no artifact to serve: give at least one")
 
-    def __iter__(self) -> Iterator[Served]:
+    def __iter__(self) -> Iterator[Served | ServedDecoder]:
         return iter(self._served.values())
 
     def get(self, name: str | None, labels: bool | None = None) -> Served:
-        """The model of that name; without a name the first with (or without) labels. Raises UnknownModel.
+        """The encoder of that name; without a name the first with (or without) labels. Raises UnknownModel.
 
         A server with one model takes any name: clients send what they were once configured with.
         """
-        if name is not None and name in self._served:
-            return self._served[name]
-        fitting = [m for m in self if labels is None or bool(m.labels) == labels] or list(self)
-        if name is None or len(self._served) == 1:
-            return fitting[0]
-        raise UnknownModel(f"no model is called {name!r}; there are {', '.join(map(repr, self._served))}")
+        encoders = [model for model in self if isinstance(model, Served)]
+        fitting = [model for model in encoders if labels is None or bool(model.labels) == labels] or encoders
+        found = self._named(name, fitting)
+        if not isinstance(found, Served):
+            raise RequestError(f"model {found.name!r} generates text: use /v1/completions or /v1/chat/completions")
+        return found
 
-    def exactly(self, name: str) -> Served:
+    def decoder(self, name: str | None) -> ServedDecoder:
+        """The decoder of that name, or without a name the first. Raises UnknownModel."""
+        found = self._named(name, [model for model in self if isinstance(model, ServedDecoder)])
+        if not isinstance(found, ServedDecoder):
+            raise RequestError(f"model {found.name!r} does not generate text: use /predict, /embed or /rerank")
+        return found
+
+    def exactly(self, name: str) -> Served | ServedDecoder:
         """The model of that name and no other."""
         if name not in self._served:
             raise UnknownModel(f"no model is called {name!r}; there are {', '.join(map(repr, self._served))}")
         return self._served[name]
 
+    def _named(self, name: str | None, fitting: Sequence[Served | ServedDecoder]) -> Served | ServedDecoder:
+        if name is not None and name in self._served:
+            return self._served[name]
+        if name is None or len(self._served) == 1:
+            return (fitting or list(self))[0]
+        return self.exactly(name)
+
     async def close(self) -> None:
         """Finish what is queued."""
-        await asyncio.gather(*(model.batcher.close() for model in self))
+        await asyncio.gather(
+            *(model.batcher.close() if isinstance(model, Served) else model.generator.close() for model in self)
+        )
 
 
 def normalized(rows: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ class Settings:
     wait_ms            how long a text waits for others to share a pass with while the engine is idle
     max_queue          texts that wait for the engine; more are answered with 429
     timeout_s          until a request that still waits is answered with 503
+    max_sequences      texts that are generated side by side
     max_inputs         texts of one request
     max_body_bytes     of one request
     api_key            what clients must send (Authorization: Bearer KEY, or X-Api-Key); None: nothing
@@ -27,13 +28,15 @@ class Settings:
     wait_ms: float = 0.0
     max_queue: int = 4096
     timeout_s: float = 60.0
+    max_sequences: int = 8
     max_inputs: int = 1024
     max_body_bytes: int = 8_000_000
     api_key: str | None = None
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, low in (("max_batch_tokens", 1), ("max_queue", 1), ("max_inputs", 1), ("max_body_bytes", 1000)):
+        least = {"max_batch_tokens": 1, "max_queue": 1, "max_sequences": 1, "max_inputs": 1, "max_body_bytes": 1000}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {low}")
         for name in ("wait_ms", "timeout_s", "drain_s"):

@@ -94,7 +94,10 @@ async def infer(request: Request, name: str, version: str = "1") -> Response:
 def _model(request: Request, name: str, version: str) -> Served:
     if version != "1":
         raise RequestError(f"model {name!r} has no version {version!r}; every model has version 1 only")
-    return registry_of(request).exactly(name)
+    served = registry_of(request).exactly(name)
+    if not isinstance(served, Served):
+        raise RequestError(f"model {name!r} generates text: use /v1/completions or /v1/chat/completions")
+    return served
 
 
 def _inputs(served: Served) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 
 from approxrt.serving.errors import RequestError
-from approxrt.serving.registry import Answer, Served, normalized
+from approxrt.serving.registry import Answer, Served, ServedDecoder, normalized
 from approxrt.serving.routes.common import Body, TokenId, as_texts, registry_of, reply
 from approxrt.serving.watch import while_connected
 
@@ -64,5 +64,5 @@ async def model(request: Request, name: str) -> Response:
     return reply(_about(registry_of(request).exactly(name)))
 
 
-def _about(served: Served) -> dict[str, Any]:
+def _about(served: Served | ServedDecoder) -> dict[str, Any]:
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "approxrt"}

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 import approxrt
 from approxrt.runtime.tokenize import Text
 from approxrt.serving.errors import RequestError
-from approxrt.serving.registry import Served, normalized
+from approxrt.serving.registry import Registry, Served, ServedDecoder, normalized
 from approxrt.serving.routes.common import Body, TokenId, as_texts, need, rank, registry_of, reply
+from approxrt.serving.settings import Settings
 from approxrt.serving.watch import while_connected
 
 router = APIRouter(tags=["text-embeddings-inference"])
@@ -157,27 +158,35 @@ def _is_texts(inputs: Any) -> bool:
 @router.get("/info")
 async def info(request: Request, model: str | None = None) -> Response:
     """What is served, in TEI's words."""
-    served = registry_of(request).get(model)
-    spec, settings = served.model.spec, served.settings
+    registry = registry_of(request)
+    served = next(iter(registry)) if model is None else registry.exactly(model)
+    settings = served.settings
+    if isinstance(served, ServedDecoder):
+        length = served.model.decoder_spec.max_positions
+        kind: dict[str, Any] = {"generator": {"context": length}}
+        return reply(_about(registry, served.name, kind, length, settings))
+    spec = served.model.spec
     if not spec.labels:
-        kind: dict[str, Any] = {"embedding": {"pooling": spec.head.pooling}}
+        kind = {"embedding": {"pooling": spec.head.pooling}}
     else:
         names = dict(enumerate(spec.labels))
         kind = {"reranker" if len(names) == 1 else "classifier": {
             "id2label": {str(i): name for i, name in names.items()},
             "label2id": {name: i for i, name in names.items()},
         }}  # fmt: skip
-    return reply(
-        {
-            "model_id": served.name,
-            "model_dtype": "int8",
-            "model_type": kind,
-            "max_input_length": spec.max_length,
-            "max_batch_tokens": settings.max_batch_tokens,
-            "max_concurrent_requests": settings.max_queue,
-            "max_client_batch_size": settings.max_inputs,
-            "auto_truncate": False,
-            "models": [item.name for item in registry_of(request)],
-            "version": approxrt.__version__,
-        }
-    )
+    return reply(_about(registry, served.name, kind, spec.max_length, settings))
+
+
+def _about(registry: Registry, name: str, kind: dict[str, Any], length: int, settings: Settings) -> dict[str, Any]:
+    return {
+        "model_id": name,
+        "model_dtype": "int8",
+        "model_type": kind,
+        "max_input_length": length,
+        "max_batch_tokens": settings.max_batch_tokens,
+        "max_concurrent_requests": settings.max_queue,
+        "max_client_batch_size": settings.max_inputs,
+        "auto_truncate": False,
+        "models": [item.name for item in registry],
+        "version": approxrt.__version__,
+    }
