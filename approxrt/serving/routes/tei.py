@@ -129,7 +129,8 @@ async def root(request: Request, body: RootBody) -> Response:
     truncate = bool(options.get("truncate", body.truncate))
     inputs = body.inputs
     if isinstance(inputs, dict):  # the client's sentence pairs
-        inputs = [[str(inputs.get("text", "")), str(inputs["text_pair"])]] if "text_pair" in inputs else inputs["text"]
+        text, pair = inputs.get("text"), inputs.get("text_pair")
+        inputs = text if pair is None else [[text, pair]]
     if not _is_texts(inputs):
         raise RequestError("inputs must be a text, a list of texts or a list of [text, text_pair]")
     if served.labels:
