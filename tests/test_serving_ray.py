@@ -20,6 +20,7 @@ ray = pytest.importorskip("ray", reason="ray is not installed (extra 'ray')")
 import approxrt  # noqa: E402
 from approxrt.errors import InputError  # noqa: E402
 from approxrt.serving.ray import BatchPredictor, application, build  # noqa: E402
+from approxrt.serving.server import bind  # noqa: E402
 
 TEXTS = ["a good film", "two hours that nobody will get back", "rain"]
 
@@ -46,11 +47,13 @@ def ask(url: str, body: Any) -> Any:
 def test_serve_application(local_ray: None, paths: dict[str, Path]) -> None:
     from ray import serve
 
-    serve.start(http_options={"host": "127.0.0.1", "port": 18123})
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         artifacts = [f"mine={paths['classifier']}", f"vectors={paths['embedder']}"]
         serve.run(application(artifacts, max_replicas=2, target_ongoing_requests=4), name="approxrt")
-        url = "http://127.0.0.1:18123"
+        url = f"http://127.0.0.1:{port}"
         want = approxrt.load(paths["classifier"], threads=1).classify(TEXTS)
         got = ask(f"{url}/predict", {"inputs": [[text] for text in TEXTS]})
         assert [row[0]["label"] for row in got] == [answer[0].label for answer in want]

@@ -61,6 +61,9 @@ class TritonPythonModel:
                 start += count
         return responses
 
+    def finalize(self):
+        self.model = None
+
     def texts(self, request):
         first = self.strings(request, "text")
         second = self.strings(request, "text_pair")
