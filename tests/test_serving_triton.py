@@ -94,7 +94,7 @@ def triton(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         "--http-address=127.0.0.1",
         "--allow-grpc=0",
         "--allow-metrics=0",
-        "--exit-timeout-secs=5",
+        "--exit-timeout-secs=20",
     ]
     environment = os.environ | {
         "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),
@@ -147,3 +147,4 @@ def test_a_real_server_answers(triton: str, paths: dict[str, Path]) -> None:
         broken = client_module.InferInput("text", [1, 1], "BYTES")
         broken.set_data_from_numpy(np.array([[b"\xff\xfe"]], dtype=np.object_))
         client.infer("classifier", [broken])
+    client.close()
