@@ -19,7 +19,6 @@ from approxrt.approx.decoder_round import (
     predicted_loss,
     quantize_dequantize,
     round_decoder,
-    smooth,
     statistics,
 )
 from approxrt.approx.gptq import dequantized_linear
@@ -46,16 +45,17 @@ def test_matrices_are_orthogonal() -> None:
     np.testing.assert_array_equal(orthogonal(24), orthogonal(24))
 
 
-@pytest.mark.parametrize("shape", ["plain", "removed", "power of two"])
+@pytest.mark.parametrize("shape", ["plain", "removed", "powers of two"])
 def test_rotation_changes_nothing(shape: str) -> None:
     import dataclasses
 
     spec = without_blocks("f32") if shape == "removed" else small_decoder_spec("f32")
-    if shape == "power of two":
-        spec = dataclasses.replace(spec, layers=tuple(dataclasses.replace(l, head_dim=16) for l in spec.layers))
+    if shape == "powers of two":
+        layer = dataclasses.replace(spec.layers[0], head_dim=16, intermediate_size=96)
+        spec = dataclasses.replace(spec, layers=(layer,) * 2)
     tensors = random_tensors(spec)
     turned, weights = rotate(spec, tensors)
-    assert not turned.tied_embeddings
+    assert not turned.tied_embeddings and turned.down_block == (32 if shape == "powers of two" else 0)
     expected = logits(spec, tensors, tokens(30))
     # Two float32 roundings of every weight.
     np.testing.assert_allclose(logits(turned, weights, tokens(30)), expected, atol=1e-5 * np.abs(expected).max())
@@ -100,33 +100,9 @@ def test_statistics_predict_the_loss() -> None:
     stats = statistics(spec, tensors, batch)
     assert set(stats) == {name for name, _ in spec.linears()} | {"head.out"}
     name = "layers.0.ffn.up"
-    model, flat = TorchDecoder(spec, tensors), []
-
-    def linear(n: str, x: torch.Tensor) -> torch.Tensor:
-        if n == name:
-            flat.append(x.reshape(-1, x.shape[-1]))
-        return model.linear(n, x)
-
-    with torch.no_grad():
-        model.layer(0, model.embed(batch), linear)
-    np.testing.assert_allclose(stats[name].largest, flat[0].abs().amax(0).numpy(), rtol=1e-5)
     change = np.random.default_rng(1).standard_normal(tensors[f"{name}.weight"].shape).astype(np.float32)
     assert predicted_loss(2 * change, stats[name]) == pytest.approx(4 * predicted_loss(change, stats[name]))
     assert predicted_loss(change, stats[name]) > 0
-
-
-def test_smoothing_changes_nothing_and_lowers_peaks() -> None:
-    spec = small_decoder_spec("f32")
-    tensors = random_tensors(spec)
-    tensors["layers.0.ffn.up.weight"][3] *= 100
-    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 70, (4, 40)))
-    before = statistics(spec, tensors, batch)
-    smoothed = smooth(spec, tensors, before)
-    expected = logits(spec, tensors, tokens(30))
-    np.testing.assert_allclose(logits(spec, smoothed, tokens(30)), expected, atol=1e-5 * np.abs(expected).max())
-    after = statistics(spec, smoothed, batch)["layers.0.ffn.down"].largest
-    old = before["layers.0.ffn.down"].largest
-    assert after.max() / np.median(after) < 0.5 * old.max() / np.median(old)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

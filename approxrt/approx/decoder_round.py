@@ -1,8 +1,5 @@
 """A decoder's weights to int8 and int4 by calibration text: rounding that knows the inputs, layer after layer.
 
-  smooth      the inputs of `down` have channels far over the others; they are divided by s and the columns of `down`
-              multiplied, s = sqrt(max|x| / max|W|) (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438). With a gate, the
-              rows of `up` are divided: x is a product with them, so nothing is left to do at run time
   statistics  of each linear, A = E[g^2 x x^T] over tokens, x its inputs and g^2 the mean square of the loss's gradient
               at its outputs: a token that the loss does not depend on does not count, however large its activations
   round       GPTQ (`approxrt.approx.gptq`), each linear with the inputs that the rounded ones before it give, quantised
@@ -31,10 +28,9 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one linear: E[g^2 x x^T] f32[K, K], and the largest inputs f32[K]."""
+    """Of one linear: E[g^2 x x^T] f32[K, K]."""
 
     weighted: np.ndarray
-    largest: np.ndarray
 
 
 def calibration(ids: list[int], sequences: int, tokens: int) -> torch.Tensor:
@@ -52,13 +48,10 @@ def statistics(
     """Statistics of every linear over `batch` i64[sequences, tokens], each sequence in a pass of its own."""
     model = TorchDecoder(spec, tensors)
     weighted: dict[str, torch.Tensor] = {}
-    largest: dict[str, torch.Tensor] = {}
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         y = model.linear(name, x)
         flat = x.detach().reshape(-1, x.shape[-1])
-        peak = flat.abs().amax(0)
-        largest[name] = torch.maximum(largest[name], peak) if name in largest else peak
 
         def add(gradient: torch.Tensor) -> None:
             rows = flat * gradient.reshape(-1, gradient.shape[-1]).square().mean(1, keepdim=True).sqrt()
@@ -77,27 +70,7 @@ def statistics(
         if progress:
             progress(f"statistics {i + 1} of {len(batch)}")
     count = batch.numel()
-    return {name: Statistics((weighted[name] / count).numpy(), largest[name].numpy()) for name in weighted}
-
-
-def smooth(
-    spec: DecoderSpec, tensors: Mapping[str, np.ndarray], stats: Mapping[str, Statistics]
-) -> dict[str, np.ndarray]:
-    """The tensors of the same function with smaller peaks before `down`; unchanged without gates."""
-    out = dict(tensors)
-    if not spec.gated:
-        return out
-    for i, layer in enumerate(spec.layers):
-        if not layer.has_ffn:
-            continue
-        up, down = f"layers.{i}.ffn.up", f"layers.{i}.ffn.down"
-        peak, weights = stats[down].largest, np.abs(out[f"{down}.weight"]).max(axis=0)
-        s = np.sqrt(np.maximum(peak, 1e-5) / np.maximum(weights, 1e-5)).astype(np.float32)
-        s /= np.exp(np.log(s).mean())
-        out[f"{up}.weight"] = out[f"{up}.weight"] / s[:, None]
-        out[f"{up}.bias"] = out[f"{up}.bias"] / s
-        out[f"{down}.weight"] = out[f"{down}.weight"] * s
-    return out
+    return {name: Statistics((weighted[name] / count).numpy()) for name in weighted}
 
 
 def predicted_loss(change: np.ndarray, stats: Statistics) -> float:

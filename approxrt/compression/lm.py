@@ -7,7 +7,7 @@ into int4 in the order of loss a byte saved, as far as the limits go:
   - with `speedup`, just enough for the time, on the line through the measured times of all-int8 and all-int4;
   - else as many as `max_drop` allows, the relative increase of perplexity on validation text.
 
-The plan is built (rotated, smoothed, rounded by calibration text), its perplexity and tokens a second are measured, and
+The plan is built (rotated, rounded by calibration text), its perplexity and tokens a second are measured, and
 with what was learnt of the prediction's scale it is built again if there is something to gain.
 """
 
@@ -30,7 +30,6 @@ from approxrt.approx.decoder_round import (
     calibration,
     predicted_loss,
     round_decoder,
-    smooth,
     statistics,
 )
 from approxrt.approx.gptq import dequantized_linear
@@ -137,7 +136,6 @@ def compress_lm(
     else:
         notes.append("layer norms: activations are not rotated, so their outliers cost some accuracy")
     stats = statistics(spec, tensors, calibration(calibrating, STATISTICS_SEQUENCES, sequence), say)
-    tensors = smooth(spec, tensors, stats)
     prices = _prices(spec, tensors, stats)
     batch = calibration(calibrating, ROUNDING_SEQUENCES, sequence)
     allowed = math.log1p(max_drop)
@@ -320,7 +318,7 @@ def _card(source: Mapping[str, Any], report: LmReport) -> dict[str, Any]:
         "source": dict(source),
         "task": "lm",
         "method": {
-            "weights": "int8 and int4, rounded by calibration text; activations rotated and smoothed",
+            "weights": "int8 and int4, rounded by calibration text; activations rotated",
             "plan": report.plan,
         },
         "sizes": {

@@ -126,6 +126,11 @@ void DecoderPass::few_down(int32_t layer, int part, int parts) {
     const Part strips(l.down.strips(), part, parts);
     if (strips.begin == strips.end) return;
     const float* up = c_.shared.get<float>(0);
+    if (m_.down_block) {
+        float* own = c_.threads[part].wide.get<float>(0);
+        spread(up, own, step_.tokens, l.intermediate);
+        up = own;
+    }
     few_quantize({&l.down}, up, wide_, step_.tokens, l.intermediate, part);
     float* y = c_.x.get<float>(0) + strips.begin * kTileN;
     few_linear(Op::kDown, l.down, up, wide_, step_.tokens, c_.threads[part].few, {y, hidden_, y, hidden_}, strips.begin,

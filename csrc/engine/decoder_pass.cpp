@@ -72,10 +72,10 @@ void DecoderPass::reserve() {
         t.values.get<float>(rows * kv_ld_);
         t.attention.get<float>(attention);
         t.few.reserve(k_, forms_, kGemvTokens, inputs);
+        t.wide.get<float>(rows * wide_);
         if (few()) continue;
         t.quantized.reserve(k_, forms_, rows, inputs);
         t.gate.get<float>(rows * wide_);
-        t.wide.get<float>(rows * wide_);
     }
 }
 

@@ -29,6 +29,10 @@ class DecoderPass {
     void embed(int32_t begin, int32_t rows, OpTimes* account);
     void norm(const PreNorm& norm, const float* x, int32_t rows, float* y, OpTimes* account) const;
     void rope(float* x, int64_t ldx, int32_t begin, int32_t rows, int32_t heads, int32_t dim) const;
+    // The Hadamard transform before `down`, if there is one.
+    void spread(const float* x, float* y, int32_t rows, int32_t width) const {
+        if (m_.down_block) k_.hadamard({x, wide_, y, wide_, rows, width, m_.down_block});
+    }
     // Rows begin .. of the step's tokens; `ld` is theirs, column 0 that of the first of `heads` heads from `head` on.
     void write(int32_t layer, const float* keys, const float* values, int64_t ld, int32_t begin, int32_t rows,
                int32_t head, int32_t heads) const;
