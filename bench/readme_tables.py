@@ -2,8 +2,8 @@
 
 `latency-*.json` are documents of `approxrt bench --out`; `accuracy-*.json` of bench/accuracy.py, `cold-start.json` of
 bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py, `sign-attention.json` of
-bench/bench_sign_attention.py, `generate.json` of bench/bench_generate.py. Other files are ignored here, but for the profiles
-of `approxrt bench --profile` in two of them.
+bench/bench_sign_attention.py, `generate.json` of bench/bench_generate.py. Other files are ignored here, but for the
+profiles of `approxrt bench --profile` in two of them.
 """
 
 from __future__ import annotations
