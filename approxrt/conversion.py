@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from approxrt import __version__
 from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import BITS, Spec, quantize_model
+from approxrt.approx.rotate import can_rotate, rotate
 from approxrt.artifact.decoder_spec import AnySpec
 from approxrt.artifact.spec import INPUTS
 from approxrt.artifact.writer import check_target, write_artifact
@@ -55,17 +56,26 @@ def convert(
     """
     _check_arguments(bits, density, inputs)
     check_target(Path(out), overwrite)
-    checkpoint = _load(model)
+    checkpoint, rotated = _load(model), False
     if isinstance(checkpoint, Checkpoint):
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
-        converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(encoder, checkpoint, bits, density, progress)
+        converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(
+            encoder, checkpoint.tensors, bits, density, progress
+        )
     else:
         if inputs is not None:
             name = checkpoint.source["name"]
             raise InputError(f"inputs={inputs!r} is for encoders, and {name!r} is a decoder: leave it out")
-        converted = _quantize(checkpoint.spec, checkpoint, bits, density, progress)
+        decoder, tensors = checkpoint.spec, checkpoint.tensors
+        # Magnitudes of tiles mean something in the coordinates that the model was trained in only.
+        rotated = bits != 32 and density == 1 and can_rotate(decoder)
+        if rotated:
+            decoder, tensors = rotate(decoder, tensors)
+        converted = _quantize(decoder, tensors, bits, density, progress)
     weight_bytes = sum(array.nbytes for array in converted[1].values())
     card = _card(checkpoint, bits, density, weight_bytes)
+    if rotated:
+        card["method"]["activations"] = "rotated"
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
 
 
@@ -79,10 +89,10 @@ def _load(model: str | os.PathLike[str]) -> Checkpoint | DecoderCheckpoint:
 
 
 def _quantize(
-    spec: Spec, checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float, progress: Progress | None
+    spec: Spec, tensors: Mapping[str, np.ndarray], bits: int, density: float, progress: Progress | None
 ) -> tuple[Spec, dict[str, np.ndarray]]:
-    masks = prune_tiles(spec, checkpoint.tensors, density) if density < 1 else {}
-    total, done = checkpoint.source["parameters"], 0
+    masks = prune_tiles(spec, tensors, density) if density < 1 else {}
+    total, done = max(1, sum(array.size for array in tensors.values())), 0
 
     def advance(elements: int, name: str) -> None:
         nonlocal done
@@ -90,7 +100,7 @@ def _quantize(
         if progress:
             progress(done, total, name)
 
-    return quantize_model(spec, checkpoint.tensors, bits, masks, advance)
+    return quantize_model(spec, tensors, bits, masks, advance)
 
 
 def _check_arguments(bits: int, density: float, inputs: str | None) -> None:

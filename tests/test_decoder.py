@@ -50,7 +50,13 @@ def wide(kind: str) -> DecoderSpec:
     return dataclasses.replace(spec, layers=tuple(dataclasses.replace(l, head_dim=16) for l in spec.layers))
 
 
-SHAPES = {"llama": small_decoder_spec, "wide": wide, "gpt": gpt_like, "removed": without_blocks}
+def spread(kind: str) -> DecoderSpec:
+    """With a transform before `down`."""
+    spec = small_decoder_spec(kind, down_block=32)
+    return dataclasses.replace(spec, layers=tuple(dataclasses.replace(l, intermediate_size=96) for l in spec.layers))
+
+
+SHAPES = {"llama": small_decoder_spec, "wide": wide, "spread": spread, "gpt": gpt_like, "removed": without_blocks}
 
 
 def build(shape: str, kind: str, seed: int = 0) -> InMemory:
@@ -85,13 +91,13 @@ def test_logits_are_the_references(isa: str, shape: str, kind: str, monkeypatch:
 
 @every_level
 @pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s4", "s4"])
-@pytest.mark.parametrize("cache_kind", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("shape, cache_kind", [("wide", "f32"), ("wide", "int8"), ("spread", "f16")])
 def test_a_sequence_depends_on_nothing_else(
-    isa: str, kind: str, cache_kind: str, monkeypatch: pytest.MonkeyPatch
+    isa: str, kind: str, shape: str, cache_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither on how its tokens come, nor on the batch, nor on threads."""
     monkeypatch.setenv("APPROXRT_ISA", isa)
-    model = build("wide", kind)
+    model = build(shape, kind)
     ids = tokens(50)
     engine = DecoderEngine(model, 1, cache_kind)
     expected = engine.step([engine.cache(50)], [ids], True)

@@ -57,6 +57,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         "gemm_int8": "scalar-1x384x384x0.25",
         "gemv_int4": "scalar-1x576x576",
         "gemv_int8": "scalar-1x576x576",
+        "hadamard": "scalar-1x1536x128",
         "layer_norm": "scalar-1x384",
         "quantize_rows": "scalar-1x384",
         "quantize_rows_u8": "scalar-1x384",

@@ -8,6 +8,8 @@ Ashkboos et al. 2024, arXiv 2404.00456), and costs nothing at run time, because 
                     first; linears that read x become W R, those that add to it R^T W, the word table E R.
   values            v' = v H a head, with H a Hadamard matrix over sqrt(head_dim); the output projection's columns of
                     the head become W H.
+  FFN               the inputs of `down` are products, and nothing can be moved past them: there H is computed, on
+                    blocks of up to 128 elements (`DecoderSpec.down_block`), and W becomes W H.
 
 The head then differs from the word table (its norm's weights, the other side of R): it has a matrix of its own. Layer
 norms subtract a mean and do not commute with R: models that have them stay as they are.
@@ -20,14 +22,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.decoder_spec import DOWN_BLOCKS, DecoderSpec
 
 _SEED = 576
 
 
 def can_rotate(spec: DecoderSpec) -> bool:
-    """Whether `rotate` applies: RMS norms, and every linear f32."""
-    return spec.norm == "rms" and all(linear.kind == "f32" for _, linear in spec.linears())
+    """Whether `rotate` applies: RMS norms, every linear f32, and not rotated yet."""
+    return spec.norm == "rms" and spec.down_block == 0 and all(linear.kind == "f32" for _, linear in spec.linears())
 
 
 def rotate(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
@@ -35,7 +37,7 @@ def rotate(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[Decode
     if not can_rotate(spec):
         raise ValueError("only all-f32 decoders with RMS norms can be rotated")
     out = dict(tensors)
-    r = orthogonal(spec.hidden_size)
+    r, block = orthogonal(spec.hidden_size), _down_block(spec)
 
     def reads(name: str, gamma: np.ndarray) -> None:
         out[f"{name}.weight"] = _product(out[f"{name}.weight"] * gamma, r)
@@ -63,6 +65,10 @@ def rotate(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[Decode
             gamma = gamma_of(f"{at}.norm")
             for part in ("gate", "up") if spec.gated else ("up",):
                 reads(f"{at}.{part}", gamma)
+        if layer.has_ffn and block:
+            weight = out[f"{at}.down.weight"]
+            spread = _product(weight.reshape(len(weight), -1, block), hadamard(block))
+            out[f"{at}.down.weight"] = spread.reshape(weight.shape)
         writes(f"{at}.down")
     if spec.tied_embeddings:
         out["head.out.weight"] = out["embeddings.word.weight"]
@@ -71,7 +77,14 @@ def rotate(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[Decode
     for name in ("embeddings.word.weight", "embeddings.position.weight"):
         if name in out:
             out[name] = _product(out[name], r)
-    return dataclasses.replace(spec, tied_embeddings=False), out
+    return dataclasses.replace(spec, tied_embeddings=False, down_block=block), out
+
+
+def _down_block(spec: DecoderSpec) -> int:
+    """The largest block that divides every FFN; 0 where none does."""
+    sizes = [layer.intermediate_size for layer in spec.layers if layer.has_ffn]
+    fits = [block for block in DOWN_BLOCKS[1:] if not any(size % block for size in sizes)]
+    return max(fits, default=0) if sizes else 0
 
 
 def orthogonal(n: int) -> np.ndarray:

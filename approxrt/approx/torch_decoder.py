@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from approxrt.approx.rotate import hadamard
 from approxrt.artifact.decoder_spec import DecoderSpec
 
 # (name, inputs [..., K]) -> outputs [..., N]
@@ -68,6 +69,9 @@ class TorchDecoder:
         inner = _act(spec.activation, run(f"{at}.ffn.{'gate' if spec.gated else 'up'}", n))
         if spec.gated:
             inner = inner * run(f"{at}.ffn.up", n)
+        if spec.down_block:
+            h = torch.from_numpy(hadamard(spec.down_block)).float()
+            inner = (inner.unflatten(-1, (-1, spec.down_block)) @ h).flatten(-2)
         return x + run(f"{at}.ffn.down", inner)
 
     def head(self, x: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:

@@ -236,7 +236,9 @@ class DecoderModel(Model):
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens!r}; it must be an integer of at least 1")
         strings = check_stop(stop)
-        given = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], int)
+        given = (
+            isinstance(prompt, ListOf) and not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], int)
+        )
         ids = self._check_ids(prompt, "the prompt") if given else self.tokenize(prompt)  # type: ignore[arg-type]
         context = self.decoder_spec.max_positions
         # The last new token is not read again.

@@ -37,6 +37,16 @@ Array<float> gated(const py::array& gate_any, const py::array& up_any, const std
     return y;
 }
 
+Array<float> hadamard(const py::array& x_any, int32_t size, const std::string& isa) {
+    auto x = typed<float>(x_any, 2, "x");
+    const auto rows = static_cast<int32_t>(x.shape(0)), width = static_cast<int32_t>(x.shape(1));
+    expect(size >= 16 && size <= kLargestHadamard && (size & (size - 1)) == 0 && width % size == 0,
+           "size must be a power of 2 from 16 to 128 that divides the width");
+    Array<float> y({rows, width});
+    table(isa).hadamard({x.data(), width, y.mutable_data(), width, rows, width, size});
+    return y;
+}
+
 // One key-value head.
 class TestCache {
   public:
@@ -134,6 +144,7 @@ void bind_decoder_kernels(py::module_& module) {
     module.def("rope", &rope, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("isa") = "",
                "x [rows, heads, head_dim] turned by cos, sin [rows, head_dim / 2].");
     module.def("gated", &gated, py::arg("gate"), py::arg("up"), py::arg("act") = "silu", py::arg("isa") = "");
+    module.def("hadamard", &hadamard, py::arg("x"), py::arg("size"), py::arg("isa") = "");
     py::class_<TestCache>(module, "Cache", "Keys and values of one head, full of NaN.")
         .def(py::init<int64_t, int32_t, const std::string&>(), py::arg("capacity"), py::arg("head_dim"),
              py::arg("kind") = "f16")
