@@ -10,6 +10,8 @@ Work comes as a table of query tiles (`approxrt.runtime.gpu_plan.attention_tiles
 
     first query row, queries (at most BLOCK_M; 0: nothing to do), first key row, keys, position of the first query
 
+Queries without keys get zeros.
+
 Nothing is padded: a tile's cost is that of its own sequence. Keys are taken by KEYS = 64 from the sequence's start
 whatever BLOCK_M is, so that a token's sums are added in one order in every batch.
 """
@@ -71,7 +73,7 @@ def attention_kernel(
         best = higher
         k_at += KEYS * ldk
         v_at += KEYS * ldv
-    out = out / total[:, None]
+    out = out / tl.where(total > 0.0, total, 1.0)[:, None]
     out_at = out_ptr + (query_row + rows)[:, None] * ldo + head * HEAD_DIM + dims[None, :]
     tl.store(out_at, narrow(out, out_ptr.dtype.element_ty), mask=q_mask)
 

@@ -48,8 +48,8 @@ def bucket_of(lengths: Sequence[int], block_m: int) -> Bucket:
     """The bucket of a pass over sequences of these lengths, whose queries are cut by `block_m`."""
     tokens = round_tokens(sum(lengths))
     sequences = 1 << (len(lengths) - 1).bit_length()
-    # sum of ceil(l / block_m) < tokens / block_m + sequences
-    return Bucket(tokens, sequences, tokens // block_m + sequences)
+    # sum of ceil(l / block_m) < tokens / block_m + sequences, where the padding is one sequence more
+    return Bucket(tokens, sequences, tokens // block_m + sequences + 1)
 
 
 def attention_tiles(lengths: Sequence[int], block_m: int) -> np.ndarray:
@@ -99,7 +99,8 @@ def fill_pass(
 ) -> None:
     """Write a pass over the sequences `ids` into `block` i32 [bucket.integers].
 
-    Padding: token 0 at position 0, sequences of no tokens, tiles of no queries.
+    Padding: token 0 at position 0, sequences of no tokens, and tiles whose queries have no keys, which attention
+    answers with zeros: what is computed for them is finite.
     """
     lengths = [len(sequence) for sequence in ids]
     total = sum(lengths)
@@ -113,3 +114,5 @@ def fill_pass(
     views.cu_seqlens[len(ids) + 1 :] = total
     tiles = attention_tiles(lengths, block_m)
     views.tiles[: len(tiles)] = tiles
+    for i, first in enumerate(range(total, bucket.tokens, block_m), len(tiles)):
+        views.tiles[i] = first, min(block_m, bucket.tokens - first), 0, 0, 0

@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 def load(path: str | os.PathLike[str], device: str = "auto", threads: int | None = None) -> Model:
     """Load an artifact. Nothing is executed from it; its files are validated and memory-mapped.
 
-    device   "auto" and "cpu" run on this CPU; "cuda" is not available in this version
-    threads  default: min(CPU affinity, cgroup quota, physical cores)
+    device   "cpu", "cuda" (an NVIDIA GPU, with the extra `cuda` installed), or "auto": the CPU
+    threads  of the CPU; default: min(CPU affinity, cgroup quota, physical cores)
 
-    Raises ArtifactError (listing every fault), DeviceError, InputError.
+    Raises ArtifactError (listing every fault), DeviceError, MissingDependencyError, InputError.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"unknown device {device!r}: choose 'auto', 'cpu' or 'cuda'")
     if device == "cuda":
-        raise DeviceError("device 'cuda' is not available in this version of approxrt: load with device='cpu'")
+        from approxrt.runtime.cuda import require_cuda
+
+        require_cuda()
     try:
         weights = MappedFile(Path(path) / WEIGHTS)
     except OSError:
@@ -38,4 +40,4 @@ def load(path: str | os.PathLike[str], device: str = "auto", threads: int | None
     from approxrt.artifact.reader import read_artifact
     from approxrt.runtime.model import Model
 
-    return Model(read_artifact(path, weights), threads)
+    return Model(read_artifact(path, weights), threads, "cuda" if device == "cuda" else "cpu")

@@ -1,0 +1,235 @@
+"""The GPU engine: token ids in, numbers out, as the CPU engine's `CpuEngine`.
+
+Answers are those of the CPU engine within float16's rounding of hidden states and attention: the same int8 weights
+and the same quantiser, so that a difference is now and then one step of one quantised input. A sequence's row does not
+depend on the others of a call: integer sums are exact, and every float sum is taken in an order that the sequence
+alone decides.
+
+Passes of one bucket (`gpu_plan`) replay one CUDA graph. Ids travel through two pinned blocks in turn, so that the next
+pass is written while the device works.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from approxrt.errors import DeviceError, MissingDependencyError
+from approxrt.runtime.batching import plan_batches
+from approxrt.runtime.gpu_graphs import GraphCache
+from approxrt.runtime.gpu_plan import TOKEN_BUDGET, PassViews, bucket_of, fill_pass
+from approxrt.runtime.inputs import check_sequences
+
+if TYPE_CHECKING:
+    import torch
+
+    from approxrt.runtime.cpu import Weights
+
+LOWEST_CAPABILITY = (8, 0)
+
+
+def require_cuda() -> None:
+    """Raises what says how to get there when torch, triton or a fitting GPU is missing."""
+    for package in ("torch", "triton"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, "cuda", "device 'cuda'")
+    import torch
+
+    if not torch.cuda.is_available():
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        raise DeviceError(
+            f"device 'cuda': torch {torch.__version__} {build} and sees no GPU; it needs an NVIDIA GPU with its driver "
+            "and a CUDA build of torch (https://pytorch.org/get-started), or load with device='cpu'"
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < LOWEST_CAPABILITY:
+        raise DeviceError(
+            f"device 'cuda': {torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}; "
+            "the kernels need 8.0 or later (Ampere); load with device='cpu'"
+        )
+
+
+class CudaEngine:
+    """Runs one model on a GPU. Safe to call from several threads, which take turns; not across a fork."""
+
+    def __init__(self, artifact: Weights, device: str = "cuda") -> None:
+        """`device="cpu"` is for kernels under triton's interpreter: the same launches, without graphs."""
+        if device != "cpu":
+            require_cuda()
+        import torch
+
+        from approxrt.runtime.gpu_encoder import GpuEncoder
+
+        self.spec = artifact.spec
+        self.device = torch.device(device)
+        self._encoder = GpuEncoder(artifact.spec, artifact.tensors, self.device)
+        self._head_dims = [layer.head_dim for layer in self.spec.layers if layer.has_attention]
+        self._lock = threading.Lock()
+        self._graphs = self._no_graphs()
+        self._slots = [_Slot(self.device), _Slot(self.device)]
+        self._block = torch.zeros(0, dtype=torch.int32, device=self.device)
+        self._pool: Any = None
+
+    def forward(
+        self,
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        type_ids: Sequence[Sequence[int]] | None,
+        output: str,
+        budget: int = TOKEN_BUDGET,
+    ) -> np.ndarray:
+        """One row a sequence, in the order given: `output` is "logits" or "pooled".
+
+        Returns float32 [len(sequences), num_outputs or hidden_size].
+        """
+        arrays, types = check_sequences(self.spec, sequences, type_ids)
+        columns = self.spec.num_outputs if output == "logits" else self.spec.hidden_size
+        result = np.empty((len(arrays), columns), np.float32)
+        with self._lock:
+            waiting: tuple[list[int], _Slot] | None = None
+            for turn, batch in enumerate(plan_batches([len(ids) for ids in arrays], budget)):
+                slot = self._slots[turn % 2]
+                kinds = None if types is None else [types[i] for i in batch]
+                self._start(slot, [arrays[i] for i in batch], kinds, output)
+                if waiting is not None:
+                    result[waiting[0]] = waiting[1].answer()
+                waiting = batch, slot
+            if waiting is not None:
+                result[waiting[0]] = waiting[1].answer()
+        return result
+
+    def hidden(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> np.ndarray:
+        """Last hidden states of one sequence, float32 [tokens, hidden_size]."""
+        arrays, types = check_sequences(self.spec, [ids], None if type_ids is None else [type_ids])
+        with self._lock:
+            slot = self._slots[0]
+            self._start(slot, arrays, types, "hidden")
+            return slot.answer()
+
+    def wait(self) -> None:
+        """Weights are on the device once the engine is built: as `CpuEngine.wait`."""
+
+    @contextmanager
+    def profiling(self) -> Iterator[dict[str, Any]]:
+        """Raises DeviceError: a GPU's operators are timed from outside (torch.profiler, Nsight Systems)."""
+        raise DeviceError("profiling by operator is of the CPU engine: use torch.profiler or nsys on a GPU")
+        yield {}
+
+    def info(self) -> dict[str, Any]:
+        """What runs where."""
+        import torch
+        import triton
+
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "triton's interpreter"
+        linears = self._encoder.info()
+        return {
+            "device": self.device.type,
+            "gpu": name,
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "kernels": linears,
+            "packed_weight_bytes": sum(linear["bytes"] for linear in linears.values()),
+            "graphs": len(self._graphs),
+        }
+
+    # -- one pass ------------------------------------------------------------
+
+    def _block_m(self, tokens: int) -> int:
+        """Queries of an attention tile: one size for all layers, since they share the table of tiles."""
+        from approxrt.kernels.launch import attention_rule
+
+        return attention_rule(tokens, max(self._head_dims, default=64))["BLOCK_M"]
+
+    def _start(self, slot: _Slot, ids: list[np.ndarray], types: list[np.ndarray] | None, output: str) -> None:
+        """Write the pass into the slot and launch it; its rows will be in the slot."""
+        lengths = [len(sequence) for sequence in ids]
+        block_m = self._block_m(sum(lengths))
+        bucket = bucket_of(lengths, block_m)
+        block = slot.block(bucket.integers)
+        fill_pass(block.numpy(), bucket, ids, types, block_m)
+        if self._block.numel() < bucket.integers:
+            self._grow(bucket.integers)
+        self._block[: bucket.integers].copy_(block, non_blocking=True)
+        key = (bucket, block_m, output)
+        result = self._graphs(key) if self.device.type == "cuda" else self._run(key)
+        slot.take(result, sum(lengths) if output == "hidden" else len(ids))
+
+    def _grow(self, integers: int) -> None:
+        """A longer device block. Graphs hold the old one's address and are captured anew."""
+        import torch
+
+        self._graphs = self._no_graphs()
+        self._block = torch.zeros(1 << (integers - 1).bit_length(), dtype=torch.int32, device=self.device)
+
+    def _no_graphs(self) -> GraphCache[Any, Any]:
+        return GraphCache(self._capture, self._run, _replay)
+
+    def _run(self, key: Any) -> torch.Tensor:
+        """The pass `key` = (bucket, block_m, output) over the device block, launch by launch."""
+        bucket, block_m, output = key
+        views = PassViews.of(self._block[: bucket.integers], bucket)
+        return getattr(self._encoder, output)(views, block_m)
+
+    def _capture(self, key: Any) -> tuple[Any, torch.Tensor]:
+        """(graph, the tensor that a replay writes)."""
+        import torch
+
+        # Passes run one after the other and their results are copied out at once: all graphs share one pool.
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = self._run(key)
+        return graph, result
+
+
+def _replay(captured: tuple[Any, torch.Tensor]) -> torch.Tensor:
+    graph, result = captured
+    graph.replay()
+    return result
+
+
+class _Slot:
+    """Pinned memory of one pass in flight: its integers on the way in, its rows on the way out."""
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self.pinned = device.type == "cuda"
+        self.done = torch.cuda.Event() if self.pinned else None
+        self._in = torch.zeros(0, dtype=torch.int32)
+        self._out = torch.zeros(0)
+        self._rows = self._out
+
+    def block(self, integers: int) -> torch.Tensor:
+        """Room for a pass, once the last one that used this slot is over."""
+        if self.done is not None:
+            self.done.synchronize()
+        if self._in.numel() < integers:
+            self._in = self._room(1 << (integers - 1).bit_length(), self._in.dtype)
+        return self._in[:integers]
+
+    def take(self, result: torch.Tensor, rows: int) -> None:
+        """Copy the first `rows` of a device result here, after what was launched before."""
+        count = rows * result.shape[1]
+        if self._out.numel() < count:
+            self._out = self._room(1 << (count - 1).bit_length(), self._out.dtype)
+        self._rows = self._out[:count].view(rows, -1)
+        self._rows.copy_(result[:rows], non_blocking=True)
+        if self.done is not None:
+            self.done.record()
+
+    def answer(self) -> np.ndarray:
+        """The rows, when they are here; valid until the slot is used again."""
+        if self.done is not None:
+            self.done.synchronize()
+        return self._rows.numpy().copy()
+
+    def _room(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        return torch.empty(count, dtype=dtype, pin_memory=self.pinned)

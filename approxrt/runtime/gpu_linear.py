@@ -1,0 +1,139 @@
+"""Linears on the GPU: an artifact's weights re-laid for the kernels at hand, and the kernel that each is given to.
+
+Linears that read the same input (query, key and value) are one product: their rows are stacked. Integer kinds become
+int8 rows [N, K padded to 64]; a float32 linear keeps its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from approxrt.approx.bsr import bsr_to_dense
+from approxrt.approx.int4 import row_integers, tile_integers
+from approxrt.artifact.spec import LinearSpec
+from approxrt.kernels.gemm_f32 import gemm_f32
+from approxrt.kernels.gemm_int8 import gemm_int8
+from approxrt.kernels.launch import K_MULTIPLE, round_up
+from approxrt.kernels.quantize_rows import quantize_rows
+
+
+@dataclass
+class Activations:
+    """A linear's input in the forms that exist: float rows, and int8 rows with their scales."""
+
+    rows: torch.Tensor
+    quantized: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+class DeviceLinear(Protocol):
+    """y = act(x W^T + b) (+ residual) with weights on the device."""
+
+    kernel: str
+    quantizes: bool  # reads `Activations.quantized`
+    out_features: int
+
+    def __call__(
+        self, x: Activations, y: torch.Tensor, activation: str = "identity", residual: torch.Tensor | None = None
+    ) -> None: ...
+
+    def info(self) -> dict[str, Any]: ...
+
+
+class FloatLinear:
+    """float32 weights [N, K]."""
+
+    kernel, quantizes = "gemm_f32", False
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        self.weight, self.bias = weight, bias
+        self.out_features = weight.shape[0]
+
+    def __call__(
+        self, x: Activations, y: torch.Tensor, activation: str = "identity", residual: torch.Tensor | None = None
+    ) -> None:
+        gemm_f32(x.rows, self.weight, self.bias, y, activation, residual)
+
+    def info(self) -> dict[str, Any]:
+        return {"kernel": self.kernel, "bytes": 4 * self.weight.numel()}
+
+
+class Int8Linear:
+    """int8 weights [N, K padded], dense."""
+
+    kernel, quantizes = "gemm_int8", True
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> None:
+        self.weight, self.scale, self.bias = weight, scale, bias
+        self.out_features = weight.shape[0]
+
+    def __call__(
+        self, x: Activations, y: torch.Tensor, activation: str = "identity", residual: torch.Tensor | None = None
+    ) -> None:
+        assert x.quantized is not None
+        gemm_int8(*x.quantized, self.weight, self.scale, self.bias, y, activation, residual)
+
+    def info(self) -> dict[str, Any]:
+        return {"kernel": self.kernel, "bytes": self.weight.numel()}
+
+
+def build_linear(
+    parts: Sequence[tuple[str, LinearSpec]], tensors: Mapping[str, np.ndarray], device: torch.device
+) -> DeviceLinear:
+    """One product of the named linears, whose inputs are the same and whose kinds are all f32 or all integer."""
+    bias = _put(np.concatenate([tensors[f"{name}.bias"] for name, _ in parts]), device)
+    if all(linear.kind == "f32" for _, linear in parts):
+        return FloatLinear(_put(np.concatenate([tensors[f"{name}.weight"] for name, _ in parts]), device), bias)
+    q = np.concatenate([integer_rows(name, linear, tensors) for name, linear in parts])
+    scale = _put(np.concatenate([tensors[f"{name}.scale"] for name, _ in parts]), device)
+    padded = np.zeros((q.shape[0], round_up(q.shape[1], K_MULTIPLE)), np.int8)
+    padded[:, : q.shape[1]] = q
+    return Int8Linear(_put(padded, device), scale, bias)
+
+
+def integer_rows(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """i8[N, K] of an integer linear of any kind, zeros where nothing is stored; int4 weights as m * q4."""
+    if linear.kind == "s8":
+        return tensors[f"{name}.q"]
+    if linear.kind == "s4":
+        rows = row_integers(tensors[f"{name}.q4"], tensors[f"{name}.group_scale"], linear.in_features)
+        return rows.astype(np.int8)
+    indices, indptr = tensors[f"{name}.indices"], tensors[f"{name}.indptr"]
+    if linear.kind == "bsr_s4":
+        tiles = tile_integers(tensors[f"{name}.tiles4"], tensors[f"{name}.group_scale"], indptr).astype(np.int8)
+    else:
+        tiles = tensors[f"{name}.tiles"]
+    return bsr_to_dense(tiles, indices, indptr, linear.out_features, linear.in_features)
+
+
+def quantized_like(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for the int8 form of `rows` [M, K]: (i8 [M, K padded], f32 [M])."""
+    m, k = rows.shape
+    return (
+        torch.empty(m, round_up(k, K_MULTIPLE), dtype=torch.int8, device=rows.device),
+        torch.empty(m, dtype=torch.float32, device=rows.device),
+    )
+
+
+def apply(
+    linear: DeviceLinear,
+    x: Activations,
+    y: torch.Tensor,
+    activation: str = "identity",
+    residual: torch.Tensor | None = None,
+) -> None:
+    """`linear`, quantising its input first where that has not happened."""
+    if linear.quantizes and x.quantized is None:
+        x = Activations(x.rows, quantized_like(x.rows))
+        assert x.quantized is not None
+        quantize_rows(x.rows, *x.quantized)
+    linear(x, y, activation, residual)
+
+
+def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on the device: an artifact's arrays are read-only views of a mapped file."""
+    return torch.tensor(array, device=device)
