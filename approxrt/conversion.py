@@ -8,13 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from approxrt import __version__
 from approxrt.approx.prune import prune_tiles
-from approxrt.approx.quantize import BITS, quantize_model
+from approxrt.approx.quantize import BITS, Spec, quantize_model
+from approxrt.artifact.decoder_spec import AnySpec
 from approxrt.artifact.spec import INPUTS
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import InputError
-from approxrt.models.checkpoint import Checkpoint, load_checkpoint
+from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
+from approxrt.models.decoder import DecoderCheckpoint, is_decoder_config, is_gguf, load_decoder
+from approxrt.models.weights import read_json
 
 _METHODS = {
     4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",
@@ -35,23 +40,47 @@ def convert(
     inputs: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Turn the checkpoint `model` (a folder or a hub id) into an artifact at `out`; returns its path.
+    """Turn the checkpoint `model` (a folder, a hub id or, of a decoder, a .gguf file) into an artifact at `out`.
 
-    bits      8: linears and word embeddings int8, the head f32. 4: the same in int4. 32: all f32.
-    density   share of 16x4 tiles that each linear of the encoder keeps, in (0, 1];
+    bits      8: linears and word embeddings int8, an encoder's head f32. 4: the same in int4. 32: all f32.
+    density   share of 16x4 tiles that each linear of the layers keeps, in (0, 1];
               below 1 it needs bits=8 or 4.
     overwrite replace an artifact at `out`.
-    inputs    "single", "pair" or "any": what the model accepts; None takes the checkpoint's word.
+    inputs    "single", "pair" or "any": what an encoder accepts; None takes the checkpoint's word.
+
+    Returns the artifact's path.
 
     Raises InputError for wrong arguments, CheckpointError or UnsupportedModelError
     for what cannot be read, ArtifactError when `out` cannot be written.
     """
     _check_arguments(bits, density, inputs)
     check_target(Path(out), overwrite)
-    checkpoint = load_checkpoint(model)
-    spec = checkpoint.spec
-    if inputs is not None:
-        spec = dataclasses.replace(spec, inputs=inputs)
+    checkpoint = _load(model)
+    if isinstance(checkpoint, Checkpoint):
+        encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
+        converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(encoder, checkpoint, bits, density, progress)
+    else:
+        if inputs is not None:
+            name = checkpoint.source["name"]
+            raise InputError(f"inputs={inputs!r} is for encoders, and {name!r} is a decoder: leave it out")
+        converted = _quantize(checkpoint.spec, checkpoint, bits, density, progress)
+    weight_bytes = sum(array.nbytes for array in converted[1].values())
+    card = _card(checkpoint, bits, density, weight_bytes)
+    return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
+
+
+def _load(model: str | os.PathLike[str]) -> Checkpoint | DecoderCheckpoint:
+    if is_gguf(model):
+        return load_decoder(model, None)
+    folder = find_folder(model)
+    return (
+        load_decoder(model, folder) if is_decoder_config(read_json(folder / "config.json")) else load_checkpoint(model)
+    )
+
+
+def _quantize(
+    spec: Spec, checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float, progress: Progress | None
+) -> tuple[Spec, dict[str, np.ndarray]]:
     masks = prune_tiles(spec, checkpoint.tensors, density) if density < 1 else {}
     total, done = checkpoint.source["parameters"], 0
 
@@ -61,10 +90,7 @@ def convert(
         if progress:
             progress(done, total, name)
 
-    spec, tensors = quantize_model(spec, checkpoint.tensors, bits, masks, advance)
-    weight_bytes = sum(array.nbytes for array in tensors.values())
-    card = _card(checkpoint, bits, density, weight_bytes)
-    return write_artifact(out, spec, tensors, checkpoint.tokenizer_json, card, overwrite)
+    return quantize_model(spec, checkpoint.tensors, bits, masks, advance)
 
 
 def _check_arguments(bits: int, density: float, inputs: str | None) -> None:
@@ -80,7 +106,7 @@ def _check_arguments(bits: int, density: float, inputs: str | None) -> None:
         raise InputError(f"inputs is {inputs!r}; it must be one of {', '.join(INPUTS)}")
 
 
-def _card(checkpoint: Checkpoint, bits: int, density: float, weight_bytes: int) -> dict[str, Any]:
+def _card(checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float, weight_bytes: int) -> dict[str, Any]:
     """What was done to which model. `accuracy` and `latency` are null until somebody measures them."""
     before = checkpoint.source["weight_bytes"]
     return {
@@ -91,7 +117,7 @@ def _card(checkpoint: Checkpoint, bits: int, density: float, weight_bytes: int) 
             "bits": bits,
             "density": density,
             "weights": _METHODS[bits],
-            "pruning": None if density == 1 else "16x4 tiles by magnitude, the same share of every encoder linear",
+            "pruning": None if density == 1 else "16x4 tiles by magnitude, the same share of every layer's linear",
         },
         "sizes": {
             "checkpoint_weight_bytes": before,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from approxrt.approx.recover import Examples
 from approxrt.approx.structure import Structure, mean_biases, remove
-from approxrt.approx.student import Batch, Student, attention_bias, make_batch, sample_losses
+from approxrt.approx.student import Batch, Keys, Student, make_batch, sample_losses
 from approxrt.artifact.spec import ModelSpec
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.registry import Task
@@ -184,13 +184,13 @@ class Held:
         self.student, self.labels = student, examples.labels[chosen]
         lengths = examples.lengths[chosen]
         order = np.argsort(lengths, kind="stable")
-        self.batches: list[tuple[np.ndarray, Batch, Tensor | None]] = []
+        self.batches: list[tuple[np.ndarray, Batch, Keys]] = []
         while len(order):
             longest = int(lengths[order[:BATCH][-1]])
             size = max(1, min(BATCH, BATCH_TOKENS // longest))
             part, order = order[:size], order[size:]
             batch = make_batch([examples.ids[chosen[i]] for i in part], [examples.types[chosen[i]] for i in part])
-            self.batches.append((part, batch, attention_bias(batch)))
+            self.batches.append((part, batch, student.keys(batch)))
         self.stage = -1
         self.inputs: list[Tensor] = []
 
@@ -202,8 +202,8 @@ class Held:
         with torch.inference_mode(), _evaluation(self.student):
             if stage < self.stage or not self.inputs:
                 self.inputs, self.stage = [self.student.embed(batch) for _, batch, _ in self.batches], 0
-            for place, (_, _, bias) in enumerate(self.batches):
-                self.inputs[place] = self._blocks(range(self.stage, stage), self.inputs[place], bias)
+            for place, (_, _, keys) in enumerate(self.batches):
+                self.inputs[place] = self._blocks(range(self.stage, stage), self.inputs[place], keys)
         self.stage = stage
 
     def outputs(self) -> np.ndarray:
@@ -212,15 +212,15 @@ class Held:
         out = np.zeros((len(self), student.spec.num_outputs), np.float32)
         last = 2 * len(student.spec.layers)
         with torch.inference_mode(), _evaluation(student):
-            for x, (rows, batch, bias) in zip(self.inputs, self.batches, strict=True):
-                hidden = self._blocks(range(self.stage, last), x, bias)
+            for x, (rows, batch, keys) in zip(self.inputs, self.batches, strict=True):
+                hidden = self._blocks(range(self.stage, last), x, keys)
                 out[rows] = student.head(student.pool(hidden, batch)).numpy()
         return out
 
-    def _blocks(self, stages: Sequence[int], x: Tensor, bias: Tensor | None) -> Tensor:
+    def _blocks(self, stages: Sequence[int], x: Tensor, keys: Keys) -> Tensor:
         for stage in stages:
             layer, second = divmod(stage, 2)
-            x = self.student.ffn_block(layer, x) if second else self.student.attention_block(layer, x, bias)
+            x = self.student.ffn_block(layer, x) if second else self.student.attention_block(layer, x, keys)
         return x
 
     def losses(self, outputs: np.ndarray) -> np.ndarray:

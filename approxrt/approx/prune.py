@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from approxrt.approx.bsr import to_tiles
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.decoder_spec import AnySpec
 
 Scope = Literal["linear", "global"]
 
@@ -32,13 +32,13 @@ def tile_scores(weight: np.ndarray) -> np.ndarray:
     return np.einsum("scij,scij->sc", tiles, tiles)
 
 
-def prunable_linears(spec: ModelSpec) -> list[str]:
-    """The encoder's linears: not the head's, not the embeddings' projection."""
+def prunable_linears(spec: AnySpec) -> list[str]:
+    """The layers' linears: not the head's, not the embeddings' projection."""
     return [name for name, _ in spec.linears() if name.startswith("layers.")]
 
 
 def prune_tiles(
-    spec: ModelSpec, tensors: Mapping[str, np.ndarray], density: float, scope: Scope = "linear"
+    spec: AnySpec, tensors: Mapping[str, np.ndarray], density: float, scope: Scope = "linear"
 ) -> dict[str, np.ndarray]:
     """Masks bool[strips, columns] of the tiles to keep, by linear.
 

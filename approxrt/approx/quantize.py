@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from approxrt.approx.bsr import dense_to_bsr, expand_mask
 from approxrt.approx.quantize4 import quantize_rows4, quantize_tiles4
-from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, EmbeddingKind, LinearKind, ModelSpec
+from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.spec import EmbeddingKind, LinearKind, ModelSpec
 
 BITS = (4, 8, 32)
+Spec = TypeVar("Spec", ModelSpec, DecoderSpec)
 
 # One outlier at the peak of a row of n like weights: the error is least at a ratio of 1 / (1 + n / (12 * 127^2)),
 # 0.99 for the 1,536 inputs of MiniLM's widest rows, 0.9 for 20,000. The gain there is 0.1 dB, most of it from steps
@@ -74,18 +77,18 @@ def dequantize(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def quantize_model(
-    spec: ModelSpec,
+    spec: Spec,
     tensors: Mapping[str, np.ndarray],
     bits: int = 8,
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, str], None] | None = None,
-) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+) -> tuple[Spec, dict[str, np.ndarray]]:
     """An all-f32 model -> (spec, tensors) with int8 or int4 linears and word embeddings.
 
     `masks` gives, for linears that are to become block-sparse, which tiles stay
     (bool[strips, columns], see `approxrt.approx.prune`); scales are then chosen
-    from the weights that stay. The head's linears stay f32: they run once a text
-    and are a thousandth of the model. With bits=32 the model is returned as it
+    from the weights that stay. An encoder's head stays f32: it runs once a text
+    and is a thousandth of the model. With bits=32 the model is returned as it
     is. `progress(elements, name)` is called after each tensor. Raises ValueError
     for bits that are none of `BITS`.
     """
@@ -97,7 +100,7 @@ def quantize_model(
     out = dict(tensors)
     kinds: dict[str, LinearKind] = {}
     for name, linear in spec.linears():
-        if name.startswith("head.") or linear.kind != "f32":
+        if spec.stays_f32(name) or linear.kind != "f32":
             continue
         weight = out.pop(f"{name}.weight")
         kinds[name], parts = quantize_linear(weight, bits, masks.get(name))
@@ -111,7 +114,8 @@ def quantize_model(
         if bits == 8:
             parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
         else:
-            parts = dict(zip(("q4", "group_scale", "scale"), quantize_rows4(words, MAX_ROW_GROUP_SCALE), strict=True))
+            rows = quantize_rows4(words, spec.embedding_group_scale)
+            parts = dict(zip(("q4", "group_scale", "scale"), rows, strict=True))
         out |= {f"embeddings.word.{part}": array for part, array in parts.items()}
         if progress:
             progress(words.size, "embeddings.word")

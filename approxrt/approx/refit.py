@@ -24,7 +24,7 @@ from torch import Tensor
 from approxrt.approx.bsr import expand_mask
 from approxrt.approx.recover import Examples
 from approxrt.approx.structure import QKV, Structure, head_rows
-from approxrt.approx.student import Batch, Student, attention_bias, make_batch
+from approxrt.approx.student import Batch, Keys, Student, make_batch
 from approxrt.artifact.spec import TILE_N
 
 BATCH = 64
@@ -126,7 +126,7 @@ class _Refitter:
     ) -> None:
         self.student, self.dense, self.ridge, self.follow = student, dense, ridge, follow
         self.batches = list(_batches(examples, rows))
-        self.biases = [attention_bias(batch) for batch in self.batches]
+        self.keys = [student.keys(batch) for batch in self.batches]
         with _plain(student), _plain(dense), torch.inference_mode():
             self.states = [student.embed(batch) for batch in self.batches]
             self.dense_states = [dense.embed(batch) for batch in self.batches]
@@ -160,16 +160,16 @@ class _Refitter:
     def _last(self, i: int, name: str, size: int, whole: bool) -> None:
         """Refit the linear that ends a block, or its bias if no more is left of the block; both models go past it."""
         moments = Moments()
-        for j, (batch, bias) in enumerate(zip(self.batches, self.biases, strict=True)):
+        for j, (batch, keys) in enumerate(zip(self.batches, self.keys, strict=True)):
             mask, x, y = batch.mask, self.states[j], self.dense_states[j]
-            wanted, self.dense_states[j] = _record(self.dense, i, name, y, bias, "output_hook")
+            wanted, self.dense_states[j] = _record(self.dense, i, name, y, keys, "output_hook")
             if not whole:
                 continue
             assert wanted is not None
             target = wanted[mask]
             if self.follow:
                 target = target + (y - x)[mask]
-            given = _record(self.student, i, name, x, bias, "input_hook")[0] if size else None
+            given = _record(self.student, i, name, x, keys, "input_hook")[0] if size else None
             # A removed block has no inputs: its bias becomes the target's mean.
             moments.add(target[:, :0] if given is None else given[mask], target)
         if size:
@@ -177,8 +177,8 @@ class _Refitter:
         elif whole:
             mean = torch.as_tensor(moments.y) / moments.count
             self.student.weight(f"{name}.bias").copy_(mean)
-        for j, bias in enumerate(self.biases):
-            self.states[j] = _run(self.student, i, name, self.states[j], bias)
+        for j, keys in enumerate(self.keys):
+            self.states[j] = _run(self.student, i, name, self.states[j], keys)
 
     def _solve(self, name: str, moments: Moments, outputs: slice) -> None:
         weight, bias = self.student.weight(f"{name}.weight"), self.student.weight(f"{name}.bias")
@@ -198,14 +198,12 @@ def _batches(examples: Examples, rows: np.ndarray) -> Iterator[Batch]:
         start += len(part)
 
 
-def _run(model: Student, i: int, name: str, x: Tensor, bias: Tensor | None) -> Tensor:
+def _run(model: Student, i: int, name: str, x: Tensor, keys: Keys) -> Tensor:
     """The block of layer `i` that ends with the linear `name`."""
-    return model.attention_block(i, x, bias) if name.endswith("attention.output") else model.ffn_block(i, x)
+    return model.attention_block(i, x, keys) if name.endswith("attention.output") else model.ffn_block(i, x)
 
 
-def _record(
-    model: Student, i: int, name: str, x: Tensor, bias: Tensor | None, hook: str
-) -> tuple[Tensor | None, Tensor]:
+def _record(model: Student, i: int, name: str, x: Tensor, keys: Keys, hook: str) -> tuple[Tensor | None, Tensor]:
     """(what goes into (`input_hook`) or comes out of (`output_hook`) the linear `name`, the block's output)."""
     found: list[Tensor] = []
 
@@ -215,7 +213,7 @@ def _record(
         return value
 
     setattr(model, hook, keep)
-    y = _run(model, i, name, x, bias)
+    y = _run(model, i, name, x, keys)
     setattr(model, hook, None)
     return (found[0] if found else None), y
 

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from approxrt.approx.bsr import expand_mask
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec import LayerSpec, ModelSpec
+from approxrt.runtime.reference import kept_keys
 
 Masks = dict[str, np.ndarray]  # linear -> bool[strips, columns] over its tiles
 
+MASKED = -1e9  # added to a score: no weight is left of it
 LONG = 256  # tokens from which the scores of all heads would not stay in the caches
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,6 +62,20 @@ def make_batch(ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | No
         if types is not None:
             padded_types[i, : len(row)] = types[i]
     return Batch(torch.from_numpy(padded), torch.from_numpy(padded_types), lengths)
+
+
+@dataclass
+class Keys:
+    """What a batch's queries may attend to.
+
+    bias      f32[b, 1, 1, t]: 0 for tokens, a large negative number for padding; None where nothing is padded
+    valid     bool[b, t]: tokens
+    always    bool[b, t]: those that sign matching never drops; None where no layer matches signs
+    """
+
+    bias: Tensor | None
+    valid: Tensor
+    always: Tensor | None
 
 
 @dataclass
@@ -148,18 +164,27 @@ class Student(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         x, hidden = self.embed(batch), []
-        bias = attention_bias(batch)
+        keys = self.keys(batch)
         for i in range(len(self.spec.layers)):
-            x = self.layer(i, x, bias)
+            x = self.layer(i, x, keys)
             hidden.append(x)
         pooled = self.pool(x, batch)
         return Output(self.head(pooled) if self.spec.labels else None, pooled, hidden)
 
-    def layer(self, i: int, x: Tensor, bias: Tensor | None) -> Tensor:
-        """One layer; `bias` is `attention_bias` of the batch."""
-        return self.ffn_block(i, self.attention_block(i, x, bias))
+    def keys(self, batch: Batch) -> Keys:
+        """What `layer` and `attention_block` need to know of the batch."""
+        valid, always = batch.mask, None
+        if any(layer.attention_keep for layer in self.spec.layers):
+            always = torch.isin(batch.ids, torch.tensor(self.spec.always_kept, dtype=batch.ids.dtype)) & valid
+            always[:, 0] = True
+        bias = None if bool(valid.all()) else torch.zeros(valid.shape).masked_fill(~valid, MASKED)[:, None, None, :]
+        return Keys(bias, valid, always)
 
-    def attention_block(self, i: int, x: Tensor, bias: Tensor | None) -> Tensor:
+    def layer(self, i: int, x: Tensor, keys: Keys) -> Tensor:
+        """One layer; `keys` are those of the batch."""
+        return self.ffn_block(i, self.attention_block(i, x, keys))
+
+    def attention_block(self, i: int, x: Tensor, keys: Keys) -> Tensor:
         """norm(x + attention(x)); [b, t, hidden]."""
         at, layer = f"layers.{i}.attention", self.spec.layers[i]
         if layer.num_heads == 0:
@@ -169,7 +194,7 @@ class Student(nn.Module):
             self.linear(f"{at}.{part}", x).view(b, t, layer.num_heads, layer.head_dim).transpose(1, 2)
             for part in ("query", "key", "value")
         )
-        context = _attention(q, k, v, bias)
+        context = _attention(q, k, v, _kept_bias(q, k, layer, keys) if layer.attention_keep else keys.bias)
         if at in self.gates:
             context = context * self.gates[at][:, None, None]
         context = context.transpose(1, 2).reshape(b, t, -1)
@@ -231,12 +256,15 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return torch.matmul(torch.softmax(scores, -1).to(v.dtype), v)
 
 
-def attention_bias(batch: Batch) -> Tensor | None:
-    """f32[b, 1, 1, t]: 0 for tokens, a large negative number for padding; None where nothing is padded."""
-    mask = batch.mask
-    if bool(mask.all()):
-        return None
-    return torch.zeros(mask.shape).masked_fill(~mask, -1e9)[:, None, None, :]
+def _kept_bias(q: Tensor, k: Tensor, layer: LayerSpec, keys: Keys) -> Tensor | None:
+    """`Keys.bias` with the keys that sign matching drops: f32[b, heads, t, t]."""
+    long = keys.valid.sum(1) >= layer.sign_from
+    if not bool(long.any()):
+        return keys.bias
+    kept = kept_keys(q.detach(), k.detach(), layer.attention_keep, keys.always, valid=keys.valid)
+    # Nobody reads what queries of padding get, but it must be a number.
+    kept |= ~(long[:, None] & keys.valid)[:, None, :, None] & keys.valid[:, None, None, :]
+    return torch.zeros(kept.shape).masked_fill(~kept, MASKED)
 
 
 def predict(model: Student, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, size: int = 64) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from approxrt.artifact.decoder_spec import TASK, AnySpec, DecoderSpec
+from approxrt.artifact.decoder_validate import decoder_from_json
 from approxrt.artifact.layout import (
     CARD,
     CONFIG,
@@ -30,7 +32,7 @@ from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION, ModelSpec
 from approxrt.artifact.tensorfile import parse_json, tensors_of
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.validate import spec_from_json
-from approxrt.errors import ArtifactError
+from approxrt.errors import ArtifactError, UnsupportedTaskError
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,31 @@ class Artifact:
     """A sound artifact. `tensors` are read-only views into a memory map of model.safetensors."""
 
     path: Path
-    spec: ModelSpec
+    any_spec: AnySpec
     tensors: Mapping[str, np.ndarray]
     tokenizer_path: Path
     card: dict[str, Any]
     weights: MappedFile
+
+    @property
+    def spec(self) -> ModelSpec:
+        """An encoder's spec. Raises UnsupportedTaskError for a decoder."""
+        if isinstance(self.any_spec, ModelSpec):
+            return self.any_spec
+        raise UnsupportedTaskError(
+            f"{str(self.path)!r} is a {self.any_spec.architecture} decoder; this needs an encoder: use generate, "
+            "or eval --task lm"
+        )
+
+    @property
+    def decoder_spec(self) -> DecoderSpec:
+        """A decoder's spec. Raises UnsupportedTaskError for an encoder."""
+        if isinstance(self.any_spec, DecoderSpec):
+            return self.any_spec
+        raise UnsupportedTaskError(
+            f"{str(self.path)!r} is a {self.any_spec.architecture} encoder for {self.any_spec.task_type}; "
+            "this needs a decoder"
+        )
 
     def release_pages(self) -> None:
         """Drop the pages of the map from this process's memory: for when the weights have been copied."""
@@ -66,9 +88,11 @@ def read_artifact(path: str | os.PathLike[str], weights: MappedFile | None = Non
             # Another version's fields and tensors would be judged by the wrong rules: say this alone.
             raise ArtifactError(folder, version_faults)
     weights = _map_weights(folder, weights, faults) if WEIGHTS in present else None
-    spec = None
+    spec: AnySpec | None = None
     if config is not None:
-        spec, spec_faults = spec_from_json(config.get("model"))
+        model = config.get("model")
+        decoder = isinstance(model, dict) and model.get("task_type") == TASK
+        spec, spec_faults = decoder_from_json(model) if decoder else spec_from_json(model)
         faults += spec_faults
     tensors: dict[str, np.ndarray] = {}
     if weights is not None:

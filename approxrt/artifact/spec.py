@@ -69,6 +69,8 @@ INPUTS = ("single", "pair", "any")
 MAX_DIM = 1 << 17
 MAX_VOCAB = 1 << 22
 MAX_LAYERS = 256
+MAX_ALWAYS_KEPT = 64
+MAX_SIGN_DIM = 248  # csrc/args.h: a head's sign matches are counted in eight bits
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class LayerSpec:
     `num_heads * head_dim` outputs of query, key and value; it may be less than
     hidden_size once heads are pruned. Likewise `intermediate_size`. No heads:
     the attention block is removed; an intermediate size of 0: the FFN block is.
+
+    `attention_keep` over 0: sequences of at least `sign_from` tokens are attended by
+    sign matching (`approxrt.runtime.reference.kept_keys`), where a query attends to
+    the `attention_keep` keys that match its signs best, the first token, itself, and
+    the model's `always_kept` tokens. Shorter ones are attended in full.
     """
 
     num_heads: int
@@ -98,6 +105,8 @@ class LayerSpec:
     attention_output: LinearKind = "f32"
     ffn_up: LinearKind = "f32"
     ffn_down: LinearKind = "f32"
+    attention_keep: int = 0
+    sign_from: int = 0
 
     @property
     def has_attention(self) -> bool:
@@ -127,7 +136,10 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """An encoder with its task head. Sizes in elements; `max_length` in tokens, specials included."""
+    """An encoder with its task head. Sizes in elements; `max_length` in tokens, specials included.
+
+    `always_kept`: ids of tokens (separators) whose keys sign-matching attention never drops.
+    """
 
     architecture: str
     task_type: TaskType
@@ -146,6 +158,7 @@ class ModelSpec:
     embedding_kind: EmbeddingKind = "f32"
     projection_kind: LinearKind = "f32"
     pad_token_id: int = 0
+    always_kept: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -177,6 +190,15 @@ class ModelSpec:
             features = self.head.dense_features
         if self.labels:
             yield "head.out", LinearSpec(features, len(self.labels), self.head.out_kind)
+
+    @property
+    def embedding_group_scale(self) -> int:
+        """The largest group scale of an int4 word table."""
+        return MAX_ROW_GROUP_SCALE
+
+    def stays_f32(self, name: str) -> bool:
+        """Whether a conversion leaves the linear in float32: the head's run once a text."""
+        return name.startswith("head.")
 
     def removed_biases(self) -> Iterator[tuple[str, str]]:
         """(block, its bias) of every removed block: ("layers.2.ffn", "layers.2.ffn.down.bias")."""
@@ -226,13 +248,7 @@ class ModelSpec:
         Dtypes are safetensors names: F32, I8, I32, U8.
         """
         v, e, h = self.vocab_size, self.embedding_size, self.hidden_size
-        if self.embedding_kind == "f32":
-            yield "embeddings.word.weight", "F32", (v, e)
-        elif self.embedding_kind == "s4":
-            yield from _int4_rows("embeddings.word", v, e)
-        else:
-            yield "embeddings.word.q", "I8", (v, e)
-            yield "embeddings.word.scale", "F32", (v,)
+        yield from embedding_tensors(self.embedding_kind, v, e)
         yield "embeddings.position.weight", "F32", (self.max_positions, e)
         if self.type_vocab_size:
             yield "embeddings.token_type.weight", "F32", (self.type_vocab_size, e)
@@ -245,18 +261,7 @@ class ModelSpec:
         for _, bias in self.removed_biases():
             yield bias, "F32", (h,)
         for name, linear in self.linears():
-            n, k = linear.out_features, linear.in_features
-            if linear.kind == "f32":
-                yield f"{name}.weight", "F32", (n, k)
-            elif linear.kind == "s4":
-                yield from _int4_rows(name, n, k)
-            else:
-                yield f"{name}.scale", "F32", (n,)
-                if linear.kind == "s8":
-                    yield f"{name}.q", "I8", (n, k)
-                else:
-                    yield f"{name}.indptr", "I32", (-(-n // TILE_N) + 1,)
-            yield f"{name}.bias", "F32", (n,)
+            yield from linear_tensors(name, linear)
 
     # -- JSON ---------------------------------------------------------------
 
@@ -264,6 +269,7 @@ class ModelSpec:
         """The `model` object of config.json."""
         data = dataclasses.asdict(self)
         data["labels"] = list(self.labels)
+        data["always_kept"] = list(self.always_kept)
         data["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
         data["extra"] = dict(self.extra)
         return data
@@ -280,6 +286,33 @@ class ModelSpec:
         from approxrt.artifact.validate import spec_faults
 
         return spec_faults(self)
+
+
+def embedding_tensors(kind: EmbeddingKind, v: int, e: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of the word table of `v` rows of `e`."""
+    if kind == "f32":
+        yield "embeddings.word.weight", "F32", (v, e)
+    elif kind == "s4":
+        yield from _int4_rows("embeddings.word", v, e)
+    else:
+        yield "embeddings.word.q", "I8", (v, e)
+        yield "embeddings.word.scale", "F32", (v,)
+
+
+def linear_tensors(name: str, linear: LinearSpec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of a linear's tensors whose shape is known without its data."""
+    n, k = linear.out_features, linear.in_features
+    if linear.kind == "f32":
+        yield f"{name}.weight", "F32", (n, k)
+    elif linear.kind == "s4":
+        yield from _int4_rows(name, n, k)
+    else:
+        yield f"{name}.scale", "F32", (n,)
+        if linear.kind == "s8":
+            yield f"{name}.q", "I8", (n, k)
+        else:
+            yield f"{name}.indptr", "I32", (-(-n // TILE_N) + 1,)
+    yield f"{name}.bias", "F32", (n,)
 
 
 def _int4_rows(name: str, n: int, k: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.artifact.reader import Artifact
-from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
+from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 _LINEAR_PARTS = ("weight", "q", "q4", "scale", "group_scale", "tiles", "tiles4", "indices", "indptr", "bias")
 
 
 def summarize(artifact: Artifact) -> dict[str, Any]:
     """A JSON-ready description of a sound artifact."""
-    spec, tensors = artifact.spec, artifact.tensors
+    spec, tensors = artifact.any_spec, artifact.tensors
     linears = [linear_summary(name, linear, tensors) for name, linear in spec.linears()]
     by_part = _bytes_by_part(tensors)
     files = {entry.name: entry.stat().st_size for entry in sorted(artifact.path.iterdir()) if entry.is_file()}
@@ -37,7 +38,7 @@ def summarize(artifact: Artifact) -> dict[str, Any]:
         "bytes": {"total": sum(files.values()), "weights": sum(by_part.values()), **by_part, "files": files},
         "bytes_by_kind": _bytes_by_kind(spec, linears, tensors),
         "density": _density([linear for linear in linears if linear["name"].startswith("layers.")]),
-        "mac_share": mac_share(linears),
+        "mac_share": mac_share(linears, isinstance(spec, DecoderSpec)),
         "layer_density": [
             _density([linear for linear in linears if linear["name"].startswith(f"layers.{i}.")])
             for i in range(len(spec.layers))
@@ -69,12 +70,13 @@ def linear_summary(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarr
     }
 
 
-def mac_share(linears: list[dict[str, Any]]) -> dict[str, float]:
+def mac_share(linears: list[dict[str, Any]], decoder: bool = False) -> dict[str, float]:
     """By kind of linear, its share of the dense model's MACs: the part of the work that its kernel takes over.
 
     All 0 when every block is removed.
     """
-    work = [linear for linear in linears if not linear["name"].startswith("head.")]
+    # A decoder's head runs for every token; its matrix is counted where it has tensors of its own.
+    work = [linear for linear in linears if decoder or not linear["name"].startswith("head.")]
     total = max(1, sum(linear["dense_macs"] for linear in work))
     return {kind: sum(x["dense_macs"] for x in work if x["kind"] == kind) / total for kind in LINEAR_KINDS}
 
@@ -94,7 +96,7 @@ def _bytes_by_part(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {"embeddings": parts["embeddings"], "encoder": parts["layers"], "head": parts["head"]}
 
 
-def _bytes_by_kind(spec: ModelSpec, linears: list[dict[str, Any]], tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _bytes_by_kind(spec: AnySpec, linears: list[dict[str, Any]], tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Weights by the kind of the linear (or embedding) that they belong to; norms and tables count as f32."""
     kinds: dict[str, int] = {kind: sum(x["bytes"] for x in linears if x["kind"] == kind) for kind in LINEAR_KINDS}
     words = sum(array.nbytes for name, array in tensors.items() if name.startswith("embeddings.word."))

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from approxrt.artifact import int4
-from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
+from approxrt.artifact.decoder_spec import AnySpec
+from approxrt.artifact.spec import TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -28,7 +29,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_TILE_COLUMNS = 1 << 16
 
 
-def tensor_faults(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[str]:
+def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]:
     """All faults of `tensors` against a sound `spec`, in plain words; empty when they fit."""
     expected = {name: (dtype, shape) for name, dtype, shape in spec.dense_tensors()}
     bsr = {name: linear for name, linear in spec.linears() if linear.kind in TILE_PARTS}
@@ -52,7 +53,7 @@ def tensor_faults(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> list[st
         faults += _value_faults(name, array)
     rows = {name: (linear.in_features, int4.MAX_GROUP_SCALE) for name, linear in spec.linears() if linear.kind == "s4"}
     if spec.embedding_kind == "s4":
-        rows["embeddings.word"] = (spec.embedding_size, MAX_ROW_GROUP_SCALE)
+        rows["embeddings.word"] = (spec.embedding_size, spec.embedding_group_scale)
     for name, (k, highest) in rows.items():
         for part in (f"{name}.q4", f"{name}.group_scale"):
             dtype, shape = expected[part]

@@ -18,8 +18,10 @@ from approxrt.artifact.spec import (
     FFN_ACTIVATIONS,
     INPUTS,
     LINEAR_KINDS,
+    MAX_ALWAYS_KEPT,
     MAX_DIM,
     MAX_LAYERS,
+    MAX_SIGN_DIM,
     MAX_VOCAB,
     POOLINGS,
     TASK_TYPES,
@@ -39,24 +41,25 @@ def spec_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
     right but whose values are not comes back with its faults.
     """
     faults: list[str] = []
-    fields = _fields(data, ModelSpec, "model", faults)
+    fields = object_fields(data, ModelSpec, "model", faults)
     if fields is None:
         return None, faults
     layers = fields.get("layers")
     if isinstance(layers, list):
         if len(layers) > MAX_LAYERS:
             return None, [*faults, f"model.layers has {len(layers)} entries; the limit is {MAX_LAYERS}"]
-        built = [_build(layer, LayerSpec, f"model.layers[{i}]", faults) for i, layer in enumerate(layers)]
+        built = [build_object(layer, LayerSpec, f"model.layers[{i}]", faults) for i, layer in enumerate(layers)]
         fields["layers"] = tuple(layer for layer in built if layer is not None)
     elif "layers" in fields:
-        faults.append(f"model.layers is {_show(layers)}; a list is needed")
+        faults.append(f"model.layers is {show(layers)}; a list is needed")
     if "head" in fields:
-        fields["head"] = _build(fields["head"], HeadSpec, "model.head", faults)
-    labels = fields.get("labels", [])
-    if isinstance(labels, list):
-        fields["labels"] = tuple(labels)
-    else:
-        faults.append(f"model.labels is {_show(labels)}; a list is needed")
+        fields["head"] = build_object(fields["head"], HeadSpec, "model.head", faults)
+    for name in ("labels", "always_kept"):
+        values = fields.get(name, [])
+        if isinstance(values, list):
+            fields[name] = tuple(values)
+        else:
+            faults.append(f"model.{name} is {show(values)}; a list is needed")
     if faults:
         return None, faults
     spec = ModelSpec(**fields)
@@ -80,13 +83,13 @@ def spec_faults(spec: ModelSpec) -> list[str]:
 # -- structure ----------------------------------------------------------------
 
 
-def _fields(data: Any, cls: type, where: str, faults: list[str]) -> dict[str, Any] | None:
+def object_fields(data: Any, cls: type, where: str, faults: list[str]) -> dict[str, Any] | None:
     """The object's fields, or None when it is no object; missing and unknown names go to `faults`."""
     if not isinstance(data, Mapping):
-        faults.append(f"{where} is {_show(data)}; an object is needed")
+        faults.append(f"{where} is {show(data)}; an object is needed")
         return None
     known = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(_show(name) for name in data if name not in known)
+    unknown = sorted(show(name) for name in data if name not in known)
     if unknown:
         # A field that is not understood may change what the weights mean, so it is not skipped.
         faults.append(f"{where} has unknown fields: {_some(unknown)}")
@@ -97,9 +100,9 @@ def _fields(data: Any, cls: type, where: str, faults: list[str]) -> dict[str, An
     return {name: data[name] for name in known if name in data}
 
 
-def _build(data: Any, cls: Callable[..., Any], where: str, faults: list[str]) -> Any:
+def build_object(data: Any, cls: Callable[..., Any], where: str, faults: list[str]) -> Any:
     before = len(faults)
-    fields = _fields(data, cls, where, faults)  # type: ignore[arg-type]
+    fields = object_fields(data, cls, where, faults)  # type: ignore[arg-type]
     return cls(**fields) if fields is not None and len(faults) == before else None
 
 
@@ -115,7 +118,7 @@ _INT_FIELDS = (
     "pad_token_id",
 )
 _STR_FIELDS = ("architecture", "task_type", "activation", "inputs", "embedding_kind", "projection_kind")
-_LAYER_SIZES = ("num_heads", "head_dim", "intermediate_size")
+_LAYER_SIZES = ("num_heads", "head_dim", "intermediate_size", "attention_keep", "sign_from")
 _LAYER_KINDS = ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")
 
 
@@ -124,14 +127,14 @@ def _type_faults(spec: ModelSpec) -> list[str]:
 
     def need(ok: bool, where: str, value: Any, what: str) -> None:
         if not ok:
-            faults.append(f"{where} is {_show(value)}; {what} is needed")
+            faults.append(f"{where} is {show(value)}; {what} is needed")
 
     for name in _INT_FIELDS:
         value = getattr(spec, name)
         need(type(value) is int, f"model.{name}", value, "an integer")
     for name in _STR_FIELDS:
         value = getattr(spec, name)
-        need(_is_text(value), f"model.{name}", value, "a string")
+        need(is_text(value), f"model.{name}", value, "a string")
     eps = spec.layer_norm_eps
     need(type(eps) in (int, float), "model.layer_norm_eps", eps, "a number")
     need(isinstance(spec.extra, Mapping), "model.extra", spec.extra, "an object")
@@ -139,7 +142,12 @@ def _type_faults(spec: ModelSpec) -> list[str]:
         need(False, "model.labels", spec.labels, "a sequence of strings")
     else:
         for i, label in enumerate(spec.labels[:MAX_LABELS]):
-            need(_is_text(label), f"model.labels[{i}]", label, "a string")
+            need(is_text(label), f"model.labels[{i}]", label, "a string")
+    if not isinstance(spec.always_kept, tuple):
+        need(False, "model.always_kept", spec.always_kept, "a sequence of token ids")
+    else:
+        for i, token in enumerate(spec.always_kept[: MAX_ALWAYS_KEPT + 1]):
+            need(type(token) is int, f"model.always_kept[{i}]", token, "an integer")
     if not isinstance(spec.layers, tuple):
         need(False, "model.layers", spec.layers, "a sequence of layers")
     else:
@@ -150,20 +158,20 @@ def _type_faults(spec: ModelSpec) -> list[str]:
             for name in _LAYER_SIZES:
                 need(type(getattr(layer, name)) is int, f"model.layers[{i}].{name}", getattr(layer, name), "an integer")
             for name in _LAYER_KINDS:
-                need(_is_text(getattr(layer, name)), f"model.layers[{i}].{name}", getattr(layer, name), "a string")
+                need(is_text(getattr(layer, name)), f"model.layers[{i}].{name}", getattr(layer, name), "a string")
     head = spec.head
     if not isinstance(head, HeadSpec):
         need(False, "model.head", head, "a head")
         return faults
     for name in ("pooling", "dense_activation", "dense_kind", "out_kind"):
-        need(_is_text(getattr(head, name)), f"model.head.{name}", getattr(head, name), "a string")
+        need(is_text(getattr(head, name)), f"model.head.{name}", getattr(head, name), "a string")
     dense = head.dense_features
     need(dense is None or type(dense) is int, "model.head.dense_features", dense, "an integer or null")
     need(type(head.normalize) is bool, "model.head.normalize", head.normalize, "true or false")
     return faults
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """A string that can be printed: lone surrogates from JSON escapes would fail later, far from here."""
     if type(value) is not str:
         return False
@@ -182,7 +190,7 @@ def _range_faults(spec: ModelSpec) -> list[str]:
 
     def between(where: str, value: int, low: int, high: int) -> None:
         if not low <= value <= high:
-            faults.append(f"{where} is {_show(value)}; it must be between {low} and {high}")
+            faults.append(f"{where} is {show(value)}; it must be between {low} and {high}")
 
     between("model.vocab_size", spec.vocab_size, 1, MAX_VOCAB)
     between("model.embedding_size", spec.embedding_size, 1, MAX_DIM)
@@ -192,7 +200,7 @@ def _range_faults(spec: ModelSpec) -> list[str]:
     between("model.max_length", spec.max_length, 1, max(1, min(spec.max_positions, MAX_DIM)))
     between("model.pad_token_id", spec.pad_token_id, 0, max(0, min(spec.vocab_size, MAX_VOCAB) - 1))
     if not (math.isfinite(spec.layer_norm_eps) and 0 <= spec.layer_norm_eps <= 1):
-        faults.append(f"model.layer_norm_eps is {_show(spec.layer_norm_eps)}; it must be between 0 and 1")
+        faults.append(f"model.layer_norm_eps is {show(spec.layer_norm_eps)}; it must be between 0 and 1")
     if not 1 <= len(spec.layers) <= MAX_LAYERS:
         faults.append(f"model.layers has {len(spec.layers)} entries; it must have 1 to {MAX_LAYERS}")
     for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
@@ -201,8 +209,13 @@ def _range_faults(spec: ModelSpec) -> list[str]:
             # 0 heads or a size of 0: a removed block
             between(f"{where}.{name}", getattr(layer, name), 1 if name == "head_dim" else 0, MAX_DIM)
         if layer.num_heads * layer.head_dim > MAX_DIM:
-            inner = _show(layer.num_heads * layer.head_dim)
+            inner = show(layer.num_heads * layer.head_dim)
             faults.append(f"{where}: num_heads * head_dim is {inner}; the limit is {MAX_DIM}")
+        faults += _sign_faults(layer, where)
+    if len(spec.always_kept) > MAX_ALWAYS_KEPT:
+        faults.append(f"model.always_kept has {len(spec.always_kept)} entries; the limit is {MAX_ALWAYS_KEPT}")
+    for i, token in enumerate(spec.always_kept[:MAX_ALWAYS_KEPT]):
+        between(f"model.always_kept[{i}]", token, 0, max(0, min(spec.vocab_size, MAX_VOCAB) - 1))
     if spec.head.dense_features is not None:
         between("model.head.dense_features", spec.head.dense_features, 1, MAX_DIM)
     return faults
@@ -213,7 +226,7 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
 
     def one_of(where: str, value: str, allowed: Iterable[str]) -> None:
         if value not in tuple(allowed):
-            faults.append(f"{where} is {_show(value)}; it must be one of {', '.join(allowed)}")
+            faults.append(f"{where} is {show(value)}; it must be one of {', '.join(allowed)}")
 
     one_of("model.task_type", spec.task_type, TASK_TYPES)
     one_of("model.activation", spec.activation, FFN_ACTIVATIONS)
@@ -233,6 +246,21 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
     return faults
 
 
+def _sign_faults(layer: LayerSpec, where: str) -> Iterator[str]:
+    """Sign matching needs an attention block, heads that can be counted, and more tokens than it keeps."""
+    keep, start = layer.attention_keep, layer.sign_from
+    if not keep:
+        if start:
+            yield f"{where}.sign_from is {show(start)}; it must be 0 where attention_keep is 0"
+        return
+    if not layer.num_heads:
+        yield f"{where}.attention_keep is {show(keep)}; it must be 0 in a removed block (num_heads is 0)"
+    if layer.head_dim > MAX_SIGN_DIM:
+        yield f"{where}.head_dim is {show(layer.head_dim)}; with attention_keep it must be at most {MAX_SIGN_DIM}"
+    if start <= keep:
+        yield f"{where}.sign_from is {show(start)}; it must be over attention_keep, which is {show(keep)}"
+
+
 def _removed_faults(layer: LayerSpec, where: str) -> Iterator[str]:
     """Linears that are not there have no kind but the default."""
     for size, kinds in (("num_heads", _LAYER_KINDS[:4]), ("intermediate_size", _LAYER_KINDS[4:])):
@@ -240,7 +268,7 @@ def _removed_faults(layer: LayerSpec, where: str) -> Iterator[str]:
             continue
         for name in kinds:
             if getattr(layer, name) != "f32":
-                kind = _show(getattr(layer, name))
+                kind = show(getattr(layer, name))
                 yield f"{where}.{name} is {kind}; it must be 'f32' in a removed block ({size} is 0)"
 
 
@@ -252,7 +280,7 @@ def _task_faults(spec: ModelSpec) -> list[str]:
         return [f"model.labels has {count} entries; the limit is {MAX_LABELS}"]
     if len(set(spec.labels)) != count:
         twice = sorted({label for label in spec.labels if spec.labels.count(label) > 1}) if count < 1000 else []
-        faults.append(f"model.labels are not distinct: {_some([_show(label) for label in twice])}")
+        faults.append(f"model.labels are not distinct: {_some([show(label) for label in twice])}")
     if any(not 0 < len(label) <= MAX_NAME for label in spec.labels):
         faults.append(f"model.labels: each must have 1 to {MAX_NAME} characters")
     # A one-label classifier exists (num_labels=1 with problem_type single_label); its softmax is always 1.
@@ -265,11 +293,11 @@ def _task_faults(spec: ModelSpec) -> list[str]:
     return faults
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """A value in a message: short whatever it is, and safe to print."""
     if isinstance(value, str | int | float | bool | type(None)):
         try:
-            text = ascii(value) if isinstance(value, str) and not _is_text(value) else repr(value)
+            text = ascii(value) if isinstance(value, str) and not is_text(value) else repr(value)
         except ValueError:  # an int of more digits than Python prints
             text = "a huge integer"
     else:

@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
+from approxrt.artifact.decoder_validate import decoder_faults
 from approxrt.artifact.layout import CARD, CONFIG, TOKENIZER, WEIGHTS, explain_os_error
-from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION, ModelSpec
+from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION
 from approxrt.artifact.tensorfile import parse_json
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.validate import spec_faults
@@ -38,7 +40,7 @@ _RENAME_EXCHANGE = 2
 
 def write_artifact(
     path: str | os.PathLike[str],
-    spec: ModelSpec,
+    spec: AnySpec,
     tensors: Mapping[str, np.ndarray],
     tokenizer_json: bytes,
     card: Mapping[str, Any],
@@ -116,9 +118,9 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def _content_faults(
-    spec: ModelSpec, tensors: Mapping[str, np.ndarray], tokenizer_json: bytes, card: Mapping[str, Any]
+    spec: AnySpec, tensors: Mapping[str, np.ndarray], tokenizer_json: bytes, card: Mapping[str, Any]
 ) -> list[str]:
-    faults = spec_faults(spec)
+    faults = decoder_faults(spec) if isinstance(spec, DecoderSpec) else spec_faults(spec)
     if not faults:
         contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         faults += tensor_faults(spec, contiguous)

@@ -10,7 +10,7 @@ from approxrt.cli import output
 
 
 def command(
-    checkpoint: str = typer.Argument(..., help="Folder of a Hugging Face checkpoint, or a hub id."),
+    checkpoint: str = typer.Argument(..., help="Folder of a Hugging Face checkpoint, a hub id, or a .gguf file."),
     out: Path = typer.Option(..., "--out", help="Folder to write the artifact to."),
     bits: int = typer.Option(8, "--bits", help="8 (int8 weights), 4 (int4) or 32 (float32)."),
     density: float = typer.Option(1.0, "--density", help="Share of 16x4 weight tiles to keep, over 0 up to 1."),

@@ -84,16 +84,17 @@ class Config:
 class Weights:
     """The checkpoint's tensors, taken one at a time under the artifact's names, as float32.
 
-    A missing or misshapen tensor is noted, not raised, so that `finish` can name all of them.
+    A missing or misshapen tensor is noted, not raised, so that `finish` can name all of them. `prefix` is that of the
+    task checkpoint's encoder (or decoder), if any tensor there begins with `anchor`.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str, anchor: str = "embeddings.") -> None:
         # Checkpoints converted from TensorFlow call the layer norm's parameters gamma and beta.
         self.tensors = {
             name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
             for name, tensor in tensors.items()
         }
-        self.prefix = prefix if any(name.startswith(f"{prefix}embeddings.") for name in self.tensors) else ""
+        self.prefix = prefix if any(name.startswith(f"{prefix}{anchor}") for name in self.tensors) else ""
         self.out: dict[str, np.ndarray] = {}
         self.taken: set[str] = set()
         self.faults: list[str] = []

@@ -42,6 +42,8 @@ HUB_FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
+    "generation_config.json",
+    "chat_template.jinja",
 )
 
 
@@ -118,8 +120,9 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
             raise CheckpointError(f"checkpoint {text!r} has no config.json; a folder saved by transformers has one")
         return folder
     if folder.exists():
-        kind = "GGUF files are not supported yet" if text.endswith(".gguf") else "a checkpoint is a folder"
-        raise UnsupportedModelError(f"{text!r} is a file: {kind}; supported: folders saved by save_pretrained, hub ids")
+        raise UnsupportedModelError(
+            f"{text!r} is a file; supported: folders saved by save_pretrained, hub ids, and .gguf files for convert"
+        )
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.strip("/"):
         raise CheckpointError(f"checkpoint {text!r} does not exist; check the path")
     return _download(text)

@@ -13,7 +13,7 @@ from typing import Any
 from approxrt.artifact.tensorfile import parse_json
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.base import Pooling
-from approxrt.models.weights import read_json
+from approxrt.models.weights import read_json, read_json_if_there
 
 MODULES = "modules.json"
 _SUPPORTED = "supported: Transformer, Pooling (cls or mean), Normalize"
@@ -41,7 +41,7 @@ def read_pooling(folder: Path) -> Pooling | None:
             raise UnsupportedModelError(f"sentence-transformers module {kind!r} is not supported; {_SUPPORTED}")
     if mode is None:
         raise UnsupportedModelError(f"{path} has no Pooling module: token embeddings are not supported; {_SUPPORTED}")
-    prompt = _optional(folder / "config_sentence_transformers.json").get("default_prompt_name")
+    prompt = read_json_if_there(folder / "config_sentence_transformers.json").get("default_prompt_name")
     if prompt:
         raise UnsupportedModelError(
             f"default_prompt_name {prompt!r} puts a prompt before every text, which is not supported; "
@@ -52,7 +52,7 @@ def read_pooling(folder: Path) -> Pooling | None:
 
 def max_seq_length(folder: Path) -> int | None:
     """`max_seq_length` of sentence_bert_config.json, in tokens."""
-    data = _optional(folder / "sentence_bert_config.json")
+    data = read_json_if_there(folder / "sentence_bert_config.json")
     if data.get("do_lower_case"):
         raise UnsupportedModelError(
             "do_lower_case=true in sentence_bert_config.json is not supported; "
@@ -80,7 +80,3 @@ def _inside(folder: Path, name: Any) -> Path:
     if folder.resolve() not in path.parents:
         raise CheckpointError(f"{folder / MODULES}: module path {name!r} lies outside the checkpoint's folder")
     return path
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

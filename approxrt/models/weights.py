@@ -108,3 +108,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return data
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """The same; nothing of a file that does not exist."""
+    return read_json(path) if path.exists() else {}

@@ -127,9 +127,16 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
         "layer_norm_eps": spec.layer_norm_eps,
         "activation": spec.activation,
         "layers": [
-            {"num_heads": l.num_heads, "head_dim": l.head_dim, "intermediate_size": l.intermediate_size}
+            {
+                "num_heads": l.num_heads,
+                "head_dim": l.head_dim,
+                "intermediate_size": l.intermediate_size,
+                "attention_keep": l.attention_keep,
+                "sign_from": l.sign_from,
+            }
             for l in spec.layers
         ],
+        "always_kept": list(spec.always_kept),
         "pooling": spec.head.pooling,
         "dense_features": spec.head.dense_features or 0,
         "dense_activation": spec.head.dense_activation,

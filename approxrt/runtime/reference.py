@@ -29,7 +29,7 @@ import torch
 
 from approxrt.approx.bsr import bsr_to_dense
 from approxrt.approx.int4 import row_integers, tile_integers
-from approxrt.artifact.spec import LinearSpec, ModelSpec
+from approxrt.artifact.spec import LayerSpec, LinearSpec, ModelSpec
 
 QUANTIZE_FLOOR = np.float32(1e-30)
 
@@ -123,7 +123,7 @@ class Reference:
             at = f"layers.{i}"
             # What is left of a removed block is a bias, at its last linear's place.
             if layer.has_attention:
-                attended = self._attention(f"{at}.attention", x, layer.num_heads, layer.head_dim)
+                attended = self._attention(f"{at}.attention", x, layer, tokens)
                 y = self._linear(f"{at}.attention.output", attended)
             else:
                 y = self.weights[f"{at}.attention.output.bias"]
@@ -148,16 +148,27 @@ class Reference:
             x = _activation(self.spec.head.dense_activation, self._linear("head.dense", x))
         return self._linear("head.out", x)[0]
 
-    def _attention(self, name: str, x: torch.Tensor, heads: int, head_dim: int) -> torch.Tensor:
+    def _attention(self, name: str, x: torch.Tensor, layer: LayerSpec, tokens: torch.Tensor) -> torch.Tensor:
         """softmax(q k^T / sqrt(head_dim)) v by head; [tokens, heads * head_dim]."""
+        heads, head_dim = layer.num_heads, layer.head_dim
         q, k, v = (
             self._linear(f"{name}.{part}", x).reshape(len(x), heads, head_dim).transpose(0, 1)
             for part in ("query", "key", "value")
         )
+        if layer.attention_keep and len(x) >= layer.sign_from:
+            kept = kept_keys(q.float(), k.float(), layer.attention_keep, self._always_kept(tokens))
+            y = sign_attention(q, k, v, 1 / math.sqrt(head_dim), kept)
+            return y.transpose(0, 1).reshape(len(x), heads * head_dim)
         attend = _attention
         if all(self.linears[f"{name}.{part}"].kind != "f32" for part in ("query", "key", "value")):
             attend = _attention_int16
         return attend(q, k, v, 1 / math.sqrt(head_dim)).transpose(0, 1).reshape(len(x), heads * head_dim)
+
+    def _always_kept(self, tokens: torch.Tensor) -> torch.Tensor:
+        """bool[tokens]: the keys that sign matching never drops."""
+        always = torch.isin(tokens, torch.tensor(self.spec.always_kept, dtype=tokens.dtype))
+        always[0] = True
+        return always
 
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         bias = self.weights[f"{name}.bias"]
@@ -205,7 +216,7 @@ def kept_keys(
     window: int = 16,
     valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which keys sign-matching attention lets each query attend to: bool[heads, queries, n].
+    """Which keys sign-matching attention lets each query attend to: bool[..., heads, queries, n].
 
     Nagarajan et al. 2020 (arXiv 2010.03688). Keys are ranked by m_ij, how many signs of q_i and k_j are equal. Query
     i is at position p = n - queries + i. It keeps, of the keys that are valid for it,
@@ -214,41 +225,37 @@ def kept_keys(
     - else those of `always`, the one at p, and if causal the `window` last ones up to p; and of the rest the `keep`
       best by m, among equals those of least index (if causal: of greatest).
 
-    q         [heads, queries, d]
-    k         [kv_heads, n, d]; heads are a multiple of kv_heads, and each group of consecutive heads shares one
-    always    bool[n]
-    valid     bool[n], false for padding; if causal, keys behind p are not valid either
+    q         [..., heads, queries, d]
+    k         [..., kv_heads, n, d]; heads are a multiple of kv_heads, and each group of consecutive heads shares one
+    always    bool[..., n]
+    valid     bool[..., n], false for padding; if causal, keys behind p are not valid either
     A sign is the IEEE sign bit: -0.0 is negative.
     """
-    k = k.repeat_interleave(q.shape[0] // k.shape[0], dim=0)
-    heads, queries, _ = q.shape
-    n = k.shape[1]
-    a, b = (torch.where(torch.signbit(x), -1.0, 1.0).to(torch.float64) for x in (q, k))
-    matches = (a @ b.transpose(1, 2) + q.shape[2]) / 2
+    k = k.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3)
+    queries, d, n = q.shape[-2], q.shape[-1], k.shape[-2]
     positions, keys = torch.arange(n - queries, n)[:, None], torch.arange(n)[None, :]
-    allowed = torch.ones(queries, n, dtype=torch.bool)
-    if valid is not None:
-        allowed &= valid
-    if causal:
-        allowed &= keys <= positions
+    allowed = (keys <= positions) if causal else torch.ones(queries, n, dtype=torch.bool)
     forced = keys == positions
-    if always is not None:
-        forced = forced | always
     if causal:
         forced = forced | (keys > positions - window)
-    forced, rest = (forced & allowed).expand(heads, -1, -1), (~forced & allowed).expand(heads, -1, -1)
-    # Matches are integers, so a fraction orders equals.
-    order = keys / n if causal else (n - 1 - keys) / n
-    ranked = torch.where(rest, matches + order, -1.0)
-    place = ranked.argsort(dim=2, descending=True).argsort(dim=2)
-    chosen = forced | (rest & (place < keep))
-    return torch.where(allowed.sum(1)[None, :, None] <= keep, allowed[None], chosen)
+    if valid is not None:
+        allowed = allowed & valid[..., None, None, :]
+    if always is not None:
+        forced = forced | always[..., None, None, :]
+    rest = allowed & ~forced
+    # Integers that no two keys of a query share, exact in the type.
+    exact = torch.float32 if (d + 1) * n < 1 << 24 else torch.float64
+    a, b = (torch.where(torch.signbit(x), -1.0, 1.0).to(exact) for x in (q, k))
+    rank = (a @ b.transpose(-1, -2) + d) / 2 * n + (keys if causal else n - 1 - keys)
+    best = torch.where(rest, rank, -1.0).topk(min(keep, n), dim=-1).indices
+    chosen = torch.zeros(rank.shape, dtype=torch.bool).scatter_(-1, best, True) & rest
+    return torch.where(allowed.sum(-1, keepdim=True) <= keep, allowed, (forced & allowed) | chosen)
 
 
 def sign_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, kept: torch.Tensor) -> torch.Tensor:
-    """softmax(scale q k^T) v over the `kept_keys` alone; [heads, queries, d]. A query that keeps none gets zeros."""
-    k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for x in (k, v))
-    scores = (scale * (q @ k.transpose(1, 2))).masked_fill(~kept, -math.inf)
+    """softmax(scale q k^T) v over the `kept_keys` alone; [..., heads, queries, d]. A query that keeps none: zeros."""
+    k, v = (x.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3) for x in (k, v))
+    scores = (scale * (q @ k.transpose(-1, -2))).masked_fill(~kept, -math.inf)
     return torch.nan_to_num(torch.softmax(scores, dim=-1)) @ v
 
 

@@ -27,6 +27,7 @@ class Builder {
         m.hidden = number(config_, "hidden_size");
         m.eps = config_["layer_norm_eps"].cast<float>();
         m.activation = parse_act(config_["activation"].cast<std::string>());
+        for (const auto id : config_["always_kept"].cast<py::list>()) m.always_kept.push_back(id.cast<int32_t>());
         m.embeddings = embeddings();
         // A removed block is x = norm(x + bias), and nobody else reads that x: the bias costs nothing where it is part
         // of what was added last to make x, the norm's before it. `added` is that.
@@ -46,7 +47,11 @@ class Builder {
             const std::string at = "layers." + std::to_string(i) + ".";
             EncoderLayer& layer = m.layers[i];
             layer.num_heads = heads, layer.head_dim = dim, layer.intermediate = inner;
+            layer.keep = number(l, "attention_keep"), layer.sign_from = number(l, "sign_from");
             if (heads) {
+                expect(!layer.keep || (dim <= kMostSignDim && layer.sign_from > layer.keep),
+                       at + ": sign matching needs heads of at most " + std::to_string(kMostSignDim) +
+                           " elements and sign_from over attention_keep");
                 later(layer.query, linear(at + "attention.query", heads * dim, m.hidden));
                 later(layer.key, linear(at + "attention.key", heads * dim, m.hidden));
                 later(layer.value, linear(at + "attention.value", heads * dim, m.hidden));

@@ -17,11 +17,12 @@ struct ThreadScratch {
     Scratch narrow;                            // [rows, hidden]
     Scratch heads;                             // query, key and value of some heads
     Scratch attention;
+    Scratch always;    // bits over keys that sign matching keeps
     Scratch x, first;  // hidden states that the part keeps for itself (few_tokens.cpp)
 
     size_t bytes() const {
         return quantized.bytes() + first_quantized.bytes() + wide.bytes() + narrow.bytes() + heads.bytes() +
-               attention.bytes() + x.bytes() + first.bytes();
+               attention.bytes() + always.bytes() + x.bytes() + first.bytes();
     }
 };
 

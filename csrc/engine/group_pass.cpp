@@ -50,7 +50,7 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
     const int64_t most =
         std::min(std::max(tokens, sequences), team == 1 ? tuning.block_tokens : tuning.team_block_tokens);
     const auto rows = static_cast<int32_t>(few ? tokens : round_up(most, k.layout.mr));
-    int64_t inputs = std::max(m.hidden, m.embeddings.width), wide = 0, together = 0, inner = 0, attention = 0;
+    int64_t inputs = std::max(m.hidden, m.embeddings.width), wide = 0, together = 0, inner = 0, attention = 0, always = 0;
     for (const EncoderLayer& layer : m.layers) {
         if (layer.intermediate) {
             inputs = std::max<int64_t>(inputs, layer.down.k());
@@ -62,6 +62,9 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
         const int64_t part = few ? layer.num_heads : heads_together(layer);
         together = std::max(together, round_up(part * layer.head_dim, kTileN));
         attention = std::max(attention, attention_scratch_floats(longest, layer.head_dim));
+        if (!layer.keep || longest < layer.sign_from) continue;
+        attention = std::max(attention, sign_attention_scratch_floats(longest, layer.head_dim));
+        always = sign_words(longest);
     }
     g.x.get<float>(tokens * hidden);
     g.first.get<float>(sequences * hidden);
@@ -75,6 +78,7 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
         t.narrow.get<float>(rows * std::max<int64_t>(hidden, round_up(m.embeddings.width, kTileN)));
         t.heads.get<float>(3 * tokens * together);
         t.attention.get<float>(attention);
+        t.always.get<uint64_t>(always);
         if (few) {
             t.first_quantized.reserve(k, forms, sequences, m.hidden);
             t.x.get<float>(tokens * hidden);
@@ -188,6 +192,8 @@ void GroupPass::attend(const EncoderLayer& layer, int32_t head_begin, int32_t he
     const Timed timed(account, Op::kAttention, macs);
     for (int32_t i = group_.begin; i < group_.end; ++i) {
         const int64_t row = first_only ? i - group_.begin : offset(i);
+        const bool sign = layer.keep && length(i) >= layer.sign_from;
+        const uint64_t* always = sign ? always_kept(i, scratch.always) : nullptr;
         for (int32_t head = head_begin; head < head_end; ++head) {
             const int32_t column = head * d - strip_begin * kTileN;
             a.q = q + column / kTileN * a.q_strip + column % kTileN + row * ld;
@@ -197,9 +203,25 @@ void GroupPass::attend(const EncoderLayer& layer, int32_t head_begin, int32_t he
             a.query_begin = 0;
             a.query_end = first_only ? 1 : a.n;
             a.out = attended + row * a.ldo + head * d;
-            (int16 ? k_.attention_int16 : k_.attention)(a);
+            if (sign)
+                k_.sign_attention({a, layer.keep, always, false, 0, 0, nullptr, nullptr});
+            else
+                (int16 ? k_.attention_int16 : k_.attention)(a);
         }
     }
+}
+
+// As bits: the first token of sequence i and the tokens that the model always keeps.
+const uint64_t* GroupPass::always_kept(int32_t i, Scratch& scratch) const {
+    const int64_t words = sign_words(length(i));
+    uint64_t* bits = scratch.get<uint64_t>(words);
+    std::memset(bits, 0, sizeof(uint64_t) * words);
+    bits[0] = 1;
+    const int32_t* ids = batch_.ids + batch_.cu_seqlens[i];
+    for (const int32_t kept : m_.always_kept)
+        for (int32_t t = 1; t < length(i); ++t)
+            if (ids[t] == kept) bits[t / 64] |= 1ull << (t % 64);
+    return bits;
 }
 
 void GroupPass::gather_first(const float* x, float* first) const {

@@ -59,6 +59,7 @@ class GroupPass {
                 OpTimes* account);
     void attend(const EncoderLayer& layer, int32_t head_begin, int32_t head_end, const In& in, const In& queries,
                 bool first_only, float* attended, ThreadScratch& scratch, OpTimes* account);
+    const uint64_t* always_kept(int32_t i, Scratch& scratch) const;
     void gather_first(const float* x, float* first) const;
     static int32_t heads_together(const EncoderLayer& layer);
 

@@ -19,6 +19,9 @@ struct Norm {
 // removed block has no linears; its bias is in what its norm reads already (encoder_builder.h).
 struct EncoderLayer {
     int32_t num_heads, head_dim, intermediate;
+    // Sequences of at least `sign_from` tokens are attended by sign matching, a query to its `keep` best keys and those
+    // of `EncoderModel::always_kept`. keep 0: none are.
+    int32_t keep, sign_from;
     Linear query, key, value, output, up, down;
     Norm attention_norm, ffn_norm;
 };
@@ -47,6 +50,7 @@ struct EncoderModel {
     int32_t hidden;
     float eps;
     Act activation;
+    std::vector<int32_t> always_kept;  // token ids whose keys sign matching keeps, as it does the first token's
     Embeddings embeddings;
     std::vector<EncoderLayer> layers;
     Head head;

@@ -1,0 +1,100 @@
+"""The truth that the decoder engine is tested against: its forward pass in plain PyTorch, without a cache.
+
+One sequence at a time; linears as in `approxrt.runtime.reference`, quantised ones with the engine's arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.runtime.reference import Reference
+
+
+class DecoderReference(Reference):
+    """A decoder whose weights are converted once."""
+
+    def __init__(
+        self, spec: DecoderSpec, tensors: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float64
+    ) -> None:
+        super().__init__(cast(Any, spec), tensors, dtype)
+        self.decoder = spec
+        self.head = "head.out"
+        if spec.tied_embeddings:
+            # The word table read as a linear of one output a token.
+            self.head = "embeddings.word"
+            self.linears = {**self.linears, self.head: _table_linear(spec)}
+            self.weights[f"{self.head}.bias"] = torch.zeros(spec.vocab_size, dtype=dtype)
+            if spec.embedding_kind != "f32":
+                scale = self._real(tensors[f"{self.head}.scale"])
+                self.weights[f"{self.head}.q"] = torch.round(self.words.double() / scale.double()[:, None])
+
+    def next_logits(self, ids: Sequence[int]) -> np.ndarray:
+        """[tokens, vocab]: what each token predicts for the one after it."""
+        spec = self.decoder
+        x = self.words[torch.tensor(list(ids))]
+        if spec.positions == "learned":
+            x = x + self.weights["embeddings.position.weight"][: len(x)]
+        for i, layer in enumerate(spec.layers):
+            at = f"layers.{i}"
+            if layer.has_attention:
+                n = self._pre_norm(f"{at}.attention.norm", x)
+                attended = self._causal(f"{at}.attention", n, layer.num_heads, layer.num_kv_heads, layer.head_dim)
+                x = x + self._linear(f"{at}.attention.output", attended)
+            else:
+                x = x + self.weights[f"{at}.attention.output.bias"]
+            if layer.has_ffn:
+                n = self._pre_norm(f"{at}.ffn.norm", x)
+                inner = _act(spec.activation, self._linear(f"{at}.ffn.{'gate' if spec.gated else 'up'}", n))
+                if spec.gated:
+                    inner = inner * self._linear(f"{at}.ffn.up", n)
+                x = x + self._linear(f"{at}.ffn.down", inner)
+            else:
+                x = x + self.weights[f"{at}.ffn.down.bias"]
+        return cast(np.ndarray, self._linear(self.head, self._pre_norm("head.norm", x)).numpy())
+
+    def _pre_norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        if self.decoder.norm == "layer":
+            x = x - x.mean(dim=-1, keepdim=True)
+        normed = x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + self.decoder.norm_eps)
+        normed = normed * self.weights[f"{name}.weight"]
+        return normed + self.weights[f"{name}.bias"] if self.decoder.norm == "layer" else normed
+
+    def _causal(self, name: str, x: torch.Tensor, heads: int, kv_heads: int, dim: int) -> torch.Tensor:
+        q, k, v = (
+            self._linear(f"{name}.{part}", x).reshape(len(x), count, dim).transpose(0, 1)
+            for part, count in (("query", heads), ("key", kv_heads), ("value", kv_heads))
+        )
+        if self.decoder.rope is not None:
+            angles = torch.arange(len(x))[:, None] * torch.from_numpy(self.decoder.rope.frequencies(dim)).to(self.dtype)
+            q, k = _rotate(q, angles), _rotate(k, angles)
+        k, v = (t.repeat_interleave(heads // kv_heads, dim=0) for t in (k, v))
+        scores = q @ k.transpose(1, 2) / math.sqrt(dim)
+        hidden = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
+        weights = torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1)
+        return (weights @ v).transpose(0, 1).reshape(len(x), heads * dim)
+
+
+def _table_linear(spec: DecoderSpec) -> Any:
+    from approxrt.artifact.spec import LinearSpec
+
+    return LinearSpec(spec.hidden_size, spec.vocab_size, spec.embedding_kind)
+
+
+def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def _act(name: str, x: torch.Tensor) -> torch.Tensor:
+    if name == "silu":
+        return torch.nn.functional.silu(x)
+    if name == "relu":
+        return torch.relu(x)
+    return torch.nn.functional.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
