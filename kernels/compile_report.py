@@ -41,41 +41,92 @@ class Case:
     num_stages: int = 3
     mma: re.Pattern[str] | None = None
     unaligned: frozenset[str] = field(default_factory=frozenset)  # arguments that are no multiples of 16
-
-
-def linear_arguments(y: str = "*fp16", residual: str = "*fp16") -> dict[str, str]:
-    """The arguments that the integer GEMMs share."""
-    return {
-        "q_ptr": "*i8", "scale_ptr": "*fp32", "w_ptr": "*i8", "w_scale_ptr": "*fp32", "bias_ptr": "*fp32",
-        "residual_ptr": residual, "y_ptr": y,
-    }  # fmt: skip
+    fusion: bool = True  # whether the compiler may contract to FMA
 
 
 def integers(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "i32")
 
 
+def floats(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "*fp32")
+
+
+# What the integer GEMMs share: float16 in and out, as between the encoder's kernels.
+EPILOGUE = floats("scale_ptr", "w_scale_ptr", "bias_ptr") | {"residual_ptr": "*fp16", "y_ptr": "*fp16"}
+SUMS = {"sums_ptr": "*i32", "arrivals_ptr": "*i32"}
+
+
+def gemm_cases() -> Iterator[Case]:
+    """Products of int8 activations: dense, in blocks, with int4 weights, of one token."""
+    from approxrt.kernels import gemm_bsr_int8, gemm_int4, gemm_int8, gemv, launch
+    from approxrt.runtime.gpu_layout import BLOCKS
+
+    def case(name: str, kernel: Any, types: dict[str, str], config: Any, constants: dict[str, Any], mma: bool) -> Case:
+        return Case(
+            name, kernel, EPILOGUE | types, constants | config.blocks, config.num_warps, config.num_stages,
+            INT8_MMA if mma else None, frozenset({"M"}), fusion=False,
+        )  # fmt: skip
+
+    for m, n, k, activation in (
+        (16, 768, 768, 0), (128, 3072, 768, 1), (128, 768, 3072, 0), (1024, 768, 768, 0), (2048, 768, 3072, 0),
+        (4096, 3072, 768, 1),
+    ):  # fmt: skip
+        config = launch.gemm_int8_rule(m, n, k)
+        yield case(
+            f"gemm_int8 {m}x{n}x{k} {'gelu' if activation else 'residual'}",
+            gemm_int8.gemm_int8_kernel,
+            {"q_ptr": "*i8", "w_ptr": "*i8"} | SUMS | integers("M", "N", "K", "ldq", "ldw", "ldr", "ldy"),
+            config,
+            {"ACTIVATION": activation, "RESIDUAL": not activation},
+            True,
+        )
+    for m in (128, 4096):
+        for block_n, block_k in BLOCKS:
+            config = launch.gemm_bsr_rule(m, block_n, block_k)
+            yield case(
+                f"gemm_bsr_int8 m={m} {block_n}x{block_k}",
+                gemm_bsr_int8.gemm_bsr_int8_kernel,
+                {"q_ptr": "*i8", "blocks_ptr": "*i8", "columns_ptr": "*i32", "items_ptr": "*i32"}
+                | SUMS | integers("M", "N", "ldq", "ldr", "ldy"),
+                config,
+                {"ACTIVATION": 1, "RESIDUAL": False, "SPLIT": m == 128, "BLOCK_N": block_n, "BLOCK_K": block_k},
+                True,
+            )  # fmt: skip
+    for m in (16, 128):
+        config = launch.gemm_int4_rule(m, 1536, 576)
+        yield case(
+            f"gemm_int4 m={m}",
+            gemm_int4.gemm_int4_kernel,
+            {"q_ptr": "*i8", "w_ptr": "*u8", "groups_ptr": "*u8"} | SUMS | integers("M", "N", "K", "ldq", "ldr", "ldy"),
+            config,
+            {"ACTIVATION": 0, "RESIDUAL": True},
+            True,
+        )
+    for bits in (8, 4):
+        config = launch.gemv_rule(1536, 640 if bits == 8 else 320)
+        yield case(
+            f"gemv int{bits}",
+            gemv.gemv_kernel,
+            {"q_ptr": "*i8", "w_ptr": "*i8" if bits == 8 else "*u8", "groups_ptr": "*u8"}
+            | integers("N", "K", "ldq", "ldw", "ldr", "ldy"),
+            config,
+            {"INT4": bits == 4, "ACTIVATION": 0, "RESIDUAL": True},
+            False,
+        )
+
+
 def cases() -> Iterator[Case]:
     """What the runtime launches for BERT-base, MiniLM and SmolLM2."""
-    from approxrt.kernels import attention, embedding, gemm_f32, gemm_int8, launch, layer_norm, pooling, quantize_rows
+    from approxrt.kernels import attention, embedding, gemm_f32, launch, layer_norm, pooling, quantize_rows
 
-    for m, n, k, activation in ((16, 768, 768, 0), (128, 3072, 768, 1), (1024, 768, 768, 0), (4096, 3072, 768, 1)):
-        config = launch.gemm_int8_rule(m, n, k)
+    yield from gemm_cases()
+    for queries, head_dim, causal, dtype in (
+        (128, 64, False, "fp16"), (4096, 32, False, "fp16"), (4096, 64, False, "fp16"), (4096, 64, True, "bf16"),
+    ):  # fmt: skip
+        config = launch.attention_rule(queries, head_dim)
         yield Case(
-            f"gemm_int8 {m}x{n}x{k}{' gelu' if activation else ' residual'}",
-            gemm_int8.gemm_int8_kernel,
-            linear_arguments() | integers("M", "N", "K", "ldq", "ldw", "ldr", "ldy"),
-            {"ACTIVATION": activation, "RESIDUAL": not activation, **config.blocks},
-            config.num_warps,
-            config.num_stages,
-            INT8_MMA,
-            frozenset({"M"}),
-        )
-    for dtype in ("fp16", "bf16"):
-        for head_dim, causal in ((32, False), (64, False), (64, True)):
-            config = launch.attention_rule(4096, head_dim)
-            yield Case(
-                f"attention d={head_dim}{' causal' if causal else ''} {dtype}",
+                f"attention {queries} queries d={head_dim}{' causal' if causal else ''} {dtype}",
                 attention.attention_kernel,
                 dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}")
                 | {"tiles_ptr": "*i32"} | integers("ldq", "ldk", "ldv", "ldo") | {"scale_log2": "fp32"},
@@ -95,6 +146,7 @@ def cases() -> Iterator[Case]:
             config.num_warps,
             config.num_stages,
             unaligned=frozenset({"M"}),
+            fusion=False,
         )
     for width, rms in ((384, False), (768, False), (576, True)):
         config = launch.row_rule(width)
@@ -108,6 +160,7 @@ def cases() -> Iterator[Case]:
             config.num_warps,
             config.num_stages,
             unaligned=frozenset({"M"}),
+            fusion=False,
         )  # fmt: skip
     for kind, word in ((0, "*fp32"), (1, "*i8"), (2, "*u8")):
         config = launch.row_rule(768)
@@ -122,6 +175,7 @@ def cases() -> Iterator[Case]:
             config.num_warps,
             config.num_stages,
             unaligned=frozenset({"M", "ldg"}),
+            fusion=False,
         )  # fmt: skip
     config = launch.gemm_f32_rule(32)
     yield Case(
@@ -157,7 +211,7 @@ def compile_case(case: Case, sm: int) -> dict[str, Any]:
     aligned = [n for n, t in case.types.items() if (t.startswith("*") or t == "i32") and n not in case.unaligned]
     attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(case.kernel, signature, constexprs=case.constants, attrs=attrs)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": case.fusion}
     compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     usage, sass = disassemble(compiled.asm["cubin"])
     row = {

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ class Config:
     def kwargs(self) -> dict[str, int]:
         """For `kernel[grid](..., **config.kwargs())`."""
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def with_blocks(self, **changes: int) -> Config:
+        """A copy with other block sizes."""
+        return replace(self, blocks={**self.blocks, **changes})
 
     def __getitem__(self, name: str) -> int:
         return self.blocks[name]
@@ -59,9 +63,9 @@ def size_bucket(value: int) -> int:
 # -- rules, where nothing was measured -----------------------------------------------------------------------------
 
 # Loads of a row of int8 activations go by 16 bytes and whole K-blocks: rows are stored padded with zeros.
-K_MULTIPLE = 64
+K_MULTIPLE = 128
 # Streaming multiprocessors of an H100 or H200; the rules aim at one tile for each at least.
-_SMS = 132
+SMS = 132
 
 
 def gemm_int8_rule(m: int, n: int, k: int) -> Config:
@@ -72,14 +76,44 @@ def gemm_int8_rule(m: int, n: int, k: int) -> Config:
     the least an mma has, and long K-blocks keep more bytes in flight.
     """
     block_k = 128 if k % 128 == 0 else 64
-    if m <= 16:
-        return Config({"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": block_k, "GROUP_M": 1}, 4, 5)
-    if m <= 32:
-        return Config({"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": block_k, "GROUP_M": 1}, 4, 4)
-    for block_m, block_n, warps, stages in ((128, 256, 8, 3), (128, 128, 8, 4), (64, 128, 4, 4), (64, 64, 4, 4)):
-        if ceil_div(m, block_m) * ceil_div(n, block_n) >= _SMS:
-            return Config({"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 8}, warps, stages)
-    return Config({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": block_k, "GROUP_M": 8}, 4, 4)
+    shapes = ((128, 256, 8, 3), (128, 128, 8, 4), (64, 128, 4, 4), (64, 64, 4, 4))
+    for block_m, block_n, warps, stages in shapes if m > 32 else ():
+        if ceil_div(m, block_m) * ceil_div(n, block_n) >= SMS:
+            blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 8, "SPLIT_K": 1}
+            return Config(blocks, warps, stages)
+    block_m = 16 if m <= 16 else 32
+    block_n = 32 if m <= 32 else 64
+    # Parts of at least four K-blocks: starting a program and adding its sums cost as much as two or three.
+    tiles = ceil_div(m, block_m) * ceil_div(n, block_n)
+    split = max(1, min(SMS // tiles, k // block_k // 4))
+    return Config({"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 8, "SPLIT_K": split}, 4, 4)
+
+
+def gemm_bsr_rule(m: int, block_n: int, block_k: int) -> Config:
+    """BLOCK_N and BLOCK_K are the stored blocks'. Tall tiles of tokens where there are many: weights are read once a
+    tile. A block's address comes from a load itself, so of the stages every second holds data: 7 are 4 buffers."""
+    block_m = 16 if m <= 16 else 32 if m <= 128 else 64 if m <= 512 else 128
+    wide = block_m * block_n >= 128 * 128
+    return Config({"BLOCK_M": block_m}, 8 if wide else 4, 5 if wide and block_k == 128 else 7)
+
+
+def gemm_bsr_config(m: int, n: int, block_n: int, block_k: int) -> Config:
+    """The tuned or ruled configuration of a block-sparse product."""
+    key = key_of("gemm_bsr_int8", m=size_bucket(m), n=n, block_n=block_n, block_k=block_k)
+    return config(key, gemm_bsr_rule(m, block_n, block_k))
+
+
+def gemm_int4_rule(m: int, n: int, k: int) -> Config:
+    """64 outputs are a warp group's; tokens are the mma's narrow side."""
+    block_m = min(128, max(16, next_power_of_2(m)))
+    tiles = ceil_div(m, block_m) * ceil_div(n, 64)
+    split = max(1, min(SMS // tiles, k // 128 // 4))
+    return Config({"BLOCK_M": block_m, "BLOCK_N": 64, "SPLIT_K": split}, 4, 4)
+
+
+def gemv_rule(n: int, row_bytes: int) -> Config:
+    """Rows a program: enough programs to fill the device several times over, which hides the loads' latency."""
+    return Config({"BLOCK_N": 4 if n <= 4096 else 16, "BLOCK_K": min(512, next_power_of_2(row_bytes))}, 4, 2)
 
 
 def gemm_f32_rule(m: int) -> Config:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.errors import DeviceError, MissingDependencyError
+from approxrt.errors import DeviceError, MissingDependencyError, TargetWarning
 from approxrt.runtime.batching import plan_batches
 from approxrt.runtime.gpu_graphs import GraphCache
+from approxrt.runtime.gpu_layout import model_cost, model_layouts
 from approxrt.runtime.gpu_plan import TOKEN_BUDGET, PassViews, bucket_of, fill_pass
 from approxrt.runtime.inputs import check_sequences
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from approxrt.runtime.cpu import Weights
 
 LOWEST_CAPABILITY = (8, 0)
+WORTH_A_WARNING = 1.1  # products executed for each one stored
 
 
 def require_cuda() -> None:
@@ -66,6 +69,7 @@ class CudaEngine:
         from approxrt.runtime.gpu_encoder import GpuEncoder
 
         self.spec = artifact.spec
+        self._warn(artifact)
         self.device = torch.device(device)
         self._encoder = GpuEncoder(artifact.spec, artifact.tensors, self.device)
         self._head_dims = [layer.head_dim for layer in self.spec.layers if layer.has_attention]
@@ -135,6 +139,16 @@ class CudaEngine:
             "packed_weight_bytes": sum(linear["bytes"] for linear in linears.values()),
             "graphs": len(self._graphs),
         }
+
+    def _warn(self, artifact: Weights) -> None:
+        cost = model_cost(model_layouts(artifact.spec, artifact.tensors))
+        if cost > WORTH_A_WARNING:
+            warnings.warn(
+                f"this artifact's tiles suit a CPU: the GPU executes {cost:.1f} products for each one stored; "
+                "convert for it with --target cuda (`approxrt inspect` shows every linear)",
+                TargetWarning,
+                stacklevel=6,
+            )
 
     # -- one pass ------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import torch
 from approxrt.artifact.spec import LayerSpec, ModelSpec
 from approxrt.kernels.attention import attention
 from approxrt.kernels.embedding import WordTable, embedding
+from approxrt.kernels.epilogue import Workspace
 from approxrt.kernels.layer_norm import layer_norm
 from approxrt.kernels.pooling import pooling
 from approxrt.runtime.gpu_linear import Activations, DeviceLinear, apply, build_linear, quantized_like
@@ -60,6 +61,7 @@ class GpuEncoder:
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray], device: torch.device) -> None:
         self.spec, self.device = spec, device
         self._tensors = tensors
+        self.workspace = Workspace(device)
         self.linears: dict[str, DeviceLinear] = {}
         self.words = self._word_table()
         self.positions = self._put("embeddings.position.weight")
@@ -180,7 +182,7 @@ class GpuEncoder:
 
     def _linear(self, *names: str) -> DeviceLinear:
         specs = dict(self.spec.linears())
-        linear = build_linear([(name, specs[name]) for name in names], self._tensors, self.device)
+        linear = build_linear([(name, specs[name]) for name in names], self._tensors, self.device, self.workspace)
         self.linears["+".join(names)] = linear
         return linear
 

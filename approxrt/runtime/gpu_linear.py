@@ -1,7 +1,7 @@
 """Linears on the GPU: an artifact's weights re-laid for the kernels at hand, and the kernel that each is given to.
 
-Linears that read the same input (query, key and value) are one product: their rows are stacked. Integer kinds become
-int8 rows [N, K padded to 64]; a float32 linear keeps its rows.
+Linears that read the same input (query, key and value) are one product: their rows are stacked. int4 weights become
+int8 here, since an encoder's products are of many tokens and bound by tensor cores, not by reading weights.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import torch
 from approxrt.approx.bsr import bsr_to_dense
 from approxrt.approx.int4 import row_integers, tile_integers
 from approxrt.artifact.spec import LinearSpec
+from approxrt.kernels.epilogue import Workspace
+from approxrt.kernels.gemm_bsr_int8 import gemm_bsr_int8
 from approxrt.kernels.gemm_f32 import gemm_f32
 from approxrt.kernels.gemm_int8 import gemm_int8
-from approxrt.kernels.launch import K_MULTIPLE, round_up
+from approxrt.kernels.launch import K_MULTIPLE, SMS, ceil_div, gemm_bsr_config, round_up
 from approxrt.kernels.quantize_rows import quantize_rows
+from approxrt.runtime.gpu_layout import choose_layout, longest_part, stacked_tiles, to_blocks, work_items
 
 
 @dataclass
@@ -67,32 +70,89 @@ class Int8Linear:
 
     kernel, quantizes = "gemm_int8", True
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> None:
-        self.weight, self.scale, self.bias = weight, scale, bias
+    def __init__(
+        self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, workspace: Workspace | None = None
+    ) -> None:
+        self.weight, self.scale, self.bias, self.workspace = weight, scale, bias, workspace
         self.out_features = weight.shape[0]
 
     def __call__(
         self, x: Activations, y: torch.Tensor, activation: str = "identity", residual: torch.Tensor | None = None
     ) -> None:
         assert x.quantized is not None
-        gemm_int8(*x.quantized, self.weight, self.scale, self.bias, y, activation, residual)
+        gemm_int8(*x.quantized, self.weight, self.scale, self.bias, y, activation, residual, self.workspace)
 
     def info(self) -> dict[str, Any]:
         return {"kernel": self.kernel, "bytes": self.weight.numel()}
 
 
+class BlockSparseLinear:
+    """int8 weights in blocks that are kept; work is cut by the number of tokens."""
+
+    kernel, quantizes = "gemm_bsr_int8", True
+
+    def __init__(
+        self,
+        q: np.ndarray,
+        kept: np.ndarray,
+        block: tuple[int, int],
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        workspace: Workspace,
+    ) -> None:
+        blocks, columns, self.indptr = to_blocks(q, kept, block)
+        self.block, self.scale, self.bias, self.workspace = block, scale, bias, workspace
+        self.out_features = q.shape[0]
+        # An empty tensor has no address to pass to a kernel.
+        self.blocks = _put(blocks if len(blocks) else np.zeros((1, *block), np.int8), scale.device)
+        self.columns = _put(columns if len(columns) else np.zeros(1, np.int32), scale.device)
+        self._items: dict[int | None, torch.Tensor] = {}
+
+    def __call__(
+        self, x: Activations, y: torch.Tensor, activation: str = "identity", residual: torch.Tensor | None = None
+    ) -> None:
+        assert x.quantized is not None
+        config = gemm_bsr_config(y.shape[0], self.out_features, *self.block)
+        lengths = np.diff(self.indptr).tolist()
+        longest = longest_part(lengths, ceil_div(y.shape[0], config["BLOCK_M"]), SMS)
+        if longest not in self._items:
+            # The first pass of a bucket runs outside of a graph's capture, so this copy does.
+            self._items[longest] = _put(work_items(self.indptr, longest), self.scale.device)
+        gemm_bsr_int8(
+            *x.quantized, self.blocks, self.columns, self._items[longest], self.scale, self.bias, y, activation,
+            residual, None if longest is None else self.workspace, config,
+        )  # fmt: skip
+
+    def info(self) -> dict[str, Any]:
+        return {"kernel": f"{self.kernel} {self.block[0]}x{self.block[1]}", "bytes": self.blocks.numel()}
+
+
 def build_linear(
-    parts: Sequence[tuple[str, LinearSpec]], tensors: Mapping[str, np.ndarray], device: torch.device
+    parts: Sequence[tuple[str, LinearSpec]],
+    tensors: Mapping[str, np.ndarray],
+    device: torch.device,
+    workspace: Workspace,
 ) -> DeviceLinear:
-    """One product of the named linears, whose inputs are the same and whose kinds are all f32 or all integer."""
+    """One product of the named linears, whose inputs are the same; if one of them is f32, all run as f32."""
     bias = _put(np.concatenate([tensors[f"{name}.bias"] for name, _ in parts]), device)
-    if all(linear.kind == "f32" for _, linear in parts):
-        return FloatLinear(_put(np.concatenate([tensors[f"{name}.weight"] for name, _ in parts]), device), bias)
+    if any(linear.kind == "f32" for _, linear in parts):
+        return FloatLinear(_put(np.concatenate([float_rows(*part, tensors) for part in parts]), device), bias)
     q = np.concatenate([integer_rows(name, linear, tensors) for name, linear in parts])
     scale = _put(np.concatenate([tensors[f"{name}.scale"] for name, _ in parts]), device)
+    kept = stacked_tiles(parts, tensors)
+    layout = choose_layout(kept, *q.shape)
+    if kept is not None and layout.block is not None:
+        return BlockSparseLinear(q, kept, layout.block, scale, bias, workspace)
     padded = np.zeros((q.shape[0], round_up(q.shape[1], K_MULTIPLE)), np.int8)
     padded[:, : q.shape[1]] = q
-    return Int8Linear(_put(padded, device), scale, bias)
+    return Int8Linear(_put(padded, device), scale, bias, workspace)
+
+
+def float_rows(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """f32[N, K] of a linear of any kind."""
+    if linear.kind == "f32":
+        return tensors[f"{name}.weight"]
+    return integer_rows(name, linear, tensors) * tensors[f"{name}.scale"][:, None]
 
 
 def integer_rows(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:

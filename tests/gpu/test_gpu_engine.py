@@ -16,7 +16,11 @@ import pytest
 from gpu_support import DEVICE, torch
 from specs import random_tensors, small_spec
 
+from approxrt.approx.bsr import bsr_to_dense
+from approxrt.approx.prune import prune_tiles
+from approxrt.approx.quantize import quantize_model
 from approxrt.artifact.spec import LINEAR_KINDS, HeadSpec, LayerSpec, ModelSpec
+from approxrt.errors import TargetWarning
 from approxrt.runtime.cpu import CpuEngine
 from approxrt.runtime.cuda import CudaEngine
 from approxrt.runtime.reference import Reference
@@ -50,6 +54,7 @@ def quantisation_effect(weights: Weights) -> float:
     return float((a - b).pow(2).mean().sqrt())
 
 
+@pytest.mark.filterwarnings("ignore::approxrt.errors.TargetWarning")
 @pytest.mark.parametrize("kind", LINEAR_KINDS)
 def test_every_kind_against_reference_and_cpu(kind: str) -> None:
     weights = model(kind)
@@ -107,3 +112,35 @@ def test_hidden_and_info() -> None:
     fused = "+".join(f"layers.0.attention.{part}" for part in ("query", "key", "value"))
     assert info["kernels"][fused]["kernel"] == "gemm_int8"
     assert info["kernels"]["head.out"]["kernel"] == "gemm_f32"
+
+
+def test_blocks_run_sparse_and_equal_the_dense_product_bit_for_bit() -> None:
+    """Whole 64 x 64 blocks: the same weights stored as bsr_s8 (in blocks on the GPU) and as s8 (dense)."""
+    spec = small_spec("f32", hidden=128)
+    spec = dataclasses.replace(spec, layers=(LayerSpec(2, 64, 256),))
+    tensors = random_tensors(spec)
+    masks = prune_tiles(spec, tensors, 0.3, block=(64, 64))
+    sparse = Weights(*quantize_model(spec, tensors, 8, masks))
+    kinds = dict.fromkeys(masks, "s8")
+    tiles = (".tiles", ".indices", ".indptr")
+    dense = {name: array for name, array in sparse.tensors.items() if not name.endswith(tiles)}
+    for name in masks:
+        parts = (sparse.tensors[name + part] for part in tiles)
+        linear = dict(spec.linears())[name]
+        dense[f"{name}.q"] = bsr_to_dense(*parts, linear.out_features, linear.in_features)
+    engine = CudaEngine(sparse, DEVICE)
+    got = engine.forward(IDS, TYPES, "logits")
+    kernels = [info["kernel"] for name, info in engine.info()["kernels"].items() if name.startswith("layers")]
+    assert len(kernels) == 4 and all(kernel.startswith("gemm_bsr_int8 ") for kernel in kernels)
+    other = CudaEngine(Weights(sparse.spec.with_linear_kinds(kinds), dense), DEVICE).forward(IDS, TYPES, "logits")
+    np.testing.assert_array_equal(got, other)
+    cpu = CpuEngine(sparse, threads=1).forward(IDS, TYPES, "logits")
+    assert np.abs(got - cpu).max() <= 0.02 * np.abs(cpu).max()
+
+
+def test_scattered_tiles_run_dense_with_a_warning() -> None:
+    spec = small_spec("f32", hidden=128)
+    tensors = random_tensors(spec)
+    with pytest.warns(TargetWarning, match=r"executes 3\.\d products for each one stored.*--target cuda"):
+        engine = CudaEngine(Weights(*quantize_model(spec, tensors, 8, prune_tiles(spec, tensors, 0.3))), DEVICE)
+    assert engine.info()["kernels"]["layers.0.ffn.up"]["kernel"] == "gemm_int8"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_support import EPS16, EPS32, empty, on_device, padded, random_int8, torch
+from gpu_support import DEVICE, EPS16, EPS32, empty, on_device, padded, random_int8, torch
 
+from approxrt.kernels.epilogue import Workspace
 from approxrt.kernels.gemm_int8 import gemm_int8
 from approxrt.kernels.launch import Config
 from approxrt.runtime.reference import _activation
 
-TILE = Config({"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP_M": 2}, 4, 3)
+TILE = Config({"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP_M": 2, "SPLIT_K": 1}, 4, 3)
 
 
 def operands(m: int, n: int, k: int) -> tuple[np.ndarray, ...]:
@@ -32,7 +33,7 @@ def test_sums_are_exact(m: int, n: int, k: int) -> None:
 def test_wide_tiles_are_stored_by_halves() -> None:
     q, scale, w, w_scale, bias = operands(20, 300, 64)
     sums = empty(20, 300, dtype=torch.int32)
-    wide = Config({"BLOCK_M": 16, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 1})
+    wide = Config({"BLOCK_M": 16, "BLOCK_N": 256, "BLOCK_K": 64, "GROUP_M": 1, "SPLIT_K": 1})
     gemm_int8(*map(on_device, (q, scale, w, w_scale, bias)), sums, config=wide)
     np.testing.assert_array_equal(sums.cpu().numpy(), q.astype(np.int64) @ w.astype(np.int64).T)
 
@@ -44,7 +45,7 @@ def test_epilogue(activation: str, dtype: torch.dtype) -> None:
     q, scale, w, w_scale, bias = operands(m, n, k)
     residual = np.random.default_rng(1).normal(size=(m, n)).astype(np.float32)
     y = empty(m, n, dtype=dtype)
-    gemm_int8(*map(on_device, (q, scale, w, w_scale, bias)), y, activation, on_device(residual), TILE)
+    gemm_int8(*map(on_device, (q, scale, w, w_scale, bias)), y, activation, on_device(residual), config=TILE)
     z = scale[:, None].astype(np.float64) * w_scale * (q.astype(np.float64) @ w.T.astype(np.float64)) + bias
     act = torch.nn.functional.silu if activation == "silu" else lambda x: _activation(activation, x)
     want = act(torch.from_numpy(z)).numpy() + residual
@@ -74,6 +75,22 @@ def test_float16_saturates() -> None:
     one = np.ones(16, np.float32)
     gemm_int8(*map(on_device, (q, one[:1], w, one, one)), y)
     assert (y == 65504).all()
+
+
+@pytest.mark.parametrize("split", [2, 3, 5])
+def test_parts_of_a_sum_are_one(split: int) -> None:
+    """Bit for bit, epilogue and all, and the workspace is zero again; five parts leave some of 4 K-blocks empty."""
+    m, n = 33, 70
+    q, scale, w, w_scale, bias = (on_device(a) for a in operands(m, n, 256))
+    want, got = empty(m, n, dtype=torch.float16), empty(m, n, dtype=torch.float16)
+    gemm_int8(q, scale, w, w_scale, bias, want, "gelu", want.clone(), config=TILE)
+    workspace = Workspace(torch.device(DEVICE))
+    for _ in range(2):
+        got.fill_(77)
+        cut = TILE.with_blocks(SPLIT_K=split)
+        gemm_int8(q, scale, w, w_scale, bias, got, "gelu", got.clone(), workspace, cut)
+        assert torch.equal(got, want)
+        assert not any(buffer.any() for buffer in workspace._buffers.values())
 
 
 def test_answers_do_not_depend_on_tiles_nor_on_the_batch() -> None:
