@@ -89,6 +89,34 @@ def gemm_int8_rule(m: int, n: int, k: int) -> Config:
     return Config({"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 8, "SPLIT_K": split}, 4, 4)
 
 
+def gemm_int8_candidates(m: int, n: int, k: int) -> list[Config]:
+    """What `tune` tries: tiles that compile without spills, deep and shallow rings, the rule itself."""
+    block_k = 128 if k % 128 == 0 else 64
+    shapes = (
+        [(128, 256, 8, 3), (256, 128, 8, 3), (128, 256, 8, 4), (128, 128, 8, 4), (128, 128, 4, 3), (64, 256, 4, 3),
+         (64, 128, 4, 4)]
+        if m > 512
+        else [(64, 64, 4, 4), (64, 32, 4, 5), (32, 64, 4, 5), (32, 32, 4, 5), (16, 64, 4, 5)]
+    )  # fmt: skip
+    out = [gemm_int8_rule(m, n, k)]
+    for block_m, block_n, warps, stages in shapes:
+        tiles = ceil_div(m, block_m) * ceil_div(n, block_n)
+        for split in (1,) if m > 512 else {1, max(1, min(SMS // tiles, k // block_k // 4))}:
+            blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 8, "SPLIT_K": split}
+            out.append(Config(blocks, warps, stages))
+    return [config for i, config in enumerate(out) if config not in out[:i]]
+
+
+def gemm_bsr_candidates(m: int, block_n: int, block_k: int) -> list[Config]:
+    """What `tune` tries."""
+    out = [gemm_bsr_rule(m, block_n, block_k)]
+    for block_m, warps in ((256, 8), (128, 8), (128, 4), (64, 4)) if m > 512 else ((64, 4), (32, 4), (16, 4)):
+        for stages in (5, 7):
+            if stages // 2 * (block_m + block_n) * block_k <= 150 * 1024:
+                out.append(Config({"BLOCK_M": block_m}, warps, stages))
+    return [config for i, config in enumerate(out) if config not in out[:i]]
+
+
 def gemm_bsr_rule(m: int, block_n: int, block_k: int) -> Config:
     """BLOCK_N and BLOCK_K are the stored blocks'. Tall tiles of tokens where there are many: weights are read once a
     tile. A block's address comes from a load itself, so of the stages every second holds data: 7 are 4 buffers."""
@@ -215,19 +243,29 @@ def config(key: str, rule: Config) -> Config:
     return tuned if tuned is not None and set(tuned.blocks) == set(rule.blocks) else rule
 
 
-def tune(key: str, candidates: Iterable[Config], run: Callable[[Config], object]) -> dict[str, Any]:
-    """Measure `run` with each candidate on the GPU, keep the fastest under `key`.
+def device_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of a call on the GPU."""
+    import triton.testing
+
+    return float(triton.testing.do_bench(call, warmup=5, rep=20))
+
+
+def tune(
+    key: str,
+    candidates: Iterable[Config],
+    run: Callable[[Config], object],
+    measure: Callable[[Callable[[], object]], float] = device_ms,
+) -> dict[str, Any]:
+    """Measure `run` with each candidate, keep the fastest under `key`.
 
     A candidate that does not compile or does not fit (shared memory) is left out. Returns {"key", "config", "ms",
     "tried", "failed"}; raises RuntimeError when none ran.
     """
-    import triton.testing
-
     timed: list[tuple[float, Config]] = []
     failed: list[str] = []
     for candidate in candidates:
         try:
-            timed.append((triton.testing.do_bench(lambda c=candidate: run(c), warmup=5, rep=20), candidate))
+            timed.append((measure(lambda c=candidate: run(c)), candidate))
         except Exception as error:  # triton raises many kinds: out of resources, compiler passes, ptxas
             failed.append(f"{candidate}: {type(error).__name__}")
     if not timed:
