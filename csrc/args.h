@@ -17,7 +17,7 @@ constexpr int kTileK = 4;   // inputs of a tile: what one vpdpbusd lane sums
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-enum class Act : int32_t { kIdentity = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kTanh = 4 };
+enum class Act : int32_t { kIdentity = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kTanh = 4, kSilu = 5 };
 
 // How a GEMM kernel wants quantised activations: panels of `mr` tokens, k-major in groups of
 // kTileK inputs, so that a broadcast of one token's group is base + constant:

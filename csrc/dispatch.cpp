@@ -17,6 +17,14 @@ using ArgsOf_attention = AttentionArgs;
 using ArgsOf_attention_int16 = AttentionArgs;
 using ArgsOf_sign_attention = SignAttentionArgs;
 using ArgsOf_embedding = EmbeddingArgs;
+using ArgsOf_rms_norm = RmsNormArgs;
+using ArgsOf_rope = RopeArgs;
+using ArgsOf_gated = GatedArgs;
+using ArgsOf_cache_write = CacheWriteArgs;
+using ArgsOf_cached_attention = CachedAttentionArgs;
+using ArgsOf_quantize_tokens = QuantizeTokensArgs;
+using ArgsOf_gemv_int8 = GemvInt8Args;
+using ArgsOf_gemv_int4 = GemvInt4Args;
 
 #define KERNEL(family, isa, mr, nr, kr) void family##_##isa(const ArgsOf_##family&);
 #include "kernel_list.inc"
@@ -86,6 +94,7 @@ KernelTable make_table(Isa level) {
     t.layout = layouts.gemm_int8;
     t.int4_layout = layouts.gemm_int4;
     t.tile_order = t.layout.element_size == 2 ? kOrders.pairs : kOrders.canonical;
+    t.fast_gemv = level == Isa::kScalar || t.gemv_int8 != gemv_int8_scalar;
     t.peak_int8 = peak_int8_scalar;
     t.peak_f32 = peak_f32_scalar;
 #if APPROXRT_X86

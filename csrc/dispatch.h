@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "args.h"
+#include "decoder_args.h"
 #include "isa.h"
 
 namespace approxrt {
@@ -25,6 +26,17 @@ struct KernelTable {
     void (*attention_int16)(const AttentionArgs&);
     void (*sign_attention)(const SignAttentionArgs&);
     void (*embedding)(const EmbeddingArgs&);
+    // Decoders.
+    void (*rms_norm)(const RmsNormArgs&);
+    void (*rope)(const RopeArgs&);
+    void (*gated)(const GatedArgs&);
+    void (*cache_write)(const CacheWriteArgs&);
+    void (*cached_attention)(const CachedAttentionArgs&);
+    void (*quantize_tokens)(const QuantizeTokensArgs&);
+    void (*gemv_int8)(const GemvInt8Args&);
+    void (*gemv_int4)(const GemvInt4Args&);
+    // Whether the gemv kernels are the level's own. Where they are only the definition, few tokens go through gemm_*.
+    bool fast_gemv;
     // Executes `iterations` rounds of register-only multiply-adds and returns how many products that
     // were: timed by the caller, the peak that benchmarks give shares of.
     int64_t (*peak_int8)(int64_t iterations);

@@ -152,6 +152,9 @@ def _range_faults(spec: DecoderSpec) -> Iterator[str]:
             yield f"{where}: num_heads * head_dim is {show(layer.num_heads * layer.head_dim)}; the limit is {MAX_DIM}"
         if spec.positions == "rope" and layer.head_dim % 2:
             yield f"{where}.head_dim is {layer.head_dim}; rotary positions need an even one"
+    dims = sorted({layer.head_dim for layer in spec.layers[:MAX_LAYERS] if layer.has_attention})
+    if spec.positions == "rope" and len(dims) > 1:
+        yield f"layers have heads of {dims[0]} to {dims[-1]} elements; with rotary positions all must have the same"
     if spec.rope is not None:
         for name in _ROPE_NUMBERS:
             value = getattr(spec.rope, name)

@@ -13,15 +13,28 @@ from approxrt.cli import output
 
 def command(
     artifact: Path = typer.Argument(..., help="Folder of the artifact."),
-    task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli or csv."),
-    data: Path = typer.Option(..., "--data", help="Labelled file: .tsv, .csv or .jsonl."),
+    task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, or lm."),
+    data: Path = typer.Option(..., "--data", help="Labelled file: .tsv, .csv or .jsonl; lm: plain text."),
     against: Path | None = typer.Option(
         None, "--against", help="A second artifact: report the share of flipped answers."
     ),
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
+    context: int = typer.Option(512, "--context", help="lm: tokens of a window."),
+    stride: int = typer.Option(256, "--stride", help="lm: tokens between windows, the least that are scored of each."),
+    max_tokens: int | None = typer.Option(None, "--max-tokens", help="lm: only the text's first tokens."),
     json: bool = output.JSON_OPTION,
 ) -> None:
-    """Evaluate an artifact on a labelled file; with --against also the flip rate between two artifacts."""
+    """Evaluate an artifact on a labelled file, or a decoder's perplexity on a text (--task lm).
+
+    With --against also that of a second artifact, and for classifiers the flip rate between them.
+    """
+    if task == "lm":
+        lm = evaluate_lm(artifact, data, context, stride, max_tokens, threads, against)
+        if json:
+            output.emit_json(lm)
+        else:
+            _show_lm(lm)
+        return
     result = evaluate(artifact, task, data, against, threads)
     if json:
         output.emit_json(result)
@@ -71,6 +84,53 @@ def evaluate(
         if not regression:
             result["flip_rate"] = flip_rate(outputs, other)
     return result
+
+
+def evaluate_lm(
+    artifact: Path,
+    data: Path,
+    context: int = 512,
+    stride: int = 256,
+    max_tokens: int | None = None,
+    threads: int | None = None,
+    against: Path | None = None,
+) -> dict[str, Any]:
+    """Perplexity of a decoder on a plain text (`approxrt.tasks.lm`), of its first `max_tokens` if given."""
+    from approxrt.errors import InputError
+    from approxrt.runtime.decoder_model import DecoderModel
+    from approxrt.runtime.loading import load
+    from approxrt.tasks.lm import engine_score, perplexity, read_text
+
+    if max_tokens is not None and max_tokens < 2:
+        raise InputError(f"max_tokens is {max_tokens}; it must be at least 2")
+    text = read_text(data)
+    results = []
+    for path in [artifact] if against is None else [artifact, against]:
+        model = load(path, device="cpu", threads=threads)
+        if not isinstance(model, DecoderModel):
+            raise InputError(f"task 'lm' is for decoders; {str(path)!r} is an encoder")
+        if context > model.decoder_spec.max_positions:
+            raise InputError(f"context is {context}; the model has positions for {model.decoder_spec.max_positions}")
+        ids = model.tokenize(text)[:max_tokens]
+        start = time.perf_counter()
+        with output.progress("evaluating", len(ids)) as advance:
+            found = perplexity(engine_score(model.engine), ids, context, stride, advance)
+        found["tokens_per_second"] = found["tokens"] / (time.perf_counter() - start)
+        results.append({"artifact": str(path), **found})
+    result = {**results[0], "task": "lm", "data": str(data)}
+    if against is not None:
+        result["against"] = results[1]
+    return result
+
+
+def _show_lm(result: dict[str, Any]) -> None:
+    for entry in [result, result["against"]] if "against" in result else [result]:
+        output.stdout.print(
+            f"perplexity {entry['perplexity']:.4f}  ({entry['tokens']} tokens, context {entry['context']}, stride "
+            f"{entry['stride']}, {entry['tokens_per_second']:.0f} tokens/s)  {entry['artifact']}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _logits(model: Any, texts: list[Any], chunk: int = 512) -> tuple[Any, float]:

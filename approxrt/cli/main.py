@@ -16,7 +16,19 @@ import approxrt
 from approxrt.cli import output
 from approxrt.errors import ApproxrtError
 
-COMMANDS = ("finetune", "analyze", "compress", "convert", "inspect", "eval", "bench", "classify", "embed", "doctor")
+COMMANDS = (
+    "finetune",
+    "analyze",
+    "compress",
+    "convert",
+    "inspect",
+    "eval",
+    "bench",
+    "classify",
+    "embed",
+    "generate",
+    "doctor",
+)
 
 app = typer.Typer(
     name="approxrt",

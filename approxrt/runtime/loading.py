@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING
 
 from approxrt.artifact.layout import WEIGHTS
 from approxrt.artifact.mapped import MappedFile
-from approxrt.errors import DeviceError
+from approxrt.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from approxrt.runtime.model import Model
 
 
-def load(path: str | os.PathLike[str], device: str = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str], device: str = "auto", threads: int | None = None, cache_kind: str | None = None
+) -> Model:
     """Load an artifact. Nothing is executed from it; its files are validated and memory-mapped.
 
     device   "cpu", "cuda" (an NVIDIA GPU, with the extra `cuda` installed), or "auto": the CPU
     threads  of the CPU; default: min(CPU affinity, cgroup quota, physical cores)
+    cache_kind  of a decoder: how keys and values are kept, "f16" (the default; "f32" for a float32 model) or "int8"
 
     Raises ArtifactError (listing every fault), DeviceError, MissingDependencyError, InputError.
     """
@@ -37,7 +40,17 @@ def load(path: str | os.PathLike[str], device: str = "auto", threads: int | None
         weights = MappedFile(Path(path) / WEIGHTS)
     except OSError:
         weights = None  # the reader meets the same error and says it among the others
+    from approxrt.artifact.decoder_spec import DecoderSpec
     from approxrt.artifact.reader import read_artifact
     from approxrt.runtime.model import Model
 
-    return Model(read_artifact(path, weights), threads, "cuda" if device == "cuda" else "cpu")
+    artifact = read_artifact(path, weights)
+    if isinstance(artifact.any_spec, DecoderSpec):
+        from approxrt.runtime.decoder_model import DecoderModel
+
+        if device == "cuda":
+            raise DeviceError(f"{os.fspath(path)!r} is a decoder, which runs on the CPU: load with device='cpu'")
+        return DecoderModel(artifact, threads, cache_kind)
+    if cache_kind is not None:
+        raise InputError(f"cache_kind={cache_kind!r} is for decoders; {os.fspath(path)!r} is an encoder: leave it out")
+    return Model(artifact, threads, "cuda" if device == "cuda" else "cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from approxrt.errors import ArtifactError, InputError, TextTooLongError, UnsupportedTaskError
 
@@ -28,26 +29,30 @@ def is_single(texts: Texts) -> bool:
     )
 
 
+def load_tokenizer(path: Path, vocab_size: int) -> Any:
+    """The `tokenizers.Tokenizer` of an artifact, without padding and truncation. Raises ArtifactError."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ArtifactError(path.parent, [f"tokenizer.json cannot be used: {error}"]) from None
+    # tokenizer.json may carry a padding and a truncation of its training days; ours is the only one.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if size > vocab_size:
+        raise ArtifactError(path.parent, [f"tokenizer.json has {size} tokens, the embedding table {vocab_size} rows"])
+    return tokenizer
+
+
 class TextEncoder:
     """Wraps a `tokenizers.Tokenizer`. `max_length` counts special tokens; pairs are cut longest first."""
 
     def __init__(self, path: Path, max_length: int, inputs: str, vocab_size: int) -> None:
-        from tokenizers import Tokenizer
-
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ArtifactError(path.parent, [f"tokenizer.json cannot be used: {error}"]) from None
-        # tokenizer.json may carry a padding and a truncation of its training days; ours is the only one.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = load_tokenizer(path, vocab_size)
         self.max_length = max_length
         self.inputs = inputs
-        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        if size > vocab_size:
-            raise ArtifactError(
-                path.parent, [f"tokenizer.json has {size} tokens, the embedding table {vocab_size} rows"]
-            )
         self._specials = {
             False: self._tokenizer.num_special_tokens_to_add(False),
             True: self._tokenizer.num_special_tokens_to_add(True),

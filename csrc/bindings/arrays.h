@@ -72,7 +72,8 @@ inline Act parse_act(const std::string& name) {
     if (name == "gelu_tanh") return Act::kGeluTanh;
     if (name == "relu") return Act::kRelu;
     if (name == "tanh") return Act::kTanh;
-    throw py::value_error("unknown activation '" + name + "': identity, gelu, gelu_tanh, relu, tanh");
+    if (name == "silu") return Act::kSilu;
+    throw py::value_error("unknown activation '" + name + "': identity, gelu, gelu_tanh, relu, tanh, silu");
 }
 
 }  // namespace approxrt

@@ -5,6 +5,7 @@
 
 #include "../engine/encoder.h"
 #include "encoder_builder.h"
+#include "profile_dict.h"
 
 namespace approxrt {
 namespace {
@@ -111,26 +112,6 @@ Array<float> forward(PyEncoder& self, const py::array& ids_any, const py::object
     return out;
 }
 
-py::dict take_profile(PyEncoder& self) {
-    const Profile profile = self.ready().take_profile();
-    py::list ops;
-    for (int i = 0; i < kOps; ++i) {
-        const OpTime& op = profile.ops[i];
-        if (!op.calls) continue;
-        py::dict entry;
-        entry["op"] = kOpNames[i];
-        entry["calls"] = op.calls;
-        entry["ns"] = op.ns;
-        entry["macs"] = op.macs;
-        ops.append(entry);
-    }
-    py::dict result;
-    result["passes"] = profile.passes;
-    result["wall_ns"] = profile.wall_ns;
-    result["ops"] = ops;
-    return result;
-}
-
 py::tuple plan_groups(const py::array& cu_seqlens_any, int threads) {
     auto cu = typed<int32_t>(cu_seqlens_any, 1, "cu_seqlens");
     expect(cu.shape(0) >= 2 && threads >= 1, "plan_groups needs at least one sequence and one thread");
@@ -162,8 +143,9 @@ void bind_encoder(py::module_& module) {
         .def(
             "set_profiling", [](PyEncoder& e, bool on) { e.ready().set_profiling(on); }, py::arg("on"),
             "Time passes by operator from now on, or stop.")
-        .def("take_profile", &take_profile,
-             "{passes, wall_ns, ops: [{op, calls, ns, macs}]} since the last call; ns and macs summed over threads.")
+        .def(
+            "take_profile", [](PyEncoder& e) { return profile_dict(e.ready().take_profile()); },
+            "{passes, wall_ns, ops: [{op, calls, ns, macs}]} since the last call; ns and macs summed over threads.")
         .def_property_readonly("threads", [](PyEncoder& e) { return e.ready().threads(); })
         .def_property_readonly(
             "weight_bytes", [](PyEncoder& e) { return e.ready().weight_bytes(); },

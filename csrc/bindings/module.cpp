@@ -1,10 +1,11 @@
-// The extension module: levels, kernels, encoder.
+// The extension module: levels, kernels, encoder, decoder.
 #include "../dispatch.h"
 #include "arrays.h"
 
 namespace approxrt {
 void bind_kernels(py::module_& module);
 void bind_encoder(py::module_& module);
+void bind_decoder(py::module_& module);
 }  // namespace approxrt
 
 PYBIND11_MODULE(_C, module) {
@@ -52,4 +53,5 @@ PYBIND11_MODULE(_C, module) {
         "Every kernel of the build.");
     bind_kernels(module);
     bind_encoder(module);
+    bind_decoder(module);
 }

@@ -20,10 +20,12 @@ enum class Op : int32_t {
     kDown,
     kPooling,
     kHead,
+    kCache,  // a decoder's rotary positions and writes to the cache
 };
-constexpr int kOps = 10;
-constexpr const char* kOpNames[kOps] = {"embedding", "layer norm",         "quantize", "query, key, value", "attention",
-                                        "output",    "ffn up, activation", "ffn down", "pooling",           "head"};
+constexpr int kOps = 11;
+constexpr const char* kOpNames[kOps] = {"embedding", "layer norm", "quantize",           "query, key, value",
+                                        "attention", "output",     "ffn up, activation", "ffn down",
+                                        "pooling",   "head",       "rope, cache"};
 
 struct OpTime {
     int64_t calls = 0, ns = 0, macs = 0;

@@ -71,11 +71,31 @@ void Linear::run(const KernelTable& kernels, const In& in, const Out& out, int32
                           out.y_strip, out.residual, out.ldr, out.act});
         return;
     }
+    GemmInt8Args args = integer_args(in.rows, in.quantized->scales(), out, strip_begin, strip_end);
+    args.panels = in.quantized->panels(kernels, input());
+    if (const auto* int4 = std::get_if<Int4Weights>(&weights_)) {
+        kernels.gemm_int4({args, &int4->packed()});
+    } else {
+        kernels.gemm_int8(args);
+    }
+}
+
+void Linear::run_few(const KernelTable& kernels, const TokenRows& rows, const Out& out, int32_t strip_begin,
+                     int32_t strip_end) const {
+    const GemmInt8Args args = integer_args(rows.rows, rows.scales, out, strip_begin, strip_end);
+    if (const auto* int4 = std::get_if<Int4Weights>(&weights_)) {
+        kernels.gemv_int4({{args, &int4->packed()}, &rows, kernels.int4_layout.mr});
+    } else {
+        kernels.gemv_int8({args, &rows, kernels.layout.mr});
+    }
+}
+
+GemmInt8Args Linear::integer_args(int32_t rows, const float* act_scales, const Out& out, int32_t strip_begin,
+                                  int32_t strip_end) const {
     const auto* int4 = std::get_if<Int4Weights>(&weights_);
     GemmInt8Args args{};
-    args.panels = in.quantized->panels(kernels, input());
-    args.act_scales = in.quantized->scales();
-    args.rows = in.rows;
+    args.act_scales = act_scales;
+    args.rows = rows;
     args.w = int4 ? &int4->packed().linear : &std::get<Int8Weights>(weights_).packed();
     args.strip_begin = strip_begin;
     args.strip_end = strip_end;
@@ -85,11 +105,7 @@ void Linear::run(const KernelTable& kernels, const In& in, const Out& out, int32
     args.residual = out.residual;
     args.ldr = out.ldr;
     args.act = out.act;
-    if (int4) {
-        kernels.gemm_int4({args, &int4->packed()});
-    } else {
-        kernels.gemm_int8(args);
-    }
+    return args;
 }
 
 }  // namespace approxrt

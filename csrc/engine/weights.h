@@ -83,8 +83,14 @@ class Linear {
     };
     void run(const KernelTable& kernels, const In& in, const Out& out) const { run(kernels, in, out, 0, strips()); }
     void run(const KernelTable& kernels, const In& in, const Out& out, int32_t strip_begin, int32_t strip_end) const;
+    // The same of at most kGemvTokens tokens, by the gemv kernels; not of f32 weights.
+    void run_few(const KernelTable& kernels, const TokenRows& rows, const Out& out, int32_t strip_begin,
+                 int32_t strip_end) const;
 
   private:
+    GemmInt8Args integer_args(int32_t rows, const float* act_scales, const Out& out, int32_t strip_begin,
+                              int32_t strip_end) const;
+
     // In the order of Input.
     std::variant<F32Weights, Int8Weights, Int4Weights> weights_;
 };

@@ -1,5 +1,6 @@
 // The definition of the activations, in double inside so that it can serve as the reference:
 //   gelu(x)      = x Phi(x), Phi the normal distribution function
+//   silu(x)      = x / (1 + e^-x)
 //   gelu_tanh(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
 #include <cmath>
 
@@ -18,6 +19,8 @@ float activate_scalar(float x, Act act) {
             return x > 0.0f ? x : 0.0f;
         case Act::kTanh:
             return static_cast<float>(std::tanh(d));
+        case Act::kSilu:
+            return static_cast<float>(d / (1.0 + std::exp(-d)));
         case Act::kIdentity:
             break;
     }

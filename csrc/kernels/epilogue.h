@@ -22,6 +22,8 @@ inline void with_act(Act act, const Body& body) {
             return body([](Vec x) { return max(x, zero()); });
         case Act::kTanh:
             return body([](Vec x) { return tanh(x); });
+        case Act::kSilu:
+            return body([](Vec x) { return silu(x); });
         case Act::kIdentity:
             return body([](Vec x) { return x; });
     }

@@ -1,0 +1,264 @@
+"""The public object of a decoder: `approxrt.load` returns it for an artifact that generates."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from collections.abc import Sequence as ListOf
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from approxrt.artifact.reader import Artifact
+from approxrt.errors import InputError, TextTooLongError, TruncationWarning, UnsupportedTaskError
+from approxrt.runtime.chat import Messages, render_chat
+from approxrt.runtime.decoder_cpu import DecoderEngine
+from approxrt.runtime.generation import Request, Sequence, grow, grow_together, step
+from approxrt.runtime.model import Model
+from approxrt.runtime.sampling import Sampling
+from approxrt.runtime.streaming import check_stop
+from approxrt.runtime.tokenize import load_tokenizer
+
+Prompt = str | Messages
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One text. finish_reason: "eos" (the model ended it), "stop" (a stop string), "length" (max_new_tokens)."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    new_tokens: int
+
+
+class DecoderModel(Model):
+    """A loaded decoder. Methods may be called from several threads at once.
+
+    A prompt is a str or a conversation, a list of {"role": ..., "content": ...}, which goes through the artifact's
+    chat template. Its text does not depend on what else runs beside it, nor on the number of threads.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None, cache_kind: str | None = None) -> None:
+        self.decoder_spec = artifact.decoder_spec
+        self.path = artifact.path
+        self._artifact = artifact
+        self._decoder = DecoderEngine(artifact, threads, cache_kind, wait=False)
+        self._tokenizer = load_tokenizer(artifact.tokenizer_path, self.decoder_spec.vocab_size)
+        self._decoder.wait()
+        artifact.release_pages()
+
+    @property
+    def spec(self) -> NoReturn:  # type: ignore[override]
+        """An encoder's spec; a decoder raises UnsupportedTaskError (`decoder_spec` is its own)."""
+        raise UnsupportedTaskError(
+            f"{os.fspath(self.path)!r} is a {self.decoder_spec.architecture} decoder; this needs an encoder"
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """None: a decoder has no classes."""
+        return ()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Sizes, density, kinds and kernels by layer, the instruction set in use."""
+        from approxrt.artifact.summary import summarize
+
+        return {**summarize(self._artifact), **self._decoder.info()}
+
+    @property
+    def engine(self) -> DecoderEngine:
+        """Caches and steps, for those who bring their own tokens and loop."""
+        return self._decoder
+
+    @contextmanager
+    def profiling(self) -> Iterator[dict[str, Any]]:
+        """See `Model.profiling`."""
+        with self._decoder.profiling() as taken:
+            yield taken
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt: plain text with what the tokenizer puts around it, a conversation as its template says."""
+        plain = isinstance(prompt, str)
+        text = prompt if isinstance(prompt, str) else render_chat(self.decoder_spec, prompt)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=plain).ids
+        if not ids:
+            raise InputError(f"the prompt {text!r} gives no tokens: give at least one character")
+        return ids
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: ListOf[str] = (),
+        seed: int | None = None,
+        stream: bool = False,
+        *,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        truncate: bool = False,
+    ) -> str | Iterator[str]:
+        """The text that follows `prompt`, or with `stream` an iterator over its pieces, whole characters each.
+
+        It ends with the model's end token, before a stop string, or after max_new_tokens. `Sampling` has the meaning of
+        temperature, top_k, top_p, min_p, repetition_penalty and seed; temperature 0 is greedy.
+
+        A prompt that leaves no room for max_new_tokens in the context raises TextTooLongError; with `truncate` its
+        beginning is cut off instead, which a TruncationWarning says. Raises InputError for wrong arguments, at once
+        even when streaming.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        sequence = self._sequence(self._request(prompt, max_new_tokens, sampling, stop, truncate))
+        pieces = grow(self._decoder, sequence)
+        return pieces if stream else "".join(pieces)
+
+    def generate_async(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: ListOf[str] = (),
+        seed: int | None = None,
+        *,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        truncate: bool = False,
+    ) -> AsyncIterator[str]:
+        """The same pieces as an asynchronous iterator; the event loop is free while the engine works."""
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        sequence = self._sequence(self._request(prompt, max_new_tokens, sampling, stop, truncate))
+
+        async def pieces() -> AsyncIterator[str]:
+            while sequence.finish_reason is None:
+                for _, text in await asyncio.to_thread(step, self._decoder, [sequence]):
+                    if text:
+                        yield text
+
+        return pieces()
+
+    def generate_many(
+        self,
+        prompts: ListOf[Prompt],
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        stop: ListOf[str] = (),
+        truncate: bool = False,
+        at_once: int = 8,
+    ) -> list[Generated]:
+        """One text a prompt, `at_once` of them side by side; each is what `generate` gives for it alone.
+
+        A seed is that of the first prompt; the next ones have the numbers after it.
+        """
+        if isinstance(prompts, str) or not isinstance(prompts, ListOf) or not prompts:
+            raise InputError("prompts must be a list of at least one prompt")
+        if type(at_once) is not int or at_once < 1:
+            raise InputError(f"at_once is {at_once!r}; it must be an integer of at least 1")
+        options = sampling or Sampling()
+        requests = []
+        for i, prompt in enumerate(prompts):
+            own = options if options.seed is None else _with_seed(options, options.seed + i)
+            requests.append(self._request(prompt, max_new_tokens, own, stop, truncate))
+        begun: list[Sequence] = []
+
+        def begin() -> Iterator[Sequence]:
+            for request in requests:
+                begun.append(self._sequence(request))
+                yield begun[-1]
+
+        texts: dict[int, list[str]] = {}
+        for sequence, text in grow_together(self._decoder, begin(), at_once):
+            texts.setdefault(id(sequence), []).append(text)
+        return [
+            Generated("".join(texts[id(s)]), s.finish_reason or "length", len(s.request.prompt), len(s.new))
+            for s in begun
+        ]
+
+    def forward(self, input_ids: ListOf[ListOf[int]], type_ids: ListOf[ListOf[int]] | None = None) -> np.ndarray:
+        """For those who bring their own tokenizer: logits float32 [n, vocab] of the token after each sequence."""
+        if type_ids is not None:
+            raise InputError("type_ids: a decoder has no token types; leave them out")
+        if isinstance(input_ids, str | bytes) or not isinstance(input_ids, ListOf | np.ndarray) or not len(input_ids):
+            raise InputError("input_ids must be a list of at least one list of integers")
+        if isinstance(input_ids[0], int | np.integer):
+            raise InputError("input_ids must be a list of lists: for one sequence write [[1, 2, 3]]")
+        rows = []
+        for i, ids in enumerate(input_ids):
+            checked = self._check_ids(ids, f"sequence {i}")
+            rows.append(self._decoder.prefill(self._decoder.cache(len(checked)), checked))
+        return np.stack(rows)
+
+    def _check_ids(self, ids: Any, what: str) -> list[int]:
+        spec = self.decoder_spec
+        array = np.asarray(ids)
+        if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
+            raise InputError(f"{what} must be a list of at least one integer")
+        if array.size > spec.max_positions:
+            raise TextTooLongError(f"{what} has {array.size} tokens; the model has positions for {spec.max_positions}")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= spec.vocab_size:
+            raise InputError(
+                f"{what} has token id {low if low < 0 else high}; the vocabulary has ids 0 to {spec.vocab_size - 1}"
+            )
+        return [int(token) for token in array]
+
+    def _request(
+        self, prompt: Prompt, max_new_tokens: int, sampling: Sampling, stop: ListOf[str], truncate: bool
+    ) -> Request:
+        if type(max_new_tokens) is not int or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens!r}; it must be an integer of at least 1")
+        strings = check_stop(stop)
+        ids = self.tokenize(prompt)
+        context = self.decoder_spec.max_positions
+        # The last new token is not read again.
+        room = context - max_new_tokens + 1
+        if len(ids) > room:
+            limit = (
+                f"the prompt has {len(ids)} tokens and max_new_tokens is {max_new_tokens}; "
+                f"the model's context has {context}"
+            )
+            if not truncate:
+                raise TextTooLongError(f"{limit}: shorten the prompt, ask for fewer tokens, or call with truncate=True")
+            if room < 1:
+                raise TextTooLongError(f"{limit}: ask for at most {context} tokens")
+            warnings.warn(
+                f"{limit}: the first {len(ids) - room} tokens of the prompt were cut off",
+                TruncationWarning,
+                stacklevel=3,
+            )
+            ids = ids[-room:]
+        return Request(ids, max_new_tokens, sampling, strings, frozenset(self.decoder_spec.eos_token_ids))
+
+    def _sequence(self, request: Request) -> Sequence:
+        return Sequence(self._decoder, self._tokenizer, request)
+
+    def _refuse(self, method: str, instead: str) -> NoReturn:
+        raise UnsupportedTaskError(
+            f"{method}: {os.fspath(self.path)!r} is a {self.decoder_spec.architecture} decoder; use generate or forward"
+        )
+
+    def classify(self, *_: Any, **__: Any) -> NoReturn:
+        """Only encoders classify; a decoder raises UnsupportedTaskError."""
+        self._refuse("classify", "")
+
+    def logits(self, *_: Any, **__: Any) -> NoReturn:
+        """Only encoders have logits of texts; a decoder raises UnsupportedTaskError (forward has those of tokens)."""
+        self._refuse("logits", "")
+
+    def embed(self, *_: Any, **__: Any) -> NoReturn:
+        """Only encoders embed; a decoder raises UnsupportedTaskError."""
+        self._refuse("embed", "")
+
+
+def _with_seed(options: Sampling, seed: int) -> Sampling:
+    return dataclasses.replace(options, seed=seed)

@@ -1,0 +1,115 @@
+// A DecoderModel from an artifact's spec and tensors.
+#pragma once
+
+#include <list>
+
+#include "../engine/decoder_model.h"
+#include "linear_builder.h"
+
+namespace approxrt {
+
+class DecoderBuilder : public LinearBuilder {
+  public:
+    DecoderBuilder(const py::dict& config, const Tensors& tensors, const KernelTable& kernels, DecoderModel& model)
+        : LinearBuilder(config, tensors, kernels), model_(model) {}
+
+    void build() {
+        DecoderModel& m = model_;
+        m.hidden = m.width = number(config_, "hidden_size");
+        m.vocab = number(config_, "vocab_size");
+        m.max_positions = number(config_, "max_positions");
+        m.eps = config_["norm_eps"].cast<float>();
+        m.rms = config_["norm"].cast<std::string>() == "rms";
+        m.gated = config_["gated"].cast<bool>();
+        m.activation = parse_act(config_["activation"].cast<std::string>());
+        m.learned = config_["positions"].cast<std::string>() == "learned";
+        words(m);
+        const auto frequencies = typed<float>(config_["frequencies"], 1, "frequencies");
+        m.frequencies.assign(frequencies.data(), frequencies.data() + frequencies.shape(0));
+        // A removed block is x + bias: the bias is part of what was added to x before it, the bias of a linear or (in
+        // front of all of them) the positions.
+        std::vector<float> before(m.hidden, 0.0f);
+        std::vector<float>* added = &before;
+        const py::list layers = config_["layers"];
+        m.layers.resize(layers.size());
+        for (size_t i = 0; i < layers.size(); ++i) {
+            const py::dict l = layers[i];
+            const std::string at = "layers." + std::to_string(i) + ".";
+            DecoderLayer& layer = m.layers[i];
+            layer.num_heads = number(l, "num_heads"), layer.num_kv_heads = number(l, "num_kv_heads");
+            layer.head_dim = number(l, "head_dim"), layer.intermediate = number(l, "intermediate_size");
+            if (layer.num_heads) {
+                expect(layer.num_kv_heads && layer.num_heads % layer.num_kv_heads == 0,
+                       at + "num_heads is no multiple of num_kv_heads");
+                expect(m.frequencies.empty() || layer.head_dim == 2 * static_cast<int32_t>(m.frequencies.size()),
+                       at + "head_dim does not fit the rotary positions");
+                const int32_t wide = layer.num_heads * layer.head_dim, narrow = layer.num_kv_heads * layer.head_dim;
+                layer.attention_norm = norm(at + "attention.norm");
+                later(layer.query, linear(at + "attention.query", wide, m.hidden));
+                later(layer.key, linear(at + "attention.key", narrow, m.hidden));
+                later(layer.value, linear(at + "attention.value", narrow, m.hidden));
+                added = bias(at + "attention.output.bias", m.hidden);
+                later(layer.output, linear(at + "attention.output", m.hidden, wide, added->data()));
+            } else {
+                add(*added, at + "attention.output.bias");
+            }
+            if (layer.intermediate) {
+                layer.ffn_norm = norm(at + "ffn.norm");
+                if (m.gated) later(layer.gate, linear(at + "ffn.gate", layer.intermediate, m.hidden));
+                later(layer.up, linear(at + "ffn.up", layer.intermediate, m.hidden));
+                added = bias(at + "ffn.down.bias", m.hidden);
+                later(layer.down, linear(at + "ffn.down", m.hidden, layer.intermediate, added->data()));
+            } else {
+                add(*added, at + "ffn.down.bias");
+            }
+        }
+        positions(before);
+        m.head_norm = norm("head.norm");
+        if (config_["tied_embeddings"].cast<bool>()) {
+            biases_.emplace_back(m.vocab, 0.0f);
+            later(m.head, linear("embeddings.word", m.vocab, m.hidden, biases_.back().data()));
+        } else {
+            later(m.head, linear("head.out", m.vocab, m.hidden));
+        }
+    }
+
+  private:
+    PreNorm norm(const std::string& name) const {
+        PreNorm n;
+        const auto gamma = floats(name + ".weight", model_.hidden);
+        n.gamma.assign(gamma.data(), gamma.data() + model_.hidden);
+        if (model_.rms) return n;
+        const auto beta = floats(name + ".bias", model_.hidden);
+        n.beta.assign(beta.data(), beta.data() + model_.hidden);
+        return n;
+    }
+
+    // A copy that may be added to until packing reads it.
+    std::vector<float>* bias(const std::string& name, int32_t n) {
+        const auto values = floats(name, n);
+        biases_.emplace_back(values.data(), values.data() + n);
+        return &biases_.back();
+    }
+
+    void positions(const std::vector<float>& before) {
+        DecoderModel& m = model_;
+        if (!m.learned) {
+            m.position_rows = before;
+            m.position = m.position_rows.data();
+            return;
+        }
+        const auto table = matrix<float>("embeddings.position.weight", m.max_positions, m.hidden);
+        m.position = table.data();
+        bool any = false;
+        for (const float x : before) any |= x != 0.0f;
+        if (!any) return;
+        m.position_rows.assign(table.data(), table.data() + table.size());
+        for (int64_t i = 0; i < table.size(); ++i) m.position_rows[i] += before[i % m.hidden];
+        m.position = m.position_rows.data();
+    }
+
+    DecoderModel& model_;
+    std::list<std::vector<float>> biases_;  // read by packing
+};
+
+}  // namespace approxrt

@@ -1,0 +1,133 @@
+// What the kernels of decoders are called with; the conventions are those of args.h.
+#pragma once
+
+#include "args.h"
+
+namespace approxrt {
+
+// y = x / sqrt(mean x^2 + eps) * gamma, a row at a time; y may be x.
+struct RmsNormArgs {
+    const float* x;
+    int64_t ldx;
+    int32_t rows;
+    int32_t width;
+    const float* gamma;
+    float eps;
+    float* y;
+    int64_t ldy;
+};
+
+// Rotary positions in halves, in place: (a, b) <- (a cos - b sin, b cos + a sin) for the elements (i, i + head_dim / 2)
+// of every head.
+struct RopeArgs {
+    float* x;  // [rows, heads * head_dim]
+    int64_t ldx;
+    int32_t rows, heads, head_dim;
+    const float* cos;  // [rows, head_dim / 2]
+    const float* sin;
+};
+
+// y = act(gate) * up; y may be either.
+struct GatedArgs {
+    const float* gate;
+    int64_t ldg;
+    const float* up;
+    int64_t ldu;
+    float* y;
+    int64_t ldy;
+    int32_t rows, width;
+    Act act;
+};
+
+// -- the cache -----------------------------------------------------------------
+
+// How keys and values are kept. kInt8: q = round(x * 127 / max|x|) with a scale a token and head.
+enum class CacheKind : int32_t { kF32 = 0, kF16 = 1, kInt8 = 2 };
+constexpr int64_t cache_element_size(CacheKind kind) {
+    return kind == CacheKind::kF32 ? 4 : kind == CacheKind::kF16 ? 2 : 1;
+}
+constexpr int kCacheBlock = 16;  // keys side by side: a vector of scores
+
+// One key-value head of one sequence, `capacity` tokens (a multiple of kCacheBlock):
+//   keys    [capacity / 16][head_dim][16]             element c of token j at (j / 16 * head_dim + c) * 16 + j % 16
+//   values  [head_dim / 16, rounded up][capacity][16] element c of token j at (c / 16 * capacity + j) * 16 + c % 16
+// so that scores of 16 keys, and 16 elements of a sum of values, are vectors that lie in one piece.
+struct CacheHead {
+    CacheKind kind;
+    int32_t head_dim;
+    int64_t capacity;
+    void* keys;
+    void* values;
+    float* key_scales;    // [capacity], kInt8 only
+    float* value_scales;  // [capacity], kInt8 only
+};
+constexpr int64_t cache_key_elements(int64_t capacity, int64_t head_dim) { return capacity * head_dim; }
+constexpr int64_t cache_value_elements(int64_t capacity, int64_t head_dim) {
+    return capacity * round_up(head_dim, kCacheBlock);
+}
+
+// Rows of keys or of values (one of them null) into tokens position .. of a head.
+struct CacheWriteArgs {
+    const float* keys;
+    const float* values;
+    int64_t ld;
+    int32_t rows;
+    int32_t position;
+    CacheHead to;
+};
+
+// Causal attention over a cache. Token t sees keys 0 .. position + t. The `heads` query heads of a token, which share
+// the key-value head, follow one another: q[t * ldq + h * head_dim + c], and likewise out. A query's result does not
+// depend on which others are computed with it.
+struct CachedAttentionArgs {
+    const float* q;
+    int64_t ldq;
+    int32_t tokens, heads;
+    int32_t position;
+    CacheHead cache;
+    float scale;
+    float* out;
+    int64_t ldo;
+    float* scratch;  // cached_attention_scratch_floats(position + tokens, head_dim), 64-byte aligned
+};
+constexpr int kCachedRows = 8;  // queries that a kernel may hold at a time
+constexpr int64_t cached_attention_scratch_floats(int64_t keys, int64_t head_dim) {
+    return kCachedRows * (round_up(keys, kCacheBlock) + round_up(head_dim, kCacheBlock));
+}
+
+// -- products of a few tokens ---------------------------------------------------
+
+constexpr int kGemvTokens = 8;  // that a gemv kernel holds at a time
+
+// Tokens quantised as quantize_rows does it, each in one piece: a product of a few tokens reads every weight once and
+// wants what it multiplies with in L1, which panels of 24 mostly empty tokens are not.
+struct TokenRows {
+    int8_t* q;      // [rows][ld], zeros behind k
+    uint8_t* u;     // q + 128
+    int32_t* sums;  // [rows][ld / 32]: of q over inputs 32 g .. 32 g + 31
+    float* scales;  // [rows]
+    int32_t rows, k;
+    int64_t ld;  // token_row_bytes(k)
+};
+constexpr int64_t token_row_bytes(int64_t k) { return round_up(k, 64); }
+
+struct QuantizeTokensArgs {
+    const float* x;
+    int64_t ldx;
+    TokenRows to;
+};
+
+// As gemm_int8 with the same sums and the same epilogue, so that a token's result is that of gemm_int8. rows <=
+// kGemvTokens; common.panels is not read.
+struct GemvInt8Args {
+    GemmInt8Args common;
+    const TokenRows* x;
+    int32_t panel_rows;  // mr of the layout that the weights' offsets were made for
+};
+struct GemvInt4Args {
+    GemmInt4Args common;
+    const TokenRows* x;
+    int32_t panel_rows;
+};
+
+}  // namespace approxrt

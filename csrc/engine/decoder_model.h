@@ -1,0 +1,66 @@
+// What a decoder is made of (approxrt/artifact/decoder_spec.py has the formulas).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "weights.h"
+
+namespace approxrt {
+
+struct PreNorm {
+    std::vector<float> gamma, beta;  // beta: layer norms only
+};
+
+// Two blocks, each with the norm before it: attention (removed: num_heads is 0) and feed forward (removed: intermediate
+// is 0). A removed block has nothing here; its bias is in what was added to x before (decoder_builder.h).
+struct DecoderLayer {
+    int32_t num_heads, num_kv_heads, head_dim, intermediate;
+    Linear query, key, value, output, gate, up, down;
+    PreNorm attention_norm, ffn_norm;
+
+    int32_t group() const { return num_heads / num_kv_heads; }
+};
+
+struct DecoderModel {
+    int32_t hidden, vocab, max_positions;
+    float eps;
+    bool rms, gated;
+    Act activation;
+    // Tables stay where the caller has them (a memory map): the owner keeps them alive.
+    int32_t width;  // of the word table: hidden
+    const float* word = nullptr;
+    const int8_t* word_q = nullptr;
+    const uint8_t* word_q4 = nullptr;
+    const uint8_t* word_group_scale = nullptr;
+    const float* word_scale = nullptr;
+    // Added to words: learned positions [max_positions, hidden], or one row for all of them.
+    const float* position = nullptr;
+    bool learned = false;
+    std::vector<float> position_rows;  // owns `position` unless that is the artifact's table
+    std::vector<float> frequencies;    // [head_dim / 2] of rotary positions; empty: there are none
+    std::vector<DecoderLayer> layers;
+    PreNorm head_norm;
+    Linear head;
+
+    template <class Body>
+    void each_linear(const Body& body) const {
+        for (const DecoderLayer& l : layers) {
+            if (l.num_heads)
+                for (const Linear* w : {&l.query, &l.key, &l.value, &l.output}) body(*w);
+            if (l.intermediate) {
+                if (gated) body(l.gate);
+                for (const Linear* w : {&l.up, &l.down}) body(*w);
+            }
+        }
+        body(head);
+    }
+
+    // The first layer with attention from `layer` on; layers.size() where there is none.
+    int32_t next_attention(int32_t layer) const {
+        while (layer < static_cast<int32_t>(layers.size()) && !layers[layer].num_heads) ++layer;
+        return layer;
+    }
+};
+
+}  // namespace approxrt

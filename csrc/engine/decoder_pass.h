@@ -1,0 +1,75 @@
+// One step of a decoder, by all threads of a pool, in one of two ways.
+//
+// A prompt (decoder_blocks.cpp): blocks of tokens run from one attention to the next without leaving a core: output
+// projection, feed forward, then norm, query, key and value of the next layer, whose keys and values go to the cache.
+// Attention itself, which needs all of a sequence's keys, is split by key-value heads and chunks of tokens. Threads
+// meet twice a layer.
+//
+// A few tokens (decoder_few.cpp): reading the weights is the cost, so every linear is split by outputs and each weight
+// is read by one thread, once.
+#pragma once
+
+#include "decoder.h"
+
+namespace approxrt {
+
+class DecoderPass {
+  public:
+    DecoderPass(const DecoderModel& model, const KernelTable& kernels, Forms forms, ThreadPool& pool,
+                int32_t block_tokens, const Step& step, DecoderContext& context);
+    void run();
+
+  private:
+    OpTimes* account(int thread) const { return c_.ops.empty() ? nullptr : &c_.ops[thread]; }
+    bool few() const { return step_.tokens <= kGemvTokens; }
+
+    void reserve();
+    void place_tokens();
+    void divide(int32_t most);
+    void embed(int32_t begin, int32_t rows, OpTimes* account);
+    void norm(const PreNorm& norm, const float* x, int32_t rows, float* y, OpTimes* account) const;
+    void rope(float* x, int64_t ldx, int32_t begin, int32_t rows, int32_t heads, int32_t dim) const;
+    // Rows begin .. of the step's tokens; `ld` is theirs, column 0 that of the first of `heads` heads from `head` on.
+    void write(int32_t layer, const float* keys, const float* values, int64_t ld, int32_t begin, int32_t rows,
+               int32_t head, int32_t heads) const;
+    void attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int thread);
+
+    // decoder_blocks.cpp
+    void run_blocks();
+    void attention_in(int32_t layer, int32_t begin, int32_t rows, int thread);
+    void attention_out(int32_t layer, int32_t begin, int32_t rows, int thread);
+    void feed_forward(int32_t layer, int32_t begin, int32_t rows, int thread);
+    void linear(Op op, const Linear& w, const float* x, int64_t ldx, int32_t rows, const QuantizedRows& quantized,
+                const Linear::Out& out, OpTimes* account) const;
+    void norm_quantize(const PreNorm& norm, const float* x, int32_t rows, Forms forms, DecoderThread& s,
+                       OpTimes* account) const;
+
+    // decoder_few.cpp
+    void run_few();
+    void few_attention(int32_t layer);
+    void few_feed_forward(int32_t layer);
+    void few_linear(Op op, const Linear& w, const float* x, int64_t ldx, int32_t rows, const FewRows& quantized,
+                    const Linear::Out& out, int32_t strip_begin, int32_t strip_end, OpTimes* account) const;
+
+    void head();
+
+    const DecoderModel& m_;
+    const KernelTable& k_;
+    const Forms forms_;
+    ThreadPool& pool_;
+    const int32_t block_tokens_;
+    const Step& step_;
+    DecoderContext& c_;
+    const int64_t hidden_;  // row stride of x
+    int64_t query_ld_ = 0, kv_ld_ = 0, wide_ = 0;
+};
+
+// Part `part` of `parts` of 0 .. count-1.
+struct Part {
+    int32_t begin, end;
+    Part(int32_t count, int part, int parts)
+        : begin(static_cast<int32_t>(static_cast<int64_t>(count) * part / parts)),
+          end(static_cast<int32_t>(static_cast<int64_t>(count) * (part + 1) / parts)) {}
+};
+
+}  // namespace approxrt
