@@ -198,6 +198,8 @@ constexpr float int16_dot_limit(int64_t head_dim) {
 //   - else those of `always`, the one at p, if causal the `window` last ones up to p, and of the rest the `keep` best
 //     by m, among equals those of least index (if causal: of greatest).
 // out_i = sum_j softmax_j(scale q_i.k_j) v_j over the kept keys, exactly.
+// With `rest`, the r keys that query i does not keep stand as r keys like the mean of all n, with the mean value: one
+// more score, scale q_i.mean(k) + log r. It makes up for most of the weight that attention without a peak loses.
 //
 // Signs are held as bits over keys ("planes"), 512 keys a block, so that matches are counted by adding single bits with
 // logic operations, all keys of a register at a time, and the best are found on the counters' bits:
@@ -210,6 +212,7 @@ struct SignAttentionArgs {
     bool causal;
     int32_t offset;          // of query 0 among the keys: 0 for a whole sequence, n - 1 for the last token alone
     int32_t window;          // of causal attention
+    bool rest;               // not causal, or the last position alone
     const uint64_t* planes;  // signs of all keys, kept beside a cache; null: taken from a.k
     uint64_t* kept;          // null in production; else [a.query_end, round_up(n, 512) / 64] receives the kept keys
 };
@@ -219,9 +222,9 @@ constexpr int64_t sign_words(int64_t n) { return round_up(n, kSignBlock) / 64; }
 constexpr int64_t sign_plane_words(int64_t n, int64_t head_dim) { return sign_words(n) * round_up(head_dim, 8); }
 constexpr int64_t sign_attention_scratch_floats(int64_t n, int64_t head_dim) {
     // Planes; for four queries at a time ten words of counts and sets a word of keys; indices and scores; queries,
-    // signs, and a block of keys' signs by bytes.
+    // means of keys and values, signs, and a block of keys' signs by bytes.
     return 2 * (sign_plane_words(n, head_dim) + 4 * 10 * sign_words(n)) + 4 * 2 * (round_up(n, 16) + 32) +
-           (4 + 1 + 2) * round_up(head_dim, 16) + 64;
+           (4 + 2 + 1 + 2) * round_up(head_dim, 16) + 64;
 }
 
 // out[t] = word[ids[t]] + position[positions[t]] (+ token_type[types[t]]).

@@ -33,18 +33,18 @@ def draw(rng: np.random.Generator, queries: int, n: int, d: int) -> tuple[np.nda
 def check(isa: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, keep: int, **options: Any) -> np.ndarray:
     """The kernel against the reference; returns the kept keys, bool[queries, n]."""
     scale = q.shape[1] ** -0.5
-    always = options.pop("always", None)
+    always, rest = options.pop("always", None), options.pop("rest", False)
     planes = kernels.sign_planes(k) if options.pop("cached", False) else None
     words = None if always is None else bits_of(always)
     out, kept = kernels.sign_attention(
-        q, k, v, scale, keep, isa, always=words, planes=planes, offset=len(k) - len(q), **options
+        q, k, v, scale, keep, isa, always=words, planes=planes, offset=len(k) - len(q), rest=rest, **options
     )
     tq, tk, tv = (torch.from_numpy(x)[None] for x in (q, k, v))
     mask = None if always is None else torch.from_numpy(always)
     chosen = kept_keys(tq, tk, keep, mask, **options)
     want = chosen[0].numpy()
     np.testing.assert_array_equal(kept, bits_of(want))
-    exact = sign_attention(tq.double(), tk.double(), tv.double(), scale, chosen)[0].numpy()
+    exact = sign_attention(tq.double(), tk.double(), tv.double(), scale, chosen, rest)[0].numpy()
     # As in test_attention.py: the error of a score, of exp, and of sums over the kept keys.
     d, most = q.shape[1], int(want.sum(1).max())
     score = (d + 2) * EPS * scale * (np.abs(q) @ np.abs(k).T).max() + 2 * EPS * 10
@@ -93,6 +93,30 @@ def test_always_kept_keys_do_not_count(isa: str, causal: bool) -> None:
 def test_one_token_over_a_cache_with_its_signs(isa: str, n: int) -> None:
     q, k, v = draw(np.random.default_rng(n), 1, n, 64)
     check(isa, q, k, v, 24, causal=True, cached=True)
+
+
+@every_level
+@pytest.mark.parametrize("head_dim", [13, 32, 64])
+@pytest.mark.parametrize("n", [1, 20, 21, 64, 513])
+def test_the_rest_stands_as_its_mean(isa: str, n: int, head_dim: int) -> None:
+    q, k, v = draw(np.random.default_rng(n), min(n, 9), n, head_dim)
+    for keep in (1, 19, 20):
+        check(isa, q, k, v, keep, rest=True)
+    check(isa, q[:1], k, v, 24, causal=True, cached=True, rest=True)
+
+
+def test_the_rest_of_equal_keys_is_exact() -> None:
+    """Keys that are all alike lose nothing when most of them stand as their mean."""
+    q, k, v = draw(np.random.default_rng(2), 8, 200, 32)
+    k[:] = k[0]
+    v[:] = v[0]
+    got = kernels.sign_attention(q, k, v, 0.2, 5, rest=True)[0]
+    np.testing.assert_allclose(got, np.repeat(v[:1], 8, axis=0), rtol=1e-5, atol=1e-6)
+    values = np.random.default_rng(3).standard_normal((200, 32)).astype(np.float32)
+    kept = kernels.sign_attention(q, k, values, 0.2, 5, rest=True)[1]
+    own = [np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")) for row in kept]
+    want = [(values[i].sum(0) + (200 - len(i)) * values.mean(0)) / 200 for i in own]
+    np.testing.assert_allclose(kernels.sign_attention(q, k, values, 0.2, 5, rest=True)[0], want, rtol=1e-4, atol=1e-5)
 
 
 @every_level
@@ -159,6 +183,7 @@ def test_padding_changes_nothing() -> None:
         ({"keep": 0}, "must be positive"),
         ({"keep": 4, "window": 0}, "must be positive"),
         ({"keep": 4, "offset": 2}, "a key of its own"),
+        ({"keep": 4, "causal": True, "rest": True}, "a mean for all queries alike"),
         ({"keep": 4, "always": np.zeros(1, np.uint64)}, "whole blocks"),
         ({"keep": 4, "always": np.full(8, 2**63, np.uint64)}, "behind the last key"),
         ({"keep": 4, "planes": np.zeros(8, np.uint64)}, "do not fit"),

@@ -12,7 +12,7 @@ from levels import every_level
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.spec import LayerSpec, ModelSpec
+from approxrt.artifact.spec import DENSE_ATTENTION, LayerSpec, ModelSpec
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ArtifactError
 from approxrt.runtime.cpu import CpuEngine
@@ -25,13 +25,12 @@ SEPARATOR = 7
 LENGTHS = (1, 9, 39, 40, 150, 41, 530)
 
 
-def sign_spec(kind: str = "f32", keep: int = 9, sign_from: int = 40, **changes: Any) -> ModelSpec:
+def sign_spec(kind: str = "f32", keep: int = 9, sign_from: int = 40, rest: bool = False) -> ModelSpec:
     """Two layers, the second of which matches signs in sequences of 40 tokens and more."""
     layer = LayerSpec(3, 16, 51, *[kind] * 6)
     spec = small_spec(kind, hidden=48, max_positions=600, max_length=600, always_kept=(SEPARATOR,))
-    return dataclasses.replace(
-        spec, layers=(layer, dataclasses.replace(layer, attention_keep=keep, sign_from=sign_from)), **changes
-    )
+    signs = dataclasses.replace(layer, attention_keep=keep, sign_from=sign_from, attention_rest=rest)
+    return dataclasses.replace(spec, layers=(layer, signs))
 
 
 def sharp_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
@@ -54,16 +53,17 @@ def run(spec: ModelSpec, tensors: dict[str, np.ndarray], path: Path, threads: in
 
 
 @every_level
+@pytest.mark.parametrize("rest", [False, True])
 @pytest.mark.parametrize("kind", ["f32", "s8"])
 def test_hidden_states_equal_the_reference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, isa: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rest: bool, isa: str
 ) -> None:
     monkeypatch.setenv("APPROXRT_ISA", isa)
-    spec = sign_spec(kind)
+    spec = sign_spec(kind, rest=rest)
     tensors = sharp_tensors(spec)
     engine, ids = run(spec, tensors, tmp_path), sequences()
     dense = dataclasses.replace(
-        spec, layers=tuple(dataclasses.replace(layer, attention_keep=0, sign_from=0) for layer in spec.layers)
+        spec, layers=tuple(dataclasses.replace(layer, **DENSE_ATTENTION) for layer in spec.layers)
     )
     exact, in_full = reference_hidden(spec, tensors, ids), reference_hidden(dense, tensors, ids)
     for n, row, want, full in zip(LENGTHS, ids, exact, in_full, strict=True):
@@ -89,8 +89,9 @@ def test_answers_do_not_depend_on_batch_or_threads(tmp_path: Path, kind: str) ->
         np.testing.assert_array_equal(engine.forward([ids[-1]], None, "logits"), want[-1:])
 
 
-def test_the_student_equals_the_engine(tmp_path: Path) -> None:
-    spec = sign_spec("f32")
+@pytest.mark.parametrize("rest", [False, True])
+def test_the_student_equals_the_engine(tmp_path: Path, rest: bool) -> None:
+    spec = sign_spec("f32", rest=rest)
     tensors, ids = sharp_tensors(spec), sequences()
     student = Student(spec, tensors).eval()
     with torch.inference_mode():
@@ -136,6 +137,8 @@ def test_training_goes_through_the_kept_keys() -> None:
     "changes, fault",
     [
         ({"attention_keep": 9, "sign_from": 9}, "sign_from is 9; it must be over attention_keep"),
+        ({"attention_keep": 0, "sign_from": 0, "attention_rest": True}, "attention_rest is true; it must be false"),
+        ({"attention_keep": 9, "sign_from": 20, "attention_rest": 1}, "attention_rest is 1; true or false is needed"),
         ({"attention_keep": 0, "sign_from": 9}, "sign_from is 9; it must be 0 where attention_keep is 0"),
         ({"attention_keep": -1, "sign_from": 9}, "attention_keep is -1; it must be between 0"),
         ({"attention_keep": 9, "sign_from": 1 << 40}, "sign_from is 1099511627776; it must be between 0"),

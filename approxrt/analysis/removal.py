@@ -23,7 +23,7 @@ from torch import Tensor
 from approxrt.approx.recover import Examples
 from approxrt.approx.structure import Structure, mean_biases, remove
 from approxrt.approx.student import Batch, Keys, Student, make_batch, sample_losses
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec import DENSE_ATTENTION, ModelSpec
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.registry import Task
 
@@ -134,7 +134,7 @@ def removed(student: Student, keep: Structure, means: Means) -> Iterator[None]:
         sizes = {"num_heads": layer.num_heads, "intermediate_size": layer.intermediate_size}
         for field, kept, at in (("num_heads", heads, "attention"), ("intermediate_size", units, "ffn")):
             if not len(kept):
-                sizes[field] = 0
+                sizes |= {field: 0} | (DENSE_ATTENTION if at == "attention" else {})
             elif len(kept) < sizes[field]:
                 gate = torch.zeros(sizes[field])
                 gate[torch.from_numpy(np.asarray(kept))] = 1.0

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from approxrt.approx.bsr import expand_mask, to_tiles
-from approxrt.artifact.spec import TILE_N, ModelSpec
+from approxrt.artifact.spec import DENSE_ATTENTION, TILE_N, ModelSpec
 
 QKV = ("query", "key", "value")
 
@@ -82,12 +83,12 @@ def shrunk_spec(spec: ModelSpec, keep: Structure) -> ModelSpec:
     """The spec of what stays."""
     layers = []
     for layer, heads, units in zip(spec.layers, keep.heads, keep.units, strict=True):
-        changes: dict[str, object] = {"num_heads": len(heads), "intermediate_size": len(units)}
+        changes: dict[str, Any] = {"num_heads": len(heads), "intermediate_size": len(units)}
         if not len(heads):
-            changes |= dict.fromkeys(("query", "key", "value", "attention_output"), "f32")
+            changes |= dict.fromkeys(("query", "key", "value", "attention_output"), "f32") | DENSE_ATTENTION
         if not len(units):
             changes |= dict.fromkeys(("ffn_up", "ffn_down"), "f32")
-        layers.append(dataclasses.replace(layer, **changes))  # type: ignore[arg-type]
+        layers.append(dataclasses.replace(layer, **changes))
     return dataclasses.replace(spec, layers=tuple(layers))
 
 

@@ -22,11 +22,10 @@ from torch.nn import functional as F
 
 from approxrt.approx.bsr import expand_mask
 from approxrt.artifact.spec import LayerSpec, ModelSpec
-from approxrt.runtime.reference import kept_keys
+from approxrt.runtime.reference import kept_keys, sign_attention
 
 Masks = dict[str, np.ndarray]  # linear -> bool[strips, columns] over its tiles
 
-MASKED = -1e9  # added to a score: no weight is left of it
 LONG = 256  # tokens from which the scores of all heads would not stay in the caches
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -70,12 +69,12 @@ class Keys:
 
     bias      f32[b, 1, 1, t]: 0 for tokens, a large negative number for padding; None where nothing is padded
     valid     bool[b, t]: tokens
-    always    bool[b, t]: those that sign matching never drops; None where no layer matches signs
+    always    bool[b, t]: those that sign matching never drops
     """
 
     bias: Tensor | None
     valid: Tensor
-    always: Tensor | None
+    always: Tensor
 
 
 @dataclass
@@ -173,11 +172,10 @@ class Student(nn.Module):
 
     def keys(self, batch: Batch) -> Keys:
         """What `layer` and `attention_block` need to know of the batch."""
-        valid, always = batch.mask, None
-        if any(layer.attention_keep for layer in self.spec.layers):
-            always = torch.isin(batch.ids, torch.tensor(self.spec.always_kept, dtype=batch.ids.dtype)) & valid
-            always[:, 0] = True
-        bias = None if bool(valid.all()) else torch.zeros(valid.shape).masked_fill(~valid, MASKED)[:, None, None, :]
+        valid = batch.mask
+        always = torch.isin(batch.ids, torch.tensor(self.spec.always_kept, dtype=batch.ids.dtype)) & valid
+        always[:, 0] = True
+        bias = None if bool(valid.all()) else torch.zeros(valid.shape).masked_fill(~valid, -1e9)[:, None, None, :]
         return Keys(bias, valid, always)
 
     def layer(self, i: int, x: Tensor, keys: Keys) -> Tensor:
@@ -194,7 +192,12 @@ class Student(nn.Module):
             self.linear(f"{at}.{part}", x).view(b, t, layer.num_heads, layer.head_dim).transpose(1, 2)
             for part in ("query", "key", "value")
         )
-        context = _attention(q, k, v, _kept_bias(q, k, layer, keys) if layer.attention_keep else keys.bias)
+        kept = _kept(q, k, layer, keys)
+        if kept is None:
+            context = _attention(q, k, v, keys.bias)
+        else:
+            scale = 1 / math.sqrt(layer.head_dim)
+            context = sign_attention(q, k, v, scale, kept, layer.attention_rest, keys.valid).to(v.dtype)
         if at in self.gates:
             context = context * self.gates[at][:, None, None]
         context = context.transpose(1, 2).reshape(b, t, -1)
@@ -256,15 +259,13 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return torch.matmul(torch.softmax(scores, -1).to(v.dtype), v)
 
 
-def _kept_bias(q: Tensor, k: Tensor, layer: LayerSpec, keys: Keys) -> Tensor | None:
-    """`Keys.bias` with the keys that sign matching drops: f32[b, heads, t, t]."""
+def _kept(q: Tensor, k: Tensor, layer: LayerSpec, keys: Keys) -> Tensor | None:
+    """bool[b, heads, t, t]: what is left of the keys where the layer matches signs; None if it does so nowhere."""
     long = keys.valid.sum(1) >= layer.sign_from
-    if not bool(long.any()):
-        return keys.bias
+    if not layer.attention_keep or not bool(long.any()):
+        return None
     kept = kept_keys(q.detach(), k.detach(), layer.attention_keep, keys.always, valid=keys.valid)
-    # Nobody reads what queries of padding get, but it must be a number.
-    kept |= ~(long[:, None] & keys.valid)[:, None, :, None] & keys.valid[:, None, None, :]
-    return torch.zeros(kept.shape).masked_fill(~kept, MASKED)
+    return kept | (~long[:, None] & keys.valid)[:, None, None, :]
 
 
 def predict(model: Student, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, size: int = 64) -> Any:

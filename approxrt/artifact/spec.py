@@ -93,7 +93,8 @@ class LayerSpec:
     `attention_keep` over 0: sequences of at least `sign_from` tokens are attended by
     sign matching (`approxrt.runtime.reference.kept_keys`), where a query attends to
     the `attention_keep` keys that match its signs best, the first token, itself, and
-    the model's `always_kept` tokens. Shorter ones are attended in full.
+    the model's `always_kept` tokens. Shorter ones are attended in full. With
+    `attention_rest` the keys that are not kept stand as so many keys like the mean.
     """
 
     num_heads: int
@@ -106,6 +107,7 @@ class LayerSpec:
     ffn_up: LinearKind = "f32"
     ffn_down: LinearKind = "f32"
     attention_keep: int = 0
+    attention_rest: bool = False
     sign_from: int = 0
 
     @property
@@ -115,6 +117,10 @@ class LayerSpec:
     @property
     def has_ffn(self) -> bool:
         return self.intermediate_size != 0
+
+
+# What a layer that does not match signs says: with a removed attention block, it must.
+DENSE_ATTENTION: dict[str, Any] = {"attention_keep": 0, "attention_rest": False, "sign_from": 0}
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,8 @@ def _type_faults(spec: ModelSpec) -> list[str]:
                 continue
             for name in _LAYER_SIZES:
                 need(type(getattr(layer, name)) is int, f"model.layers[{i}].{name}", getattr(layer, name), "an integer")
+            rest = layer.attention_rest
+            need(type(rest) is bool, f"model.layers[{i}].attention_rest", rest, "true or false")
             for name in _LAYER_KINDS:
                 need(is_text(getattr(layer, name)), f"model.layers[{i}].{name}", getattr(layer, name), "a string")
     head = spec.head
@@ -252,6 +254,8 @@ def _sign_faults(layer: LayerSpec, where: str) -> Iterator[str]:
     if not keep:
         if start:
             yield f"{where}.sign_from is {show(start)}; it must be 0 where attention_keep is 0"
+        if layer.attention_rest:
+            yield f"{where}.attention_rest is true; it must be false where attention_keep is 0"
         return
     if not layer.num_heads:
         yield f"{where}.attention_keep is {show(keep)}; it must be 0 in a removed block (num_heads is 0)"

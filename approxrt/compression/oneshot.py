@@ -29,8 +29,10 @@ from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import quantize_linear
 from approxrt.approx.recover import Examples
 from approxrt.approx.refit import refit
+from approxrt.approx.sign_attention import with_sign_attention
 from approxrt.approx.structure import Structure, remove, selections
 from approxrt.approx.student import Student
+from approxrt.compression.attention import match_signs
 from approxrt.compression.ramp import TOLERANCE, Ramp
 from approxrt.compression.work import Candidate
 from approxrt.errors import CompressionError
@@ -60,9 +62,12 @@ def one_shot(compression: Compression) -> list[Candidate]:
     baseline, table, options = compression.baseline(), compression.table(), compression.options
     rows = np.random.default_rng([options.seed, 13]).permutation(len(compression.train.ids))[:SENTENCES]
     student = compression.dense()
+    attention = match_signs(compression, student)
     target, limit = _limits(compression, student, baseline)
     bits = (8,) if limit is None else (8, 4)
-    subject = Subject(student, compression.dense(), compression.train, np.sort(rows), options.seed, bits)
+    exact = Student(student.spec, student.tensors())
+    with_sign_attention(exact, {}, ())
+    subject = Subject(student, exact, compression.train, np.sort(rows), options.seed, bits)
     start, lengths = compression.timer(student, {}), [len(text) for text in compression.timed]
     ramp = Ramp(
         subject, table, compression.timer, start, target, table.base_ms, lengths, limit, bits, compression.densities()
@@ -79,7 +84,8 @@ def one_shot(compression: Compression) -> list[Candidate]:
     widths = compression.all_bits(subject.student, ramp.bits_of)
     tensors_of = subject.round(widths)
     stage = {"speedup": options.wanted_speedup, "shrink": options.wanted_shrink}
-    about = {**stage, "recipe": "one-shot", "method": "ours", "cuts": ramp.history, "examples": len(rows)}
+    about: dict[str, object] = {**stage, "recipe": "one-shot", "method": "ours", "cuts": ramp.history}
+    about |= {"examples": len(rows), "attention": attention}
     return [_build(compression, subject.student, widths, tensors_of, about)]
 
 

@@ -140,6 +140,14 @@ class Compression:
         ]
         return ids, [list(row) for row in types]
 
+    def separators(self) -> tuple[int, ...]:
+        """Ids of the tokens that the tokenizer puts around and between texts."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer_json.decode("utf-8"))
+        pair = tokenizer.encode("a", "b")
+        return tuple(sorted({i for i, special in zip(pair.ids, pair.special_tokens_mask, strict=True) if special}))
+
     def elapsed(self) -> float:
         """Seconds that the run has taken, those before an interrupt included."""
         return self.spent + time.monotonic() - self.started

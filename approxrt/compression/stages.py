@@ -21,6 +21,7 @@ from approxrt.approx import build
 from approxrt.approx.recover import Recovery, encoder_linears
 from approxrt.approx.student import Student
 from approxrt.approx.teacher import Teacher
+from approxrt.compression.attention import match_signs
 from approxrt.compression.oneshot import Subject
 from approxrt.compression.ramp import Ramp
 from approxrt.compression.work import Candidate
@@ -62,6 +63,7 @@ class _Stages:
         if done >= len(stages):
             return self.work.candidates()
         table, teacher, student = self.c.table(), self.c.teacher(), self.c.dense()
+        self.attention = match_signs(self.c, student)
         state = self.work.load_state()
         self.c.spent = 0.0 if state is None else float(state["seconds"])
         plan = self.work.read("plan") or self._plan(teacher)
@@ -228,7 +230,7 @@ class _Stages:
             {"approxrt": "candidate"},
             self.c.checkpoint.spec.inputs,
         )
-        return self.c.check(path, about)
+        return self.c.check(path, {**about, "attention": self.attention})
 
 
 class _Pace:

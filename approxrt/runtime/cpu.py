@@ -132,6 +132,7 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
                 "head_dim": l.head_dim,
                 "intermediate_size": l.intermediate_size,
                 "attention_keep": l.attention_keep,
+                "attention_rest": l.attention_rest,
                 "sign_from": l.sign_from,
             }
             for l in spec.layers

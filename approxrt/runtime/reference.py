@@ -157,7 +157,7 @@ class Reference:
         )
         if layer.attention_keep and len(x) >= layer.sign_from:
             kept = kept_keys(q.float(), k.float(), layer.attention_keep, self._always_kept(tokens))
-            y = sign_attention(q, k, v, 1 / math.sqrt(head_dim), kept)
+            y = sign_attention(q, k, v, 1 / math.sqrt(head_dim), kept, layer.attention_rest)
             return y.transpose(0, 1).reshape(len(x), heads * head_dim)
         attend = _attention
         if all(self.linears[f"{name}.{part}"].kind != "f32" for part in ("query", "key", "value")):
@@ -252,10 +252,29 @@ def kept_keys(
     return torch.where(allowed.sum(-1, keepdim=True) <= keep, allowed, (forced & allowed) | chosen)
 
 
-def sign_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, kept: torch.Tensor) -> torch.Tensor:
-    """softmax(scale q k^T) v over the `kept_keys` alone; [..., heads, queries, d]. A query that keeps none: zeros."""
+def sign_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    kept: torch.Tensor,
+    rest: bool = False,
+    valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """softmax(scale q k^T) v over the `kept_keys` alone; [..., heads, queries, d]. A query that keeps none: zeros.
+
+    With `rest`, the r keys that a query does not keep stand as r keys like the mean of all: one more score, scale
+    q.mean(k) + log r, with the mean value. `valid` (bool[..., n]): what there is to keep; None: all keys.
+    """
     k, v = (x.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3) for x in (k, v))
     scores = (scale * (q @ k.transpose(-1, -2))).masked_fill(~kept, -math.inf)
+    if rest:
+        real = torch.ones(k.shape[-2], dtype=torch.bool) if valid is None else valid
+        real = real[..., None, :, None].to(q.dtype)
+        mean_k, mean_v = ((x * real).sum(-2, keepdim=True) / real.sum(-2, keepdim=True) for x in (k, v))
+        left = real.sum(-2, keepdim=True) - kept.sum(-1, keepdim=True)
+        scores = torch.cat([scores, scale * (q @ mean_k.transpose(-1, -2)) + torch.log(left)], dim=-1)
+        v = torch.cat([v, mean_v], dim=-2)
     return torch.nan_to_num(torch.softmax(scores, dim=-1)) @ v
 
 

@@ -7,7 +7,7 @@ namespace {
 
 py::tuple sign_attention(const py::array& q_any, const py::array& k_any, const py::array& v_any, float scale,
                          int32_t keep, const std::string& isa, const py::object& always_any, bool causal,
-                         int32_t offset, int32_t window, const py::object& planes_any) {
+                         int32_t offset, int32_t window, const py::object& planes_any, bool rest) {
     auto q = typed<float>(q_any, 2, "q"), k = typed<float>(k_any, 2, "k"), v = typed<float>(v_any, 2, "v");
     const auto queries = static_cast<int32_t>(q.shape(0));
     const auto n = static_cast<int32_t>(k.shape(0)), d = static_cast<int32_t>(k.shape(1));
@@ -16,6 +16,8 @@ py::tuple sign_attention(const py::array& q_any, const py::array& k_any, const p
     expect(keep > 0 && window > 0, "keep and window must be positive");
     expect(0 <= offset && queries <= n - offset,
            "each query needs a key of its own: offset + queries must be at most n");
+    expect(!rest || !causal || (queries == 1 && offset == n - 1),
+           "the rest has a mean for all queries alike: not causal, or the last position alone");
     Array<uint64_t> always, planes;
     if (!always_any.is_none()) {
         always = typed<uint64_t>(always_any, 1, "always");
@@ -41,6 +43,7 @@ py::tuple sign_attention(const py::array& q_any, const py::array& k_any, const p
     s.causal = causal;
     s.offset = offset;
     s.window = window;
+    s.rest = rest;
     s.planes = planes_any.is_none() ? nullptr : planes.data();
     s.kept = kept.mutable_data();
     {
@@ -65,7 +68,7 @@ Array<uint64_t> sign_planes(const py::array& keys_any) {
 void bind_sign_attention(py::module_& module) {
     module.def("sign_attention", &sign_attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"),
                py::arg("keep"), py::arg("isa") = "", py::arg("always") = py::none(), py::arg("causal") = false,
-               py::arg("offset") = 0, py::arg("window") = 16, py::arg("planes") = py::none(),
+               py::arg("offset") = 0, py::arg("window") = 16, py::arg("planes") = py::none(), py::arg("rest") = false,
                "(out f32[queries, d], kept u64[queries, words]: bits over keys).");
     module.def("sign_planes", &sign_planes, py::arg("keys"),
                "Signs of f32[n, d] as sign_attention reads them, written a key at a time as beside a cache.");

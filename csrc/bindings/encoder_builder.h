@@ -40,6 +40,7 @@ class Builder : public LinearBuilder {
             EncoderLayer& layer = m.layers[i];
             layer.num_heads = heads, layer.head_dim = dim, layer.intermediate = inner;
             layer.keep = number(l, "attention_keep"), layer.sign_from = number(l, "sign_from");
+            layer.rest = l["attention_rest"].cast<bool>();
             if (heads) {
                 expect(!layer.keep || (dim <= kMostSignDim && layer.sign_from > layer.keep),
                        at + ": sign matching needs heads of at most " + std::to_string(kMostSignDim) +

@@ -50,7 +50,8 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
     const int64_t most =
         std::min(std::max(tokens, sequences), team == 1 ? tuning.block_tokens : tuning.team_block_tokens);
     const auto rows = static_cast<int32_t>(few ? tokens : round_up(most, k.layout.mr));
-    int64_t inputs = std::max(m.hidden, m.embeddings.width), wide = 0, together = 0, inner = 0, attention = 0, always = 0;
+    int64_t inputs = std::max(m.hidden, m.embeddings.width), wide = 0, together = 0, inner = 0, attention = 0,
+            always = 0;
     for (const EncoderLayer& layer : m.layers) {
         if (layer.intermediate) {
             inputs = std::max<int64_t>(inputs, layer.down.k());
@@ -204,7 +205,7 @@ void GroupPass::attend(const EncoderLayer& layer, int32_t head_begin, int32_t he
             a.query_end = first_only ? 1 : a.n;
             a.out = attended + row * a.ldo + head * d;
             if (sign)
-                k_.sign_attention({a, layer.keep, always, false, 0, 0, nullptr, nullptr});
+                k_.sign_attention({a, layer.keep, always, false, 0, 0, layer.rest, nullptr, nullptr});
             else
                 (int16 ? k_.attention_int16 : k_.attention)(a);
         }

@@ -22,6 +22,7 @@ struct EncoderLayer {
     // Sequences of at least `sign_from` tokens are attended by sign matching, a query to its `keep` best keys and those
     // of `EncoderModel::always_kept`. keep 0: none are.
     int32_t keep, sign_from;
+    bool rest;  // SignAttentionArgs::rest
     Linear query, key, value, output, up, down;
     Norm attention_norm, ffn_norm;
 };

@@ -69,10 +69,5 @@ inline uint64_t lowest_set(uint64_t bits, int count) {
     return bits ^ others;
 }
 
-// Writes base + the index of every set bit, ascending.
-inline void indices_of(uint64_t bits, int32_t base, int32_t* out) {
-    for (; bits; bits &= bits - 1) *out++ = base + __builtin_ctzll(bits);
-}
-
 }  // namespace
 }  // namespace approxrt

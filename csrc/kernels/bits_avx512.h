@@ -73,18 +73,5 @@ inline uint64_t lowest_set(uint64_t bits, int count) {
     return count < 64 ? _pdep_u64((1ull << count) - 1, bits) : bits;
 }
 
-// Writes base + the index of every set bit, ascending. Up to 15 values behind may be overwritten.
-inline void indices_of(uint64_t bits, int32_t base, int32_t* out) {
-    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-#pragma GCC unroll 4
-    for (int piece = 0; piece < 4; ++piece) {
-        // How many come before does not wait for the pieces before.
-        const int before = __builtin_popcountll(bits & ((1ull << (16 * piece)) - 1));
-        const __m512i index = _mm512_add_epi32(count, _mm512_set1_epi32(base + 16 * piece));
-        _mm512_storeu_si512(out + before,
-                            _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits >> (16 * piece)), index));
-    }
-}
-
 }  // namespace
 }  // namespace approxrt

@@ -20,15 +20,16 @@ constexpr int kTogether = 4;
 
 struct SignQuery {
     const SignAttentionArgs* s;
-    int32_t d8, bits;        // planes of a block; bits of a count
-    int64_t words;           // of a set of keys
-    const uint64_t* planes;  // [words / 8][d8][8]
-    uint64_t* counts;        // [words / Bits::kWords][bits][Bits::kWords]
-    uint64_t *rest, *kept;   // [words]: keys to select from; those that are kept
-    int32_t* signs;          // [d8]: 0 or -1
-    int32_t* indices;        // kept keys, ascending
-    float* scores;           // of the kept keys
-    float* q;                // [head_dim]
+    int32_t d8, bits;              // planes of a block; bits of a count
+    int64_t words;                 // of a set of keys
+    const uint64_t* planes;        // [words / 8][d8][8]
+    uint64_t* counts;              // [words / Bits::kWords][bits][Bits::kWords]
+    uint64_t *rest, *kept;         // [words]: keys to select from; those that are kept
+    int32_t* signs;                // [d8]: 0 or -1
+    int32_t* indices;              // kept keys, ascending
+    float* scores;                 // of the kept keys
+    float* q;                      // [head_dim]
+    float *mean_key, *mean_value;  // [head_dim] of all keys, where the rest has a part
 };
 
 inline void full_add(Bits a, Bits b, Bits c, Bits& sum, Bits& carry) {
@@ -187,6 +188,29 @@ inline bool prepare(const SignQuery& b, int32_t i) {
     return true;
 }
 
+// Writes the kept keys to `indices`, ascending, and returns how many they are; up to 7 values behind are overwritten.
+// No branch depends on how many bits a word has, as long as they are few: mispredicted ones would cost more than
+// writing eight indices.
+inline int32_t list_kept(const SignQuery& b) {
+    int32_t count = 0;
+    for (int64_t first = 0; first < b.words; first += 64) {
+        const int64_t end = b.words - first < 64 ? b.words - first : 64;
+        uint64_t filled = 0;
+        for (int64_t w = 0; w < end; ++w) filled |= static_cast<uint64_t>(b.kept[first + w] != 0) << w;
+        for (; filled; filled &= filled - 1) {
+            const int64_t word = first + __builtin_ctzll(filled);
+            uint64_t bits = b.kept[word];
+            int32_t* out = b.indices + count;
+            count += __builtin_popcountll(bits);
+            for (; bits; out += 8)
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; ++i, bits &= bits - 1)
+                    out[i] = static_cast<int32_t>(64 * word) + __builtin_ctzll(bits | 1ull << 63);
+        }
+    }
+    return count;
+}
+
 // Scores of `count` kept keys, in whole vectors; what is behind `count` is of no meaning. kStrips: head_dim / 16, or 0
 // for any other head_dim.
 template <int kStrips>
@@ -255,6 +279,37 @@ inline void sum_values(const SignQuery& b, int32_t count, float unit, float* out
     }
 }
 
+// body(column, columns) for the head's columns, a vector at a time.
+template <class Body>
+inline void each_vec(int32_t d, const Body& body) {
+    for (int32_t c = 0; c < d; c += Vec::kWidth) body(c, d - c < Vec::kWidth ? d - c : Vec::kWidth);
+}
+
+inline void add_scaled(const float* x, float factor, int32_t d, float* out) {
+    each_vec(d,
+             [&](int32_t c, int n) { store_n(out + c, fma(load_n(x + c, n), set1(factor), load_n(out + c, n)), n); });
+}
+
+inline void column_means(const float* x, const AttentionArgs& a, float* mean) {
+    each_vec(a.head_dim, [&](int32_t c, int n) {
+        const float* from = x + c / 16 * a.strip + c % 16;
+        Vec even = zero(), uneven = zero();
+        for (int32_t j = 0; j + 1 < a.n; j += 2) {
+            even = add(even, load_n(from + j * a.ld, n));
+            uneven = add(uneven, load_n(from + (j + 1) * a.ld, n));
+        }
+        if (a.n % 2) even = add(even, load_n(from + (a.n - 1) * a.ld, n));
+        store_n(mean + c, mul(add(even, uneven), set1(1.0f / static_cast<float>(a.n))), n);
+    });
+}
+
+// What `count` keys like the mean score, before it is scaled.
+inline float score_rest(const SignQuery& b, int32_t count) {
+    Vec sum = zero();
+    each_vec(b.s->a.head_dim, [&](int32_t c, int n) { sum = fma(load_n(b.q + c, n), load_n(b.mean_key + c, n), sum); });
+    return reduce_add(sum) + __builtin_logf(static_cast<float>(count)) / b.s->a.scale;
+}
+
 // Queries first .. first + rows - 1 over their kept keys. Stage by stage: a stage of one query does not wait for that
 // of another, while the stages of one do.
 template <int kStrips>
@@ -263,20 +318,24 @@ inline void attend_kept(const SignQuery* b, int32_t first, int rows) {
     int32_t count[kTogether] = {};
     float inverse[kTogether];
     for (int r = 0; r < rows; ++r) {
-        for (int64_t w = 0; w < b[r].words; ++w) {
-            if (!b[r].kept[w]) continue;
-            indices_of(b[r].kept[w], static_cast<int32_t>(64 * w), b[r].indices + count[r]);
-            count[r] += __builtin_popcountll(b[r].kept[w]);
-        }
+        count[r] = list_kept(b[r]);
         // Keys that fill the last vector: any that exist, with weight 0.
         for (int32_t j = count[r]; j < count[r] + 16; ++j) b[r].indices[j] = 0;
     }
     for (int r = 0; r < rows; ++r) score_keys<kStrips>(b[r], count[r]);
+    float rest[kTogether] = {};
     for (int r = 0; r < rows; ++r) {
-        softmax({b[r].scores, 0, 1, count[r], a.scale, inverse + r});
+        const bool some = b->s->rest && count[r] < a.n;
+        if (some) b[r].scores[count[r]] = score_rest(b[r], a.n - count[r]);
+        softmax({b[r].scores, 0, 1, count[r] + some, a.scale, inverse + r});
+        if (some) rest[r] = b[r].scores[count[r]];
         b[r].scores[count[r]] = 0.0f;
     }
-    for (int r = 0; r < rows; ++r) sum_values<kStrips>(b[r], count[r], inverse[r], a.out + (first + r) * a.ldo);
+    for (int r = 0; r < rows; ++r) {
+        float* out = a.out + (first + r) * a.ldo;
+        sum_values<kStrips>(b[r], count[r], inverse[r], out);
+        if (rest[r] > 0.0f) add_scaled(b->mean_value, rest[r] * inverse[r], a.head_dim, out);
+    }
 }
 
 // Signs of all keys as planes; `bytes` holds [d8 / 8][64].
@@ -313,10 +372,16 @@ inline void sign_attention(const SignAttentionArgs& s) {
     auto* indices = reinterpret_cast<int32_t*>(sets + kTogether * 10 * b[0].words);
     auto* scores = reinterpret_cast<float*>(indices + kTogether * most);
     float* q = scores + kTogether * most;
-    b[0].signs = reinterpret_cast<int32_t*>(q + kTogether * d16);
+    b[0].mean_key = q + kTogether * d16;
+    b[0].mean_value = b[0].mean_key + d16;
+    b[0].signs = reinterpret_cast<int32_t*>(b[0].mean_value + d16);
     auto* bytes = reinterpret_cast<uint8_t*>(b[0].signs + d16);
     if (!s.planes) pack_signs(a, b[0].d8, bytes, planes);
     b[0].planes = s.planes ? s.planes : planes;
+    if (s.rest) {
+        column_means(a.k, a, b[0].mean_key);
+        column_means(a.v, a, b[0].mean_value);
+    }
     for (int r = 0; r < kTogether; ++r, sets += 10 * b[0].words) {
         b[r] = b[0];
         b[r].counts = sets;

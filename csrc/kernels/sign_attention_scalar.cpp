@@ -23,6 +23,14 @@ void sign_attention_scalar(const SignAttentionArgs& s) {
     auto* kept = reinterpret_cast<int32_t*>(a.scratch);  // [n]
     int32_t* matches = kept + a.n;                       // [n]; -1: kept already
     auto* p = reinterpret_cast<float*>(matches + a.n);   // [n], of the kept keys
+    float *mean_key = p + a.n, *mean_value = mean_key + a.head_dim;
+    for (int32_t c = 0; c < a.head_dim && s.rest; ++c) {
+        mean_key[c] = mean_value[c] = 0.0f;
+        for (int32_t j = 0; j < a.n; ++j) {
+            mean_key[c] += a.k[at(j, c, a.ld, a.strip)] / static_cast<float>(a.n);
+            mean_value[c] += a.v[at(j, c, a.ld, a.strip)] / static_cast<float>(a.n);
+        }
+    }
     for (int32_t i = a.query_begin; i < a.query_end; ++i) {
         const int32_t own = s.offset + i, valid = s.causal ? own + 1 : a.n;
         int32_t best[kSignBlock] = {};  // best[m]: how many keys match in m signs
@@ -41,18 +49,28 @@ void sign_attention_scalar(const SignAttentionArgs& s) {
             if (!kept[j]) kept[j] = matches[j] > threshold || (matches[j] == threshold && left-- > 0);
         }
 
-        float max = -INFINITY, sum = 0.0f;
+        float max = -INFINITY, sum = 0.0f, rest = 0.0f;
+        int32_t gone = 0;
         for (int32_t j = 0; j < valid; ++j) {
-            if (!kept[j]) continue;
+            if (!kept[j]) {
+                ++gone;
+                continue;
+            }
             float score = 0.0f;
             for (int32_t c = 0; c < a.head_dim; ++c)
                 score += a.q[at(i, c, a.ldq, a.q_strip)] * a.k[at(j, c, a.ld, a.strip)];
             p[j] = score;
             max = score > max ? score : max;
         }
+        if (s.rest && gone) {
+            float score = std::log(static_cast<float>(gone)) / a.scale;
+            for (int32_t c = 0; c < a.head_dim; ++c) score += a.q[at(i, c, a.ldq, a.q_strip)] * mean_key[c];
+            max = score > max ? score : max;
+            sum = rest = std::exp(a.scale * (score - max));
+        }
         for (int32_t j = 0; j < valid; ++j) sum += p[j] = kept[j] ? std::exp(a.scale * (p[j] - max)) : 0.0f;
         for (int32_t c = 0; c < a.head_dim; ++c) {
-            float o = 0.0f;
+            float o = rest > 0.0f ? rest * mean_value[c] : 0.0f;
             for (int32_t j = 0; j < valid; ++j)
                 if (kept[j]) o += p[j] * a.v[at(j, c, a.ld, a.strip)];
             a.out[i * a.ldo + c] = o / sum;
