@@ -28,6 +28,21 @@ TILE_FIELDS = 5
 
 
 @triton.jit
+def attend(q, k, v, valid, best, total, out, scale_log2):
+    """One block of keys k [d, keys], v [keys, d] taken into a running softmax: (best, total, out) afterwards.
+
+    Every query must have a valid key in the first block that it sees, so that `best` is finite from then on.
+    """
+    scores = tl.where(valid, tl.dot(q, k) * scale_log2, float("-inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1))
+    p = tl.exp2(scores - higher[:, None])
+    shrink = tl.exp2(best - higher)
+    total = total * shrink + tl.sum(p, axis=1)
+    out = tl.dot(p.to(v.dtype), v, out * shrink[:, None])
+    return higher, total, out
+
+
+@triton.jit
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, tiles_ptr, ldq, ldk, ldv, ldo, scale_log2,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr,
@@ -59,18 +74,10 @@ def attention_kernel(
         left = end - start
         k = tl.load(k_at, mask=(js[None, :] < left) & (dims[:, None] < HEAD_DIM), other=0.0)
         v = tl.load(v_at, mask=(js[:, None] < left) & (dims[None, :] < HEAD_DIM), other=0.0)
-        scores = tl.dot(q, k) * scale_log2
         valid = js[None, :] < left
         if CAUSAL:
             valid = valid & (start + js[None, :] <= (position + rows)[:, None])
-        scores = tl.where(valid, scores, float("-inf"))
-        # The first block holds a valid key for every query, so `best` is finite from then on.
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        p = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(p, axis=1)
-        out = tl.dot(p.to(v.dtype), v, out * shrink[:, None])
-        best = higher
+        best, total, out = attend(q, k, v, valid, best, total, out, scale_log2)
         k_at += KEYS * ldk
         v_at += KEYS * ldv
     out = out / tl.where(total > 0.0, total, 1.0)[:, None]

@@ -116,6 +116,44 @@ def gemm_cases() -> Iterator[Case]:
         )
 
 
+def sign_cases() -> Iterator[Case]:
+    """Sign-matching attention of sequences of up to 16,384 tokens."""
+    from approxrt.kernels import sign_attention
+
+    table = {"tiles_ptr": "*i32"}
+    heads = {"HEAD_DIM": 64, "BLOCK_D": 64, "HEADS": 12}
+    yield Case(
+        "sign_attention summarize",
+        sign_attention.summarize_kernel,
+        {"k_ptr": "*fp16", "ids_ptr": "*i32", "always_ptr": "*i32", "sums_ptr": "*i8", "forced_ptr": "*i32"}
+        | table | integers("ldk"),
+        heads | {"ALWAYS": 2},
+        num_stages=1,
+    )  # fmt: skip
+    choice = {"GROUP": 1, "KV_HEADS": 12, "CAUSAL": False, "MAX_TILES": 256}
+    lists = {"lists_ptr": "*i32", "counts_ptr": "*i32"}
+    yield Case(
+        "sign_attention select",
+        sign_attention.select_kernel,
+        {"q_ptr": "*fp16", "sums_ptr": "*i8", "forced_ptr": "*i32", "scores_ptr": "*i32"}
+        | table | lists | integers("ldq", "keep", "dense_below"),
+        heads | choice,
+        num_stages=2,
+        mma=INT8_MMA,
+        unaligned=frozenset({"keep", "dense_below"}),
+    )  # fmt: skip
+    yield Case(
+        "sign_attention d=64",
+        sign_attention.sign_attention_kernel,
+        dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), "*fp16") | table | lists
+        | {"means_ptr": "*fp32", "sequences_ptr": "*i32", "scale_log2": "fp32"}
+        | integers("ldq", "ldk", "ldv", "ldm", "ldo"),
+        heads | choice | {"REST": True},
+        num_stages=4,
+        mma=HALF_MMA,
+    )  # fmt: skip
+
+
 def cases() -> Iterator[Case]:
     """What the runtime launches for BERT-base, MiniLM and SmolLM2."""
     from approxrt.kernels import attention, embedding, gemm_f32, launch, layer_norm, pooling, quantize_rows
@@ -136,6 +174,7 @@ def cases() -> Iterator[Case]:
                 config.num_stages,
                 HALF_MMA,
             )  # fmt: skip
+    yield from sign_cases()
     for width in (384, 768, 3072):
         config = launch.row_rule(width)
         yield Case(

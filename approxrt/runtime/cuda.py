@@ -73,6 +73,7 @@ class CudaEngine:
         self.device = torch.device(device)
         self._encoder = GpuEncoder(artifact.spec, artifact.tensors, self.device)
         self._head_dims = [layer.head_dim for layer in self.spec.layers if layer.has_attention]
+        self._matches_signs = any(layer.attention_keep for layer in self.spec.layers)
         self._lock = threading.Lock()
         self._graphs = self._no_graphs()
         self._slots = [_Slot(self.device), _Slot(self.device)]
@@ -155,7 +156,10 @@ class CudaEngine:
     def _block_m(self, tokens: int) -> int:
         """Queries of an attention tile: one size for all layers, since they share the table of tiles."""
         from approxrt.kernels.launch import attention_rule
+        from approxrt.kernels.sign_attention import TILE
 
+        if self._matches_signs:
+            return TILE
         return attention_rule(tokens, max(self._head_dims, default=64))["BLOCK_M"]
 
     def _start(self, slot: _Slot, ids: list[np.ndarray], types: list[np.ndarray] | None, output: str) -> None:

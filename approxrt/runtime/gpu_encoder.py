@@ -6,6 +6,9 @@ CUDA graph that is the graph's own pool.
 
 A layer of int8 linears is nine launches: query-key-value as one product, attention, quantise, output with the
 residual, norm and quantise, up with its activation, quantise, down with the residual, norm and quantise.
+
+Layers that match signs choose tiles of 64 keys, at least as many keys as the layer says (kernels/sign_attention.py):
+a CPU chooses single keys, so that their answers differ a little more than by rounding.
 """
 
 from __future__ import annotations
@@ -22,8 +25,11 @@ from approxrt.artifact.spec import LayerSpec, ModelSpec
 from approxrt.kernels.attention import attention
 from approxrt.kernels.embedding import WordTable, embedding
 from approxrt.kernels.epilogue import Workspace
+from approxrt.kernels.launch import ceil_div, next_power_of_2
 from approxrt.kernels.layer_norm import layer_norm
 from approxrt.kernels.pooling import pooling
+from approxrt.kernels.sign_attention import TILE as SIGN_TILE
+from approxrt.kernels.sign_attention import sign_attention
 from approxrt.runtime.gpu_linear import Activations, DeviceLinear, apply, build_linear, quantized_like
 from approxrt.runtime.gpu_plan import PassViews
 
@@ -68,6 +74,8 @@ class GpuEncoder:
         self.types = self._put("embeddings.token_type.weight") if spec.type_vocab_size else None
         self.embedding_norm = self._norm("embeddings.norm")
         self.projection = self._linear("embeddings.projection") if spec.has_projection else None
+        kept = spec.always_kept
+        self.always_kept = torch.tensor(kept, dtype=torch.int32, device=device) if kept else None
         self.layers = [self._layer(i, layer) for i, layer in enumerate(spec.layers)]
         self.dense = self._linear("head.dense") if spec.head.dense_features is not None else None
         self.out = self._linear("head.out") if spec.labels else None
@@ -128,11 +136,33 @@ class GpuEncoder:
         inner = spec.num_heads * spec.head_dim
         qkv, attended = self._empty(tokens, 3 * inner), self._empty(tokens, inner)
         apply(layer.qkv, x, qkv)
-        q, k, v = qkv.split(inner, dim=1)
-        attention(q, k, v, attended, batch.tiles, block_m, spec.head_dim, 1 / math.sqrt(spec.head_dim))
+        self._attend(spec, qkv, attended, batch, block_m)
         y = self._empty(tokens, self.spec.hidden_size)
         apply(layer.output, Activations(attended), y, residual=x.rows)
         return self._normalize(y, layer.attention_norm, None, consumer)
+
+    def _attend(
+        self, spec: LayerSpec, qkv: torch.Tensor, attended: torch.Tensor, batch: PassViews, block_m: int
+    ) -> None:
+        inner, scale = attended.shape[1], 1 / math.sqrt(spec.head_dim)
+        q, k, v = qkv.split(inner, dim=1)
+        if not spec.attention_keep:
+            attention(q, k, v, attended, batch.tiles, block_m, spec.head_dim, scale)
+            return
+        assert block_m == SIGN_TILE
+        rest = None
+        if spec.attention_rest:
+            means = torch.empty(batch.cu_seqlens.shape[0] - 1, 2 * inner, device=self.device)
+            pooling(qkv[:, inner:], batch.cu_seqlens, means, mean=True)
+            owners = (
+                torch.searchsorted(batch.cu_seqlens, batch.tiles[:, 2].contiguous(), right=True, out_int32=True) - 1
+            )
+            rest = means, owners
+        sign_attention(
+            q, k, v, attended, batch.tiles, batch.ids, spec.head_dim, scale,
+            ceil_div(spec.attention_keep, SIGN_TILE), next_power_of_2(ceil_div(self.spec.max_positions, SIGN_TILE)),
+            dense_below=spec.sign_from, always=self.always_kept, rest=rest,
+        )  # fmt: skip
 
     def _ffn_block(self, layer: Layer, x: Activations, consumer: DeviceLinear | None) -> Activations:
         if layer.up is None or layer.down is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -68,17 +69,17 @@ def attention_tiles(lengths: Sequence[int], block_m: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PassViews:
-    """The parts of a pass's block of int32; arrays of numpy or tensors, views of one block."""
+    """The parts of a pass's block of int32: views of one array of numpy or one tensor."""
 
-    ids: np.ndarray
-    positions: np.ndarray
-    types: np.ndarray
-    cu_seqlens: np.ndarray
-    tiles: np.ndarray
+    ids: Any
+    positions: Any
+    types: Any
+    cu_seqlens: Any
+    tiles: Any
 
     @staticmethod
-    def of(block: np.ndarray, bucket: Bucket) -> PassViews:
-        """Views of `block` [bucket.integers]; also of a torch tensor."""
+    def of(block: Any, bucket: Bucket) -> PassViews:
+        """Views of `block` [bucket.integers]."""
         tokens = bucket.tokens
         at = 3 * tokens + bucket.sequences + 1
         return PassViews(

@@ -84,6 +84,34 @@ def attention(setting: common.Setting, batch: int, n: int, heads: int, d: int, c
     return {"times": times, "ratios": common.ratios(times, "attention")}
 
 
+def sign_attention(setting: common.Setting, n: int, heads: int, d: int, share: float) -> dict[str, Any]:
+    """Sign matching over tiles of 64 keys, keeping a share of them, beside full attention of both kinds."""
+    import torch
+
+    from approxrt.kernels.launch import ceil_div, next_power_of_2
+    from approxrt.kernels.sign_attention import TILE
+    from approxrt.kernels.sign_attention import sign_attention as ours
+    from approxrt.runtime.gpu_plan import attention_tiles
+
+    qkv = torch.randn(n, 3 * heads * d, device=setting.device).half()
+    q, k, v = qkv.split(heads * d, 1)
+    out = torch.empty(n, heads * d, device=setting.device).half()
+    tiles = torch.tensor(attention_tiles([n], TILE), device=setting.device)
+    ids = torch.zeros(n, dtype=torch.int32, device=setting.device)
+    count = ceil_div(n, TILE)
+    keep, most = max(1, round(share * count)), next_power_of_2(count)
+    other = [x.reshape(1, n, heads, d).transpose(1, 2).contiguous() for x in (q, k, v)]
+    times = common.device_times(
+        setting,
+        {
+            "sign_attention": lambda: ours(q, k, v, out, tiles, ids, d, 1 / math.sqrt(d), keep, most),
+            "torch SDPA": lambda: torch.nn.functional.scaled_dot_product_attention(*other),
+        },
+        repeat=5,
+    )
+    return {"keep": keep, "of": count, "times": times, "ratios": common.ratios(times, "sign_attention")}
+
+
 def norm(setting: common.Setting, m: int, width: int) -> dict[str, Any]:
     """Add, norm and quantise in one pass beside torch's add and layer_norm in bf16."""
     import torch
@@ -150,6 +178,8 @@ def main() -> None:
             f"attention {batch}x{n} heads={heads} d={d} causal={causal}",
             lambda a=(batch, n, heads, d, causal): attention(setting, *a),
         )
+    for n, share in [(150, 0.3)] if smoke else [(4096, 0.25), (4096, 0.1), (16384, 0.1), (16384, 0.05)]:
+        rows.attempt(f"sign attention n={n} keep={share}", lambda n=n, s=share: sign_attention(setting, n, 12, 64, s))
     for m, width in [(5, 64)] if smoke else [(4096, 768), (4096, 384), (128, 768)]:
         rows.attempt(f"norm {m}x{width}", lambda m=m, width=width: norm(setting, m, width))
     for n, k in [(40, 100)] if smoke else [(1536, 576), (576, 1536), (49152, 576)]:

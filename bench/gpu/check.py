@@ -136,6 +136,36 @@ def check_attention(setting: common.Setting, lengths: list[int], heads: int, d: 
     return {"ok": True, "worst": worst}
 
 
+def check_sign_attention(setting: common.Setting, lengths: list[int], heads: int, d: int, keep: int) -> dict[str, Any]:
+    """The kept tiles' number and the output, against the reference."""
+    import torch
+
+    from approxrt.kernels.launch import ceil_div, next_power_of_2
+    from approxrt.kernels.sign_attention import TILE, sign_attention
+    from approxrt.runtime.gpu_plan import attention_tiles
+    from approxrt.runtime.reference import kept_keys_by_tiles
+    from approxrt.runtime.reference import sign_attention as formula
+
+    generator = torch.Generator(setting.device).manual_seed(0)
+    total = sum(lengths)
+    qkv = torch.randn(total, 3 * heads * d, generator=generator, device=setting.device).half()
+    q, k, v = qkv.split(heads * d, 1)
+    out = torch.full((total, heads * d), 77.0, device=setting.device).half()
+    tiles = torch.tensor(attention_tiles(lengths, TILE), device=setting.device)
+    ids = torch.zeros(total, dtype=torch.int32, device=setting.device)
+    most = next_power_of_2(max(ceil_div(n, TILE) for n in lengths))
+    sign_attention(q, k, v, out, tiles, ids, d, 1 / math.sqrt(d), keep, most)
+    worst, start = 0.0, 0
+    for n in lengths:
+        part = [x[start : start + n].cpu().double().reshape(n, heads, d).transpose(0, 1) for x in (q, k, v)]
+        want = formula(*part, 1 / math.sqrt(d), kept_keys_by_tiles(part[0], part[1], keep)).transpose(0, 1)
+        worst = max(worst, (out[start : start + n].cpu().double() - want.reshape(n, -1)).abs().max().item())
+        start += n
+    if not worst <= 6 * 2**-10:
+        raise AssertionError(f"sign_attention is off by {worst}: other tiles were kept, or it is wrong")
+    return {"ok": True, "worst": worst}
+
+
 def check_encoder(setting: common.Setting, hidden: int, ffn: int, layers: int, density: float) -> dict[str, Any]:
     """Logits against the reference; graphs against launches; a sequence alone and in a batch, bit for bit."""
     from subjects import random_encoder
@@ -188,6 +218,8 @@ def main() -> None:
                 f"attention d={d} causal={causal}",
                 lambda d=d, causal=causal, lengths=lengths: check_attention(setting, lengths, 2, d, causal),
             )
+    lengths = [200] if setting.smoke else [2000, 100, 700]
+    rows.attempt("sign attention", lambda: check_sign_attention(setting, lengths, 2, 64, 1 if setting.smoke else 5))
     for density in (1.0, 0.25):
         sizes = (128, 128, 1) if setting.smoke else (384, 1536, 6)
         rows.attempt(

@@ -21,6 +21,7 @@ from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import quantize_model
 from approxrt.artifact.spec import LINEAR_KINDS, HeadSpec, LayerSpec, ModelSpec
 from approxrt.errors import TargetWarning
+from approxrt.runtime import reference
 from approxrt.runtime.cpu import CpuEngine
 from approxrt.runtime.cuda import CudaEngine
 from approxrt.runtime.reference import Reference
@@ -144,3 +145,29 @@ def test_scattered_tiles_run_dense_with_a_warning() -> None:
     with pytest.warns(TargetWarning, match=r"executes 3\.\d products for each one stored.*--target cuda"):
         engine = CudaEngine(Weights(*quantize_model(spec, tensors, 8, prune_tiles(spec, tensors, 0.3))), DEVICE)
     assert engine.info()["kernels"]["layers.0.ffn.up"]["kernel"] == "gemm_int8"
+
+
+def test_sign_matching_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long sequence matches signs, a short one beside it is attended in full; the reference chooses tiles, too."""
+    layer = LayerSpec(1, 32, 64, *["s8"] * 6, attention_keep=60, attention_rest=True, sign_from=200)
+    weights = model("s8", hidden=32, layers=(layer,), max_positions=400, max_length=400, always_kept=(3,))
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(4, 30, 330).tolist(), rng.integers(4, 30, 150).tolist()]
+    ids[0][200] = 3
+
+    def by_tiles(q, k, keep, always):
+        return reference.kept_keys_by_tiles(q, k, -(-keep // 64), always)
+
+    monkeypatch.setattr(reference, "kept_keys", by_tiles)
+    truth = Reference(weights.spec, weights.tensors)
+    got = CudaEngine(weights, DEVICE).hidden(ids[0])
+    want = truth.hidden(ids[0]).numpy()
+    # The bound of this file, with the effect of quantising measured here in the same way: about 1 % of the states.
+    assert np.sqrt(np.mean((got - want) ** 2)) <= 0.02 * np.sqrt(np.mean(want**2))
+    monkeypatch.setattr(reference, "kept_keys", lambda q, k, keep, always: torch.ones(1, q.shape[1], q.shape[1]).bool())
+    full = truth.hidden(ids[0]).numpy()
+    assert np.sqrt(np.mean((full - want) ** 2)) > 2 * np.sqrt(np.mean((got - want) ** 2)), "tiles were left out"
+    pair = CudaEngine(weights, DEVICE).forward(ids, None, "pooled")
+    np.testing.assert_array_equal(pair[1], CudaEngine(weights, DEVICE).forward(ids[1:], None, "pooled")[0])
+    short = truth.pooled(ids[1]).numpy()
+    assert np.sqrt(np.mean((pair[1] - short) ** 2)) <= 0.02 * np.sqrt(np.mean(short**2))
