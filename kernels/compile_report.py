@@ -82,7 +82,7 @@ def gemm_cases() -> Iterator[Case]:
             True,
         )
     for m in (128, 4096):
-        for block_n, block_k in BLOCKS:
+        for block_n, block_k in BLOCKS if m == 4096 else ((64, 64),):
             config = launch.gemm_bsr_rule(m, block_n, block_k)
             yield case(
                 f"gemm_bsr_int8 m={m} {block_n}x{block_k}",
@@ -154,6 +154,49 @@ def sign_cases() -> Iterator[Case]:
     )  # fmt: skip
 
 
+def decoder_cases() -> Iterator[Case]:
+    """What a decoder has besides, in the sizes of SmolLM2-135M."""
+    from approxrt.kernels import cached_attention, gated, launch, rope
+
+    yield Case(
+        "rope",
+        rope.rope_kernel,
+        {"qkv_ptr": "*fp16", "cache_ptr": "*fp16", "positions_ptr": "*i32", "slots_ptr": "*i32"}
+        | floats("cos_ptr", "sin_ptr") | integers("ldq", "ldc"),
+        {"ROPE": True, "HEADS": 9, "KV_HEADS": 3, "HEAD_DIM": 64, "BLOCK_H": 16, "BLOCK_D": 32},
+        num_stages=1,
+    )  # fmt: skip
+    config = launch.row_rule(1536)
+    yield Case(
+        "gated 1536",
+        gated.gated_kernel,
+        {"x_ptr": "*fp16", "h_ptr": "*fp16", "q_ptr": "*i8", "scale_ptr": "*fp32"}
+        | integers("M", "F", "ldx", "ldh", "ldq"),
+        {"ACTIVATION": 5, "WRITE_H": False, "WRITE_Q": True, **config.blocks},
+        config.num_warps,
+        config.num_stages,
+        unaligned=frozenset({"M"}),
+        fusion=False,
+    )
+    sizes = {"HEADS": 9, "HEAD_DIM": 64, "BLOCK_D": 64, "PARTS": 8}
+    yield Case(
+        "cached_attention",
+        cached_attention.cached_attention_kernel,
+        {"q_ptr": "*fp16", "cache_ptr": "*fp16", "table_ptr": "*i32"} | floats("parts_ptr", "stats_ptr")
+        | integers("ldq", "ldc") | {"scale_log2": "fp32"},
+        sizes | {"KV_HEADS": 3, "BLOCK_G": 16, "PART": cached_attention.PART},
+        mma=HALF_MMA,
+    )  # fmt: skip
+    yield Case(
+        "cached_attention combine",
+        cached_attention.combine_kernel,
+        {"table_ptr": "*i32", "out_ptr": "*fp16"} | floats("parts_ptr", "stats_ptr") | integers("ldo"),
+        sizes,
+        num_warps=1,
+        num_stages=1,
+    )
+
+
 def cases() -> Iterator[Case]:
     """What the runtime launches for BERT-base, MiniLM and SmolLM2."""
     from approxrt.kernels import attention, embedding, gemm_f32, launch, layer_norm, pooling, quantize_rows
@@ -175,6 +218,7 @@ def cases() -> Iterator[Case]:
                 HALF_MMA,
             )  # fmt: skip
     yield from sign_cases()
+    yield from decoder_cases()
     for width in (384, 768, 3072):
         config = launch.row_rule(width)
         yield Case(

@@ -60,6 +60,9 @@ def size_bucket(value: int) -> int:
     return next_power_of_2(value)
 
 
+# Up to so many tokens a product is a GEMV.
+GEMV_TOKENS = 4
+
 # -- rules, where nothing was measured -----------------------------------------------------------------------------
 
 # Loads of a row of int8 activations go by 16 bytes and whole K-blocks: rows are stored padded with zeros.

@@ -5,8 +5,7 @@ and the same quantiser, so that a difference is now and then one step of one qua
 depend on the others of a call: integer sums are exact, and every float sum is taken in an order that the sequence
 alone decides.
 
-Passes of one bucket (`gpu_plan`) replay one CUDA graph. Ids travel through two pinned blocks in turn, so that the next
-pass is written while the device works.
+Passes of one bucket (`gpu_plan`) replay one CUDA graph (`gpu_runner`); the next pass is written while the device works.
 """
 
 from __future__ import annotations
@@ -22,15 +21,13 @@ import numpy as np
 
 from approxrt.errors import DeviceError, MissingDependencyError, TargetWarning
 from approxrt.runtime.batching import plan_batches
-from approxrt.runtime.gpu_graphs import GraphCache
 from approxrt.runtime.gpu_layout import model_cost, model_layouts
 from approxrt.runtime.gpu_plan import TOKEN_BUDGET, PassViews, bucket_of, fill_pass
 from approxrt.runtime.inputs import check_sequences
 
 if TYPE_CHECKING:
-    import torch
-
     from approxrt.runtime.cpu import Weights
+    from approxrt.runtime.gpu_runner import Slot
 
 LOWEST_CAPABILITY = (8, 0)
 WORTH_A_WARNING = 1.1  # products executed for each one stored
@@ -67,6 +64,7 @@ class CudaEngine:
         import torch
 
         from approxrt.runtime.gpu_encoder import GpuEncoder
+        from approxrt.runtime.gpu_runner import Runner
 
         self.spec = artifact.spec
         self._warn(artifact)
@@ -75,10 +73,7 @@ class CudaEngine:
         self._head_dims = [layer.head_dim for layer in self.spec.layers if layer.has_attention]
         self._matches_signs = any(layer.attention_keep for layer in self.spec.layers)
         self._lock = threading.Lock()
-        self._graphs = self._no_graphs()
-        self._slots = [_Slot(self.device), _Slot(self.device)]
-        self._block = torch.zeros(0, dtype=torch.int32, device=self.device)
-        self._pool: Any = None
+        self._runner = Runner(self.device, self._run)
 
     def forward(
         self,
@@ -95,11 +90,10 @@ class CudaEngine:
         columns = self.spec.num_outputs if output == "logits" else self.spec.hidden_size
         result = np.empty((len(arrays), columns), np.float32)
         with self._lock:
-            waiting: tuple[list[int], _Slot] | None = None
-            for turn, batch in enumerate(plan_batches([len(ids) for ids in arrays], budget)):
-                slot = self._slots[turn % 2]
+            waiting: tuple[list[int], Slot] | None = None
+            for batch in plan_batches([len(ids) for ids in arrays], budget):
                 kinds = None if types is None else [types[i] for i in batch]
-                self._start(slot, [arrays[i] for i in batch], kinds, output)
+                slot = self._start([arrays[i] for i in batch], kinds, output)
                 if waiting is not None:
                     result[waiting[0]] = waiting[1].answer()
                 waiting = batch, slot
@@ -111,9 +105,7 @@ class CudaEngine:
         """Last hidden states of one sequence, float32 [tokens, hidden_size]."""
         arrays, types = check_sequences(self.spec, [ids], None if type_ids is None else [type_ids])
         with self._lock:
-            slot = self._slots[0]
-            self._start(slot, arrays, types, "hidden")
-            return slot.answer()
+            return self._start(arrays, types, "hidden").answer()
 
     def wait(self) -> None:
         """Weights are on the device once the engine is built: as `CpuEngine.wait`."""
@@ -138,7 +130,7 @@ class CudaEngine:
             "triton": triton.__version__,
             "kernels": linears,
             "packed_weight_bytes": sum(linear["bytes"] for linear in linears.values()),
-            "graphs": len(self._graphs),
+            "graphs": self._runner.graphs,
         }
 
     def _warn(self, artifact: Weights) -> None:
@@ -162,92 +154,18 @@ class CudaEngine:
             return TILE
         return attention_rule(tokens, max(self._head_dims, default=64))["BLOCK_M"]
 
-    def _start(self, slot: _Slot, ids: list[np.ndarray], types: list[np.ndarray] | None, output: str) -> None:
-        """Write the pass into the slot and launch it; its rows will be in the slot."""
+    def _start(self, ids: list[np.ndarray], types: list[np.ndarray] | None, output: str) -> Slot:
+        """Launch the pass; its rows will be in the slot."""
         lengths = [len(sequence) for sequence in ids]
         block_m = self._block_m(sum(lengths))
         bucket = bucket_of(lengths, block_m)
-        block = slot.block(bucket.integers)
-        fill_pass(block.numpy(), bucket, ids, types, block_m)
-        if self._block.numel() < bucket.integers:
-            self._grow(bucket.integers)
-        self._block[: bucket.integers].copy_(block, non_blocking=True)
-        key = (bucket, block_m, output)
-        result = self._graphs(key) if self.device.type == "cuda" else self._run(key)
-        slot.take(result, sum(lengths) if output == "hidden" else len(ids))
+        return self._runner.start(
+            (bucket, block_m, output),
+            bucket.integers,
+            lambda block: fill_pass(block, bucket, ids, types, block_m),
+            sum(lengths) if output == "hidden" else len(ids),
+        )
 
-    def _grow(self, integers: int) -> None:
-        """A longer device block. Graphs hold the old one's address and are captured anew."""
-        import torch
-
-        self._graphs = self._no_graphs()
-        self._block = torch.zeros(1 << (integers - 1).bit_length(), dtype=torch.int32, device=self.device)
-
-    def _no_graphs(self) -> GraphCache[Any, Any]:
-        return GraphCache(self._capture, self._run, _replay)
-
-    def _run(self, key: Any) -> torch.Tensor:
-        """The pass `key` = (bucket, block_m, output) over the device block, launch by launch."""
+    def _run(self, key: Any, block: Any) -> Any:
         bucket, block_m, output = key
-        views = PassViews.of(self._block[: bucket.integers], bucket)
-        return getattr(self._encoder, output)(views, block_m)
-
-    def _capture(self, key: Any) -> tuple[Any, torch.Tensor]:
-        """(graph, the tensor that a replay writes)."""
-        import torch
-
-        # Passes run one after the other and their results are copied out at once: all graphs share one pool.
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = self._run(key)
-        return graph, result
-
-
-def _replay(captured: tuple[Any, torch.Tensor]) -> torch.Tensor:
-    graph, result = captured
-    graph.replay()
-    return result
-
-
-class _Slot:
-    """Pinned memory of one pass in flight: its integers on the way in, its rows on the way out."""
-
-    def __init__(self, device: torch.device) -> None:
-        import torch
-
-        self.pinned = device.type == "cuda"
-        self.done = torch.cuda.Event() if self.pinned else None
-        self._in = torch.zeros(0, dtype=torch.int32)
-        self._out = torch.zeros(0)
-        self._rows = self._out
-
-    def block(self, integers: int) -> torch.Tensor:
-        """Room for a pass, once the last one that used this slot is over."""
-        if self.done is not None:
-            self.done.synchronize()
-        if self._in.numel() < integers:
-            self._in = self._room(1 << (integers - 1).bit_length(), self._in.dtype)
-        return self._in[:integers]
-
-    def take(self, result: torch.Tensor, rows: int) -> None:
-        """Copy the first `rows` of a device result here, after what was launched before."""
-        count = rows * result.shape[1]
-        if self._out.numel() < count:
-            self._out = self._room(1 << (count - 1).bit_length(), self._out.dtype)
-        self._rows = self._out[:count].view(rows, -1)
-        self._rows.copy_(result[:rows], non_blocking=True)
-        if self.done is not None:
-            self.done.record()
-
-    def answer(self) -> np.ndarray:
-        """The rows, when they are here; valid until the slot is used again."""
-        if self.done is not None:
-            self.done.synchronize()
-        return self._rows.numpy().copy()
-
-    def _room(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        import torch
-
-        return torch.empty(count, dtype=dtype, pin_memory=self.pinned)
+        return getattr(self._encoder, output)(PassViews.of(block, bucket), block_m)

@@ -1,7 +1,8 @@
 """Linears on the GPU: an artifact's weights re-laid for the kernels at hand, and the kernel that each is given to.
 
-Linears that read the same input (query, key and value) are one product: their rows are stacked. int4 weights become
-int8 here, since an encoder's products are of many tokens and bound by tensor cores, not by reading weights.
+Linears that read the same input (query, key and value) are one product: their rows are stacked. An encoder's int4
+weights become int8 here, since its products are of many tokens and bound by tensor cores, not by reading weights; a
+decoder's stay int4. A few tokens run on a GEMV, whose sums are those of the GEMMs.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import numpy as np
 import torch
 
 from approxrt.approx.bsr import bsr_to_dense
-from approxrt.approx.int4 import row_integers, tile_integers
+from approxrt.approx.int4 import row_integers, tile_integers, unpack_nibbles
 from approxrt.artifact.spec import LinearSpec
 from approxrt.kernels.epilogue import Workspace
 from approxrt.kernels.gemm_bsr_int8 import gemm_bsr_int8
 from approxrt.kernels.gemm_f32 import gemm_f32
+from approxrt.kernels.gemm_int4 import gemm_int4, pack_int4
 from approxrt.kernels.gemm_int8 import gemm_int8
-from approxrt.kernels.launch import K_MULTIPLE, SMS, ceil_div, gemm_bsr_config, round_up
+from approxrt.kernels.gemv import gemv
+from approxrt.kernels.launch import GEMV_TOKENS, K_MULTIPLE, SMS, ceil_div, gemm_bsr_config, round_up
 from approxrt.kernels.quantize_rows import quantize_rows
 from approxrt.runtime.gpu_layout import choose_layout, longest_part, stacked_tiles, to_blocks, work_items
 
@@ -80,10 +83,44 @@ class Int8Linear:
         self, x: Activations, y: torch.Tensor, activation: str = "identity", residual: torch.Tensor | None = None
     ) -> None:
         assert x.quantized is not None
-        gemm_int8(*x.quantized, self.weight, self.scale, self.bias, y, activation, residual, self.workspace)
+        if y.shape[0] <= GEMV_TOKENS:
+            gemv(*x.quantized, self.weight, self.scale, self.bias, y, activation, residual)
+        else:
+            gemm_int8(*x.quantized, self.weight, self.scale, self.bias, y, activation, residual, self.workspace)
 
     def info(self) -> dict[str, Any]:
         return {"kernel": self.kernel, "bytes": self.weight.numel()}
+
+
+class Int4Linear:
+    """int4 weights that stay int4 (`kernels.gemm_int4.pack_int4`): for decoding, which waits for reading them."""
+
+    kernel, quantizes = "gemm_int4", True
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        groups: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        workspace: Workspace,
+    ) -> None:
+        self.weight, self.groups, self.scale, self.bias, self.workspace = weight, groups, scale, bias, workspace
+        self.out_features = weight.shape[0]
+
+    def __call__(
+        self, x: Activations, y: torch.Tensor, activation: str = "identity", residual: torch.Tensor | None = None
+    ) -> None:
+        assert x.quantized is not None
+        if y.shape[0] <= GEMV_TOKENS:
+            gemv(*x.quantized, self.weight, self.scale, self.bias, y, activation, residual, self.groups)
+        else:
+            gemm_int4(
+                *x.quantized, self.weight, self.groups, self.scale, self.bias, y, activation, residual, self.workspace
+            )
+
+    def info(self) -> dict[str, Any]:
+        return {"kernel": self.kernel, "bytes": self.weight.numel() + self.groups.numel()}
 
 
 class BlockSparseLinear:
@@ -132,13 +169,22 @@ def build_linear(
     tensors: Mapping[str, np.ndarray],
     device: torch.device,
     workspace: Workspace,
+    keep_int4: bool = False,
 ) -> DeviceLinear:
-    """One product of the named linears, whose inputs are the same; if one of them is f32, all run as f32."""
-    bias = _put(np.concatenate([tensors[f"{name}.bias"] for name, _ in parts]), device)
+    """One product of the named linears, whose inputs are the same; if one of them is f32, all run as f32.
+
+    `keep_int4`: s4 weights stay int4 on the device. A linear without a bias tensor (a tied head) has none.
+    """
+    bias = _put(np.concatenate([_bias(*part, tensors) for part in parts]), device)
     if any(linear.kind == "f32" for _, linear in parts):
         return FloatLinear(_put(np.concatenate([float_rows(*part, tensors) for part in parts]), device), bias)
-    q = np.concatenate([integer_rows(name, linear, tensors) for name, linear in parts])
     scale = _put(np.concatenate([tensors[f"{name}.scale"] for name, _ in parts]), device)
+    if keep_int4 and all(linear.kind == "s4" for _, linear in parts):
+        q4 = np.concatenate([unpack_nibbles(tensors[f"{name}.q4"], linear.in_features) for name, linear in parts])
+        groups = np.concatenate([tensors[f"{name}.group_scale"] for name, _ in parts])
+        packed, scales = pack_int4(q4, groups)
+        return Int4Linear(_put(packed, device), _put(scales, device), scale, bias, workspace)
+    q = np.concatenate([integer_rows(name, linear, tensors) for name, linear in parts])
     kept = stacked_tiles(parts, tensors)
     layout = choose_layout(kept, *q.shape)
     if kept is not None and layout.block is not None:
@@ -146,6 +192,11 @@ def build_linear(
     padded = np.zeros((q.shape[0], round_up(q.shape[1], K_MULTIPLE)), np.int8)
     padded[:, : q.shape[1]] = q
     return Int8Linear(_put(padded, device), scale, bias, workspace)
+
+
+def _bias(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    bias = tensors.get(f"{name}.bias")
+    return np.zeros(linear.out_features, np.float32) if bias is None else bias
 
 
 def float_rows(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:

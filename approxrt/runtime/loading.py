@@ -32,7 +32,8 @@ def load(
     """
     if device not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"unknown device {device!r}: choose 'auto', 'cpu' or 'cuda'")
-    if device == "cuda":
+    where = "cuda" if device == "cuda" else "cpu"
+    if where == "cuda":
         from approxrt.runtime.cuda import require_cuda
 
         require_cuda()
@@ -48,9 +49,7 @@ def load(
     if isinstance(artifact.any_spec, DecoderSpec):
         from approxrt.runtime.decoder_model import DecoderModel
 
-        if device == "cuda":
-            raise DeviceError(f"{os.fspath(path)!r} is a decoder, which runs on the CPU: load with device='cpu'")
-        return DecoderModel(artifact, threads, cache_kind)
+        return DecoderModel(artifact, threads, cache_kind, where)
     if cache_kind is not None:
         raise InputError(f"cache_kind={cache_kind!r} is for decoders; {os.fspath(path)!r} is an encoder: leave it out")
-    return Model(artifact, threads, "cuda" if device == "cuda" else "cpu")
+    return Model(artifact, threads, where)
