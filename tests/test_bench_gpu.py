@@ -93,7 +93,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert report["gpu"] is None and report["parts"] == {} and report["packages"]["torch"]
 
 
-@pytest.mark.parametrize("name", ["check", "tune", "bench_kernels", "bench_encoder"])
+@pytest.mark.parametrize("name", ["check", "tune", "bench_kernels", "bench_encoder", "bench_decoder"])
 def test_scripts_run_on_tiny_sizes(name: str, tmp_path: Path) -> None:
     pytest.importorskip("triton")
     out, env = tmp_path / "rows.json", {**os.environ, "APPROXRT_CACHE": str(tmp_path)}

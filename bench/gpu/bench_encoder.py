@@ -75,20 +75,12 @@ def in_graph(model: Any, ids: np.ndarray) -> Callable[[], object]:
 
 
 def compare(calls: dict[str, Callable[[], Callable[[], object]]], setting: common.Setting) -> dict[str, Any]:
-    """Time what the makers in `calls` make; one that fails is named in `errors` and left out."""
-    made: dict[str, Callable[[], object]] = {}
-    errors: dict[str, str] = {}
-    for name, make in calls.items():
-        try:
-            call = make()
-            call()
-            made[name] = call
-        except Exception as error:  # a peer that cannot run must not take the others along
-            errors[name] = f"{type(error).__name__}: {error}"[:400]
-    times = common.host_times(made, setting.size(2, 0), setting.size(10, 1))
+    """Time what the makers in `calls` make."""
+    found = common.guarded(calls)
+    times = common.host_times(found.made, setting.size(2, 0), setting.size(10, 1), setting.size(3, 0))
     return {
         "times": times,
-        "errors": errors,
+        "errors": found.errors,
         **{f"ratios to {name}": common.ratios(times, name) for name in times if name.startswith("ours")},
     }
 

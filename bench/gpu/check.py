@@ -196,6 +196,33 @@ def check_encoder(setting: common.Setting, hidden: int, ffn: int, layers: int, d
     }
 
 
+def check_decoder(setting: common.Setting, bits: int) -> dict[str, Any]:
+    """Steps and prompts against the reference without a cache; replays against launches, bit for bit."""
+    from subjects import random_decoder
+
+    from approxrt.runtime.decoder_cuda import CudaDecoderEngine
+    from approxrt.runtime.decoder_reference import DecoderReference
+
+    subject = random_decoder(bits, small=True)
+    engine = CudaDecoderEngine(subject, setting.device, 1024)
+    prompt = np.random.default_rng(0).integers(0, 64, setting.size(330, 12)).tolist()
+    want = DecoderReference(subject.decoder_spec, subject.tensors).next_logits(prompt)
+    cache = engine.cache(400)
+    rows = [engine.prefill(cache, prompt[:-2]), engine.step([cache], [prompt[-2:-1]])[0]]
+    for _ in range(4):  # launches, capture and replay, replay, replay
+        rows.append(engine.step([cache], [prompt[-1:]])[0])
+        cache.truncate(len(prompt) - 1)
+    for other in rows[3:]:
+        np.testing.assert_array_equal(rows[2], other)
+    error = max(
+        float(np.sqrt(np.mean((row - w) ** 2)) / np.sqrt(np.mean(w**2)))
+        for row, w in zip(rows[:3], want[-3:], strict=True)
+    )
+    if not error <= 0.05:
+        raise AssertionError(f"logits are off by {error:.4f} of their size")
+    return {"ok": True, "relative_rms": error}
+
+
 def main() -> None:
     setting = common.parse(__doc__ or "")
     rows = common.Rows(setting.out)
@@ -225,6 +252,8 @@ def main() -> None:
         rows.attempt(
             f"encoder density {density}", lambda density=density, sizes=sizes: check_encoder(setting, *sizes, density)
         )
+    for bits in (8,) if setting.smoke else (8, 4):
+        rows.attempt(f"decoder int{bits}", lambda bits=bits: check_decoder(setting, bits))
     rows.finish()
 
 

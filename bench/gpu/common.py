@@ -88,14 +88,38 @@ def quantiles(samples: list[float]) -> dict[str, float]:
     return {"ms": round(float(median), 5), "p20": round(float(p20), 5), "p80": round(float(p80), 5)}
 
 
-def host_times(calls: Mapping[str, Callable[[], object]], seconds: float = 3.0, least: int = 10) -> dict[str, Any]:
+@dataclass
+class Made:
+    """Calls that can be timed, and why others cannot."""
+
+    made: dict[str, Callable[[], object]]
+    errors: dict[str, str]
+
+
+def guarded(calls: Mapping[str, Callable[[], Callable[[], object]]]) -> Made:
+    """Make and try each call; one that fails is named in `errors` and left out: a peer must not take others along."""
+    found = Made({}, {})
+    for name, make in calls.items():
+        try:
+            call = make()
+            call()
+            found.made[name] = call
+        except Exception as error:
+            traceback.print_exc()
+            found.errors[name] = f"{type(error).__name__}: {error}"[:400]
+    return found
+
+
+def host_times(
+    calls: Mapping[str, Callable[[], object]], seconds: float = 3.0, least: int = 10, warm: int = 3
+) -> dict[str, Any]:
     """Wall-clock milliseconds of each call, host to host, interleaved: {name: {ms, p20, p80}}.
 
-    A call must return once its results are in host memory. Every one runs three times first, which compiles kernels
+    A call must return once its results are in host memory. Every one runs `warm` times first, which compiles kernels
     and captures graphs.
     """
     for call in calls.values():
-        for _ in range(3):
+        for _ in range(warm):
             call()
     samples: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()

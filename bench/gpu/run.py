@@ -58,8 +58,9 @@ def parts(site: Path) -> list[Part]:
         Part("build", ("bash", "-c", build), 80),
         own("check", 70),
         own("tune", 60),
-        own("bench_encoder", 170),
+        own("bench_encoder", 160),
         own("bench_kernels", 70),
+        own("bench_decoder", 70),
         Part("tests", tuple(tests), 100),
     ]
 
