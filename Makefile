@@ -8,7 +8,10 @@ export APPROXRT_WERROR ?= 1
 KERNEL_TESTS = tests/test_gemm_int8.py tests/test_gemm_int4.py tests/test_gemm_f32.py tests/test_quantize_rows.py \
                tests/test_quantize_rows_u8.py tests/test_attention.py tests/test_attention_int16.py tests/test_sign_attention.py \
                tests/test_softmax.py tests/test_layer_norm.py tests/test_activation.py tests/test_embedding.py \
-               tests/test_encoder.py tests/test_removed_blocks.py tests/test_plan.py
+               tests/test_encoder.py tests/test_removed_blocks.py tests/test_plan.py \
+               tests/test_rms_norm.py tests/test_rope.py tests/test_gated.py tests/test_hadamard.py tests/test_cache_write.py \
+               tests/test_cached_attention.py tests/test_quantize_tokens.py tests/test_gemv_int8.py \
+               tests/test_gemv_int4.py tests/test_decoder.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: help install build test lint format demo bench microbench cold readme asan tsan clean
@@ -24,7 +27,7 @@ $(BIN)/python:
 # scratch in a throw-away one.
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py | $(BIN)/python
 	$(PIP) install -c constraints.txt "setuptools>=77" "pybind11>=2.13" "ninja>=1.11"
-	$(PIP) install --no-build-isolation -c constraints.txt -e ".[test,compress]"
+	$(PIP) install --no-build-isolation -c constraints.txt -e ".[test,compress,serve,clients]"
 	@touch $@
 
 install: $(VENV)/.installed  ## Make .venv and install approxrt into it, with what tests need

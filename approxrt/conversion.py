@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from approxrt import __version__
 from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import BITS, Spec, quantize_model
+from approxrt.approx.rotate import can_rotate, rotate
 from approxrt.artifact.decoder_spec import AnySpec
 from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N
 from approxrt.artifact.writer import check_target, write_artifact
@@ -61,19 +62,26 @@ def convert(
     """
     _check_arguments(bits, density, inputs, target)
     check_target(Path(out), overwrite)
-    checkpoint = _load(model)
+    checkpoint, rotated = _load(model), False
     if isinstance(checkpoint, Checkpoint):
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
         converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(
-            encoder, checkpoint, bits, density, target, progress
+            encoder, checkpoint.tensors, bits, density, target, progress
         )
     else:
         if inputs is not None:
             name = checkpoint.source["name"]
             raise InputError(f"inputs={inputs!r} is for encoders, and {name!r} is a decoder: leave it out")
-        converted = _quantize(checkpoint.spec, checkpoint, bits, density, target, progress)
+        decoder, tensors = checkpoint.spec, checkpoint.tensors
+        # Magnitudes of tiles mean something in the coordinates that the model was trained in only.
+        rotated = bits != 32 and density == 1 and can_rotate(decoder)
+        if rotated:
+            decoder, tensors = rotate(decoder, tensors)
+        converted = _quantize(decoder, tensors, bits, density, target, progress)
     weight_bytes = sum(array.nbytes for array in converted[1].values())
     card = _card(checkpoint, bits, density, target, weight_bytes)
+    if rotated:
+        card["method"]["activations"] = "rotated"
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
 
 
@@ -88,14 +96,14 @@ def _load(model: str | os.PathLike[str]) -> Checkpoint | DecoderCheckpoint:
 
 def _quantize(
     spec: Spec,
-    checkpoint: Checkpoint | DecoderCheckpoint,
+    tensors: Mapping[str, np.ndarray],
     bits: int,
     density: float,
     target: str,
     progress: Progress | None,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
-    masks = prune_tiles(spec, checkpoint.tensors, density, block=_BLOCKS[target]) if density < 1 else {}
-    total, done = checkpoint.source["parameters"], 0
+    masks = prune_tiles(spec, tensors, density, block=_BLOCKS[target]) if density < 1 else {}
+    total, done = max(1, sum(array.size for array in tensors.values())), 0
 
     def advance(elements: int, name: str) -> None:
         nonlocal done
@@ -103,7 +111,7 @@ def _quantize(
         if progress:
             progress(done, total, name)
 
-    return quantize_model(spec, checkpoint.tensors, bits, masks, advance)
+    return quantize_model(spec, tensors, bits, masks, advance)
 
 
 def _check_arguments(bits: int, density: float, inputs: str | None, target: str) -> None:

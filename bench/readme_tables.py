@@ -2,8 +2,8 @@
 
 `latency-*.json` are documents of `approxrt bench --out`; `accuracy-*.json` of bench/accuracy.py, `cold-start.json` of
 bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py, `sign-attention.json` of
-bench/bench_sign_attention.py. Other files are ignored here, but for the profiles
-of `approxrt bench --profile` in two of them.
+bench/bench_sign_attention.py, `generate.json` of bench/bench_generate.py. Other files are ignored here, but for the
+profiles of `approxrt bench --profile` in two of them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def render(results: Path) -> str:
         ("threads.json", thread_table),
         ("accuracy-*.json", accuracy_table),
         ("sign-attention.json", sign_table),
+        ("generate.json", generate_table),
     ):
         parts += [make(_read(path)) for path in sorted(results.glob(pattern))]
     parts += [text for text in [compression_table.table(results / "compression")] if text]
@@ -208,6 +209,46 @@ def sign_table(doc: dict[str, Any]) -> str:
         peers = ("dense int16", "dense f32", "torch SDPA f32")
         cells = [" / ".join(f"{ms[p] / ms[n]:.1f}" for p in peers) if n in ms else "-" for n in names]
         lines.append(f"| {row['n']} | {row['head_dim']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def generate_table(doc: dict[str, Any]) -> str:
+    """bench/bench_generate.py: a row an engine."""
+    peer = next(row for row in doc["rows"] if not row["engine"].startswith(OURS))
+    sizes, machine = doc["sizes"], doc["machine"]
+    isa = next((name for flag, name in ISA_NAMES if flag in machine["isa"]), "-")
+    lines = [
+        f"**{doc['model']}** on {machine['cpu']} ({isa}), {doc['threads']} threads, llama-cpp-python "
+        f"{doc['versions']['llama-cpp-python']}. Tokens a second, medians of {sizes['rounds']} rounds in turns in one "
+        f"run (p20 to p80); in brackets: times llama.cpp's. Prompt: {sizes['prompt_tokens']} tokens. Decode: "
+        f"{sizes['new_tokens']} tokens after {sizes['before']}, one sequence; batch: {sizes['batch']} sequences, all "
+        "tokens counted.",
+        "",
+        "| engine | MB of weights | perplexity | prompt | decode | batch |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    found = doc.get("perplexity", {})
+    best = found.get(peer["engine"])
+    for row in doc["rows"]:
+        cells = []
+        for what in ("prompt", "decode"):
+            rate = row[what]
+            ratio = "" if row is peer else f" ({rate['median'] / peer[what]['median']:.2f}x)"
+            cells.append(f"{rate['median']:.0f} ({rate['p20']:.0f} to {rate['p80']:.0f}){ratio}")
+        batch = f"{row['batch']['median']:.0f}" if "batch" in row else "-"
+        own = found.get(row["engine"])
+        change = f" ({100 * (own / best - 1):+.1f} %)" if own and best and row is not peer else ""
+        lines.append(
+            f"| {row['engine']} | {row['megabytes']:.0f} | {'-' if own is None else f'{own:.3f}{change}'} | "
+            f"{cells[0]} | {cells[1]} | {batch} |"
+        )
+    if found:
+        windows = doc["windows"]
+        lines += [
+            "",
+            f"Perplexity: the first {windows['tokens']:,} tokens of WikiText-2's test text, windows of "
+            f"{windows['context']} tokens that move by {windows['stride']}; in brackets: over llama.cpp's.",
+        ]
     return "\n".join(lines)
 
 

@@ -39,6 +39,17 @@ struct GatedArgs {
     Act act;
 };
 
+// y = x H a block of `size` columns, H the Hadamard matrix of Sylvester's construction over sqrt(size); y may be x. It
+// spreads what is large in one element over its block. size: a power of 2, 16 to kLargestHadamard; width is a multiple.
+struct HadamardArgs {
+    const float* x;
+    int64_t ldx;
+    float* y;
+    int64_t ldy;
+    int32_t rows, width, size;
+};
+constexpr int kLargestHadamard = 128;  // eight registers of 16 floats
+
 // -- the cache -----------------------------------------------------------------
 
 // How keys and values are kept. kInt8: q = round(x * 127 / max|x|) with a scale a token and head.

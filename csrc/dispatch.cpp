@@ -20,6 +20,7 @@ using ArgsOf_embedding = EmbeddingArgs;
 using ArgsOf_rms_norm = RmsNormArgs;
 using ArgsOf_rope = RopeArgs;
 using ArgsOf_gated = GatedArgs;
+using ArgsOf_hadamard = HadamardArgs;
 using ArgsOf_cache_write = CacheWriteArgs;
 using ArgsOf_cached_attention = CachedAttentionArgs;
 using ArgsOf_quantize_tokens = QuantizeTokensArgs;

@@ -30,6 +30,7 @@ struct KernelTable {
     void (*rms_norm)(const RmsNormArgs&);
     void (*rope)(const RopeArgs&);
     void (*gated)(const GatedArgs&);
+    void (*hadamard)(const HadamardArgs&);
     void (*cache_write)(const CacheWriteArgs&);
     void (*cached_attention)(const CachedAttentionArgs&);
     void (*quantize_tokens)(const QuantizeTokensArgs&);

@@ -48,13 +48,22 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         "activation": "scalar-gelux1x1536",
         "attention": "scalar-16x32",
         "attention_int16": "scalar-16x32",
+        "cache_write": "scalar-f16x1x64",
+        "cached_attention": "scalar-f16x64x1",
         "embedding": "scalar-int8x1x384",
+        "gated": "scalar-1x1536",
         "gemm_f32": "scalar-1x384x384",
         "gemm_int4": "scalar-1x384x384x0.25",
         "gemm_int8": "scalar-1x384x384x0.25",
+        "gemv_int4": "scalar-1x576x576",
+        "gemv_int8": "scalar-1x576x576",
+        "hadamard": "scalar-1x1536x128",
         "layer_norm": "scalar-1x384",
         "quantize_rows": "scalar-1x384",
         "quantize_rows_u8": "scalar-1x384",
+        "quantize_tokens": "scalar-1x576",
+        "rms_norm": "scalar-1x576",
+        "rope": "scalar-1x9x64",
         "sign_attention": "scalar-64x32x16",
         "softmax": "scalar-16x16",
     }
@@ -74,7 +83,15 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         assert row["isa"] == "scalar"
         assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
         assert row["rate"] > 0
-        products = family in ("gemm_int4", "gemm_int8", "gemm_f32", "attention", "attention_int16", "sign_attention")
+        products = family in (
+            "gemm_int4",
+            "gemm_int8",
+            "gemm_f32",
+            "attention",
+            "attention_int16",
+            "sign_attention",
+            "cached_attention",
+        )
         assert row["rate_unit"] == ("GMAC/s" if products else "GB/s")
         assert ("share_of_peak" in row) == products
         # No core does this many a second: the compiler has removed the peak's loop.

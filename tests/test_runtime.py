@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from families import build_tokenizer
 from specs import random_tensors, small_spec
+from tokenizers import Tokenizer
 
 import approxrt
 from approxrt.artifact.spec import HeadSpec, ModelSpec
@@ -113,12 +115,24 @@ def test_truncation_on_tells(model: approxrt.Model) -> None:
 
 def test_truncation_keeps_the_start_and_the_specials(model: approxrt.Model) -> None:
     ids = model._text.encode(LONG).ids[0]
-    whole = model._text._tokenizer
+    whole = Tokenizer.from_file(str(model.path / "tokenizer.json"))
     whole.no_truncation()
     full = whole.encode(LONG).ids
     assert len(ids) == 24
     assert ids[:-1] == full[:23]
     assert ids[-1] == full[-1]
+
+
+def test_threads_do_not_share_a_truncation(model: approxrt.Model) -> None:
+    def cut(i: int) -> bool:
+        if i % 2:
+            return len(model.encode(LONG).ids[0]) == 24
+        with pytest.raises(TextTooLongError):
+            model.encode(LONG, truncate=False)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(cut, range(64)))
 
 
 def test_truncation_off_refuses(model: approxrt.Model) -> None:

@@ -2,8 +2,11 @@
 
     x = word[id] (+ position[p])
     x = x + output(attention(norm(x)))          causal, num_kv_heads keys and values for num_heads queries
-    x = x + down(act(gate(n)) * up(n))          n = norm(x); without a gate: down(act(up(n)))
+    x = x + down(H(act(gate(n)) * up(n)))       n = norm(x); without a gate: down(H(act(up(n))))
     logits = head(norm(x))
+
+H is the identity, or where `down_block` is not 0 a Hadamard matrix over its root (Sylvester's construction), applied to
+every block of so many elements.
 
 Linear kinds and their tensors are those of `approxrt.artifact.spec`. The word table is also the head's matrix where
 `tied_embeddings` says so: it then has no tensors of its own, int4 tables keep group scales that a linear can have, and
@@ -38,6 +41,7 @@ TASK = "generation"
 NORMS = ("layer", "rms")
 POSITIONS = ("learned", "rope")
 ROPE_SCALINGS = ("none", "linear", "llama3")
+DOWN_BLOCKS = (0, 16, 32, 64, 128)
 DECODER_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 _PARTS = {
@@ -133,6 +137,7 @@ class DecoderSpec:
     layers: tuple[DecoderLayerSpec, ...]
     rope: RopeSpec | None = None
     tied_embeddings: bool = True
+    down_block: int = 0
     embedding_kind: EmbeddingKind = "f32"
     head_kind: LinearKind = "f32"
     eos_token_ids: tuple[int, ...] = ()

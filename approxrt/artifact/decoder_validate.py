@@ -11,6 +11,7 @@ from typing import Any
 
 from approxrt.artifact.decoder_spec import (
     DECODER_ACTIVATIONS,
+    DOWN_BLOCKS,
     NORMS,
     POSITIONS,
     ROPE_SCALINGS,
@@ -26,7 +27,7 @@ MAX_TEMPLATE = 1 << 18  # characters of a chat template
 MAX_CONTEXT = 1 << 22  # positions: rotary ones need no table
 MAX_ENDS = 64  # tokens that end a text
 
-_INTS = ("vocab_size", "hidden_size", "max_positions")
+_INTS = ("vocab_size", "hidden_size", "max_positions", "down_block")
 _TEXTS = (
     "architecture",
     "norm",
@@ -146,6 +147,8 @@ def _range_faults(spec: DecoderSpec) -> Iterator[str]:
         yield from between(f"{where}.num_kv_heads", layer.num_kv_heads, 1 if layer.num_heads else 0, layer.num_heads)
         yield from between(f"{where}.head_dim", layer.head_dim, 1, 1 << 10)
         yield from between(f"{where}.intermediate_size", layer.intermediate_size, 0, MAX_DIM)
+        if spec.down_block in DOWN_BLOCKS[1:] and layer.intermediate_size % spec.down_block:
+            yield f"{where}.intermediate_size is {layer.intermediate_size}; it must be a multiple of {spec.down_block}"
         if layer.num_kv_heads > 0 and layer.num_heads % layer.num_kv_heads:
             yield f"{where}.num_heads is {layer.num_heads}; it must be a multiple of num_kv_heads {layer.num_kv_heads}"
         if layer.num_heads * layer.head_dim > MAX_DIM:
@@ -177,6 +180,8 @@ def _choice_faults(spec: DecoderSpec) -> Iterator[str]:
     yield from one_of("model.norm", spec.norm, NORMS)
     yield from one_of("model.positions", spec.positions, POSITIONS)
     yield from one_of("model.activation", spec.activation, DECODER_ACTIVATIONS)
+    if spec.down_block not in DOWN_BLOCKS:
+        yield f"model.down_block is {show(spec.down_block)}; it must be one of {', '.join(map(str, DOWN_BLOCKS))}"
     yield from one_of("model.embedding_kind", spec.embedding_kind, EMBEDDING_KINDS)
     yield from one_of("model.head_kind", spec.head_kind, LINEAR_KINDS)
     if spec.tied_embeddings and spec.head_kind != "f32":

@@ -27,6 +27,7 @@ COMMANDS = (
     "classify",
     "embed",
     "generate",
+    "serve",
     "doctor",
 )
 

@@ -8,12 +8,15 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from approxrt import __version__
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.report import Report, choose, pareto, shortfalls
 from approxrt.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from approxrt.compression.lm import LmReport
 
 Progress = Callable[[float, str], None]
 
@@ -32,12 +35,13 @@ def compress(
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
     **given: Any,
-) -> Report:
+) -> Report | LmReport:
     """Make the checkpoint `model` faster, smaller or more accurate for its task, and write the artifact `out`.
 
     train      a folder with a train file (and perhaps dev), or the training file itself; validation is carved from it
     eval       a labelled file for the report alone; default: the folder's dev file. Nothing is selected with it
-    task       sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, or embed (a plain encoder: keep its vectors)
+    task       sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, embed (a plain encoder: keep its vectors), or lm (a
+               decoder, by a plain text: `approxrt.compression.lm`; the result is an LmReport)
     objective  "speed", "size", "accuracy", or some joined by commas; `given` are fields of CompressOptions:
                speedup=4, shrink=14, max_drop=0.005, budget=1800, recipe="one-shot", target="cuda", seed=0, ...
     teachers   further checkpoints of the same task; their logits are averaged with the model's to teach
@@ -54,6 +58,8 @@ def compress(
             raise InputError(f"unknown options: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         options = CompressOptions(objective=tuple(o.strip() for o in objective.split(",")), **given)
     options.check()
+    if task == "lm":
+        return _compress_lm(model, train, out, options, teachers, overwrite, log)
     target = Path(out)
     from approxrt.artifact.writer import check_target
     from approxrt.compression.pipeline import Compression
@@ -89,6 +95,40 @@ def compress(
     )
     _publish(Path(best.path), target, compression.card(best, report), overwrite)
     return report
+
+
+def _compress_lm(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: CompressOptions,
+    teachers: tuple[str, ...],
+    overwrite: bool,
+    log: Callable[[str], None] | None,
+) -> LmReport:
+    """Of a decoder; what is not there for them is refused by name."""
+    from approxrt.compression.lm import compress_lm
+
+    refused = {
+        "objective=accuracy": "accuracy" in options.objective,
+        "shrink": options.shrink is not None,
+        "target=cuda": options.target != "cpu",
+        "method": options.method != "ours",
+        "teachers": bool(teachers),
+    }
+    wrong = [name for name, given in refused.items() if given]
+    if wrong:
+        raise InputError(f"not available for task 'lm': {', '.join(wrong)}; speedup and max_drop are")
+    return compress_lm(
+        model,
+        data,
+        out,
+        max_drop=options.max_drop,
+        speedup=options.speedup,
+        threads=options.threads,
+        overwrite=overwrite,
+        log=log,
+    )
 
 
 def _publish(candidate: Path, target: Path, card: dict[str, Any], overwrite: bool) -> None:

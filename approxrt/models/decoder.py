@@ -94,6 +94,22 @@ def load_decoder(path: str | os.PathLike[str], folder: Path | None) -> DecoderCh
     return DecoderCheckpoint(spec, taken, raw.tokenizer_json, source)
 
 
+def load_any_decoder(path: str | os.PathLike[str]) -> DecoderCheckpoint:
+    """A folder, a hub id or a .gguf file. Raises UnsupportedModelError for what is no decoder."""
+    from approxrt.models.checkpoint import find_folder
+
+    if is_gguf(path):
+        return load_decoder(path, None)
+    folder = find_folder(path)
+    config = read_json(folder / "config.json")
+    if not is_decoder_config(config):
+        raise UnsupportedModelError(
+            f"{os.fspath(path)!r} is no decoder with a language-model head (model_type {config.get('model_type')!r}); "
+            f"supported: {', '.join(sorted(FAMILIES))}"
+        )
+    return load_decoder(path, folder)
+
+
 def _ends(value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
     return tuple(dict.fromkeys(v for v in values if type(v) is int))

@@ -126,6 +126,7 @@ def decoder_config(spec: DecoderSpec) -> dict[str, Any]:
         "norm": spec.norm,
         "norm_eps": spec.norm_eps,
         "activation": spec.activation,
+        "down_block": spec.down_block,
         "gated": spec.gated,
         "positions": spec.positions,
         "frequencies": frequencies,

@@ -186,6 +186,24 @@ class DecoderModel(Model):
             for s in begun
         ]
 
+    def request(
+        self,
+        prompt: Prompt | ListOf[int],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop: ListOf[str] = (),
+        truncate: bool = False,
+    ) -> Request:
+        """A checked request, for those who step many texts together (`approxrt.runtime.generation.step`).
+
+        Raises what `generate` raises. A prompt of token ids is taken as it is.
+        """
+        return self._request(prompt, max_new_tokens, sampling or Sampling(), stop, truncate)
+
+    def begin(self, request: Request) -> Sequence:
+        """A text in the making, with a cache of its own."""
+        return self._sequence(request)
+
     def forward(self, input_ids: ListOf[ListOf[int]], type_ids: ListOf[ListOf[int]] | None = None) -> np.ndarray:
         """For those who bring their own tokenizer: logits float32 [n, vocab] of the token after each sequence."""
         if type_ids is not None:
@@ -215,12 +233,15 @@ class DecoderModel(Model):
         return [int(token) for token in array]
 
     def _request(
-        self, prompt: Prompt, max_new_tokens: int, sampling: Sampling, stop: ListOf[str], truncate: bool
+        self, prompt: Prompt | ListOf[int], max_new_tokens: int, sampling: Sampling, stop: ListOf[str], truncate: bool
     ) -> Request:
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens!r}; it must be an integer of at least 1")
         strings = check_stop(stop)
-        ids = self.tokenize(prompt)
+        given = (
+            isinstance(prompt, ListOf) and not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], int)
+        )
+        ids = self._check_ids(prompt, "the prompt") if given else self.tokenize(prompt)  # type: ignore[arg-type]
         context = self.decoder_spec.max_positions
         # The last new token is not read again.
         room = context - max_new_tokens + 1

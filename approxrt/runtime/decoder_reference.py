@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from approxrt.approx.rotate import hadamard
 from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.runtime.reference import Reference
 
@@ -53,6 +54,9 @@ class DecoderReference(Reference):
                 inner = _act(spec.activation, self._linear(f"{at}.ffn.{'gate' if spec.gated else 'up'}", n))
                 if spec.gated:
                     inner = inner * self._linear(f"{at}.ffn.up", n)
+                if spec.down_block:
+                    blocks = inner.unflatten(-1, (-1, spec.down_block))
+                    inner = (blocks @ torch.from_numpy(hadamard(spec.down_block)).to(self.dtype)).flatten(-2)
                 x = x + self._linear(f"{at}.ffn.down", inner)
             else:
                 x = x + self.weights[f"{at}.ffn.down.bias"]

@@ -84,7 +84,7 @@ class Model:
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise InputError(f"top_k={top_k!r}: expected an integer of at least 1")
         encoded = self._text.encode(texts, truncate)
-        scores = self._scores(self._engine.forward(encoded.ids, encoded.type_ids, "logits"))
+        scores = self.scores(self._engine.forward(encoded.ids, encoded.type_ids, "logits"))
         answers = []
         for row, cut in zip(scores, encoded.truncated, strict=True):
             best = np.argsort(-row, kind="stable")[:top_k]
@@ -119,6 +119,14 @@ class Model:
             raise InputError("input_ids must be a list of lists: for one sequence write [[101, ..., 102]]")
         return self._engine.forward(input_ids, type_ids, "logits" if self.labels else "pooled")
 
+    def encode(self, texts: Texts, truncate: bool = True) -> Encoded:
+        """Token ids and types of texts as this model reads them: the first half of `classify`, `logits` and `embed`."""
+        return self._text.encode(texts, truncate)
+
+    def forward_ids(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]], output: str) -> np.ndarray:
+        """The second half: float32 [n, width], `output` "logits" or "pooled"."""
+        return self._engine.forward(ids, type_ids, output)
+
     def generate(
         self,
         prompt: str,
@@ -133,7 +141,12 @@ class Model:
         """Only decoder models generate; an encoder raises UnsupportedTaskError."""
         self._refuse("generate", "classify, logits, embed or forward" if self.labels else "embed or forward")
 
-    def _scores(self, logits: np.ndarray) -> np.ndarray:
+    def hidden_states(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> np.ndarray:
+        """The last layer's output of one sequence of token ids, float32 [tokens, hidden_size]."""
+        return self._engine.hidden(ids, type_ids)
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """What `classify` gives as scores: probabilities, or a regression's values; float [n, n_labels]."""
         if self.spec.task_type == "regression":
             return logits
         wide = logits.astype(np.float64)

@@ -53,6 +53,7 @@ class TextEncoder:
         self._tokenizer = load_tokenizer(path, vocab_size)
         self.max_length = max_length
         self.inputs = inputs
+        self._tokenizer.enable_truncation(self.max_length, strategy="longest_first")
         self._specials = {
             False: self._tokenizer.num_special_tokens_to_add(False),
             True: self._tokenizer.num_special_tokens_to_add(True),
@@ -61,23 +62,28 @@ class TextEncoder:
     def encode(self, texts: Texts, truncate: bool = True) -> Encoded:
         """Encode one text or many; an error names the text's index, the limit and the mend."""
         items = self._checked(texts)
-        if truncate:
-            self._tokenizer.enable_truncation(self.max_length, strategy="longest_first")
-        else:
-            self._tokenizer.no_truncation()
-        encodings = self._tokenizer.encode_batch(items)
+        # Nothing is set on the tokenizer here: other threads may be encoding with it.
+        try:
+            encodings = self._tokenizer.encode_batch(items)
+        except TypeError:  # the library's word for a str that is not Unicode
+            raise InputError(_surrogates(items)) from None
         truncated = [bool(e.overflowing) for e in encodings]
-        if not truncate:
-            for i, e in enumerate(encodings):
-                if len(e.ids) > self.max_length:
-                    raise TextTooLongError(
-                        f"text {i} has {len(e.ids)} tokens, the limit is {self.max_length}: "
-                        "shorten it or call with truncate=True"
-                    )
+        if not truncate and any(truncated):
+            i = truncated.index(True)
+            raise TextTooLongError(
+                f"text {i} has {self._count(items[i])} tokens, the limit is {self.max_length}: "
+                "shorten it or call with truncate=True"
+            )
         for i, e in enumerate(encodings):
             if not e.ids:
                 raise InputError(f"text {i} gives no tokens: {items[i]!r}; give some text")
         return Encoded([e.ids for e in encodings], [e.type_ids for e in encodings], truncated)
+
+    def _count(self, text: Text) -> int:
+        """Tokens of a text that is over the limit, by a tokenizer that does not cut."""
+        whole = type(self._tokenizer).from_str(self._tokenizer.to_str())
+        whole.no_truncation()
+        return len(whole.encode_batch([text])[0].ids)
 
     def _checked(self, texts: Texts) -> list[Text]:
         if is_single(texts):
@@ -101,3 +107,14 @@ class TextEncoder:
             if self._specials[not isinstance(text, str)] >= self.max_length:
                 raise InputError(f"text {i}: the limit of {self.max_length} tokens leaves no room beside the specials")
         return items
+
+
+def _surrogates(items: list[Text]) -> str:
+    """Which text cannot be encoded as UTF-8."""
+    for i, item in enumerate(items):
+        for part in (item,) if isinstance(item, str) else item:
+            try:
+                part.encode("utf-8")
+            except UnicodeEncodeError as error:
+                return f"text {i} is not Unicode: character {error.start} is half of a surrogate pair"
+    return "the tokenizer refuses the texts"

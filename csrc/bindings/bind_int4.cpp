@@ -22,6 +22,23 @@ struct Int4Linear {
     }
 };
 
+Array<int32_t> gemv_accumulate(const Int4Linear& self, const Tokens& tokens, Array<float>& y) {
+    const PackedInt4& w = self.weights.packed();
+    tokens.check(w.linear.k);
+    const int64_t rows = tokens.rows.rows;
+    y = Array<float>({rows, self.padded()});
+    Array<int32_t> accumulators({rows, self.padded()});
+    const GemvInt4Args a{
+        {{nullptr, tokens.rows.scales, tokens.rows.rows, &w.linear, 0, w.linear.strips, y.mutable_data(), self.padded(),
+          kTileN, nullptr, 0, Act::kIdentity, accumulators.mutable_data()},
+         &w},
+        &tokens.rows,
+        self.kernels->int4_layout.mr};
+    py::gil_scoped_release release;
+    self.kernels->gemv_int4(a);
+    return accumulators;
+}
+
 Int4Linear dense_linear(int32_t k, const py::array& q4, const py::array& group_scale, const py::array& scale_any,
                         const py::array& bias_any, const std::string& isa) {
     auto scale = typed<float>(scale_any, 1, "scale"), bias = typed<float>(bias_any, 1, "bias");
@@ -70,6 +87,14 @@ void bind_int4(py::module_& module) {
         .def("accumulate", &accumulate, py::arg("panels"), "Corrected int32 sums [rows, round_up(n, 16)].")
         .def("forward", &forward, py::arg("panels"), py::arg("residual") = py::none(), py::arg("act") = "identity",
              "float32 [rows, round_up(n, 16)].")
+        .def(
+            "gemv",
+            [](const Int4Linear& l, const Tokens& tokens) {
+                Array<float> y;
+                auto accumulators = gemv_accumulate(l, tokens, y);
+                return py::make_tuple(y, accumulators);
+            },
+            py::arg("tokens"), "(float32, int32 sums), both [rows, round_up(n, 16)], by the kernel of few tokens.")
         .def_property_readonly("tiles",
                                [](const Int4Linear& l) {
                                    const PackedInt8& w = l.weights.packed().linear;

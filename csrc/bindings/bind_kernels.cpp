@@ -6,6 +6,7 @@
 
 namespace approxrt {
 
+void bind_decoder_kernels(py::module_& kernels);
 void bind_int4(py::module_& kernels);
 void bind_sign_attention(py::module_& kernels);
 
@@ -69,6 +70,24 @@ struct Int8Linear {
         kernels->gemm_int8(a);
     }
 };
+
+py::tuple int8_gemv(const Int8Linear& self, const Tokens& tokens) {
+    const PackedInt8& w = self.weights.packed();
+    tokens.check(w.k);
+    expect(self.kernels->layout.element_size == 1, "gemv_int8 reads the byte order of scalar and VNNI weights");
+    const int64_t padded = static_cast<int64_t>(w.strips) * kTileN, rows = tokens.rows.rows;
+    Array<float> y({rows, padded});
+    Array<int32_t> accumulators({rows, padded});
+    const GemvInt8Args a{{nullptr, tokens.rows.scales, tokens.rows.rows, &w, 0, w.strips, y.mutable_data(), padded,
+                          kTileN, nullptr, 0, Act::kIdentity, accumulators.mutable_data()},
+                         &tokens.rows,
+                         self.kernels->layout.mr};
+    {
+        py::gil_scoped_release release;
+        self.kernels->gemv_int8(a);
+    }
+    return py::make_tuple(y, accumulators);
+}
 
 Int8Linear dense_linear(const py::array& q_any, const py::array& scale_any, const py::array& bias_any,
                         const std::string& isa) {
@@ -296,9 +315,12 @@ void bind_kernels(py::module_& parent) {
         .def("accumulate", &int8_accumulate, py::arg("panels"), "Corrected int32 sums [rows, round_up(n, 16)].")
         .def("forward", &int8_forward, py::arg("panels"), py::arg("residual") = py::none(), py::arg("act") = "identity",
              "float32 [rows, round_up(n, 16)].")
+        .def("gemv", &int8_gemv, py::arg("tokens"),
+             "(float32, int32 sums), both [rows, round_up(n, 16)], by the kernel of few tokens.")
         .def_property_readonly("tiles",
                                [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
         .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });
+    bind_decoder_kernels(module);
     bind_int4(module);
     bind_sign_attention(module);
     py::class_<F32Linear>(module, "F32Linear", "Packed float32 weights.")

@@ -22,6 +22,10 @@ class DecoderBuilder : public LinearBuilder {
         m.rms = config_["norm"].cast<std::string>() == "rms";
         m.gated = config_["gated"].cast<bool>();
         m.activation = parse_act(config_["activation"].cast<std::string>());
+        m.down_block = number(config_, "down_block");
+        const int32_t block = m.down_block;
+        expect(block == 0 || (block >= kTileN && block <= kLargestHadamard && (block & (block - 1)) == 0),
+               "down_block must be 0 or a power of 2 from 16 to 128");
         m.learned = config_["positions"].cast<std::string>() == "learned";
         words(m);
         const auto frequencies = typed<float>(config_["frequencies"], 1, "frequencies");
@@ -54,6 +58,8 @@ class DecoderBuilder : public LinearBuilder {
                 add(*added, at + "attention.output.bias");
             }
             if (layer.intermediate) {
+                expect(block == 0 || layer.intermediate % block == 0,
+                       at + "intermediate_size is no multiple of down_block");
                 layer.ffn_norm = norm(at + "ffn.norm");
                 if (m.gated) later(layer.gate, linear(at + "ffn.gate", layer.intermediate, m.hidden));
                 later(layer.up, linear(at + "ffn.up", layer.intermediate, m.hidden));

@@ -38,4 +38,31 @@ struct Panels {
     }
 };
 
+// Tokens of one call as gemv kernels read them.
+struct Tokens {
+    AlignedBuffer q, u, sums, scales;
+    TokenRows rows;
+
+    Tokens(int64_t count, int64_t k)
+        : q(count * token_row_bytes(k)),
+          u(count * token_row_bytes(k)),
+          sums(sizeof(int32_t) * count * token_row_bytes(k) / kGroupWeights),
+          scales(sizeof(float) * count),
+          rows{q.as<int8_t>(),
+               u.as<uint8_t>(),
+               sums.as<int32_t>(),
+               scales.as<float>(),
+               static_cast<int32_t>(count),
+               static_cast<int32_t>(k),
+               token_row_bytes(k)} {
+        expect(count > 0 && k > 0, "the activations are empty");
+    }
+
+    void check(int32_t inputs) const {
+        expect(rows.k == inputs,
+               "tokens have " + std::to_string(rows.k) + " inputs, the weights " + std::to_string(inputs));
+        expect(rows.rows <= kGemvTokens, "gemv kernels take at most " + std::to_string(kGemvTokens) + " tokens");
+    }
+};
+
 }  // namespace approxrt

@@ -112,11 +112,13 @@ void DecoderPass::feed_forward(int32_t layer, int32_t begin, int32_t rows, int t
             const Timed timed(account, Op::kQuantize);
             float* y = up + i * wide_;
             k_.gated({gate + i * wide_, wide_, y, wide_, y, wide_, count, l.intermediate, m_.activation});
+            spread(y, y, count, l.intermediate);
             if (!l.down.is_f32()) s.quantized.fill(k_, {&l.down}, i, y, wide_, count, l.intermediate);
         }
     } else {
         linear(Op::kUp, l.up, in, hidden_, rows, s.quantized, {up, wide_, nullptr, 0, m_.activation}, account);
         const Timed timed(account, Op::kQuantize);
+        spread(up, up, rows, l.intermediate);
         if (!l.down.is_f32()) s.quantized.fill(k_, {&l.down}, 0, up, wide_, rows, l.intermediate);
     }
     linear(Op::kDown, l.down, up, wide_, rows, s.quantized, {x, hidden_, x, hidden_}, account);

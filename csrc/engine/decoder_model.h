@@ -27,6 +27,7 @@ struct DecoderModel {
     float eps;
     bool rms, gated;
     Act activation;
+    int32_t down_block = 0;  // of the Hadamard transform before `down`; 0: there is none
     // Tables stay where the caller has them (a memory map): the owner keeps them alive.
     int32_t width;  // of the word table: hidden
     const float* word = nullptr;

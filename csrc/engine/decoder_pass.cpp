@@ -39,11 +39,8 @@ void DecoderPass::run() {
     reserve();
     place_tokens();
     divide(few() ? kGemvTokens : kChunkTokens);
-    if (few()) {
-        run_few();
-    } else {
-        run_blocks();
-    }
+    if (few()) return run_few();
+    run_blocks();
     head();
 }
 
@@ -75,10 +72,10 @@ void DecoderPass::reserve() {
         t.values.get<float>(rows * kv_ld_);
         t.attention.get<float>(attention);
         t.few.reserve(k_, forms_, kGemvTokens, inputs);
+        t.wide.get<float>(rows * wide_);
         if (few()) continue;
         t.quantized.reserve(k_, forms_, rows, inputs);
         t.gate.get<float>(rows * wide_);
-        t.wide.get<float>(rows * wide_);
     }
 }
 
@@ -185,39 +182,26 @@ void DecoderPass::attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int
 
 // -- the head --------------------------------------------------------------------
 
+// After run_blocks.
 void DecoderPass::head() {
     const int32_t rows = step_.logit_rows();
-    const float* x = c_.x.get<float>(0);
     float* last = c_.last.get<float>(0);
-    if (step_.all_logits) {
-        std::memcpy(last, x, sizeof(float) * rows * hidden_);
-    } else {
-        for (int32_t i = 0; i < rows; ++i)
-            std::memcpy(last + i * hidden_, x + (step_.runs[i].begin + step_.runs[i].count - 1) * hidden_,
-                        sizeof(float) * hidden_);
-    }
+    for (int32_t i = 0; i < rows; ++i) std::memcpy(last + i * hidden_, logit_row(i), sizeof(float) * hidden_);
     norm(m_.head_norm, last, rows, last, account(0));
     const Linear& w = m_.head;
     const int64_t ld = w.n_padded();
     const int parts = pool_.threads();
+    if (rows <= kGemvTokens) return pool_.run(parts, [&](int part, int) { few_logits(last, rows, part, parts); });
     for (int32_t begin = 0; begin < rows; begin += kHeadRows) {
         const int32_t count = std::min(kHeadRows, rows - begin);
         const float* in = last + begin * hidden_;
-        const bool few = rows <= kGemvTokens;
-        if (!few && !w.is_f32()) c_.last_quantized.fill(k_, {&w}, 0, in, hidden_, count, m_.hidden);
+        if (!w.is_f32()) c_.last_quantized.fill(k_, {&w}, 0, in, hidden_, count, m_.hidden);
         pool_.run(parts, [&](int part, int thread) {
             const Part strips(w.strips(), part, parts);
             if (strips.begin == strips.end) return;
-            OpTimes* account = this->account(thread);
-            Linear::Out out{step_.logits + begin * ld + strips.begin * kTileN, ld};
-            if (few) {
-                FewRows& quantized = c_.threads[part].few;
-                if (!w.is_f32()) quantized.fill(k_, {&w}, in, hidden_, count, m_.hidden);
-                few_linear(Op::kHead, w, in, hidden_, count, quantized, out, strips.begin, strips.end, account);
-                return;
-            }
-            const Timed timed(account, Op::kHead, account ? w.macs(strips.begin, strips.end) * count : 0);
-            w.run(k_, {in, hidden_, count, &c_.last_quantized}, out, strips.begin, strips.end);
+            const Timed timed(account(thread), Op::kHead, w.macs(strips.begin, strips.end) * count);
+            w.run(k_, {in, hidden_, count, &c_.last_quantized}, {step_.logits + begin * ld + strips.begin * kTileN, ld},
+                  strips.begin, strips.end);
         });
     }
 }

@@ -29,6 +29,10 @@ class DecoderPass {
     void embed(int32_t begin, int32_t rows, OpTimes* account);
     void norm(const PreNorm& norm, const float* x, int32_t rows, float* y, OpTimes* account) const;
     void rope(float* x, int64_t ldx, int32_t begin, int32_t rows, int32_t heads, int32_t dim) const;
+    // The Hadamard transform before `down`, if there is one.
+    void spread(const float* x, float* y, int32_t rows, int32_t width) const {
+        if (m_.down_block) k_.hadamard({x, wide_, y, wide_, rows, width, m_.down_block});
+    }
     // Rows begin .. of the step's tokens; `ld` is theirs, column 0 that of the first of `heads` heads from `head` on.
     void write(int32_t layer, const float* keys, const float* values, int64_t ld, int32_t begin, int32_t rows,
                int32_t head, int32_t heads) const;
@@ -46,11 +50,22 @@ class DecoderPass {
 
     // decoder_few.cpp
     void run_few();
-    void few_attention(int32_t layer);
-    void few_feed_forward(int32_t layer);
+    void few_query_key_value(int32_t layer, int part, int parts);
+    void few_attend(int32_t layer, int part, int parts);
+    void few_output(int32_t layer, int part, int parts);
+    void few_up(int32_t layer, int part, int parts);
+    void few_down(int32_t layer, int part, int parts);
+    void few_head(int part, int parts);
+    void few_logits(const float* x, int32_t rows, int part, int parts);
+    void few_quantize(Forms forms, const float* x, int64_t ldx, int32_t rows, int32_t k, int part);
     void few_linear(Op op, const Linear& w, const float* x, int64_t ldx, int32_t rows, const FewRows& quantized,
                     const Linear::Out& out, int32_t strip_begin, int32_t strip_end, OpTimes* account) const;
 
+    // The hidden state that row `i` of the logits is made of.
+    const float* logit_row(int32_t i) const {
+        const int32_t token = step_.all_logits ? i : step_.runs[i].begin + step_.runs[i].count - 1;
+        return c_.x.data<float>() + token * hidden_;
+    }
     void head();
 
     const DecoderModel& m_;

@@ -70,6 +70,13 @@ inline Vec pow2(Vec n) {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
 }
+// Lane i gets lane i ^ H.
+template <int H>
+inline Vec swap_lanes(Vec a) {
+    if constexpr (H == 1) return {_mm256_permute_ps(a.v, 0xb1)};
+    if constexpr (H == 2) return {_mm256_permute_ps(a.v, 0x4e)};
+    return {_mm256_permute2f128_ps(a.v, a.v, 1)};
+}
 inline float reduce_add(Vec a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -58,6 +58,14 @@ inline Vec pow2(Vec n) {
     const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
 }
+// Lane i gets lane i ^ H.
+template <int H>
+inline Vec swap_lanes(Vec a) {
+    if constexpr (H == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+    if constexpr (H == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+    if constexpr (H == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+    return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+}
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 

@@ -1,0 +1,75 @@
+"""`approxrt serve`: artifacts over HTTP."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import typer
+
+from approxrt.cli import output
+from approxrt.errors import InputError, MissingDependencyError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def command(
+    artifacts: list[str] = typer.Argument(..., help="Folders of artifacts, or NAME=FOLDER."),
+    host: str = typer.Option("127.0.0.1", "--host", help="Address to listen on; 0.0.0.0 for all of this machine's."),
+    port: int = typer.Option(8080, "--port", help="Port to listen on; 0 takes a free one."),
+    threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
+    api_key: str | None = typer.Option(
+        None, "--api-key", envvar="APPROXRT_API_KEY", show_envvar=True, help="What clients must send."
+    ),
+    max_batch_tokens: int = typer.Option(4096, "--max-batch-tokens", help="Tokens a forward pass."),
+    wait_ms: float = typer.Option(0.0, "--wait-ms", help="How long an idle engine waits for texts to share a pass."),
+    max_queue: int = typer.Option(4096, "--max-queue", help="Texts that may wait; more are answered with 429."),
+    timeout: float = typer.Option(60.0, "--timeout", help="Seconds until a request that still waits gets 503."),
+    max_sequences: int = typer.Option(8, "--max-sequences", help="Texts that are generated side by side."),
+    max_inputs: int = typer.Option(1024, "--max-inputs", help="Texts of one request."),
+    max_body: int = typer.Option(8_000_000, "--max-body", help="Bytes of one request."),
+    drain: float = typer.Option(30.0, "--drain", help="Seconds for what was accepted, once told to stop."),
+    log_format: str = typer.Option("json", "--log-format", help="json (an object a line) or text."),
+    log_level: str = typer.Option("info", "--log-level", help="debug, info (a line a request), warning or error."),
+    json: bool = output.JSON_OPTION,
+) -> None:
+    """Serve artifacts over HTTP: routes of text-embeddings-inference, OpenAI, cohere and KServe v2."""
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise MissingDependencyError("fastapi", "serve", "approxrt serve")
+    if log_level not in LEVELS:
+        raise InputError(f"--log-level is {log_level!r}; it must be one of {', '.join(LEVELS)}")
+    if log_format not in ("json", "text"):
+        raise InputError(f"--log-format is {log_format!r}; it must be json or text")
+    from approxrt.serving.app import create_app
+    from approxrt.serving.registry import open_models
+    from approxrt.serving.server import bind, configure_logs, run
+    from approxrt.serving.settings import Settings
+
+    settings = Settings(
+        max_batch_tokens=max_batch_tokens,
+        wait_ms=wait_ms,
+        max_queue=max_queue,
+        timeout_s=timeout,
+        max_sequences=max_sequences,
+        max_inputs=max_inputs,
+        max_body_bytes=max_body,
+        api_key=api_key,
+        drain_s=drain,
+    )
+    # A port that cannot be had is known before models take their time to load.
+    listening = bind(host, port)
+    address, taken = listening.getsockname()[:2]
+    url = f"http://{f'[{address}]' if ':' in address else address}:{taken}"
+    models = open_models(artifacts, threads)
+    app = create_app(models, settings)
+    configure_logs(log_level, log_format)
+    about: dict[str, Any] = {"url": url, "models": [name for name, _ in models], "settings": settings.public()}
+
+    def ready() -> None:
+        if json:
+            output.emit_json(about)
+        else:
+            names = ", ".join(about["models"])
+            output.stdout.print(f"serving {names} at {url} (docs at {url}/docs)", markup=False, highlight=False)
+
+    run(app, listening, ready)

@@ -1,0 +1,114 @@
+"""The HTTP application: one registry of models, the adapters of several APIs, errors in each one's manner."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+import approxrt
+from approxrt.errors import ApproxrtError, InputError, TextTooLongError
+from approxrt.runtime.model import Model
+from approxrt.serving.errors import RequestError
+from approxrt.serving.gate import Gate
+from approxrt.serving.metrics import Metrics
+from approxrt.serving.registry import Registry
+from approxrt.serving.routes import cohere, health, kserve, openai, openai_text, tei
+from approxrt.serving.settings import Settings
+
+log = logging.getLogger("approxrt.serving")
+
+
+def create_app(models: Iterable[tuple[str, Model]], settings: Settings | None = None) -> FastAPI:
+    """The application for (name, model) pairs. Raises InputError for two of one name."""
+    settings = settings or Settings()
+    metrics = Metrics()
+    registry = Registry(models, settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        app.state.draining = True
+        await registry.close()
+
+    app = FastAPI(title="approxrt", version=approxrt.__version__, lifespan=lifespan)
+    app.state.registry, app.state.metrics, app.state.settings, app.state.draining = registry, metrics, settings, False
+    for adapter in (health, tei, openai, openai_text, cohere, kserve):
+        app.include_router(adapter.router)
+    app.add_middleware(Gate, settings=settings, metrics=metrics, answer=error_answer)
+    app.add_exception_handler(ApproxrtError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_failure)
+    return app
+
+
+def error_answer(path: str, error: RequestError) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """(body, headers) of an error in the manner of the API that `path` belongs to."""
+    message = str(error)
+    content: dict[str, Any]
+    if path.endswith("/rerank") and path.startswith(("/v1/", "/v2/")):
+        content = {"message": message}
+    elif path.startswith("/v1/"):
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        content = {"error": {"message": message, "type": kind, "param": None, "code": error.kind}}
+    elif path.startswith("/v2"):
+        content = {"error": message}
+    else:
+        content = {"error": message, "error_type": error.kind}
+    headers = [(b"content-type", b"application/json")]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return json.dumps(content).encode(), headers
+
+
+def _respond(request: Request, error: RequestError) -> Response:
+    body, headers = error_answer(request.url.path, error)
+    return Response(body, error.status, headers={k.decode(): v.decode() for k, v in headers})
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """An error of approxrt: what the request asked for cannot be done."""
+    if isinstance(error, RequestError):
+        return _respond(request, error)
+    known = _error(413 if isinstance(error, TextTooLongError) else 400 if isinstance(error, InputError) else 500, error)
+    if known.status == 500:
+        log.error("request failed", exc_info=error)
+    return _respond(request, known)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """A body that does not fit the route: every fault with its place."""
+    assert isinstance(error, RequestValidationError)
+    faults = [f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg']}" for e in error.errors()[:8]]
+    return _respond(request, _error(422, "; ".join(dict.fromkeys(faults))))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """No such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    response = _respond(request, _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    """A defect of ours: it goes to the log, not to the client."""
+    log.error("request failed", exc_info=error)
+    return _respond(request, _error(500, "internal error; the server's log has it"))
+
+
+def _error(status: int, message: object) -> RequestError:
+    error = RequestError(str(message))
+    error.status = status
+    error.kind = {404: "NotFound", 405: "NotFound", 500: "Backend"}.get(status, "Validation")
+    return error

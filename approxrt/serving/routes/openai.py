@@ -1,0 +1,68 @@
+"""OpenAI's routes for embeddings and models: /v1/embeddings, /v1/models."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+
+from approxrt.serving.errors import RequestError
+from approxrt.serving.registry import Answer, Served, ServedDecoder, normalized
+from approxrt.serving.routes.common import Body, TokenId, as_texts, registry_of, reply
+from approxrt.serving.watch import while_connected
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+
+class EmbeddingsBody(Body):
+    """`dimensions`: the first so many elements, of length 1 again (for models that were trained for it)."""
+
+    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+@router.post("/embeddings")
+async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
+    """An embedding an input; base64 is little-endian float32. Texts over the model's limit are an error."""
+    served = registry_of(request).get(body.model, labels=False)
+    width = served.model.spec.hidden_size
+    if body.dimensions is not None and not 1 <= body.dimensions <= width:
+        raise RequestError(f"dimensions is {body.dimensions}; model {served.name!r} has 1 to {width}")
+    answer = await while_connected(request, _embed(served, body.input))
+    rows = answer.rows if body.dimensions is None else answer.rows[:, : body.dimensions]
+    rows = normalized(rows).astype("<f4")
+    encode: Any = (lambda row: base64.b64encode(row.tobytes()).decode()) if body.encoding_format == "base64" else list
+    data = [
+        {"object": "embedding", "index": i, "embedding": row if encode is list else encode(row)}
+        for i, row in enumerate(rows)
+    ]
+    tokens = sum(answer.tokens)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return reply({"object": "list", "data": data, "model": served.name, "usage": usage})
+
+
+async def _embed(served: Served, given: Any) -> Answer:
+    if isinstance(given, str) or (given and isinstance(given[0], str)):
+        return await served.embed(as_texts(given), normalize=False, truncate=False)
+    ids = [given] if given and isinstance(given[0], int) else given
+    return await served.run_ids(ids, "pooled")
+
+
+@router.get("/models")
+async def models(request: Request) -> Response:
+    """All models that are served."""
+    return reply({"object": "list", "data": [_about(served) for served in registry_of(request)]})
+
+
+@router.get("/models/{name}")
+async def model(request: Request, name: str) -> Response:
+    """One of them."""
+    return reply(_about(registry_of(request).exactly(name)))
+
+
+def _about(served: Served | ServedDecoder) -> dict[str, Any]:
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "approxrt"}
