@@ -84,6 +84,9 @@ def _show(summary: dict[str, Any]) -> None:
     ]
     if summary["removed"]:
         lines.append(f"removed: {', '.join(summary['removed'])}")
+    for kind in sorted({(x["keep"], x["sign_from"]) for x in summary["sign_matching"]}):
+        layers = [str(x["layer"]) for x in summary["sign_matching"] if (x["keep"], x["sign_from"]) == kind]
+        lines.append(f"sign matching: layers {', '.join(layers)} keep {kind[0]} keys in texts from {kind[1]} tokens on")
     if summary["gpu"] is not None:
         lines.append(_gpu_line(summary["gpu"]))
     for line in lines:
