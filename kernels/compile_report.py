@@ -166,18 +166,20 @@ def decoder_cases() -> Iterator[Case]:
         {"ROPE": True, "HEADS": 9, "KV_HEADS": 3, "HEAD_DIM": 64, "BLOCK_H": 16, "BLOCK_D": 32},
         num_stages=1,
     )  # fmt: skip
-    config = launch.row_rule(1536)
-    yield Case(
-        "gated 1536",
-        gated.gated_kernel,
-        {"x_ptr": "*fp16", "h_ptr": "*fp16", "q_ptr": "*i8", "scale_ptr": "*fp32"}
-        | integers("M", "F", "ldx", "ldh", "ldq"),
-        {"ACTIVATION": 5, "WRITE_H": False, "WRITE_Q": True, **config.blocks},
-        config.num_warps,
-        config.num_stages,
-        unaligned=frozenset({"M"}),
-        fusion=False,
-    )
+    for block in (0, 128):
+        config = launch.gated_rule(1536, block)
+        yield Case(
+            f"gated 1536{' rotated' if block else ''}",
+            gated.gated_kernel,
+            {"x_ptr": "*fp16", "h_ptr": "*fp16", "q_ptr": "*i8", "scale_ptr": "*fp32", "root": "fp32"}
+            | integers("M", "F", "ldx", "ldh", "ldq"),
+            {"ACTIVATION": 5, "GATE": True, "HADAMARD": block, "WRITE_H": False, "WRITE_Q": True,
+             **config.blocks},
+            config.num_warps,
+            config.num_stages,
+            unaligned=frozenset({"M"}),
+            fusion=False,
+        )  # fmt: skip
     sizes = {"HEADS": 9, "HEAD_DIM": 64, "BLOCK_D": 64, "PARTS": 8}
     yield Case(
         "cached_attention",

@@ -160,6 +160,12 @@ def row_rule(width: int) -> Config:
     return Config({"ROWS": rows, "BLOCK": block}, warps, 1)
 
 
+def gated_rule(width: int, hadamard: int) -> Config:
+    """Rows as in `row_rule`, and at least the 16 blocks that a product with a Hadamard matrix takes."""
+    config = row_rule(width)
+    return config.with_blocks(ROWS=max(config["ROWS"], 16 * hadamard // config["BLOCK"]))
+
+
 def attention_rule(queries: int, head_dim: int) -> Config:
     """Keys come by 64, fixed, because their order decides the float sums; only the queries' tile may change.
 

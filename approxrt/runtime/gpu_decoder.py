@@ -121,12 +121,15 @@ class GpuDecoder:
             return z + layer.ffn_mean
         x = self._normalize(z, layer.ffn_norm, layer.up)
         inner = self._half(z.shape[0], layer.up.out_features)
-        if self.spec.gated:
+        if self.spec.gated or self.spec.down_block:
             apply(layer.up, x, inner)
             rows = self._half(z.shape[0], layer.spec.intermediate_size)
             wanted = layer.down.quantizes
             y = Activations(rows, quantized_like(rows) if wanted else None)
-            gated(inner, self.spec.activation, None if wanted else rows, y.quantized)
+            gated(
+                inner, self.spec.activation, None if wanted else rows, y.quantized,
+                gate=self.spec.gated, hadamard=self.spec.down_block,
+            )  # fmt: skip
         else:
             apply(layer.up, x, inner, self.spec.activation)
             y = Activations(inner)

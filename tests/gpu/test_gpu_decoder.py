@@ -84,7 +84,20 @@ def test_every_kind(kind: str) -> None:
     }.get(kind, "gemm_int8")  # fmt: skip
 
 
-@pytest.mark.parametrize("weights", [gpt_like("s8"), without_blocks("s8")], ids=["gpt", "removed blocks"])
+def rotated(gated: bool) -> Weights:
+    """Outliers spread by Hadamard blocks before the down projection."""
+    spec = small_decoder_spec("s8", count=1, gated=gated, down_block=16)
+    (layer,) = spec.layers
+    changes = {} if gated else {"ffn_gate": "f32"}
+    spec = dataclasses.replace(spec, layers=(dataclasses.replace(layer, intermediate_size=48, **changes),))
+    return Weights(spec, random_tensors(spec))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [gpt_like("s8"), without_blocks("s8"), rotated(True), rotated(False)],
+    ids=["gpt", "removed blocks", "rotated", "rotated, no gate"],
+)
 def test_shapes_of_models(weights: Weights) -> None:
     want = DecoderReference(weights.decoder_spec, weights.tensors).next_logits(PROMPT)
     engine = CudaDecoderEngine(weights, DEVICE, cache_tokens=100)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gpu_support import EPS16, EPS32, empty, on_device, torch
 
+from approxrt.approx.rotate import hadamard
 from approxrt.kernels.cached_attention import PART, cached_attention
 from approxrt.kernels.gated import gated
 from approxrt.kernels.rope import rope
@@ -48,6 +49,25 @@ def test_gated(m: int, f: int, activation: str) -> None:
     act = torch.nn.functional.silu(gate) if activation == "silu" else torch.nn.functional.gelu(gate, approximate="tanh")
     want = (act * up).numpy()
     assert np.all(np.abs(h.cpu().numpy() - want) <= 16 * EPS32 * (np.abs(want) + np.abs(up.numpy())))
+    want_q, want_scale = quantize_tokens(h.cpu().numpy())
+    np.testing.assert_array_equal(q[:, :f].cpu().numpy(), want_q)
+    np.testing.assert_array_equal(scale.cpu().numpy(), want_scale)
+    assert not q[:, f:].any()
+
+
+@pytest.mark.parametrize("block", [16, 128])
+@pytest.mark.parametrize("gate", [True, False])
+def test_rotated_blocks(block: int, gate: bool) -> None:
+    m, f = 3, 3 * block
+    x = np.random.default_rng(block).normal(size=(m, 2 * f if gate else f)).astype(np.float32)
+    h, q, scale = empty(m, f), empty(m, -(-f // 128) * 128, dtype=torch.int8), empty(m)
+    gated(on_device(x), "silu", h, (q, scale), gate=gate, hadamard=block)
+    wide = torch.from_numpy(x.astype(np.float64))
+    g = torch.nn.functional.silu(wide[:, :f]) * (wide[:, f:] if gate else 1)
+    want = (g.unflatten(1, (-1, block)) @ torch.from_numpy(hadamard(block)).double()).flatten(1).numpy()
+    # Higham 2002, 3.1: a sum of `block` products in any order; activations before it err by a few units
+    bound = (block + 20) * EPS32 * g.abs().unflatten(1, (-1, block)).sum(2).max().item()
+    assert np.abs(h.cpu().numpy() - want).max() <= bound
     want_q, want_scale = quantize_tokens(h.cpu().numpy())
     np.testing.assert_array_equal(q[:, :f].cpu().numpy(), want_q)
     np.testing.assert_array_equal(scale.cpu().numpy(), want_scale)
