@@ -27,7 +27,8 @@ $(BIN)/python:
 # scratch in a throw-away one.
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py | $(BIN)/python
 	$(PIP) install -c constraints.txt "setuptools>=77" "pybind11>=2.13" "ninja>=1.11"
-	$(PIP) install --no-build-isolation -c constraints.txt -e ".[test,compress,serve,clients]"
+	$(PIP) install --no-build-isolation -c constraints.txt -e ".[test,compress,serve,clients,chat]"
+	$(PIP) install --no-deps nvidia-pytriton==0.7.0
 	@touch $@
 
 install: $(VENV)/.installed  ## Make .venv and install approxrt into it, with what tests need

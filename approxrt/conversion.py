@@ -15,18 +15,22 @@ from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import BITS, Spec, quantize_model
 from approxrt.approx.rotate import can_rotate, rotate
 from approxrt.artifact.decoder_spec import AnySpec
-from approxrt.artifact.spec import INPUTS
+from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.models.decoder import DecoderCheckpoint, is_decoder_config, is_gguf, load_decoder
 from approxrt.models.weights import read_json
+from approxrt.runtime.gpu_layout import PRUNE_BLOCK
 
 _METHODS = {
     4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",
     8: "int8 per output channel, clip ratio by squared error",
     32: "f32",
 }
+
+# What is pruned as one, outputs x inputs, by target.
+_BLOCKS = {"cpu": (TILE_N, TILE_K), "cuda": PRUNE_BLOCK}
 
 # (weights done, weights in all, what was done last)
 Progress = Callable[[int, int, str], None]
@@ -40,27 +44,29 @@ def convert(
     overwrite: bool = False,
     inputs: str | None = None,
     progress: Progress | None = None,
+    target: str = "cpu",
 ) -> Path:
     """Turn the checkpoint `model` (a folder, a hub id or, of a decoder, a .gguf file) into an artifact at `out`.
 
     bits      8: linears and word embeddings int8, an encoder's head f32. 4: the same in int4. 32: all f32.
-    density   share of 16x4 tiles that each linear of the layers keeps, in (0, 1];
-              below 1 it needs bits=8 or 4.
+    density   share of tiles that each linear of the layers keeps, in (0, 1]; below 1 it needs bits=8 or 4.
     overwrite replace an artifact at `out`.
     inputs    "single", "pair" or "any": what an encoder accepts; None takes the checkpoint's word.
+    target    "cpu" prunes tiles of 16x4 weights, "cuda" blocks of 64x64, which a GPU's tensor cores take. Both engines
+              read either: a GPU runs scattered tiles dense (`approxrt inspect` says at what cost).
 
     Returns the artifact's path.
 
     Raises InputError for wrong arguments, CheckpointError or UnsupportedModelError
     for what cannot be read, ArtifactError when `out` cannot be written.
     """
-    _check_arguments(bits, density, inputs)
+    _check_arguments(bits, density, inputs, target)
     check_target(Path(out), overwrite)
     checkpoint, rotated = _load(model), False
     if isinstance(checkpoint, Checkpoint):
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
         converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(
-            encoder, checkpoint.tensors, bits, density, progress
+            encoder, checkpoint.tensors, bits, density, target, progress
         )
     else:
         if inputs is not None:
@@ -73,9 +79,9 @@ def convert(
         rotated = bits == 8 and density == 1 and can_rotate(decoder)
         if rotated:
             decoder, tensors = rotate(decoder, tensors)
-        converted = _quantize(decoder, tensors, bits, density, progress)
+        converted = _quantize(decoder, tensors, bits, density, target, progress)
     weight_bytes = sum(array.nbytes for array in converted[1].values())
-    card = _card(checkpoint, bits, density, weight_bytes)
+    card = _card(checkpoint, bits, density, target, weight_bytes)
     if rotated:
         card["method"]["activations"] = "rotated"
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
@@ -91,9 +97,14 @@ def _load(model: str | os.PathLike[str]) -> Checkpoint | DecoderCheckpoint:
 
 
 def _quantize(
-    spec: Spec, tensors: Mapping[str, np.ndarray], bits: int, density: float, progress: Progress | None
+    spec: Spec,
+    tensors: Mapping[str, np.ndarray],
+    bits: int,
+    density: float,
+    target: str,
+    progress: Progress | None,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
-    masks = prune_tiles(spec, tensors, density) if density < 1 else {}
+    masks = prune_tiles(spec, tensors, density, block=_BLOCKS[target]) if density < 1 else {}
     total, done = max(1, sum(array.size for array in tensors.values())), 0
 
     def advance(elements: int, name: str) -> None:
@@ -105,7 +116,9 @@ def _quantize(
     return quantize_model(spec, tensors, bits, masks, advance)
 
 
-def _check_arguments(bits: int, density: float, inputs: str | None) -> None:
+def _check_arguments(bits: int, density: float, inputs: str | None, target: str) -> None:
+    if target not in _BLOCKS:
+        raise InputError(f"target is {target!r}; it must be one of {', '.join(_BLOCKS)}")
     if bits not in BITS:
         raise InputError(f"bits is {bits!r}; it must be one of {', '.join(map(str, BITS))}")
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
@@ -118,8 +131,11 @@ def _check_arguments(bits: int, density: float, inputs: str | None) -> None:
         raise InputError(f"inputs is {inputs!r}; it must be one of {', '.join(INPUTS)}")
 
 
-def _card(checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float, weight_bytes: int) -> dict[str, Any]:
+def _card(
+    checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float, target: str, weight_bytes: int
+) -> dict[str, Any]:
     """What was done to which model. `accuracy` and `latency` are null until somebody measures them."""
+    tiles = "x".join(map(str, _BLOCKS[target]))
     before = checkpoint.source["weight_bytes"]
     return {
         "approxrt_version": __version__,
@@ -129,7 +145,8 @@ def _card(checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float,
             "bits": bits,
             "density": density,
             "weights": _METHODS[bits],
-            "pruning": None if density == 1 else "16x4 tiles by magnitude, the same share of every layer's linear",
+            "pruning": None if density == 1 else f"{tiles} tiles by magnitude, the same share of every layer's linear",
+            "target": target,
         },
         "sizes": {
             "checkpoint_weight_bytes": before,

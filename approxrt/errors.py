@@ -76,6 +76,10 @@ class TruncationWarning(UserWarning):
     """Texts were cut to the model's maximum length; the message names them."""
 
 
+class TargetWarning(UserWarning):
+    """An artifact was made for another device than it is loaded on; the message says what that costs."""
+
+
 class TrainingError(ApproxrtError):
     """Training cannot go on: the loss is not a number, or there is nothing to resume."""
 

@@ -45,7 +45,7 @@ def test_sign_attention(benchmark: Any, isa: str, shape: tuple[int, int, int]) -
     n, head_dim, keep = shape
     q, k, v = draw(n, head_dim)
     names = {"n": n, "head_dim": head_dim, "keep": keep}
-    call = partial(kernels.sign_attention, q, k, v, head_dim**-0.5, keep, isa)
+    call = partial(kernels.sign_attention, q, k, v, head_dim**-0.5, keep, isa, rest=True)
     time_products(benchmark, call, "f32", isa, names, macs(*shape), 2 * n * n * head_dim)
 
 
@@ -63,7 +63,7 @@ def contestants(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> dict[str, Callab
     }
     for keep in KEEP:
         if keep < len(q):
-            runs[f"sign {keep}"] = partial(kernels.sign_attention, q, k, v, scale, keep)
+            runs[f"sign {keep}"] = partial(kernels.sign_attention, q, k, v, scale, keep, rest=True)
     return runs
 
 
@@ -100,7 +100,7 @@ def main() -> None:
             errors = {}
             for name in times:
                 if name.startswith("sign"):
-                    out, _ = kernels.sign_attention(q, k, v, head_dim**-0.5, int(name.split()[1]))
+                    out, _ = kernels.sign_attention(q, k, v, head_dim**-0.5, int(name.split()[1]), rest=True)
                     errors[name] = float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
             rows.append({"n": n, "head_dim": head_dim, "times": times, "relative_error": errors})
             dense = min(times[name]["median_ms"] for name in ("dense f32", "dense int16"))

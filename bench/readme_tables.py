@@ -2,8 +2,8 @@
 
 `latency-*.json` are documents of `approxrt bench --out`; `accuracy-*.json` of bench/accuracy.py, `cold-start.json` of
 bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py, `sign-attention.json` of
-bench/bench_sign_attention.py, `generate.json` of bench/bench_generate.py. Other files are ignored here, but for the
-profiles of `approxrt bench --profile` in two of them.
+bench/bench_sign_attention.py, `generate.json` of bench/bench_generate.py, `serving.json` of
+bench/bench_serving.py. Other files are ignored here, but for the profiles of `approxrt bench --profile` in two of them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def render(results: Path) -> str:
         ("threads.json", thread_table),
         ("accuracy-*.json", accuracy_table),
         ("sign-attention.json", sign_table),
+        ("serving.json", serving_table),
         ("generate.json", generate_table),
     ):
         parts += [make(_read(path)) for path in sorted(results.glob(pattern))]
@@ -199,7 +200,7 @@ def sign_table(doc: dict[str, Any]) -> str:
     lines = [
         f"**Sign-matching attention** on {doc['machine']['cpu']}, one head of one sequence, one core: how many times "
         "faster than our own dense attention with 16-bit products / in float32 / than PyTorch's SDPA in float32, by "
-        "how many keys a query keeps. Under 1 it does not pay. It is a kernel so far: no artifact uses it yet.",
+        "how many keys a query keeps (all others stand as their mean). Under 1 it does not pay.",
         "",
         "| keys | head size | " + " | ".join(f"{name.split()[1]} kept" for name in names) + " |",
         "|---:|---:|" + "---:|" * len(names),
@@ -209,6 +210,24 @@ def sign_table(doc: dict[str, Any]) -> str:
         peers = ("dense int16", "dense f32", "torch SDPA f32")
         cells = [" / ".join(f"{ms[p] / ms[n]:.1f}" for p in peers) if n in ms else "-" for n in names]
         lines.append(f"| {row['n']} | {row['head_dim']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def serving_table(doc: dict[str, Any]) -> str:
+    """bench/bench_serving.py: a row a server and a number of clients."""
+    lines = [
+        f"**Serving** on {doc['machine']['cpu']}, {doc['threads']} cores for server and load together: SST-2's dev "
+        f"sentences over loopback, one a request, each client with one request under way. The bare engine does "
+        f"{doc['bare_engine_texts_s']:.0f} sentences a second in one call on the same cores; the share is of that.",
+        "",
+        "| server | clients | requests/s | share of the bare engine | p50 ms | p99 ms |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in doc["rows"]:
+        lines.append(
+            f"| {row['server']} | {row['clients']} | {row['requests_s']:.0f} | {row['share_of_engine']:.0%} "
+            f"| {row['p50_ms']:.1f} | {row['p99_ms']:.1f} |"
+        )
     return "\n".join(lines)
 
 

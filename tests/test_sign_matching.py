@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from levels import every_level
 from specs import TOKENIZER_JSON, random_tensors, small_spec
+from typer.testing import CliRunner
 
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.spec import DENSE_ATTENTION, LayerSpec, ModelSpec
 from approxrt.artifact.writer import write_artifact
+from approxrt.cli.main import app
 from approxrt.errors import ArtifactError
 from approxrt.runtime.cpu import CpuEngine
 
@@ -179,3 +182,12 @@ def test_a_folder_keeps_the_kind_and_refuses_an_unsound_one(tmp_path: Path) -> N
     (path / "config.json").write_text(config.replace('"sign_from": 40', '"sign_from": 4'))
     with pytest.raises(ArtifactError, match="sign_from is 4; it must be over attention_keep"):
         read_artifact(path)
+
+
+def test_inspect_names_the_layers(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a", sign_spec(rest=True), random_tensors(sign_spec()), TOKENIZER_JSON, {})
+    found = CliRunner().invoke(app, ["inspect", str(path)])
+    assert found.exit_code == 0
+    assert "sign matching: layers 1 keep 9 keys in texts from 40 tokens on" in found.output
+    summary = json.loads(CliRunner().invoke(app, ["inspect", str(path), "--json"]).output)
+    assert summary["sign_matching"] == [{"layer": 1, "keep": 9, "sign_from": 40, "rest": True}]

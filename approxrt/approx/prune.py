@@ -22,6 +22,7 @@ import numpy as np
 
 from approxrt.approx.bsr import to_tiles
 from approxrt.artifact.decoder_spec import AnySpec
+from approxrt.artifact.spec import TILE_K, TILE_N
 
 Scope = Literal["linear", "global"]
 
@@ -38,9 +39,16 @@ def prunable_linears(spec: AnySpec) -> list[str]:
 
 
 def prune_tiles(
-    spec: AnySpec, tensors: Mapping[str, np.ndarray], density: float, scope: Scope = "linear"
+    spec: AnySpec,
+    tensors: Mapping[str, np.ndarray],
+    density: float,
+    scope: Scope = "linear",
+    block: tuple[int, int] = (TILE_N, TILE_K),
 ) -> dict[str, np.ndarray]:
     """Masks bool[strips, columns] of the tiles to keep, by linear.
+
+    Tiles are kept or dropped by whole blocks of `block` outputs x inputs (multiples of a tile): a GPU's tensor cores
+    need larger ones than a CPU.
 
     `density` in (0, 1] is the share of tiles kept, rounded to whole tiles (at
     least one): per linear or over all, as `scope` says. Of equal scores the
@@ -49,6 +57,24 @@ def prune_tiles(
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}; it must be over 0 and at most 1")
     scores = {name: tile_scores(tensors[f"{name}.weight"]) for name in prunable_linears(spec)}
+    masks = _choose({name: block_sums(score, block) for name, score in scores.items()}, density, scope)
+    return {name: expand_blocks(mask, scores[name].shape, block) for name, mask in masks.items()}
+
+
+def block_sums(scores: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """Scores of 16x4 tiles summed over blocks; those at an edge may hold fewer tiles."""
+    high, wide = block[0] // TILE_N, block[1] // TILE_K
+    rows = np.add.reduceat(scores, np.arange(0, scores.shape[0], high), axis=0)
+    return np.add.reduceat(rows, np.arange(0, scores.shape[1], wide), axis=1)
+
+
+def expand_blocks(mask: np.ndarray, shape: tuple[int, ...], block: tuple[int, int]) -> np.ndarray:
+    """bool over blocks -> bool[strips, columns] over 16x4 tiles."""
+    high, wide = block[0] // TILE_N, block[1] // TILE_K
+    return np.repeat(np.repeat(mask, high, axis=0)[: shape[0]], wide, axis=1)[:, : shape[1]]
+
+
+def _choose(scores: Mapping[str, np.ndarray], density: float, scope: Scope) -> dict[str, np.ndarray]:
     if scope == "linear":
         return {name: _keep(score.ravel(), density).reshape(score.shape) for name, score in scores.items()}
     if scope != "global":

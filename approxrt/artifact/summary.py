@@ -15,7 +15,7 @@ import numpy as np
 
 from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.artifact.reader import Artifact
-from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
+from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
 
 _LINEAR_PARTS = ("weight", "q", "q4", "scale", "group_scale", "tiles", "tiles4", "indices", "indptr", "bias")
 
@@ -45,8 +45,18 @@ def summarize(artifact: Artifact) -> dict[str, Any]:
         ],
         "linears": linears,
         "removed": [block for block, _ in spec.removed_biases()],
+        "sign_matching": _sign_matching(spec) if isinstance(spec, ModelSpec) else [],
         "card": artifact.card,
     }
+
+
+def _sign_matching(spec: ModelSpec) -> list[dict[str, Any]]:
+    """The layers whose attention matches signs: how many keys a query keeps, and in texts of how many tokens."""
+    return [
+        {"layer": i, "keep": layer.attention_keep, "sign_from": layer.sign_from, "rest": layer.attention_rest}
+        for i, layer in enumerate(spec.layers)
+        if layer.attention_keep
+    ]
 
 
 def linear_summary(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ def command(
     checkpoint: str = typer.Argument(..., help="Folder of a Hugging Face checkpoint, a hub id, or a .gguf file."),
     out: Path = typer.Option(..., "--out", help="Folder to write the artifact to."),
     bits: int = typer.Option(8, "--bits", help="8 (int8 weights), 4 (int4) or 32 (float32)."),
-    density: float = typer.Option(1.0, "--density", help="Share of 16x4 weight tiles to keep, over 0 up to 1."),
+    density: float = typer.Option(1.0, "--density", help="Share of weight tiles to keep, over 0 up to 1."),
+    target: str = typer.Option("cpu", "--target", help="cpu (prunes tiles of 16x4 weights) or cuda (of 64x64)."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an artifact at --out."),
     inputs: str | None = typer.Option(
         None, "--inputs", help="single, pair or any: what the model accepts; default: what the checkpoint says."
@@ -45,6 +46,7 @@ def command(
             overwrite=overwrite,
             inputs=inputs,
             progress=show,
+            target=target,
         )
     seconds = time.perf_counter() - start
     summary = summarize(read_artifact(path))
@@ -56,6 +58,7 @@ def command(
                 "seconds": round(seconds, 3),
                 "bits": bits,
                 "density": summary["density"],
+                "target": target,
                 "sizes": sizes,
                 "mac_share": summary["mac_share"],
             }

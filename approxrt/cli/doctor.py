@@ -62,10 +62,25 @@ def examine() -> dict[str, Any]:
             "physical_cores": threads.physical_cores(),
             "cgroup_quota": threads.cgroup_quota(),
         },
-        "gpu": "not used: this version runs on the CPU",
+        "gpu": gpu_status(),
         "packages": {name: _version(name) for name in OPTIONAL},
         "notes": _notes(isa),
     }
+
+
+def gpu_status() -> str:
+    """The GPU that device="cuda" would run on, or why it would not."""
+    from approxrt.errors import ApproxrtError
+    from approxrt.runtime.cuda import require_cuda
+
+    try:
+        require_cuda()
+    except ApproxrtError as error:
+        return f"none: {error}"
+    import torch
+
+    memory = torch.cuda.get_device_properties().total_memory
+    return f"{torch.cuda.get_device_name()}, {memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

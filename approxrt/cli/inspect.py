@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from approxrt.cli import output
+
+if TYPE_CHECKING:
+    from approxrt.artifact.reader import Artifact
 
 # What is shown of the MACs' shares: three kinds always, the others where they are used.
 KINDS = {
@@ -28,11 +31,39 @@ def command(
     from approxrt.artifact.reader import read_artifact
     from approxrt.artifact.summary import summarize
 
-    summary = summarize(read_artifact(artifact))
+    opened = read_artifact(artifact)
+    summary = {**summarize(opened), "gpu": gpu_summary(opened)}
     if json:
         output.emit_json(summary)
     else:
         _show(summary)
+
+
+def gpu_summary(artifact: Artifact) -> dict[str, Any] | None:
+    """How a GPU would run an encoder's linears, and how many products it executes for each one stored."""
+    from approxrt.artifact.spec import ModelSpec
+    from approxrt.runtime.gpu_layout import model_cost, model_layouts
+
+    if not isinstance(artifact.any_spec, ModelSpec):
+        return None
+    layouts = model_layouts(artifact.any_spec, artifact.tensors)
+    return {
+        "target": (artifact.card.get("method") or {}).get("target", "cpu"),
+        "cost": round(model_cost(layouts), 3),
+        "products": {
+            name: {"block": layout.block, "macs": layout.macs, "stored_macs": layout.stored_macs}
+            for name, layout in layouts.items()
+        },
+    }
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    sparse = sum(product["block"] is not None for product in gpu["products"].values())
+    return (
+        f"made for {gpu['target']}; on a GPU {sparse} of {len(gpu['products'])} products run in blocks, and "
+        f"{gpu['cost']:.2f} products are executed for each one stored"
+        + ("" if gpu["cost"] <= 1.1 else " (convert with --target cuda for less)")
+    )
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -53,6 +84,11 @@ def _show(summary: dict[str, Any]) -> None:
     ]
     if summary["removed"]:
         lines.append(f"removed: {', '.join(summary['removed'])}")
+    for kind in sorted({(x["keep"], x["sign_from"]) for x in summary["sign_matching"]}):
+        layers = [str(x["layer"]) for x in summary["sign_matching"] if (x["keep"], x["sign_from"]) == kind]
+        lines.append(f"sign matching: layers {', '.join(layers)} keep {kind[0]} keys in texts from {kind[1]} tokens on")
+    if summary["gpu"] is not None:
+        lines.append(_gpu_line(summary["gpu"]))
     for line in lines:
         output.stdout.print(escape(line), highlight=False, soft_wrap=True)
     table = Table("linear", "kind", "outputs x inputs", "density", "MACs a token", "size")

@@ -28,6 +28,7 @@ COMMANDS = (
     "embed",
     "generate",
     "serve",
+    "export-triton",
     "doctor",
 )
 
@@ -55,7 +56,8 @@ def _root(
 
 for _name in COMMANDS:
     # `eval` is a builtin's name, so its module is `evaluate`.
-    _module = importlib.import_module(f"approxrt.cli.{'evaluate' if _name == 'eval' else _name}")
+    _file = "evaluate" if _name == "eval" else _name.replace("-", "_")
+    _module = importlib.import_module(f"approxrt.cli.{_file}")
     app.command(name=_name)(_module.command)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 import approxrt._C as _C
 from approxrt.artifact.spec import ModelSpec
-from approxrt.errors import DeviceError, InputError
+from approxrt.errors import DeviceError
 from approxrt.runtime.batching import TOKEN_BUDGET, plan_batches
+from approxrt.runtime.inputs import check_sequences
 from approxrt.runtime.threads import resolve_threads
 
 
@@ -72,10 +73,7 @@ class CpuEngine:
         Returns float32 [len(sequences), num_outputs or hidden_size]. A sequence's row does
         not depend on the others in the call.
         """
-        arrays = [_as_ids(ids, i) for i, ids in enumerate(sequences)]
-        if not arrays:
-            raise InputError("the batch is empty: give at least one sequence")
-        types = self._check(arrays, type_ids)
+        arrays, types = check_sequences(self.spec, sequences, type_ids)
         lengths = [len(ids) for ids in arrays]
         columns = self.spec.num_outputs if output == "logits" else self.spec.hidden_size
         result = np.empty((len(arrays), columns), np.float32)
@@ -101,41 +99,10 @@ class CpuEngine:
 
     def hidden(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> np.ndarray:
         """Last hidden states of one sequence, float32 [tokens, hidden_size]."""
-        array = _as_ids(ids, 0)
-        types = self._check([array], None if type_ids is None else [type_ids])
+        (array,), types = check_sequences(self.spec, [ids], None if type_ids is None else [type_ids])
         return self._encoder.forward(
             array, None if types is None else types[0], np.array([0, len(array)], np.int32), "hidden"
         )
-
-    def _check(self, arrays: list[np.ndarray], type_ids: Sequence[Sequence[int]] | None) -> list[np.ndarray] | None:
-        """Everything is checked before the first pass runs, so that an error names the caller's index."""
-        spec = self.spec
-        for i, ids in enumerate(arrays):
-            if len(ids) == 0:
-                raise InputError(f"sequence {i} is empty: give at least one token id")
-            if len(ids) > spec.max_positions:
-                raise InputError(
-                    f"sequence {i} has {len(ids)} tokens; the model has positions for {spec.max_positions}: cut it"
-                )
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= spec.vocab_size:
-                raise InputError(
-                    f"sequence {i} has token id {low if low < 0 else high}; "
-                    f"the vocabulary has ids 0 to {spec.vocab_size - 1}"
-                )
-        if type_ids is None:
-            return None
-        if len(type_ids) != len(arrays):
-            raise InputError(f"{len(type_ids)} lists of token types for {len(arrays)} sequences: give one a sequence")
-        types = [_as_ids(t, i, "token types") for i, t in enumerate(type_ids)]
-        # A model without token types has one kind of token; RoBERTa's tokenizer says so with zeros.
-        highest = max(spec.type_vocab_size, 1) - 1
-        for i, (t, ids) in enumerate(zip(types, arrays, strict=True)):
-            if len(t) != len(ids):
-                raise InputError(f"sequence {i} has {len(ids)} token ids and {len(t)} token types: give as many")
-            if int(t.min()) < 0 or int(t.max()) > highest:
-                raise InputError(f"sequence {i} has token type {int(t.max())}; the model has types 0 to {highest}")
-        return types if spec.type_vocab_size else None
 
     def info(self) -> dict[str, Any]:
         """What runs where."""
@@ -147,25 +114,6 @@ class CpuEngine:
             "packed_weight_bytes": self._encoder.weight_bytes,
             "scratch_bytes": self._encoder.scratch_bytes,
         }
-
-
-def _as_ids(ids: Sequence[int] | np.ndarray, index: int, what: str = "token ids") -> np.ndarray:
-    """One sequence as int32; anything but integers that fit is refused."""
-    try:
-        array = np.asarray(ids)
-    except ValueError:
-        raise InputError(f"sequence {index}: {what} must be a flat list of integers") from None
-    if array.size == 0:
-        return np.zeros(0, np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(
-            f"sequence {index}: {what} must be a flat list of integers, got "
-            f"{array.ndim} dimension(s) of {array.dtype}; for one sequence write [[1, 2, 3]]"
-        )
-    limits = np.iinfo(np.int32)
-    if int(array.min()) < limits.min or int(array.max()) > limits.max:
-        raise InputError(f"sequence {index}: {what} do not fit 32 bits: {int(array.min())} to {int(array.max())}")
-    return np.ascontiguousarray(array, np.int32)
 
 
 def encoder_config(spec: ModelSpec) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as ListOf
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
@@ -44,11 +44,13 @@ class DecoderModel(Model):
     chat template. Its text does not depend on what else runs beside it, nor on the number of threads.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, cache_kind: str | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, threads: int | None = None, cache_kind: str | None = None, device: str = "cpu"
+    ) -> None:
         self.decoder_spec = artifact.decoder_spec
         self.path = artifact.path
         self._artifact = artifact
-        self._decoder = DecoderEngine(artifact, threads, cache_kind, wait=False)
+        self._decoder = _engine(artifact, threads, cache_kind, device)
         self._tokenizer = load_tokenizer(artifact.tokenizer_path, self.decoder_spec.vocab_size)
         self._decoder.wait()
         artifact.release_pages()
@@ -283,3 +285,14 @@ class DecoderModel(Model):
 
 def _with_seed(options: Sampling, seed: int) -> Sampling:
     return dataclasses.replace(options, seed=seed)
+
+
+def _engine(artifact: Artifact, threads: int | None, cache_kind: str | None, device: str) -> DecoderEngine:
+    """The engine for "cpu" or "cuda", which have the same methods; the CPU's may still be packing weights."""
+    if device == "cuda":
+        from approxrt.runtime.decoder_cuda import CudaDecoderEngine
+
+        if cache_kind not in (None, "f16"):
+            raise InputError(f"cache_kind is {cache_kind!r}; a GPU keeps keys and values in f16: leave it out")
+        return cast(DecoderEngine, CudaDecoderEngine(artifact))
+    return DecoderEngine(artifact, threads, cache_kind, wait=False)

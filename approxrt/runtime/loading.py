@@ -24,16 +24,19 @@ def load(
 ) -> Model:
     """Load an artifact. Nothing is executed from it; its files are validated and memory-mapped.
 
-    device   "auto" and "cpu" run on this CPU; "cuda" is not available in this version
-    threads  default: min(CPU affinity, cgroup quota, physical cores)
+    device   "cpu", "cuda" (an NVIDIA GPU, with the extra `cuda` installed), or "auto": the CPU
+    threads  of the CPU; default: min(CPU affinity, cgroup quota, physical cores)
     cache_kind  of a decoder: how keys and values are kept, "f16" (the default; "f32" for a float32 model) or "int8"
 
-    Raises ArtifactError (listing every fault), DeviceError, InputError.
+    Raises ArtifactError (listing every fault), DeviceError, MissingDependencyError, InputError.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"unknown device {device!r}: choose 'auto', 'cpu' or 'cuda'")
-    if device == "cuda":
-        raise DeviceError("device 'cuda' is not available in this version of approxrt: load with device='cpu'")
+    where = "cuda" if device == "cuda" else "cpu"
+    if where == "cuda":
+        from approxrt.runtime.cuda import require_cuda
+
+        require_cuda()
     try:
         weights = MappedFile(Path(path) / WEIGHTS)
     except OSError:
@@ -46,7 +49,7 @@ def load(
     if isinstance(artifact.any_spec, DecoderSpec):
         from approxrt.runtime.decoder_model import DecoderModel
 
-        return DecoderModel(artifact, threads, cache_kind)
+        return DecoderModel(artifact, threads, cache_kind, where)
     if cache_kind is not None:
         raise InputError(f"cache_kind={cache_kind!r} is for decoders; {os.fspath(path)!r} is an encoder: leave it out")
-    return Model(artifact, threads)
+    return Model(artifact, threads, where)

@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from approxrt.artifact.reader import Artifact
 from approxrt.errors import InputError, TruncationWarning, UnsupportedTaskError
 from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single
+
+if TYPE_CHECKING:
+    from approxrt.runtime.cpu import CpuEngine
+    from approxrt.runtime.cuda import CudaEngine
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,12 @@ class Model:
     depend on the batch that it came in, bit for bit, nor on the number of threads.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
-        from approxrt.runtime.cpu import CpuEngine
-
+    def __init__(self, artifact: Artifact, threads: int | None = None, device: str = "cpu") -> None:
         self.spec = artifact.spec
         self.path = artifact.path
         self._artifact = artifact
         # Packing needs no Python, and parsing the tokenizer nothing but: one hides behind the other.
-        self._engine = CpuEngine(artifact, threads, wait=False)
+        self._engine = _engine(artifact, threads, device)
         self._text = TextEncoder(artifact.tokenizer_path, self.spec.max_length, self.spec.inputs, self.spec.vocab_size)
         self._engine.wait()
         # The weights are packed: what is left to read of the file are the embeddings' rows as they are asked for.
@@ -174,3 +176,14 @@ class Model:
             f"{method}: {os.fspath(self.path)!r} is a {self.spec.architecture} encoder for {self.spec.task_type}; "
             f"use {instead}"
         )
+
+
+def _engine(artifact: Artifact, threads: int | None, device: str) -> CpuEngine | CudaEngine:
+    """The engine for "cpu" or "cuda"; the CPU's may still be packing weights."""
+    if device == "cuda":
+        from approxrt.runtime.cuda import CudaEngine
+
+        return CudaEngine(artifact)
+    from approxrt.runtime.cpu import CpuEngine
+
+    return CpuEngine(artifact, threads, wait=False)

@@ -252,6 +252,56 @@ def kept_keys(
     return torch.where(allowed.sum(-1, keepdim=True) <= keep, allowed, (forced & allowed) | chosen)
 
 
+def kept_keys_by_tiles(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    keep: int,
+    always: torch.Tensor | None = None,
+    causal: bool = False,
+    tile: int = 64,
+    group: int = 8,
+) -> torch.Tensor:
+    """The same choice by tiles, as a GPU makes it (kernels/sign_attention.py): bool[heads, queries, n].
+
+    Queries and keys of one sequence (as many of both) are cut into tiles from its start. With b_g the sum of the signs
+    of the `group` neighbouring keys of group g, a key tile's score for a query tile is the sum over its queries of the
+    largest a_i . b_g among the key tile's groups. A query tile keeps, of the key tiles (if causal: up to its own),
+
+    - all, if there are no more than `keep`;
+    - else the first, its own, if causal the one before it, those with a key of `always` (bool[n]); and of the rest the
+      `keep` best by score, among equals those of least index (if causal: of greatest).
+
+    q [heads, n, d], k [kv_heads, n, d]. If causal, keys behind a query are not kept, though their tile is.
+    """
+    k = k.repeat_interleave(q.shape[0] // k.shape[0], dim=0)
+    heads, n, d = q.shape
+    count = -(-n // tile)
+    a, b = (torch.where(torch.signbit(x), -1.0, 1.0).to(torch.float64) for x in (q, k))
+    padding = (0, 0, 0, count * tile - n)
+    a = torch.nn.functional.pad(a, padding).reshape(heads, count, tile, d)
+    b = torch.nn.functional.pad(b, padding).reshape(heads, count * tile // group, group, d).sum(2)
+    matches = torch.einsum("hiqd,hgd->hiqg", a, b)
+    filled = torch.arange(count * tile // group) * group < n
+    best = matches.masked_fill(~filled, -math.inf).reshape(heads, count, tile, count, tile // group).amax(4)
+    real = (torch.arange(count * tile) < n).reshape(count, tile)
+    scores = (best * real[:, :, None]).sum(2)  # [heads, query tiles, key tiles]
+    own, other = torch.arange(count)[:, None], torch.arange(count)[None, :]
+    allowed = (other <= own) if causal else torch.ones(count, count, dtype=torch.bool)
+    forced = (other == own) | (other == 0)
+    if causal:
+        forced = forced | (other == own - 1)
+    if always is not None:
+        forced = forced | torch.nn.functional.pad(always, (0, count * tile - n)).reshape(count, tile).any(1)
+    free = allowed & ~forced
+    order = other if causal else count - 1 - other
+    rank = torch.where(free, scores * count + order, -math.inf)
+    chosen = torch.zeros(rank.shape, dtype=torch.bool)
+    chosen.scatter_(-1, rank.topk(min(keep, count), dim=-1).indices, True)
+    tiles = torch.where(allowed.sum(-1, keepdim=True) <= keep, allowed, (forced & allowed) | (chosen & free))
+    kept = tiles.repeat_interleave(tile, 1)[:, :n].repeat_interleave(tile, 2)[:, :, :n]
+    return kept & (torch.arange(n)[None, :] <= torch.arange(n)[:, None]) if causal else kept
+
+
 def sign_attention(
     q: torch.Tensor,
     k: torch.Tensor,

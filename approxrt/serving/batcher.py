@@ -39,9 +39,12 @@ class Batcher:
     def __init__(self, name: str, forward: Forward, settings: Settings, metrics: Metrics) -> None:
         self._name, self._forward, self._settings = name, forward, settings
         self._queue: deque[_Waiting] = deque()
+        self._running: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"approxrt-{name}")
         self._task: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self.waiting_tokens = 0  # in the queue
         self._rejected = metrics.rejected.labels(name)
         self._waited = metrics.waited.labels(name)
         self._size, self._tokens = metrics.batch_size.labels(name), metrics.batch_tokens.labels(name)
@@ -54,7 +57,8 @@ class Batcher:
         A caller that is cancelled takes its texts out of the queue.
         """
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._serve())
+            loop = asyncio.get_running_loop()
+            self._task, self._sweeper = loop.create_task(self._serve()), loop.create_task(self._sweep())
         if self._task.done():
             raise Unavailable("the server is shutting down")
         if len(self._queue) + len(ids) > self._settings.max_queue and self._queue:
@@ -67,27 +71,23 @@ class Batcher:
         loop = asyncio.get_running_loop()
         waiting = [_Waiting(a, b, output, loop.create_future()) for a, b in zip(ids, types, strict=True)]
         self._queue.extend(waiting)
+        self.waiting_tokens += sum(len(item.ids) for item in waiting)
         self._arrived.set()
         try:
-            _, late = await asyncio.wait([item.future for item in waiting], timeout=self._settings.timeout_s)
+            return np.stack([await item.future for item in waiting])
         finally:
             for item in waiting:
+                if item.future.done() and not item.future.cancelled():
+                    item.future.exception()  # looked at, so that asyncio does not report the others' copies
                 item.future.cancel()
-        if late:
-            raise Unavailable(
-                f"no answer within {self._settings.timeout_s:g} s: the server is too busy; try again", retry_after=1
-            )
-        errors = [error for item in waiting if (error := item.future.exception()) is not None]
-        if errors:
-            raise errors[0]
-        return np.stack([item.future.result() for item in waiting])
 
     async def close(self) -> None:
         """Stop when the queue is empty."""
         while self._queue:
             await asyncio.sleep(0.005)
-        if self._task is not None:
+        if self._task is not None and self._sweeper is not None:
             self._task.cancel()
+            self._sweeper.cancel()
         self._executor.shutdown(wait=True)
 
     async def _serve(self) -> None:
@@ -96,7 +96,7 @@ class Batcher:
             await self._arrived.wait()
             if self._settings.wait_ms and len(self._queue) < self._settings.max_queue:
                 await asyncio.sleep(self._settings.wait_ms / 1e3)
-            batch = self._take()
+            batch = self._running = self._take()
             if not batch:
                 continue
             try:
@@ -112,6 +112,17 @@ class Batcher:
                 if not item.future.done():
                     item.future.set_result(row)
 
+    async def _sweep(self) -> None:
+        """Tell those who have waited too long. One task for all: a timer a request would cost more than the rest."""
+        limit = self._settings.timeout_s
+        while True:
+            await asyncio.sleep(min(0.5, limit / 4))
+            late = time.perf_counter() - limit
+            for item in [*self._queue, *self._running]:
+                if item.since < late and not item.future.done():
+                    text = f"no answer within {limit:g} s: the server is too busy; try again"
+                    item.future.set_exception(Unavailable(text, retry_after=1))
+
     def _take(self) -> list[_Waiting]:
         """The next pass: texts from the queue's head that ask for the same output, as many as fit."""
         batch: list[_Waiting] = []
@@ -119,12 +130,13 @@ class Batcher:
         while self._queue:
             item = self._queue[0]
             if item.future.done():  # its client has left, or it waited too long
-                self._queue.popleft()
+                self.waiting_tokens -= len(self._queue.popleft().ids)
                 continue
             if batch and (len(item.ids) > room or item.output != batch[0].output):
                 break
             batch.append(self._queue.popleft())
             room -= len(item.ids)
+            self.waiting_tokens -= len(item.ids)
         if not self._queue:
             self._arrived.clear()
         return batch

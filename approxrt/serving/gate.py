@@ -31,6 +31,8 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, answer: Answer) -> None:
         self.app, self.settings, self.metrics, self.answer = app, settings, metrics, answer
+        # Looking labels up takes longer than counting.
+        self._counted: dict[tuple[str, int], tuple[Any, Any]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,8 +85,12 @@ class Gate:
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's pattern, not the path: names of models that nobody serves would grow without end.
         route = getattr(scope.get("route"), "path", None) or "other"
-        self.metrics.requests.labels(route, str(status)).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
+        counted = self._counted.get((route, status))
+        if counted is None:
+            counted = self.metrics.requests.labels(route, str(status)), self.metrics.seconds.labels(route)
+            self._counted[route, status] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
         if log.isEnabledFor(logging.INFO):
             client = scope.get("client") or ("", 0)
             fields = {"method": scope["method"], "path": scope["path"], "status": status}

@@ -43,6 +43,11 @@ class Served:
     def labels(self) -> tuple[str, ...]:
         return self.model.labels
 
+    @property
+    def crowded(self) -> bool:
+        """More waits than the next pass takes."""
+        return self.batcher.waiting_tokens > self.settings.max_batch_tokens
+
     async def run(self, texts: Sequence[Text], output: str, truncate: bool) -> Answer:
         """`output` is "logits" or "pooled". Raises what `Model` raises, TooLarge, Overloaded and Unavailable."""
         encoded = await self._encode(texts, truncate)

@@ -11,11 +11,17 @@ from starlette.requests import Request
 from approxrt.serving.errors import ClientLeft
 
 T = TypeVar("T")
+SHORT = 1000  # bytes
 PATIENCE_S = 0.05  # work that is done sooner is not worth watching over
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`. Raises ClientLeft, and cancels the work, when the client closes its connection first."""
+async def while_connected(request: Request, work: Coroutine[Any, Any, T], crowded: bool = True) -> T:
+    """The result of `work`. Raises ClientLeft, and cancels the work, when the client closes its connection first.
+
+    Without a crowd a short request's work begins at once, and nothing would be saved.
+    """
+    if not crowded and int(request.headers.get("content-length", SHORT)) < SHORT:
+        return await work
     task = asyncio.ensure_future(work)
     leaving: asyncio.Task[None] | None = None
     try:

@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 
 from approxrt.serving.errors import RequestError
 from approxrt.serving.routes.common import Body, rank, registry_of, reply
+from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.watch import while_connected
 
-router = APIRouter(tags=["cohere"])
+router = APIRouter(tags=["cohere"], route_class=JsonRoute)
 
 
 class RerankBody(Body):
@@ -33,7 +34,9 @@ async def rerank(request: Request, body: RerankBody) -> Response:
         raise RequestError(f"top_n is {body.top_n}; it must be at least 1")
     served = registry_of(request).get(body.model)
     texts = [_text(document, i) for i, document in enumerate(body.documents)]
-    scores, tokens = await while_connected(request, rank(served, body.query, texts, raw=False, truncate=True))
+    scores, tokens = await while_connected(
+        request, rank(served, body.query, texts, raw=False, truncate=True), served.crowded
+    )
     scores = np.clip(scores, 0.0, 1.0)  # cosines of an embedder may be negative
     order = np.argsort(-scores, kind="stable")[: body.top_n]
     results: list[dict[str, Any]] = [{"index": i, "relevance_score": float(scores[i])} for i in order.tolist()]

@@ -87,7 +87,7 @@ async def infer(request: Request, name: str, version: str = "1") -> Response:
     parameters = head.get("parameters") or {}
     truncate = bool(parameters.get("truncate", True))
     work = served.run(texts, "logits", truncate) if served.labels else served.embed(texts, True, truncate)
-    answer = await while_connected(request, work)
+    answer = await while_connected(request, work, served.crowded)
     return _answer(served, head, answer)
 
 

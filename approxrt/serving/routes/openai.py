@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import Answer, Served, ServedDecoder, normalized
 from approxrt.serving.routes.common import Body, TokenId, as_texts, registry_of, reply
+from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.watch import while_connected
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 
 class EmbeddingsBody(Body):
@@ -32,7 +33,7 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     width = served.model.spec.hidden_size
     if body.dimensions is not None and not 1 <= body.dimensions <= width:
         raise RequestError(f"dimensions is {body.dimensions}; model {served.name!r} has 1 to {width}")
-    answer = await while_connected(request, _embed(served, body.input))
+    answer = await while_connected(request, _embed(served, body.input), served.crowded)
     rows = answer.rows if body.dimensions is None else answer.rows[:, : body.dimensions]
     rows = normalized(rows).astype("<f4")
     encode: Any = (lambda row: base64.b64encode(row.tobytes()).decode()) if body.encoding_format == "base64" else list

@@ -21,9 +21,10 @@ from approxrt.serving.errors import RequestError, TooLarge
 from approxrt.serving.generator import Growing, Piece
 from approxrt.serving.registry import ServedDecoder
 from approxrt.serving.routes.common import Body, TokenId, registry_of, reply
+from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.watch import while_connected
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 

@@ -12,10 +12,11 @@ from approxrt.runtime.tokenize import Text
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import Registry, Served, ServedDecoder, normalized
 from approxrt.serving.routes.common import Body, TokenId, as_texts, need, rank, registry_of, reply
+from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.settings import Settings
 from approxrt.serving.watch import while_connected
 
-router = APIRouter(tags=["text-embeddings-inference"])
+router = APIRouter(tags=["text-embeddings-inference"], route_class=JsonRoute)
 
 
 class EmbedBody(Body):
@@ -59,7 +60,7 @@ class RootBody(Body):
 async def embed(request: Request, body: EmbedBody) -> Response:
     """list[list[float]]: a vector a text."""
     served = registry_of(request).get(body.model, labels=False)
-    return reply(await while_connected(request, _embed(served, body)))
+    return reply(await while_connected(request, _embed(served, body), served.crowded))
 
 
 async def _embed(served: Served, body: EmbedBody) -> np.ndarray:
@@ -78,7 +79,7 @@ async def predict(request: Request, body: PredictBody) -> Response:
     """list[{score, label}], best first; a list of those for a list of inputs."""
     served = need(registry_of(request).get(body.model, labels=True), True, "predict")
     texts, single = _sequences(served, body.inputs)
-    answers = await while_connected(request, _predict(served, texts, body.raw_scores, body.truncate))
+    answers = await while_connected(request, _predict(served, texts, body.raw_scores, body.truncate), served.crowded)
     return reply(answers[0] if single else answers)
 
 
@@ -114,7 +115,9 @@ def _sequences(served: Served, inputs: str | list[str] | list[list[str]]) -> tup
 async def rerank(request: Request, body: RerankBody) -> Response:
     """list[{index, score, text?}], best first."""
     served = registry_of(request).get(body.model)
-    scores, _ = await while_connected(request, rank(served, body.query, body.texts, body.raw_scores, body.truncate))
+    scores, _ = await while_connected(
+        request, rank(served, body.query, body.texts, body.raw_scores, body.truncate), served.crowded
+    )
     ranked = [{"index": i, "score": float(scores[i])} for i in np.argsort(-scores, kind="stable").tolist()]
     if body.return_text:
         ranked = [item | {"text": body.texts[int(item["index"])]} for item in ranked]
@@ -135,7 +138,7 @@ async def root(request: Request, body: RootBody) -> Response:
         raise RequestError("inputs must be a text, a list of texts or a list of [text, text_pair]")
     if served.labels:
         texts, _ = _sequences(served, inputs)
-        answers = await while_connected(request, _predict(served, texts, False, truncate))
+        answers = await while_connected(request, _predict(served, texts, False, truncate), served.crowded)
         top = options.get("top_k")
         if isinstance(top, int) and top > 0:
             answers = [answer[:top] for answer in answers]
@@ -143,7 +146,7 @@ async def root(request: Request, body: RootBody) -> Response:
     if not (isinstance(inputs, str) or all(isinstance(item, str) for item in inputs)):
         raise RequestError(f"model {served.name!r} embeds single texts: give a text or a list of texts")
     normalize = bool(options.get("normalize", body.normalize))
-    answer = await while_connected(request, served.embed(as_texts(inputs), normalize, truncate))
+    answer = await while_connected(request, served.embed(as_texts(inputs), normalize, truncate), served.crowded)
     return reply(answer.rows)
 
 

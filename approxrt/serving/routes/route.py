@@ -1,0 +1,43 @@
+"""Routes whose only argument beside the request is a JSON body."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+
+
+class JsonRoute(APIRoute):
+    """Described in OpenAPI like any route, but the body's bytes go straight to its model.
+
+    FastAPI's general way (parse to Python, resolve dependencies, validate, serialise the answer) takes a third of the
+    time of a request whose answer is ready.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What runs a request."""
+        hints = typing.get_type_hints(self.endpoint)
+        model: Any = hints.get("body")
+        if list(inspect.signature(self.endpoint).parameters) != ["request", "body"] or not _is_model(model):
+            return super().get_route_handler()
+        endpoint: Callable[[Request, BaseModel], Awaitable[Response]] = self.endpoint
+
+        async def handle(request: Request) -> Response:
+            try:
+                body = model.model_validate_json(await request.body())
+            except ValidationError as error:
+                faults = [fault | {"loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
+                raise RequestValidationError(faults) from None
+            return await endpoint(request, body)
+
+        return handle
+
+
+def _is_model(model: Any) -> bool:
+    return isinstance(model, type) and issubclass(model, BaseModel)
