@@ -1,5 +1,8 @@
 #include "pack.h"
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -9,6 +12,7 @@ namespace approxrt {
 namespace {
 
 constexpr int64_t kTileBytes = kTileN * kTileK;
+constexpr size_t kHugePage = 2 << 20, kChunk = 16 << 20;
 
 int32_t strips_of(int32_t n) { return static_cast<int32_t>(round_up(n, kTileN) / kTileN); }
 
@@ -68,20 +72,59 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
     data_ = std::aligned_alloc(64, round_up(bytes ? static_cast<int64_t>(bytes) : 1, 64));
     if (!data_) throw std::bad_alloc();
 }
+// Several buffers of weights; freed with the last of them.
+struct AlignedBuffer::Chunk {
+    explicit Chunk(size_t bytes) : size(bytes), data(std::aligned_alloc(kHugePage, bytes)) {
+        if (!data) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+        madvise(data, bytes, MADV_HUGEPAGE);  // advice: it may be refused
+#endif
+    }
+    ~Chunk() { std::free(data); }
+    Chunk(const Chunk&) = delete;
+    Chunk& operator=(const Chunk&) = delete;
+
+    const size_t size;
+    void* const data;
+    size_t used = 0;
+};
+
+AlignedBuffer AlignedBuffer::weights(size_t bytes) {
+    // Where this thread's next buffers go; its buffers keep it alive. No lock: a fork may come at any time.
+    static thread_local std::weak_ptr<Chunk> open;
+    const auto needed = static_cast<size_t>(round_up(bytes ? static_cast<int64_t>(bytes) : 1, 64));
+    std::shared_ptr<Chunk> chunk = open.lock();
+    if (!chunk || chunk->size - chunk->used < needed) {
+        chunk = std::make_shared<Chunk>(round_up(std::max(needed, kChunk), kHugePage));
+        open = chunk;
+    }
+    AlignedBuffer buffer;
+    buffer.data_ = static_cast<char*>(chunk->data) + chunk->used;
+    buffer.size_ = bytes;
+    chunk->used += needed;
+    buffer.chunk_ = std::move(chunk);
+    return buffer;
+}
+
 AlignedBuffer::AlignedBuffer(AlignedBuffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      chunk_(std::move(other.chunk_)) {}
 AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(chunk_, other.chunk_);
     return *this;
 }
-AlignedBuffer::~AlignedBuffer() { std::free(data_); }
+AlignedBuffer::~AlignedBuffer() {
+    if (!chunk_) std::free(data_);
+}
 
 Int8Weights::Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const float* scale, const float* bias) {
     const int32_t strips = strips_of(n);
     indptr_ = AlignedBuffer(sizeof(int32_t) * (strips + 1));
     if (sparse) offsets_ = AlignedBuffer(sizeof(uint32_t) * tiles);
-    tiles_ = AlignedBuffer(tiles * kTileBytes);
+    tiles_ = AlignedBuffer::weights(tiles * kTileBytes);
     scale_ = padded_floats(scale, n, strips);
     bias_ = padded_floats(bias, n, strips);
     correction_ = AlignedBuffer(sizeof(int32_t) * strips * kTileN);
@@ -154,7 +197,7 @@ size_t Int8Weights::bytes() const {
 
 F32Weights::F32Weights(int32_t n, int32_t k, const float* w, const float* bias) {
     const int32_t strips = strips_of(n);
-    w_ = AlignedBuffer(sizeof(float) * strips * kTileN * static_cast<int64_t>(k));
+    w_ = AlignedBuffer::weights(sizeof(float) * strips * kTileN * static_cast<int64_t>(k));
     bias_ = padded_floats(bias, n, strips);
     auto* packed = w_.as<float>();
     for (int32_t g = 0; g < strips; ++g) {

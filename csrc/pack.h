@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "dispatch.h"
 
@@ -12,6 +13,9 @@ class AlignedBuffer {
   public:
     AlignedBuffer() = default;
     explicit AlignedBuffer(size_t bytes);
+    // For packed weights: side by side in memory that the system is asked to map in huge pages, since every pass walks
+    // through all of it, and with pages of 4 KB a translation would be missing every 64 cache lines.
+    static AlignedBuffer weights(size_t bytes);
     AlignedBuffer(AlignedBuffer&& other) noexcept;
     AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;
     ~AlignedBuffer();
@@ -23,8 +27,11 @@ class AlignedBuffer {
     size_t size() const { return size_; }
 
   private:
+    struct Chunk;
+
     void* data_ = nullptr;
     size_t size_ = 0;
+    std::shared_ptr<Chunk> chunk_;  // owns the memory of weights
 };
 
 // int8 weights in the layout of `table`, owned.

@@ -48,7 +48,7 @@ Int4Weights::Int4Weights(int32_t n, int32_t k, const int32_t* indptr, bool spars
     for (int32_t g = 0; g < strips; ++g)
         group_ptr[g + 1] = group_ptr[g] + static_cast<int32_t>(groups_of(indptr[g + 1] - indptr[g]));
     if (sparse) offsets_ = AlignedBuffer(sizeof(uint32_t) * tiles);
-    tiles_ = AlignedBuffer(tiles * kInt4TileBytes);
+    tiles_ = AlignedBuffer::weights(tiles * kInt4TileBytes);
     group_scale_ = AlignedBuffer(static_cast<int64_t>(group_ptr[strips]) * kTileN);
     scale_ = padded(scale, n, strips);
     bias_ = padded(bias, n, strips);
