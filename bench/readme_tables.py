@@ -268,8 +268,8 @@ def generate_table(doc: dict[str, Any]) -> str:
             f"Perplexity: the first {windows['tokens']:,} tokens of WikiText-2's test text, windows of "
             f"{windows['context']} tokens that move by {windows['stride']}; in brackets: over llama.cpp's. float32 in "
             f"our engine: {found.get('approxrt:float32', float('nan')):.3f}. `int8` and `int4` are from `convert`; "
-            "`int8-rounded` and `half-int4` are plans of `compress --task lm`: no linear in int4, and those that save "
-            "half of what int4 can save.",
+            "`int8-rounded` and `half-int4` were made with the functions behind `compress --task lm` and a fixed share "
+            "of int4 (none, and half of what it can save), not by its search.",
         ]
     return "\n".join(lines)
 
