@@ -17,7 +17,6 @@ from uvicorn import Config, Server
 from approxrt.errors import InputError
 from approxrt.serving.gate import JsonLines
 
-
 GC_OBJECTS = 20_000  # new ones between collections; a request makes some dozens that end with it
 
 
