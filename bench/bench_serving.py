@@ -271,7 +271,19 @@ def run_soak(args: argparse.Namespace) -> dict[str, Any]:
     wrong = {name: found[name] for name in ("crossed", "lost", "bad_without_reason") if found[name]}
     if wrong or found["growth"] > MAX_GROWTH:
         raise SystemExit(f"the soak fails: {json.dumps(found)}")
-    return {"schema": "approxrt.soak/1", "seconds": args.seconds, "clients": args.clients, **found}
+    from approxrt.benchmark import report
+
+    return {
+        "schema": "approxrt.soak/1",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": f"bench_serving.py soak {args.artifact.name} --texts {args.texts.name} --seconds {args.seconds:g}",
+        "commit": report.git_commit(),
+        "machine": report.machine(),
+        "versions": report.versions(),
+        "seconds": args.seconds,
+        "clients": args.clients,
+        **found,
+    }
 
 
 def main() -> None:
