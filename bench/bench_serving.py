@@ -161,7 +161,8 @@ def run_load(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "schema": "approxrt.serving/1",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": f"bench_serving.py load {args.artifact.name} --checkpoint DIR --texts {args.texts.name}",
+        "command": f"bench_serving.py load {args.artifact.name} --checkpoint DIR --texts {args.texts.name} "
+        f"--seconds {args.seconds:g} --rounds {args.rounds}",
         "commit": report.git_commit(),
         "machine": report.machine(),
         "versions": report.versions(),

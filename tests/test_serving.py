@@ -159,6 +159,7 @@ def test_openai_embeddings(server: Address, models: dict[str, Model]) -> None:
         ("/embed", {"inputs": [-1]}, 422, "inputs"),
         ("/embed", {"inputs": [[]]}, 400, "0 tokens"),
         ("/rerank", {"query": "a", "texts": [], "model": "reranker"}, 400, "empty"),
+        ("/rerank", {"query": "a", "texts": [], "model": "embedder"}, 400, "empty"),
         ("/rerank", {"query": "a", "texts": ["b"], "model": "classifier"}, 400, "a reranker has one output"),
         ("/rerank", {"query": "a"}, 422, "texts: Field required"),
         ("/", {"inputs": {"text": "a", "text_pair": "b"}, "model": "embedder"}, 400, "embeds single texts"),

@@ -155,6 +155,19 @@ def test_about(server: Address) -> None:
     assert server.ask("GET", "/v2/models/writer")[0] == 400
 
 
+def test_metrics_count_the_tokens_that_are_read(server: Address, model: DecoderModel) -> None:
+    def read() -> float:
+        lines = server.ask("GET", "/metrics")[1].decode().splitlines()
+        return next(float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith('approxrt_tokens_total{model="writer"'))
+
+    before = read()
+    body = {"prompt": PROMPT, "max_tokens": 6, "temperature": 0}
+    usage = server.ask("POST", "/v1/completions", body)[1]["usage"]
+    # The last new token is never read; a text that its end token ends has read all that it shows.
+    new = usage["completion_tokens"] - (usage["completion_tokens"] == 6)
+    assert read() - before == usage["prompt_tokens"] + new
+
+
 class Slow:
     """An engine that steps when it may."""
 

@@ -123,7 +123,7 @@ class Generator:
                 self._arrived.clear()
                 continue
             sequences = [job.sequence for job in self._active if job.sequence is not None]
-            before = sum(len(sequence.pending) for sequence in sequences)
+            before = [len(sequence.pending) for sequence in sequences]
             try:
                 results = await loop.run_in_executor(self._executor, step, self._model.engine, sequences)
             except asyncio.CancelledError:
@@ -134,8 +134,10 @@ class Generator:
                 self._active = []
                 continue
             self._size.observe(len(sequences))
-            self._read.inc(max(0, before - sum(len(s.pending) for s in sequences if s.finish_reason is None)))
             texts = {id(sequence): text for sequence, text in results}
+            # Who has a next token has had all of its pending ones read; what is pending now is new.
+            left = [0 if id(sequence) in texts else len(sequence.pending) for sequence in sequences]
+            self._read.inc(sum(before) - sum(left))
             for job in self._active:
                 sequence = job.sequence
                 if sequence is None or id(sequence) not in texts:

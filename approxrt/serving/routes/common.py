@@ -68,6 +68,8 @@ def relevance(served: Served, rows: np.ndarray, raw: bool) -> np.ndarray:
 
 async def rank(served: Served, query: str, texts: list[str], raw: bool, truncate: bool) -> tuple[np.ndarray, int]:
     """(scores float [n] of texts for the query, tokens read): by a cross-encoder, or by an embedder's cosines."""
+    if not texts:
+        raise RequestError("the list of texts to rank is empty: give at least one")
     if served.labels:
         answer = await served.run([(query, text) for text in texts], "logits", truncate)
         return relevance(served, answer.rows, raw), sum(answer.tokens)
