@@ -18,6 +18,7 @@ inline void write_signs(const float* key, int32_t head_dim, int64_t j, uint64_t*
         std::memcpy(&bits, key + c, sizeof(bits));
         *word = (*word & ~mask) | (bits >> 31 ? mask : 0);
     }
+    for (int32_t c = head_dim; c < round_up(head_dim, 8); ++c, word += kSignBlock / 64) *word &= ~mask;
 }
 
 }  // namespace

@@ -120,7 +120,7 @@ def test_equals_the_reference(isa: str, kind: str, n: int, tokens: int, heads: i
 
 
 @every_level
-@pytest.mark.parametrize(("dim", "codes"), [(64, 192), (64, 64), (32, 128), (48, 100), (16, 248)])
+@pytest.mark.parametrize(("dim", "codes"), [(64, 192), (64, 64), (32, 128), (48, 100), (16, 245), (10, 30)])
 def test_signs_of_turned_keys(isa: str, dim: int, codes: int) -> None:
     check(isa, 300, 6, 3, dim, "f16", 24, 8, codes, True, codes)
 
