@@ -76,8 +76,9 @@ def test_being_less_sure_is_no_gain() -> None:
     """Losses are those of the best temperature, so that a scale changes nothing; scores are taken as they are."""
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((400, 3)).astype(np.float32), rng.integers(0, 3, 400)
+    logits[np.arange(400), labels] += 1
     least = calibrated_loss(logits, labels)
-    assert calibrated_loss(logits * 8, labels) == pytest.approx(least)
+    assert calibrated_loss(logits * 4, labels) == pytest.approx(least)
     assert least <= sample_losses(logits, labels).mean()
     scores, targets = rng.standard_normal((9, 1)).astype(np.float32), rng.standard_normal(9).astype(np.float32)
     assert calibrated_loss(scores, targets) == pytest.approx(np.square(scores[:, 0] - targets).mean())
