@@ -35,6 +35,8 @@ struct KernelTable {
     void (*hadamard)(const HadamardArgs&);
     void (*cache_write)(const CacheWriteArgs&);
     void (*cached_attention)(const CachedAttentionArgs&);
+    void (*sign_index)(const SignIndexArgs&);
+    void (*sign_cached_attention)(const SignCachedAttentionArgs&);
     void (*quantize_tokens)(const QuantizeTokensArgs&);
     void (*gemv_int8)(const GemvInt8Args&);
     void (*gemv_int4)(const GemvInt4Args&);

@@ -117,7 +117,7 @@ def compress_lm(
     checkpoint = load_any_decoder(model)
     spec, tensors = checkpoint.spec, dict(checkpoint.tensors)
     sequence = min(SEQUENCE, spec.max_positions)
-    calibrating, validating = _split(_token_ids(checkpoint.tokenizer_json, _text_file(data)), sequence)
+    calibrating, validating = _split(token_ids(checkpoint.tokenizer_json, text_file(data)), sequence)
 
     def measure(built: _Built) -> dict[str, float]:
         engine = DecoderEngine(built, threads)
@@ -284,7 +284,7 @@ def _with_int8_words(spec: DecoderSpec, tensors: Tensors) -> tuple[DecoderSpec, 
     return dataclasses.replace(spec, embedding_kind="s8"), out
 
 
-def _text_file(data: str | os.PathLike[str]) -> Path:
+def text_file(data: str | os.PathLike[str]) -> Path:
     path = Path(data)
     if not path.is_dir():
         return path
@@ -294,7 +294,7 @@ def _text_file(data: str | os.PathLike[str]) -> Path:
     return found
 
 
-def _token_ids(tokenizer_json: bytes, path: Path) -> list[int]:
+def token_ids(tokenizer_json: bytes, path: Path) -> list[int]:
     from tokenizers import Tokenizer
 
     ids: list[int] = Tokenizer.from_str(tokenizer_json.decode("utf-8")).encode(read_text(path)).ids

@@ -86,7 +86,12 @@ void DecoderPass::few_query_key_value(int32_t layer, int part, int parts) {
 
 void DecoderPass::few_attend(int32_t layer, int part, int parts) {
     const int32_t heads = m_.layers[layer].num_kv_heads, tasks = static_cast<int32_t>(c_.chunks.size()) * heads;
-    for (int32_t task = part; task < tasks; task += parts) attend(layer, c_.chunks[task / heads], task % heads, part);
+    for (int32_t task = part; task < tasks; task += parts) {
+        const Chunk& chunk = c_.chunks[task / heads];
+        // A few tokens are one chunk a run.
+        if (m_.layers[layer].keep) index(layer, chunk.run, task % heads, part);
+        attend(layer, chunk, task % heads, part);
+    }
 }
 
 void DecoderPass::few_output(int32_t layer, int part, int parts) {

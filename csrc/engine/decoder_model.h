@@ -18,6 +18,11 @@ struct DecoderLayer {
     int32_t num_heads, num_kv_heads, head_dim, intermediate;
     Linear query, key, value, output, gate, up, down;
     PreNorm attention_norm, ffn_norm;
+    // A query that sees at least `sign_from` keys matches signs: it attends to its `keep` best, the first, and the last
+    // `window`; keep is 0: to all. With `rest` the others stand as their mean (decoder_args.h).
+    int32_t keep = 0, sign_from = 0, window = 1, signs = 0;
+    bool rest = false;
+    std::vector<float> rotation, centre;  // [kv_heads][head_dim][signs], [kv_heads][signs] in whole strips; or empty
 
     int32_t group() const { return num_heads / num_kv_heads; }
 };
