@@ -17,7 +17,19 @@ from approxrt.artifact.decoder_spec import AnySpec, DecoderLayerSpec, DecoderSpe
 from approxrt.artifact.reader import Artifact
 from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LayerSpec, LinearSpec
 
-_LINEAR_PARTS = ("weight", "q", "q4", "scale", "group_scale", "tiles", "tiles4", "indices", "indptr", "bias")
+_LINEAR_PARTS = (
+    "weight",
+    "q",
+    "q4",
+    "scale",
+    "group_scale",
+    "group_offset",
+    "tiles",
+    "tiles4",
+    "indices",
+    "indptr",
+    "bias",
+)
 
 
 def summarize(artifact: Artifact) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 
 from approxrt.approx.rotate import hadamard
 from approxrt.artifact.decoder_spec import SUM_BLOCK, DecoderLayerSpec, DecoderSpec
+from approxrt.artifact.spec import GROUP_KINDS
 from approxrt.runtime.reference import Reference, kept_keys
 
 
@@ -31,7 +32,9 @@ class DecoderReference(Reference):
             self.head = "embeddings.word"
             self.linears = {**self.linears, self.head: _table_linear(spec)}
             self.weights[f"{self.head}.bias"] = torch.zeros(spec.vocab_size, dtype=dtype)
-            if spec.embedding_kind != "f32":
+            if spec.embedding_kind in GROUP_KINDS:
+                self.weights[f"{self.head}.weight"] = self.words
+            elif spec.embedding_kind != "f32":
                 scale = self._real(tensors[f"{self.head}.scale"])
                 self.weights[f"{self.head}.q"] = torch.round(self.words.double() / scale.double()[:, None])
 

@@ -41,7 +41,9 @@ void DecoderPass::few_linear(Op op, const Linear& w, const float* x, int64_t ldx
                              const FewRows& quantized, const Linear::Out& out, int32_t strip_begin, int32_t strip_end,
                              OpTimes* account) const {
     const Timed timed(account, op, account ? w.macs(strip_begin, strip_end) * rows : 0);
-    if (w.is_f32() || !k_.fast_gemv) {
+    if (w.input() == Input::kGroups) {
+        w.run_groups(k_, quantized.groups(), rows, out, strip_begin, strip_end);
+    } else if (w.is_f32() || !k_.fast_gemv) {
         w.run(k_, {x, ldx, rows, &quantized.panels()}, out, strip_begin, strip_end);
     } else {
         w.run_few(k_, quantized.rows(), out, strip_begin, strip_end);

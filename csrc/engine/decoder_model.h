@@ -40,6 +40,8 @@ struct DecoderModel {
     const uint8_t* word_q4 = nullptr;
     const uint8_t* word_group_scale = nullptr;
     const float* word_scale = nullptr;
+    const uint16_t* word_half_scale = nullptr;
+    const uint16_t* word_half_offset = nullptr;
     // Added to words: learned positions [max_positions, hidden], or one row for all of them.
     const float* position = nullptr;
     bool learned = false;

@@ -113,6 +113,8 @@ void DecoderPass::embed(int32_t begin, int32_t rows, OpTimes* account) {
     a.word_scale = m_.word_scale;
     a.word_q4 = m_.word_q4;
     a.word_group_scale = m_.word_group_scale;
+    a.word_half_scale = m_.word_half_scale;
+    a.word_half_offset = m_.word_half_offset;
     a.position = m_.position;
     a.ids = step_.ids + begin;
     a.positions = c_.rows.get<int32_t>(0) + begin;
