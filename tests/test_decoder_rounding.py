@@ -1,4 +1,4 @@
-"""Rotation, smoothing and calibrated rounding of decoders: the same function, smaller errors; `compress --task lm`."""
+"""Rotation, smoothing and calibrated rounding of decoders: the same function, smaller errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from decoders import build_decoder, small_decoder_spec
-from families import CORPUS
 from specs import random_tensors
 from test_decoder import without_blocks
 
@@ -26,7 +25,6 @@ from approxrt.approx.quantize import quantize_linear
 from approxrt.approx.rotate import can_rotate, hadamard, orthogonal, rotate
 from approxrt.approx.torch_decoder import TorchDecoder
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.errors import DataError, InputError
 from approxrt.models.decoder import load_decoder
 from approxrt.runtime.decoder_reference import DecoderReference
 
@@ -153,24 +151,3 @@ def test_convert_rotates(tmp_path: Path) -> None:
     ids = [tokens(50, 100)]
     exact, ours = plain.forward(ids), approxrt.load(path).forward(ids)
     assert np.abs(ours - exact).mean() < 0.1 * exact.std()
-
-
-def test_compress_a_decoder(tmp_path: Path) -> None:
-    folder = build_decoder("llama", tmp_path / "checkpoint", positions=64)
-    text = tmp_path / "train.txt"
-    rng = np.random.default_rng(0)
-    text.write_text(" ".join(CORPUS[i] for i in rng.integers(0, len(CORPUS), 60)))
-    report = approxrt.compress(folder, tmp_path, out=tmp_path / "a", task="lm", max_drop=0.2)
-    kinds = set(report.plan.values())
-    assert kinds <= {4, 8} and report.tried and report.chosen["bytes"] < 0.35 * report.dense["bytes"]
-    assert report.met == (report.chosen["perplexity"] <= 1.2 * report.dense["perplexity"])
-    loaded = approxrt.load(tmp_path / "a")
-    assert isinstance(loaded.generate("the quick", max_new_tokens=5), str)
-    card = json.loads((tmp_path / "a" / "card.json").read_text())
-    assert card["task"] == "lm" and card["latency"]["tokens_per_second"] > 0
-    for wrong, error in (({"objective": "accuracy"}, InputError), ({"shrink": 5.0}, InputError)):
-        with pytest.raises(error, match="lm"):
-            approxrt.compress(folder, text, out=tmp_path / "b", task="lm", **wrong)
-    text.write_text("too short")
-    with pytest.raises(DataError, match="tokens"):
-        approxrt.compress(folder, text, out=tmp_path / "b", task="lm")

@@ -2,10 +2,11 @@
 
   statistics  of each linear, A = E[g^2 x x^T] over tokens, x its inputs and g^2 the mean square of the loss's gradient
               at its outputs: a token that the loss does not depend on does not count, however large its activations
+  refit       of a linear that loses tiles or inputs: least squares over what stays (`approxrt.approx.refit`)
   round       GPTQ (`approxrt.approx.gptq`), each linear with the inputs that the rounded ones before it give, quantised
               a token as the engine does it
 
-The loss that a rounded linear adds is estimated as 1/2 tr(dW A dW^T), the second-order term with the empirical Fisher
+The loss that a changed linear adds is estimated as 1/2 tr(dW A dW^T), the second-order term with the empirical Fisher
 information for the Hessian, the same for all outputs (`predicted_loss`).
 """
 
@@ -13,24 +14,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from approxrt.approx.gptq import output_error, round_weights
+from approxrt.approx.refit import Moments, solve
 from approxrt.approx.torch_decoder import TorchDecoder
 from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.artifact.spec import LinearKind
+
+RIDGE = 1e-2
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one linear: E[g^2 x x^T] f32[K, K]."""
+    """Of one linear, x its inputs as the engine reads them (quantised a token).
+
+    weighted  E[g^2 x x^T] f32[K, K]
+    moments   E[x x^T] f32[K, K]; linears that read the same inputs share the array
+    mean      E[x] f32[K]
+    """
 
     weighted: np.ndarray
+    moments: np.ndarray
+    mean: np.ndarray
 
 
 def calibration(ids: list[int], sequences: int, tokens: int) -> torch.Tensor:
@@ -43,39 +55,97 @@ def calibration(ids: list[int], sequences: int, tokens: int) -> torch.Tensor:
 
 
 def statistics(
-    spec: DecoderSpec, tensors: Mapping[str, np.ndarray], batch: torch.Tensor, progress: Progress | None = None
+    spec: DecoderSpec,
+    tensors: Mapping[str, np.ndarray],
+    batch: torch.Tensor,
+    progress: Progress | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> dict[str, Statistics]:
-    """Statistics of every linear over `batch` i64[sequences, tokens], each sequence in a pass of its own."""
+    """Statistics of every linear over `batch` i64[sequences, tokens], each sequence in a pass of its own.
+
+    enough   asked after each sequence: true when the time for this is over
+    """
     model = TorchDecoder(spec, tensors)
     weighted: dict[str, torch.Tensor] = {}
+    inputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # moments and sums
+    last: list[Any] = [None, None, ""]  # inputs, as the engine reads them, the linear that read them first
+    readers: dict[str, str] = {}
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         y = model.linear(name, x)
-        flat = x.detach().reshape(-1, x.shape[-1])
+        if last[0] is not x:
+            flat = quantize_dequantize(x.detach()).reshape(-1, x.shape[-1])
+            last[:] = [x, flat, name]
+            _sum_up(inputs, name, (flat.T @ flat, flat.sum(0)))
+        readers[name], flat = last[2], last[1]
 
         def add(gradient: torch.Tensor) -> None:
             rows = flat * gradient.reshape(-1, gradient.shape[-1]).square().mean(1, keepdim=True).sqrt()
-            moments = rows.T @ rows
-            weighted[name] = weighted[name] + moments if name in weighted else moments
+            if name in weighted:
+                weighted[name].addmm_(rows.T, rows)
+            else:
+                weighted[name] = rows.T @ rows
 
         y.register_hook(add)
         return y
 
+    count = 0
     for i, ids in enumerate(batch):
         x = model.embed(ids[None]).requires_grad_()
         for layer in range(len(spec.layers)):
             x = model.layer(layer, x, linear)
         loss = functional.cross_entropy(model.head(x, linear)[0, :-1], ids[1:], reduction="sum")
         loss.backward()
+        count += len(ids)
         if progress:
             progress(f"statistics {i + 1} of {len(batch)}")
-    count = batch.numel()
-    return {name: Statistics((weighted[name] / count).numpy()) for name in weighted}
+        if enough is not None and enough():
+            break
+    shared = {name: (moments / count, total / count) for name, (moments, total) in inputs.items()}
+    return {
+        name: Statistics((weighted[name] / count).numpy(), *(part.numpy() for part in shared[readers[name]]))
+        for name in weighted
+    }
+
+
+def _sum_up(
+    sums: dict[str, tuple[torch.Tensor, torch.Tensor]], name: str, new: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    if name in sums:
+        for total, part in zip(sums[name], new, strict=True):
+            total += part
+    else:
+        sums[name] = new
 
 
 def predicted_loss(change: np.ndarray, stats: Statistics) -> float:
     """Nats a token that a change f32[N, K] of a linear's weights adds."""
     return 0.5 * output_error(change, stats.weighted)
+
+
+def refit_kept(
+    weight: np.ndarray, kept: np.ndarray, moments: np.ndarray, mean: np.ndarray, ridge: float = RIDGE
+) -> tuple[np.ndarray, np.ndarray]:
+    """(weight f32[N, K], what its bias gains f32[N]) of a linear that keeps some of its weights; the others are 0.
+
+    kept     bool[strips, columns] of tiles, or bool[K] of inputs
+    moments  E[x x^T] f32[K, K], `mean` E[x] f32[K]
+    """
+    n, k = weight.shape
+    found = Moments()
+    whole, x = torch.from_numpy(np.asarray(weight, np.float64)), torch.from_numpy(np.asarray(mean, np.float64))
+    found.count, found.x, found.y = 1, x, whole @ x
+    found.xx = torch.from_numpy(np.asarray(moments, np.float64))
+    found.yx = whole @ found.xx
+    if kept.ndim == 2:
+        return solve(weight, kept, found, ridge)
+    chosen = torch.from_numpy(np.flatnonzero(kept))
+    inner = Moments()
+    inner.count, inner.x, inner.y = 1, x[chosen], found.y
+    inner.xx, inner.yx = found.xx[chosen][:, chosen], found.yx[:, chosen]
+    out = np.zeros((n, k), np.float32)
+    out[:, kept], bias = solve(np.ascontiguousarray(weight[:, kept]), None, inner, ridge)
+    return out, bias
 
 
 def round_decoder(
@@ -88,13 +158,14 @@ def round_decoder(
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
     """(spec, tensors) with the linears of `bits` (8, 5 or 4 by name) rounded; the word table stays as it is.
 
-    masks   tiles to keep, by linear (`approxrt.approx.prune`)
+    masks   tiles to keep, by linear (`approxrt.approx.prune`); what stays is refitted first
     """
     model = TorchDecoder(spec, tensors)
     out = dict(tensors)
     kinds: dict[str, LinearKind] = {}
-    # Query, key and value read the same inputs, and so do gate and up: (inputs, as the engine reads them, moments).
-    last: tuple[torch.Tensor, torch.Tensor, np.ndarray] | None = None
+    # Query, key and value read the same inputs, and so do gate and up: (inputs, as the engine reads them, their
+    # moments and mean).
+    last: tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray] | None = None
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         nonlocal last
@@ -103,10 +174,14 @@ def round_decoder(
         if last is None or last[0] is not x:
             read = quantize_dequantize(x)
             flat = read.reshape(-1, x.shape[-1])
-            last = (x, read, (flat.T @ flat / len(flat)).numpy())
-        _, read, moments = last
-        weight = out.pop(f"{name}.weight")
-        rounded, kinds[name], parts = round_weights(weight, (masks or {}).get(name), moments, bits[name])
+            last = (x, read, (flat.T @ flat / len(flat)).numpy(), flat.mean(0).numpy())
+        _, read, moments, mean = last
+        weight, mask = out.pop(f"{name}.weight"), (masks or {}).get(name)
+        if mask is not None:
+            weight, more = refit_kept(weight, mask, moments, mean)
+            out[f"{name}.bias"] = out[f"{name}.bias"] + more
+            model.weights[f"{name}.bias"] = torch.from_numpy(out[f"{name}.bias"])
+        rounded, kinds[name], parts = round_weights(weight, mask, moments, bits[name])
         out.update({f"{name}.{part}": array for part, array in parts.items()})
         model.weights[f"{name}.weight"] = torch.from_numpy(rounded)
         if progress:

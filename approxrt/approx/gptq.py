@@ -28,6 +28,7 @@ from approxrt.artifact.spec import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
 _LIMITS = {8: (-127, 127), 5: (0, 15), 4: (-7, 7)}
 
 BLOCK = 64  # inputs whose errors are passed on at once to those behind them
+ROWS = 1024  # outputs at a time: a block of inputs of so many stays in the L2 cache
 
 
 def round_weights(
@@ -89,8 +90,9 @@ def dequantized_linear(tensors: dict[str, np.ndarray], n: int, k: int) -> np.nda
 
 def output_error(change: np.ndarray, hessian: np.ndarray) -> float:
     """tr(dW A dW^T) of a change f32[N, K]."""
-    change = change.astype(np.float64)
-    return float(np.einsum("nk,nk->", change @ np.asarray(hessian, np.float64), change))
+    change = np.asarray(change, np.float32)
+    # float32 sums of squares: a relative error of about 1e-5.
+    return float(np.einsum("nk,nk->n", change @ np.asarray(hessian, np.float32), change).sum(dtype=np.float64))
 
 
 def _inverse_factor(h: np.ndarray, damp: float) -> np.ndarray:
@@ -102,19 +104,24 @@ def _inverse_factor(h: np.ndarray, damp: float) -> np.ndarray:
 
 
 def _round(weight: np.ndarray, steps: np.ndarray, factor: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
-    """i8[R, n], within `limits`, of weight f64[R, n] (overwritten) with steps f64[R, n]; see the module's formula."""
+    """i8[R, n], within `limits`, of weight f64[R, n] with steps f64[R, n]; see the module's formula."""
     rows, n = weight.shape
-    q = np.zeros((rows, n), np.int8)
-    for start in range(0, n, BLOCK):
-        end = min(start + BLOCK, n)
-        errors = np.zeros((rows, end - start))
-        for j in range(start, end):
-            w, step = weight[:, j], steps[:, j]
-            rounded = np.clip(np.rint(w / step), *limits)
-            q[:, j] = rounded
-            errors[:, j - start] = error = (w - rounded * step) / factor[j, j]
-            weight[:, j + 1 : end] -= error[:, None] * factor[j, j + 1 : end]
-        weight[:, end:] -= errors @ factor[start:end, end:]
+    q = np.empty((rows, n), np.int8)
+    for first in range(0, rows, ROWS):
+        part = slice(first, min(first + ROWS, rows))
+        # Input by input: all outputs of one lie side by side.
+        w, step = np.ascontiguousarray(weight[part].T), np.ascontiguousarray(steps[part].T)
+        found = np.empty(w.shape, np.int8)
+        for start in range(0, n, BLOCK):
+            end = min(start + BLOCK, n)
+            errors = np.empty((end - start, w.shape[1]))
+            for j in range(start, end):
+                rounded = np.clip(np.rint(w[j] / step[j]), *limits)
+                found[j] = rounded
+                errors[j - start] = error = (w[j] - rounded * step[j]) / factor[j, j]
+                w[j + 1 : end] -= factor[j, j + 1 : end, None] * error
+            w[end:] -= factor[start:end, end:].T @ errors
+        q[part] = found.T
     return q
 
 

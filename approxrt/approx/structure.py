@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.approx.bsr import expand_mask, to_tiles
+from approxrt.artifact.decoder_spec import AnySpec
 from approxrt.artifact.spec import DENSE_ATTENTION, TILE_N, ModelSpec
 
 QKV = ("query", "key", "value")
@@ -28,14 +29,14 @@ class Structure:
     units: tuple[np.ndarray, ...]
 
     @staticmethod
-    def of(spec: ModelSpec) -> Structure:
+    def of(spec: AnySpec) -> Structure:
         """All that there is."""
         return Structure(
             tuple(np.arange(layer.num_heads) for layer in spec.layers),
             tuple(np.arange(layer.intermediate_size) for layer in spec.layers),
         )
 
-    def is_all_of(self, spec: ModelSpec) -> bool:
+    def is_all_of(self, spec: AnySpec) -> bool:
         """Nothing is removed and nothing is moved."""
         whole = Structure.of(spec)
         return all(
@@ -93,14 +94,15 @@ def shrunk_spec(spec: ModelSpec, keep: Structure) -> ModelSpec:
 
 
 def mean_biases(
-    spec: ModelSpec, tensors: Mapping[str, np.ndarray], keep: Structure, means: Mapping[str, np.ndarray]
+    spec: AnySpec, tensors: Mapping[str, np.ndarray], keep: Structure, means: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """New output biases: what the removed heads and units put out on average.
 
     means   E[x] of the inputs of "layers.i.attention.output" and "layers.i.ffn.down", f32[in_features]
     """
     out: dict[str, np.ndarray] = {}
-    for i, (layer, heads, units) in enumerate(zip(spec.layers, keep.heads, keep.units, strict=True)):
+    layers: tuple[Any, ...] = spec.layers
+    for i, (layer, heads, units) in enumerate(zip(layers, keep.heads, keep.units, strict=True)):
         for name, kept, count in (
             (f"layers.{i}.attention.output", head_rows(heads, layer.head_dim), layer.num_heads * layer.head_dim),
             (f"layers.{i}.ffn.down", np.asarray(units), layer.intermediate_size),

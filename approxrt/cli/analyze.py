@@ -16,12 +16,14 @@ SUFFIXES = (".html", ".json")
 
 def command(
     checkpoint: str = typer.Argument(..., help="Folder of a fine-tuned Hugging Face checkpoint, or a hub id."),
-    task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli or csv."),
-    data: Path = typer.Option(..., "--data", help="Folder with train (.tsv, .csv, .jsonl); dev is not read."),
+    task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, or lm (a decoder)."),
+    data: Path = typer.Option(
+        ..., "--data", help="Folder with train (.tsv, .csv, .jsonl; .txt for lm); dev is not read."
+    ),
     out: Path | None = typer.Option(
         None, "--out", help="Report to write: X.html (with X.json beside it), or X.json alone."
     ),
-    samples: int = typer.Option(1000, "--samples", help="Held-out texts that losses are measured on."),
+    samples: int = typer.Option(1000, "--samples", help="Held-out texts that losses are measured on; for lm: tokens."),
     seed: int = typer.Option(0, "--seed", help="Decides which texts are held out and drawn."),
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
     max_length: int = typer.Option(128, "--max-length", help="Tokens a text (or pair) is cut to."),
@@ -32,6 +34,8 @@ def command(
     from approxrt.analysis.significance import analyze
 
     if out is not None:
+        if task == "lm" and out.suffix != ".json":
+            output.usage(f"--out is {str(out)!r}; the report on a decoder is JSON: it must end in .json")
         _check_target(out)
     with output.progress("preparing", 1000) as advance:
         shown = 0
@@ -42,17 +46,22 @@ def command(
             shown += step
             advance(step, text)
 
-        document = analyze(
-            checkpoint,
-            task,
-            data,
-            samples=samples,
-            seed=seed,
-            threads=threads,
-            max_length=max_length,
-            val_fraction=val_fraction,
-            progress=show,
-        )
+        if task == "lm":
+            from approxrt.analysis.decoder_significance import analyze_decoder
+
+            document = analyze_decoder(checkpoint, data, samples=samples, threads=threads, progress=show)
+        else:
+            document = analyze(
+                checkpoint,
+                task,
+                data,
+                samples=samples,
+                seed=seed,
+                threads=threads,
+                max_length=max_length,
+                val_fraction=val_fraction,
+                progress=show,
+            )
         written = [] if out is None else write(document, out)
     if json:
         output.emit_json(document)
@@ -130,5 +139,18 @@ def _show(document: dict[str, Any]) -> None:
             f"{block['metric']:.4f}",
         )
     output.stdout.print(table)
-    for text in findings(document):
+    for text in findings(document) if "embeddings" in document else _decoder_findings(document):
         output.stdout.print(f"- {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _decoder_findings(document: dict[str, Any]) -> list[str]:
+    """Which parts of a decoder can each go within the noise."""
+    out = []
+    for key, name in (("groups", "key-value groups"), ("heads", "query heads"), ("units", "groups of FFN units")):
+        rows = document[key]
+        harmless = sum(row["change"] <= 2 * row["stderr"] for row in rows)
+        if rows:
+            out.append(
+                f"{harmless} of {len(rows)} {name} can each be removed without a loss that stands out from noise."
+            )
+    return out

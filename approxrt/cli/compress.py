@@ -47,7 +47,6 @@ def command(
     """Make a fine-tuned model faster, smaller or more accurate, within limits that are measured on the result."""
     from approxrt.compression.compress import compress, remove_work
     from approxrt.compression.options import CompressOptions, parse_drop, parse_duration
-    from approxrt.compression.report import Report
 
     options = CompressOptions(
         objective=tuple(o.strip() for o in objective.split(",")),
@@ -88,9 +87,6 @@ def command(
             progress=show,
             log=output.log,
         )
-    if not isinstance(report, Report):
-        _finish_lm(report, json)
-        return
     if not keep_work:
         remove_work(out)
     if json:
@@ -101,31 +97,6 @@ def command(
         for line in report.shortfalls:
             output.log(f"missed: {line}")
         output.log(f"the best of {len(report.pareto)} candidates was written to {out}")
-        sys.exit(1)
-
-
-def _finish_lm(report: Any, json: bool) -> None:
-    """Show a decoder's report; exit code 1 when it misses something."""
-    from rich.table import Table
-
-    if json:
-        output.emit_json(report.to_json())
-    else:
-        table = Table("", "float32", "artifact", "")
-        before, after = report.dense, report.chosen
-        rise = f"{100 * (after['perplexity'] / before['perplexity'] - 1):+.2f} %"
-        table.add_row("perplexity (validation)", f"{before['perplexity']:.3f}", f"{after['perplexity']:.3f}", rise)
-        rates = before["tokens_per_second"], after["tokens_per_second"]
-        table.add_row("tokens/s", f"{rates[0]:.1f}", f"{rates[1]:.1f}", f"{rates[1] / rates[0]:.2f}x")
-        sizes = before["bytes"], after["bytes"]
-        table.add_row("MB of weights", f"{sizes[0] / 1e6:.1f}", f"{sizes[1] / 1e6:.1f}", f"{sizes[0] / sizes[1]:.1f}x")
-        output.stdout.print(table)
-        for note in report.notes:
-            output.stdout.print(f"note: {note}", highlight=False, soft_wrap=True)
-        output.stdout.print(f"{report.artifact}: written in {report.seconds:.0f} s", highlight=False, soft_wrap=True)
-    if not report.met:
-        for line in report.shortfalls:
-            output.log(f"missed: {line}")
         sys.exit(1)
 
 

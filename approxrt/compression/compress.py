@@ -8,15 +8,12 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from approxrt import __version__
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.report import Report, choose, pareto, shortfalls
 from approxrt.errors import InputError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from approxrt.compression.lm import LmReport
 
 Progress = Callable[[float, str], None]
 
@@ -35,13 +32,13 @@ def compress(
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
     **given: Any,
-) -> Report | LmReport:
+) -> Report:
     """Make the checkpoint `model` faster, smaller or more accurate for its task, and write the artifact `out`.
 
     train      a folder with a train file (and perhaps dev), or the training file itself; validation is carved from it
     eval       a labelled file for the report alone; default: the folder's dev file. Nothing is selected with it
     task       sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, embed (a plain encoder: keep its vectors), or lm (a
-               decoder, by a plain text: `approxrt.compression.lm`; the result is an LmReport)
+               decoder, by a plain text: `approxrt.compression.lm`)
     objective  "speed", "size", "accuracy", or some joined by commas; `given` are fields of CompressOptions:
                speedup=4, shrink=14, max_drop=0.005, budget=1800, recipe="one-shot", target="cuda", seed=0, ...
     teachers   further checkpoints of the same task; their logits are averaged with the model's to teach
@@ -59,7 +56,7 @@ def compress(
         options = CompressOptions(objective=tuple(o.strip() for o in objective.split(",")), **given)
     options.check()
     if task == "lm":
-        return _compress_lm(model, train, out, options, teachers, overwrite, log)
+        return _compress_lm(model, train, eval, Path(out), options, teachers, overwrite, progress, log)
     target = Path(out)
     from approxrt.artifact.writer import check_target
     from approxrt.compression.pipeline import Compression
@@ -100,35 +97,81 @@ def compress(
 def _compress_lm(
     model: str | os.PathLike[str],
     data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    eval: str | os.PathLike[str] | None,
+    target: Path,
     options: CompressOptions,
     teachers: tuple[str, ...],
     overwrite: bool,
+    progress: Progress | None,
     log: Callable[[str], None] | None,
-) -> LmReport:
+) -> Report:
     """Of a decoder; what is not there for them is refused by name."""
-    from approxrt.compression.lm import compress_lm
+    from approxrt.artifact.writer import check_target
+    from approxrt.compression.lm import LmCompression
 
     refused = {
-        "objective=accuracy": "accuracy" in options.objective,
-        "shrink": options.shrink is not None,
+        "objective": options.objective not in (("speed",), ("size",)),
+        "shrink without objective size": options.shrink is not None and options.objective != ("size",),
+        "speedup with objective size": options.speedup is not None and options.objective != ("speed",),
         "target=cuda": options.target != "cpu",
         "method": options.method != "ours",
+        "vocabulary=task": options.vocabulary == "task",
         "teachers": bool(teachers),
     }
     wrong = [name for name, given in refused.items() if given]
     if wrong:
-        raise InputError(f"not available for task 'lm': {', '.join(wrong)}; speedup and max_drop are")
-    return compress_lm(
-        model,
-        data,
-        out,
-        max_drop=options.max_drop,
-        speedup=options.speedup,
-        threads=options.threads,
-        overwrite=overwrite,
-        log=log,
+        raise InputError(
+            f"not available for task 'lm': {', '.join(wrong)}; objective speed or size with speedup or shrink, "
+            "max_drop, budget and recipe are"
+        )
+    if not options.max_drop > 0:
+        raise InputError(f"max_drop is {options.max_drop}; for task 'lm' it must be over 0 (0.01 for one per cent)")
+    check_target(target, overwrite)
+    # Without a number: as far as max_drop allows.
+    options = dataclasses.replace(
+        options,
+        speedup=options.speedup or (1.0 if options.objective == ("speed",) else None),
+        shrink=options.shrink or (1.0 if options.objective == ("size",) else None),
     )
+    started = time.monotonic()
+    compression = LmCompression(model, data, target, options, progress, log)
+    candidates = compression.run()
+    best = choose(candidates, options)
+    missed = shortfalls(best, options, "perplexity")
+    report = Report(
+        artifact=str(target),
+        task="lm",
+        met=not missed,
+        shortfalls=tuple(missed),
+        options=options.identity() | {"budget": options.budget, "threads": compression.threads},
+        dense=compression.baseline(),
+        chosen=dataclasses.asdict(best) | {"path": str(target)},
+        pareto=tuple(dataclasses.asdict(c) for c in pareto(candidates)),
+        dev=compression.evaluate(Path(best.path), _lm_eval_file(data, eval)),
+        notes=tuple(compression.notes),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    source = compression.checkpoint.source
+    card = card_of(report) | {
+        "source": source,
+        "method": {"recipe": options.recipe, "plan": best.about, "options": report.options},
+        "sizes": {
+            "checkpoint_weight_bytes": source["weight_bytes"],
+            "f32_weight_bytes": report.dense["f32_bytes"],
+            "artifact_weight_bytes": best.bytes,
+        },
+        "machine": compression.machine(),
+    }
+    _publish(Path(best.path), target, card, overwrite)
+    return report
+
+
+def _lm_eval_file(data: str | os.PathLike[str], given: str | os.PathLike[str] | None) -> Path | None:
+    from approxrt.tasks.readers import TEXT_SUFFIXES, find_split
+
+    if given is not None:
+        return Path(given)
+    return find_split(data, "dev", TEXT_SUFFIXES) if Path(data).is_dir() else None
 
 
 def _publish(candidate: Path, target: Path, card: dict[str, Any], overwrite: bool) -> None:
@@ -139,7 +182,7 @@ def _publish(candidate: Path, target: Path, card: dict[str, Any], overwrite: boo
 
     artifact = read_artifact(candidate)
     tokenizer = (candidate / TOKENIZER).read_bytes()
-    write_artifact(target, artifact.spec, dict(artifact.tensors), tokenizer, card, overwrite)
+    write_artifact(target, artifact.any_spec, dict(artifact.tensors), tokenizer, card, overwrite)
 
 
 def _eval_file(train: str | os.PathLike[str], given: str | os.PathLike[str] | None, embeds: bool) -> Path | None:

@@ -24,7 +24,7 @@ from approxrt.approx.decoder_signs import Codes, codes_for, fit_codes, with_code
 from approxrt.artifact.decoder_spec import SUM_BLOCK, DecoderSpec
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import check_target, write_artifact
-from approxrt.compression.lm import decode_rate, text_file, token_ids
+from approxrt.compression.lm import text_file, token_ids
 from approxrt.errors import DataError, InputError
 from approxrt.runtime.cpu import forced_isa
 from approxrt.runtime.decoder_cpu import DecoderEngine
@@ -35,7 +35,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 FASTER = 0.9  # of exact attention's time, from which sign matching is taken
 TEXTS = 2  # that codes are fitted to, a context each
 VALIDATED = 3  # windows of the text's end
-ROUNDS = 5
+ROUNDS, STEPS = 5, 32  # of tokens that are timed
 Log = Callable[[str], None]
 
 
@@ -199,8 +199,21 @@ def break_even(timed: Mapping[int, tuple[float, float]], keep: int) -> int | Non
 def _rates(models: tuple[_Built, _Built], context: int, threads: int | None) -> tuple[float, float]:
     """Tokens a second with `context` tokens in the cache, in turns."""
     engines = [DecoderEngine(model, threads) for model in models]
-    prompt = context - 64
-    rates = [[decode_rate(engine, prompt, 48, 1) for engine in engines] for _ in range(ROUNDS)]
+    ids = np.random.default_rng(0).integers(0, engines[0].spec.vocab_size, context).tolist()
+    caches = [engine.cache(context) for engine in engines]
+    prompt = context - STEPS
+    for engine, cache in zip(engines, caches, strict=True):
+        engine.prefill(cache, ids[:prompt])
+    rates = []
+    for _ in range(ROUNDS):
+        round_ = []
+        for engine, cache in zip(engines, caches, strict=True):
+            cache.truncate(prompt)
+            begin = time.perf_counter()
+            for token in ids[prompt:]:
+                engine.step([cache], [[token]])
+            round_.append(STEPS / (time.perf_counter() - begin))
+        rates.append(round_)
     first, second = np.median(rates, axis=0)
     return float(first), float(second)
 

@@ -56,7 +56,8 @@ def shortfalls(candidate: Candidate, options: CompressOptions, metric: str, wher
     limit = 0.0 if "accuracy" in options.objective else options.max_drop
     if candidate.drop > limit:
         out.append(
-            f"{metric} on {where} falls by {100 * candidate.drop:.2f} % of the dense model's; "
+            f"{metric} on {where} {'rises' if metric == 'perplexity' else 'falls'} by {100 * candidate.drop:.2f} % of "
+            "the dense model's; "
             f"{100 * limit:.2f} % was allowed"
         )
     return out
