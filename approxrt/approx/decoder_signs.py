@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from approxrt.approx.gptq import dequantized_linear
-from approxrt.approx.int4 import row_integers
 from approxrt.approx.sign_attention import fit_rotation
 from approxrt.approx.torch_decoder import TorchDecoder
 from approxrt.artifact.decoder_spec import DENSE_DECODER_ATTENTION, DecoderSpec
@@ -124,14 +123,9 @@ def dense(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[Decoder
 
 
 def _words(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    name = "embeddings.word"
-    if f"{name}.weight" in tensors:
-        return tensors[f"{name}.weight"]
-    scale = tensors[f"{name}.scale"][:, None]
-    if f"{name}.q" in tensors:
-        return tensors[f"{name}.q"].astype(np.float32) * scale
-    integers = row_integers(tensors[f"{name}.q4"], tensors[f"{name}.group_scale"], spec.hidden_size)
-    return integers.astype(np.float32) * scale
+    name = "embeddings.word."
+    own = {key.removeprefix(name): array for key, array in tensors.items() if key.startswith(name)}
+    return own["weight"] if "weight" in own else dequantized_linear(own, spec.vocab_size, spec.hidden_size)
 
 
 def _fit_layer(
