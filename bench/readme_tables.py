@@ -2,8 +2,9 @@
 
 `latency-*.json` are documents of `approxrt bench --out`; `accuracy-*.json` of bench/accuracy.py, `cold-start.json` of
 bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py, `sign-attention.json` of
-bench/bench_sign_attention.py, `generate.json` of bench/bench_generate.py, `serving.json` of
-bench/bench_serving.py. Other files are ignored here, but for the profiles of `approxrt bench --profile` in two of them.
+bench/bench_sign_attention.py, `sign-decoding.json` of bench/bench_sign_decoding.py, `generate.json` of
+bench/bench_generate.py, `serving.json` of bench/bench_serving.py. Other files are ignored here, but for the profiles of
+`approxrt bench --profile` in two of them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def render(results: Path) -> str:
         ("threads.json", thread_table),
         ("accuracy-*.json", accuracy_table),
         ("sign-attention.json", sign_table),
+        ("sign-decoding.json", sign_decoding_table),
         ("serving.json", serving_table),
         ("generate.json", generate_table),
     ):
@@ -210,6 +212,32 @@ def sign_table(doc: dict[str, Any]) -> str:
         peers = ("dense int16", "dense f32", "torch SDPA f32")
         cells = [" / ".join(f"{ms[p] / ms[n]:.1f}" for p in peers) if n in ms else "-" for n in names]
         lines.append(f"| {row['n']} | {row['head_dim']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def sign_decoding_table(doc: dict[str, Any]) -> str:
+    """bench/bench_sign_decoding.py: a row a context."""
+    signs, (some, layers) = doc["signs"], doc["layers"]
+    lines = [
+        f"**Decoding with signs beside the cache** on {doc['machine']['cpu']}, {doc['threads']} threads, "
+        f"SmolLM2-135M ({doc['model']}): {some} of {layers} layers attend, from {signs['from']} keys on, to the "
+        f"{signs['keep']} whose {signs['codes']} signs match best and to the last {signs['window']}. Tokens a second, "
+        "medians in turns (p20 to p80), and perplexity on WikiText-2 test.",
+        "",
+        "| tokens in the cache | decode, all keys | decode, kept keys | prompt, all keys | prompt, kept keys | "
+        "perplexity, all | perplexity, kept |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in doc["rows"]:
+        cells = [str(row["context"])]
+        for what in ("decode", "prompt"):
+            base, ours = (row["times"][name][what] for name in ("all keys", "kept keys"))
+            cells.append(f"{base['median']:.0f} ({base['p20']:.0f} to {base['p80']:.0f})")
+            ratio = ours["median"] / base["median"]
+            cells.append(f"{ours['median']:.0f} ({ours['p20']:.0f} to {ours['p80']:.0f}), {ratio:.2f}x")
+        before, after = (row["perplexity"][name] for name in ("all keys", "kept keys"))
+        cells += [f"{before:.2f}", f"{after:.2f} ({100 * (after / before - 1):+.2f} %)"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
