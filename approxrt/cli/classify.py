@@ -18,13 +18,14 @@ def command(
     top_k: int = typer.Option(1, "--top-k", help="How many labels a text, best first."),
     truncate: bool = truncate_option(),
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
+    device: str = output.DEVICE_OPTION,
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Classify texts given as arguments, or one a line on standard input."""
     from approxrt.runtime.loading import load
 
     items = gather(texts, pair)
-    answers = load(artifact, device="cpu", threads=threads).classify(items, top_k=top_k, truncate=truncate)
+    answers = load(artifact, device=device, threads=threads).classify(items, top_k=top_k, truncate=truncate)
     if json:
         output.emit_json(
             [

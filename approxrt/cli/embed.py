@@ -18,6 +18,7 @@ def command(
     normalize: bool = typer.Option(True, help="Scale vectors to length 1."),
     truncate: bool = truncate_option(),
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
+    device: str = output.DEVICE_OPTION,
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Embed texts given as arguments, or one a line on standard input."""
@@ -29,7 +30,7 @@ def command(
     items = gather(texts, False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        vectors = load(artifact, device="cpu", threads=threads).embed(items, normalize=normalize, truncate=truncate)
+        vectors = load(artifact, device=device, threads=threads).embed(items, normalize=normalize, truncate=truncate)
     for warning in caught:
         output.log(str(warning.message))
     if out is not None:

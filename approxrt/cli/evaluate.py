@@ -22,6 +22,7 @@ def command(
     context: int = typer.Option(512, "--context", help="lm: tokens of a window."),
     stride: int = typer.Option(256, "--stride", help="lm: tokens between windows, the least that are scored of each."),
     max_tokens: int | None = typer.Option(None, "--max-tokens", help="lm: only the text's first tokens."),
+    device: str = output.DEVICE_OPTION,
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Evaluate an artifact on a labelled file, or a decoder's perplexity on a text (--task lm).
@@ -29,13 +30,13 @@ def command(
     With --against also that of a second artifact, and for classifiers the flip rate between them.
     """
     if task == "lm":
-        lm = evaluate_lm(artifact, data, context, stride, max_tokens, threads, against)
+        lm = evaluate_lm(artifact, data, context, stride, max_tokens, threads, against, device)
         if json:
             output.emit_json(lm)
         else:
             _show_lm(lm)
         return
-    result = evaluate(artifact, task, data, against, threads)
+    result = evaluate(artifact, task, data, against, threads, device)
     if json:
         output.emit_json(result)
         return
@@ -51,7 +52,12 @@ def command(
 
 
 def evaluate(
-    artifact: Path, task: str, data: Path, against: Path | None = None, threads: int | None = None
+    artifact: Path,
+    task: str,
+    data: Path,
+    against: Path | None = None,
+    threads: int | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Metrics of `artifact` on `data`; with `against` also its metrics and the flip rate between them."""
     from approxrt.errors import InputError
@@ -61,7 +67,7 @@ def evaluate(
     from approxrt.tasks.registry import get_task
 
     wanted = get_task(task)
-    model = load(artifact, device="cpu", threads=threads)
+    model = load(artifact, device=device, threads=threads)
     regression = model.spec.task_type == "regression"
     if wanted.regression is not None and wanted.regression != regression:
         raise InputError(
@@ -79,7 +85,7 @@ def evaluate(
         "texts_per_second": len(dataset.texts) / seconds,
     }
     if against is not None:
-        other, _ = _logits(load(against, device="cpu", threads=threads), dataset.texts)
+        other, _ = _logits(load(against, device=device, threads=threads), dataset.texts)
         result["against"] = {"artifact": str(against), "metrics": compute_metrics(task, other, dataset.labels)}
         if not regression:
             result["flip_rate"] = flip_rate(outputs, other)
@@ -94,6 +100,7 @@ def evaluate_lm(
     max_tokens: int | None = None,
     threads: int | None = None,
     against: Path | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Perplexity of a decoder on a plain text (`approxrt.tasks.lm`), of its first `max_tokens` if given."""
     from approxrt.errors import InputError
@@ -106,7 +113,7 @@ def evaluate_lm(
     text = read_text(data)
     results = []
     for path in [artifact] if against is None else [artifact, against]:
-        model = load(path, device="cpu", threads=threads)
+        model = load(path, device=device, threads=threads)
         if not isinstance(model, DecoderModel):
             raise InputError(f"task 'lm' is for decoders; {str(path)!r} is an encoder")
         if context > model.decoder_spec.max_positions:

@@ -33,6 +33,7 @@ def command(
     truncate: bool = typer.Option(False, "--truncate", help="Cut the beginning of a prompt that is too long."),
     cache: str | None = typer.Option(None, "--cache", help="Keys and values as f32, f16 or int8; default f16."),
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
+    device: str = output.DEVICE_OPTION,
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Generate the text that follows each prompt, streamed to stdout."""
@@ -40,7 +41,7 @@ def command(
     from approxrt.runtime.loading import load
 
     texts = [str(text) for text in gather(prompts, pair=False)]
-    model = load(artifact, device="cpu", threads=threads, cache_kind=cache)
+    model = load(artifact, device=device, threads=threads, cache_kind=cache)
     if not isinstance(model, DecoderModel):
         raise UnsupportedTaskError(f"generate: {str(artifact)!r} is no decoder; use classify or embed")
     before = [] if system is None else [{"role": "system", "content": system}]

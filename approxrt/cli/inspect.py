@@ -41,13 +41,10 @@ def command(
         _show(summary)
 
 
-def gpu_summary(artifact: Artifact) -> dict[str, Any] | None:
-    """How a GPU would run an encoder's linears, and how many products it executes for each one stored."""
-    from approxrt.artifact.spec import ModelSpec
+def gpu_summary(artifact: Artifact) -> dict[str, Any]:
+    """How a GPU would run a model's linears, and how many products it executes for each one stored."""
     from approxrt.runtime.gpu_layout import model_cost, model_layouts
 
-    if not isinstance(artifact.any_spec, ModelSpec):
-        return None
     layouts = model_layouts(artifact.any_spec, artifact.tensors)
     return {
         "target": (artifact.card.get("method") or {}).get("target", "cpu"),
@@ -89,8 +86,7 @@ def _show(summary: dict[str, Any]) -> None:
     for kind in sorted({(x["keep"], x["sign_from"]) for x in summary["sign_matching"]}):
         layers = [str(x["layer"]) for x in summary["sign_matching"] if (x["keep"], x["sign_from"]) == kind]
         lines.append(f"sign matching: layers {', '.join(layers)} keep {kind[0]} keys in texts from {kind[1]} tokens on")
-    if summary["gpu"] is not None:
-        lines.append(_gpu_line(summary["gpu"]))
+    lines.append(_gpu_line(summary["gpu"]))
     for line in lines:
         output.stdout.print(escape(line), highlight=False, soft_wrap=True)
     table = Table("linear", "kind", "outputs x inputs", "density", "MACs a token", "size")

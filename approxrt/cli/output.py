@@ -18,6 +18,7 @@ stdout = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 stderr = Console(stderr=True)
 
 JSON_OPTION = typer.Option(False, "--json", help="Print one JSON document on stdout; logs go to stderr.")
+DEVICE_OPTION = typer.Option("auto", "--device", help="cpu, cuda (an NVIDIA GPU), or auto: the CPU.")
 
 
 def emit_json(document: Any) -> None:

@@ -4,7 +4,8 @@ faster.
 1. Members are trained on from the checkpoint with other seeds and dropout. They end near each other, so the mean of
    their weights is a model, too, and mostly a better one than any of them (Wortsman et al. 2022, arXiv 2203.05482).
    Of checkpoint, members and means the student begins with the best.
-2. Removals that lower the held-out loss are accepted by `approxrt.analysis.gain`.
+2. Removals that lower the held-out loss are accepted by `approxrt.analysis.gain`; then, from the lowest layer up, hard
+   attention by the same test: a query attends to the HARD_KEEP keys whose signs match best (the paper keeps 30).
 3. The student learns from labels and the ensemble's mean logits (Hinton et al. 2015, arXiv 1503.02531); the mean of
    its weights over the second half of that is a last candidate.
 
@@ -21,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from approxrt.analysis.gain import Trial, bootstrap_share, calibrated_loss, gains
+from approxrt.analysis.gain import Trial, bootstrap_share, calibrated_loss, calibrated_losses, gains
 from approxrt.analysis.removal import Held, shrunk
 from approxrt.analysis.statistics import collect
 from approxrt.approx import build
 from approxrt.approx.recover import Recovery, RecoveryOptions
+from approxrt.approx.sign_attention import SignKind, with_sign_attention
 from approxrt.approx.student import Student, predict, sample_losses
 from approxrt.approx.teacher import Teacher, teach
+from approxrt.artifact.spec import MAX_SIGN_DIM
 from approxrt.compression.data import folds
 from approxrt.compression.work import Candidate
 from approxrt.errors import UnsupportedTaskError
@@ -42,6 +45,7 @@ MEMBERS = 4
 MEMBER_EPOCHS = 2.0
 STUDENT_EPOCHS = 3.0
 RESAMPLES = 2000
+HARD_KEEP = 30
 SURE = 0.95  # share of resamples with a gain from which the report does not warn
 
 
@@ -58,6 +62,7 @@ def more_accurate(compression: Compression) -> list[Candidate]:
     members = _members(compression)
     student, mixed = _soup(compression, members)
     student, trials = _without_harm(compression, student)
+    hard = _hard_attention(compression, student)
     history = _learn(compression, student, members)
     path = compression.work.candidate_path(0)
     names = [name for name, _ in student.spec.linears() if name.startswith("layers.")]
@@ -79,7 +84,9 @@ def more_accurate(compression: Compression) -> list[Candidate]:
             f"{sure:.0%} of their resamples; more training data (or a larger --val-fraction) would tell"
         )
     about = {"speedup": None, "shrink": None, "removed": removed, "tried": len(trials), "members": len(members)}
-    candidate = compression.check(path, about | {"mixed": mixed, "gain_in_resamples": sure, "epochs": history})
+    candidate = compression.check(
+        path, about | {"mixed": mixed, "hard_attention": hard, "gain_in_resamples": sure, "epochs": history}
+    )
     compression.work.add(candidate)
     return [candidate]
 
@@ -101,6 +108,35 @@ def _without_harm(compression: Compression, student: Student) -> tuple[Student, 
         progress=lambda done, total, text: compression.progress(0.5 + 0.1 * done / total, text),
     )
     return (shrunk(student, keep, means) if any(t.accepted for t in trials) else student), trials
+
+
+def _hard_attention(compression: Compression, student: Student) -> list[int]:
+    """Layers of the student that attend to their best-matching keys from now on."""
+    validation = compression.validation
+    labels, rng = validation.labels, np.random.default_rng([compression.options.seed, 31])
+    assert labels is not None
+    if not any(len(text) > HARD_KEEP for text in validation.ids):
+        return []
+
+    def losses() -> np.ndarray:
+        return calibrated_losses(predict(student, validation.ids, validation.types), labels)
+
+    parts = folds(len(validation.ids), FOLDS, compression.options.seed)
+    kind, taken, before = SignKind(HARD_KEEP, HARD_KEEP + 1, rest=False), list[int](), losses()
+    for i, layer in enumerate(student.spec.layers):
+        if not layer.num_heads or layer.head_dim > MAX_SIGN_DIM:
+            continue
+        compression.progress(0.6, f"hard attention in layer {i}")
+        with_sign_attention(student, dict.fromkeys([*taken, i], kind), compression.separators())
+        after = losses()
+        difference = after - before
+        if (
+            max(float(difference[fold].mean()) for fold in parts) < 0
+            and bootstrap_share(difference, RESAMPLES, rng) >= SURE
+        ):
+            taken, before = [*taken, i], after
+    with_sign_attention(student, dict.fromkeys(taken, kind), compression.separators() if taken else ())
+    return taken
 
 
 def _members(compression: Compression) -> list[Student]:

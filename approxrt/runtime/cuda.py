@@ -13,12 +13,13 @@ from __future__ import annotations
 import importlib.util
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.errors import DeviceError, MissingDependencyError, TargetWarning
 from approxrt.runtime.batching import plan_batches
 from approxrt.runtime.gpu_layout import model_cost, model_layouts
@@ -54,6 +55,28 @@ def require_cuda() -> None:
         )
 
 
+def warn_of_cost(spec: AnySpec, tensors: Mapping[str, np.ndarray], stacklevel: int) -> None:
+    """A TargetWarning where the GPU does more than the artifact asks for, since that was made for a CPU."""
+    cost = model_cost(model_layouts(spec, tensors))
+    if cost > WORTH_A_WARNING:
+        warnings.warn(
+            f"this artifact's tiles suit a CPU: the GPU executes {cost:.1f} products for each one stored; "
+            "convert for it with --target cuda (`approxrt inspect` shows every linear)",
+            TargetWarning,
+            stacklevel=stacklevel + 1,
+        )
+    if not isinstance(spec, DecoderSpec):
+        return
+    matching = [layer for layer in spec.layers if layer.attention_keep]
+    if matching:
+        warnings.warn(
+            f"{len(matching)} layers of this decoder match signs on a CPU; the GPU attends to all keys, which is what "
+            "they approximate",
+            TargetWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
 class CudaEngine:
     """Runs one model on a GPU. Safe to call from several threads, which take turns; not across a fork."""
 
@@ -67,7 +90,7 @@ class CudaEngine:
         from approxrt.runtime.gpu_runner import Runner
 
         self.spec = artifact.spec
-        self._warn(artifact)
+        warn_of_cost(self.spec, artifact.tensors, stacklevel=5)
         self.device = torch.device(device)
         self._encoder = GpuEncoder(artifact.spec, artifact.tensors, self.device)
         self._head_dims = [layer.head_dim for layer in self.spec.layers if layer.has_attention]
@@ -132,16 +155,6 @@ class CudaEngine:
             "packed_weight_bytes": sum(linear["bytes"] for linear in linears.values()),
             "graphs": self._runner.graphs,
         }
-
-    def _warn(self, artifact: Weights) -> None:
-        cost = model_cost(model_layouts(artifact.spec, artifact.tensors))
-        if cost > WORTH_A_WARNING:
-            warnings.warn(
-                f"this artifact's tiles suit a CPU: the GPU executes {cost:.1f} products for each one stored; "
-                "convert for it with --target cuda (`approxrt inspect` shows every linear)",
-                TargetWarning,
-                stacklevel=6,
-            )
 
     # -- one pass ------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.errors import DeviceError, InputError
-from approxrt.runtime.cuda import require_cuda
+from approxrt.runtime.cuda import require_cuda, warn_of_cost
 from approxrt.runtime.gpu_decode_plan import SPARE_ROWS, RowPool, StepViews, fill_step, step_bucket
 
 CACHE_TOKENS = 32768
@@ -69,6 +69,7 @@ class CudaDecoderEngine:
         odd = [layer.head_dim for layer in self.spec.layers if layer.has_attention and layer.head_dim % 2]
         if odd:
             raise DeviceError(f"device 'cuda': heads of {odd[0]} elements cannot be cut in halves: load on the CPU")
+        warn_of_cost(self.spec, artifact.tensors, stacklevel=5)
         self._decoder = GpuDecoder(self.spec, artifact.tensors, self.device, cache_tokens + SPARE_ROWS)
         self._rows = RowPool(cache_tokens + SPARE_ROWS)
         self._lock = threading.Lock()

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from approxrt.artifact.spec import GROUP_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
+from approxrt.artifact.decoder_spec import AnySpec
+from approxrt.artifact.spec import GROUP_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 # Outputs x inputs of a block, coarse first.
 BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (32, 64))
@@ -86,8 +87,8 @@ def stacked_tiles(parts: Sequence[tuple[str, LinearSpec]], tensors: Mapping[str,
     return kept
 
 
-def model_layouts(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Layout]:
-    """The layout of every product of an encoder's linears on a GPU, by the linears' names joined with "+"."""
+def model_layouts(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Layout]:
+    """The layout of every product of a model's linears on a GPU, by the linears' names joined with "+"."""
     return {
         "+".join(name for name, _ in parts): choose_layout(
             None
@@ -106,11 +107,12 @@ def model_cost(layouts: Mapping[str, Layout]) -> float:
     return sum(layout.macs for layout in inner) / max(1, sum(layout.stored_macs for layout in inner)) if inner else 1.0
 
 
-def products(spec: ModelSpec) -> list[list[tuple[str, LinearSpec]]]:
-    """An encoder's linears as the GPU multiplies them: query, key and value at once."""
+def products(spec: AnySpec) -> list[list[tuple[str, LinearSpec]]]:
+    """A model's linears as the GPU multiplies them: query, key and value at once, and a decoder's gate and up."""
     out: list[list[tuple[str, LinearSpec]]] = []
     for name, linear in spec.linears():
-        if name.endswith(("attention.key", "attention.value")):
+        with_gate = name.endswith("ffn.up") and bool(out) and out[-1][-1][0].endswith("ffn.gate")
+        if name.endswith(("attention.key", "attention.value")) or with_gate:
             out[-1].append((name, linear))
         else:
             out.append([(name, linear)])

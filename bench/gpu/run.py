@@ -54,14 +54,15 @@ def parts(site: Path) -> list[Part]:
     tests = ["{python}", "-c", start, "-q", "--confcutdir", "tests/gpu", "-p", "no:cacheprovider", "tests/gpu"]
     if importlib.util.find_spec("xdist"):
         tests += ["-n", "8"]  # a test's time is that of compiling its kernels
+    # All limits together fit the whole time: no part can take another's.
     return [
-        Part("build", ("bash", "-c", build), 80),
-        own("check", 70),
-        own("tune", 60),
-        own("bench_encoder", 160),
-        own("bench_kernels", 70),
-        own("bench_decoder", 70),
-        Part("tests", tuple(tests), 100),
+        Part("build", ("bash", "-c", build), 70),
+        own("check", 60),
+        own("tune", 55),
+        own("bench_encoder", 130),
+        own("bench_kernels", 60),
+        own("bench_decoder", 60),
+        Part("tests", tuple(tests), 90),
     ]
 
 

@@ -13,10 +13,12 @@ from specs import random_tensors
 pytest.importorskip("approxrt._C", reason="the CPU engine, to compare with, is not built")
 
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.errors import InputError
+from approxrt.errors import InputError, TargetWarning
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.decoder_cuda import CudaDecoderEngine
 from approxrt.runtime.decoder_reference import DecoderReference
+
+pytestmark = pytest.mark.filterwarnings("ignore::approxrt.errors.TargetWarning")
 
 
 @dataclasses.dataclass
@@ -155,3 +157,20 @@ def test_wrong_steps() -> None:
         engine.cache(60)
     del cache
     assert engine.cache(60).bytes == 60 * 4 * 20
+
+
+def test_what_was_made_for_a_cpu_says_so() -> None:
+    """Scattered tiles, and signs that only a CPU matches: the GPU attends to all keys, as without them."""
+    sparse = build("bsr_s8", max_positions=128)
+    signs = {"attention_keep": 8, "sign_from": 64, "sign_window": 2}
+    layers = tuple(dataclasses.replace(l, **signs) for l in sparse.decoder_spec.layers)
+    matching = Weights(dataclasses.replace(sparse.decoder_spec, layers=layers), sparse.tensors)
+    with pytest.warns(TargetWarning) as caught:
+        engine = CudaDecoderEngine(matching, DEVICE)
+    texts = [str(w.message) for w in caught]
+    assert any("--target cuda" in text for text in texts)
+    assert any("2 layers of this decoder match signs on a CPU" in text for text in texts)
+    ids = np.random.default_rng(0).integers(0, 70, 90).tolist()
+    got = engine.step([engine.cache(90)], [ids])[0]
+    want = DecoderReference(sparse.decoder_spec, sparse.tensors).next_logits(ids)[-1]
+    assert distance(got, want) < 0.05
