@@ -66,6 +66,7 @@ FIRST_SCALE = 1.0
 # A plan that is trained may lose so many times what is allowed before.
 BEFORE_TRAINING = 3.0
 LEAST_STEPS = 8  # of training, to be worth it
+MOST_EPOCHS = 8.0  # of training, whatever the budget
 LOOKS = 3  # at validation, in training
 TIMING_SECONDS = 3.0  # of a candidate beside float32
 
@@ -98,11 +99,12 @@ class LmCompression:
             "tokens": [len(self.calibrating), len(self.validating)],
         }
         self.work = Work(out, identity)
-        self.spent = float((self.work.read("clock") or {"seconds": 0.0})["seconds"])
+        clock = self.work.read("clock") or {"seconds": 0.0, "check": 0.0}
+        self.spent = float(clock["seconds"])
         self.cost = "bytes" if options.objective == ("size",) else "seconds"
         self.allowed = math.log1p(options.max_drop)
         self.dense_engine = DecoderEngine(InMemory(self.spec, self.tensors), self.threads)
-        self.last_check = 0.0  # seconds that a candidate's building and checking took
+        self.last_check = float(clock["check"])  # seconds that checking a candidate took, at most
 
     # -- time -------------------------------------------------------------------
 
@@ -152,7 +154,7 @@ class LmCompression:
 
     def _timed(self, engines: dict[str, DecoderEngine]) -> dict[str, dict[str, float]]:
         """Milliseconds a token, one after the other, of engines in turns."""
-        times = take_turns({name: decode_run(engine) for name, engine in engines.items()}, TIMING_SECONDS)
+        times = take_turns({name: decode_run(engine) for name, engine in engines.items()}, TIMING_SECONDS, 3)
         steps = steps_of(self.spec)
         return {
             name: {key: value / steps if key.endswith("_ms") else value for key, value in time.items()}
@@ -163,6 +165,8 @@ class LmCompression:
 
     def run(self) -> list[Candidate]:
         """Candidates, in the order in which they were made; at least one."""
+        if self.work.read("done") is not None:
+            return self.work.candidates()
         with _torch_threads(self.threads):
             self.baseline()
             spec, tensors = self.spec, self.tensors
@@ -177,8 +181,12 @@ class LmCompression:
             state = self.work.load_state()
             if state is None and self.left() > 0:
                 state = self._search(spec, tensors)
+                if state is not None:
+                    self.work.save_state(state)
+                    self._save_clock()
             if state is not None:
                 self._train(spec, tensors, state)
+        self.work.write("done", True)
         return self.work.candidates()
 
     def note(self, text: str) -> None:
@@ -205,7 +213,8 @@ class LmCompression:
             if self._good_enough(candidate, tries[-1]):
                 break
         best = self._best_plan()
-        if best is not None and self.left() > 2 * self.last_check:
+        again = any("rounded" in candidate.about for candidate in self.work.candidates())
+        if best is not None and not again and self.left() > 2 * self.last_check:
             self.say("rounding in sequence")
             batch = calibration(self.calibrating, ROUNDING_SEQUENCES, self.sequence)
             cut = builder.cut(best)
@@ -367,22 +376,22 @@ class LmCompression:
         pieces = torch.tensor(self.calibrating[: count * self.sequence]).reshape(count, self.sequence)
         options = DecoderRecoveryOptions(lr=self.lr(), seed=self.options.seed, bf16=has_bf16())
         recovery = DecoderRecovery(cut_spec, cut_tensors, masks, bits, pieces, self._teach, options)
-        best: tuple[float, dict[str, np.ndarray]] | None = None
+        best: tuple[float, int, dict[str, np.ndarray]] | None = None  # perplexity, step, weights
         if state["recovery"] is not None:
             recovery.restore(state["recovery"])
-            best = state["best"] and (
-                state["best"]["perplexity"], {n: v.numpy() for n, v in state["best"]["weights"].items()}
-            )  # fmt: skip
-        limit = None if self.options.epochs is None else self.options.epochs * recovery.steps_per_epoch
+            if (kept := state["best"]) is not None:
+                best = kept["perplexity"], kept["step"], {n: v.numpy() for n, v in kept["weights"].items()}
+        limit = (self.options.epochs or MOST_EPOCHS) * recovery.steps_per_epoch
 
         def build(weights: dict[str, np.ndarray]) -> InMemory:
             _, whole = cut_without_statistics(spec, tensors, plan.keep, weights)
             return with_int8_words(*on_grid(cut_spec, whole, masks, bits))
 
         def save() -> None:
-            kept = None if best is None else {
-                "perplexity": best[0], "weights": {n: torch.from_numpy(v) for n, v in best[1].items()}
-            }  # fmt: skip
+            kept = None
+            if best is not None:
+                weights = {name: torch.from_numpy(value) for name, value in best[2].items()}
+                kept = {"perplexity": best[0], "step": best[1], "weights": weights}
             self.work.save_state(state | {"recovery": recovery.state(), "best": kept})
             self._save_clock()
 
@@ -393,7 +402,7 @@ class LmCompression:
             found = self._metrics(engine)["perplexity"]
             self.log(f"step {recovery.step}: loss {recovery.loss:.4f}, validation perplexity {found:.3f}")
             if best is None or found < best[0]:
-                best = found, weights
+                best = found, recovery.step, weights
 
         begun, taken, saved, looked = self.elapsed(), 0, self.elapsed(), 0
         look_seconds = self.last_check
@@ -404,12 +413,11 @@ class LmCompression:
             recovery.advance(done)
             taken += 1
             spent = self.elapsed() - begun
-            each = spent / taken
-            if taken == 1 and allowed / each < LEAST_STEPS and limit is None:
+            each = max(spent / taken, 1e-6)
+            if taken == 1 and min(allowed / each, limit) < LEAST_STEPS and self.options.epochs is None:
                 self.note(f"no time for distillation: a step takes {each:.0f} s")
                 return
-            by_steps = 0.0 if limit is None else recovery.step / limit
-            done = max(by_steps, (spent + each) / max(allowed, 1e-9))
+            done = max(recovery.step / limit, (spent + each) / max(allowed, 1e-9))
             self.say(f"distilling, step {recovery.step}, loss {recovery.loss:.3f}")
             if done >= 1 or done >= (looked + 1) / LOOKS:
                 looked += 1
@@ -418,11 +426,11 @@ class LmCompression:
                 save()
                 saved = self.elapsed()
         assert best is not None
-        about = {"plan": plan.to_json(), "trained": recovery.step}
-        self._add(build(best[1]), about)
+        about = {"plan": plan.to_json(), "trained": best[1]}
+        self._add(build(best[2]), about)
         if self.left() > 2 * self.last_check:
             self.say("rounding in sequence")
-            _, whole = cut_without_statistics(spec, tensors, plan.keep, best[1])
+            _, whole = cut_without_statistics(spec, tensors, plan.keep, best[2])
             batch = calibration(self.calibrating, ROUNDING_SEQUENCES, self.sequence)
             built = build_in_sequence(cut_spec, whole, masks, plan, batch, self.say)
             self._add(built, about | {"rounded": "in sequence"})
@@ -461,16 +469,16 @@ class LmCompression:
             about=about,
         )
         self.work.add(candidate)
-        self._save_clock()
         self.log(
             f"candidate {index}: {describe(about)}: perplexity {metrics['perplexity']:.3f} "
             f"({100 * candidate.drop:+.2f} %), {candidate.speedup:.2f}x the tokens/s of float32, {size / 1e6:.0f} MB"
         )
         self.last_check = max(self.last_check, time.monotonic() - begun)
+        self._save_clock()
         return candidate
 
     def _save_clock(self) -> None:
-        self.work.write("clock", {"seconds": self.elapsed()})
+        self.work.write("clock", {"seconds": self.elapsed(), "check": self.last_check})
 
     def evaluate(self, artifact: Path, file: Path | None) -> dict[str, Any] | None:
         """Perplexity of the dense model and of an artifact on another text, for the report."""
