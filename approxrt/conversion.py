@@ -25,6 +25,7 @@ from approxrt.runtime.gpu_layout import PRUNE_BLOCK
 
 _METHODS = {
     4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",
+    5: "int4 with float16 scales and offsets of groups of 32, word table and head int8 with such scales",
     8: "int8 per output channel, clip ratio by squared error",
     32: "f32",
 }
@@ -49,6 +50,8 @@ def convert(
     """Turn the checkpoint `model` (a folder, a hub id or, of a decoder, a .gguf file) into an artifact at `out`.
 
     bits      8: linears and word embeddings int8, an encoder's head f32. 4: the same in int4. 32: all f32.
+              5: int4 with a float16 scale and offset for 32 weights, 5 bits a weight; a decoder's word table and head
+              int8 with such scales. Q4_0, Q4_1 and Q8_0 tensors of a .gguf file have this form and stay as they are.
     density   share of tiles that each linear of the layers keeps, in (0, 1]; below 1 it needs bits=8 or 4.
     overwrite replace an artifact at `out`.
     inputs    "single", "pair" or "any": what an encoder accepts; None takes the checkpoint's word.
@@ -62,11 +65,11 @@ def convert(
     """
     _check_arguments(bits, density, inputs, target)
     check_target(Path(out), overwrite)
-    checkpoint, rotated = _load(model), False
+    checkpoint, rotated = _load(model, bits == 5), False
     if isinstance(checkpoint, Checkpoint):
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
         converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(
-            encoder, checkpoint.tensors, bits, density, target, progress
+            encoder, checkpoint.tensors, bits, density, target, progress, {}
         )
     else:
         if inputs is not None:
@@ -79,17 +82,19 @@ def convert(
         rotated = bits == 8 and density == 1 and can_rotate(decoder)
         if rotated:
             decoder, tensors = rotate(decoder, tensors)
-        converted = _quantize(decoder, tensors, bits, density, target, progress)
+        converted = _quantize(decoder, tensors, bits, density, target, progress, checkpoint.grouped)
     weight_bytes = sum(array.nbytes for array in converted[1].values())
     card = _card(checkpoint, bits, density, target, weight_bytes)
     if rotated:
         card["method"]["activations"] = "rotated"
+    if isinstance(checkpoint, DecoderCheckpoint) and bits == 5:
+        card["method"]["matrices_as_in_the_file"] = len(checkpoint.grouped)
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
 
 
-def _load(model: str | os.PathLike[str]) -> Checkpoint | DecoderCheckpoint:
+def _load(model: str | os.PathLike[str], grouped: bool) -> Checkpoint | DecoderCheckpoint:
     if is_gguf(model):
-        return load_decoder(model, None)
+        return load_decoder(model, None, grouped)
     folder = find_folder(model)
     return (
         load_decoder(model, folder) if is_decoder_config(read_json(folder / "config.json")) else load_checkpoint(model)
@@ -103,6 +108,7 @@ def _quantize(
     density: float,
     target: str,
     progress: Progress | None,
+    grouped: Mapping[str, Mapping[str, np.ndarray]],
 ) -> tuple[Spec, dict[str, np.ndarray]]:
     masks = prune_tiles(spec, tensors, density, block=_BLOCKS[target]) if density < 1 else {}
     total, done = max(1, sum(array.size for array in tensors.values())), 0
@@ -113,7 +119,7 @@ def _quantize(
         if progress:
             progress(done, total, name)
 
-    return quantize_model(spec, tensors, bits, masks, advance)
+    return quantize_model(spec, tensors, bits, masks, advance, grouped)
 
 
 def _check_arguments(bits: int, density: float, inputs: str | None, target: str) -> None:
@@ -123,9 +129,9 @@ def _check_arguments(bits: int, density: float, inputs: str | None, target: str)
         raise InputError(f"bits is {bits!r}; it must be one of {', '.join(map(str, BITS))}")
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise InputError(f"density is {density!r}; it must be over 0 and at most 1 (1 keeps every tile)")
-    if density < 1 and bits == 32:
+    if density < 1 and bits in (5, 32):
         raise InputError(
-            f"density {density} with bits=32: block-sparse linears are int8 or int4; use bits=8 or 4, or density=1"
+            f"density {density} with bits={bits}: block-sparse linears are int8 or int4; use bits=8 or 4, or density=1"
         )
     if inputs is not None and inputs not in INPUTS:
         raise InputError(f"inputs is {inputs!r}; it must be one of {', '.join(INPUTS)}")

@@ -83,6 +83,7 @@ struct GemmInt8Args {
 constexpr int kGroupTiles = 8;      // consecutive tiles of a strip (32 inputs an output) that share int4 group scales
 constexpr int kInt4TileBytes = 32;  // a tile of nibbles
 constexpr int kMaxGroupScale = 18;  // 18 * 7 = 126: a group scale times a nibble's value is an int8
+constexpr int kGroupWeights = kGroupTiles * kTileK;  // of one output that share a group scale
 
 // int4 weights with two levels of scales: W[o, i] = scale[o] * m[o, group] * q4[o, i], q4 in [-7, 7], m in
 // 1 .. kMaxGroupScale. m * q4 is an int8, and a linear's sums are those of the int8 linear with these weights.
@@ -98,6 +99,79 @@ struct PackedInt4 {
 struct GemmInt4Args {
     GemmInt8Args common;
     const PackedInt4* w;
+};
+
+// -- weights with a float16 scale a group ------------------------------------------
+//
+// g4   W[o, i] = d[o, g] * q[o, i] + m[o, g], q in 0 .. 15, g = i / kGroupWeights
+// g8   W[o, i] = d[o, g] * (q[o, i] - 128),   q in 0 .. 255, that is m = -128 d
+//
+// Activations have a scale a token and a shift a group: x[t, i] ~ s_t * 2^k[t, g] * a[t, i], a in [-127, 127], k in
+// 0 .. kMaxGroupShift. Then
+//
+//   sum = 0; for g ascending:  sum = fma(float(2^k[t, g] * sum_i a[t, i] q[o, i]), d[o, g], sum)
+//                              sum = fma(float(2^k[t, g] * sum_i a[t, i]), m[o, g], sum)
+//   y[t, o] = act(fma(sum, s_t, bias[o])) (+ residual[t, o])
+//
+// with i over the group. Both integers are multiples of 2^k below 2^(21 + k), so that float() is exact, and all else is
+// the same float32 operations in the same order on every level: results are equal bit for bit.
+
+constexpr int kMaxGroupShift = 7;
+
+// How a GEMM of such weights reads activations: panels of `mr` tokens, a block of kGroupTokenBytes * mr bytes for every
+// group of 32 inputs: a as [8][mr][4] int8, the shifts k as [mr] int32, float(2^k * sum of a) as [mr] float32. A
+// broadcast of anything of a token is base + constant. mr is the level's own (of KernelTable::layout), or for a few
+// tokens their number, so that they fill L1 with nothing but themselves.
+constexpr int kGroupTokenBytes = 40;
+struct GroupPanels {
+    int32_t mr;
+
+    constexpr size_t panel_bytes(int64_t k) const {
+        return static_cast<size_t>(round_up(k, kGroupWeights) / kGroupWeights * mr * kGroupTokenBytes);
+    }
+    constexpr size_t bytes(int64_t rows, int64_t k) const { return round_up(rows, mr) / mr * panel_bytes(k); }
+};
+
+// panels, scales <- x.  With m_t = max|x_t| and p the group's max|x|: k = 7 - e, e the largest of 0 .. 7 with
+// p * 2^e <= m_t, a = round(x * (127 / m_t) * 2^e), s_t = m_t / 127 / 2^7. A row whose maximum is below kQuantizeFloor
+// becomes exact zeros with s_t = 0. Inputs behind k and rows behind `rows` in the last panel are zeros.
+struct QuantizeGroupsArgs {
+    const float* x;  // [rows, k]
+    int64_t ldx;
+    int32_t rows;
+    int32_t k;
+    int32_t mr;
+    void* panels;
+    float* scales;  // [rows]
+};
+
+// One layout for all levels: a strip's groups follow one another in blocks, and a pass reads one stream.
+//   g4   4 x 64 bytes: byte o * 4 + j of the c-th has q of output o and input 8 c + j in its low nibble, of 8 c + 4 + j
+//        in its high one; 16 float16 d; 16 float16 m
+//   g8   8 x 64 bytes: byte o * 4 + j of the c-th is q of output o and input 4 c + j; 16 float16 d
+constexpr int kG4BlockBytes = 320, kG8BlockBytes = 544;
+struct PackedGroups {
+    int32_t bits;  // 4 or 8
+    int32_t n, k, strips, groups;
+    const uint8_t* blocks;  // [strips][groups][block bytes], 64-byte aligned; outputs behind n: d = m = 0
+    const float* bias;      // [strips * 16], 0 in the padding
+
+    constexpr int64_t block_bytes() const { return bits == 4 ? kG4BlockBytes : kG8BlockBytes; }
+};
+
+// rows <= kGemvTokens where mr is not the level's own.
+struct GemmGroupsArgs {
+    const void* panels;
+    const float* act_scales;  // [rows]
+    int32_t rows;
+    int32_t mr;  // of the panels
+    const PackedGroups* w;
+    int32_t strip_begin, strip_end;
+    float* y;  // as in GemmInt8Args
+    int64_t ldy, y_strip;
+    const float* residual;
+    int64_t ldr;
+    Act act;
 };
 
 // f32 weights as [strips][k][16].
@@ -231,7 +305,7 @@ constexpr int64_t sign_attention_scratch_floats(int64_t n, int64_t head_dim) {
 struct EmbeddingArgs {
     const float* word;         // [vocab, width], or null when word_q or word_q4 is set
     const int8_t* word_q;      // [vocab, width], or null
-    const float* word_scale;   // [vocab] of word_q or word_q4
+    const float* word_scale;   // [vocab] of word_q or int4 word_q4
     const float* position;     // [max_positions, width]
     const float* token_type;   // [types, width] or null
     const int32_t* ids;        // [rows]
@@ -244,7 +318,10 @@ struct EmbeddingArgs {
     // int4 rows: nibbles q4 + 8, the even column in the low one; word = word_scale * m * q4, m for 32 columns.
     const uint8_t* word_q4 = nullptr;           // [vocab, ceil(width / 2)]
     const uint8_t* word_group_scale = nullptr;  // [vocab, ceil(width / 32)]
+    // Rows with float16 scales (and for nibbles, which are 0 .. 15 then, offsets) of 32 columns, where these are set:
+    // word = word_half_scale * q (+ word_half_offset), q of word_q or word_q4.
+    const uint16_t* word_half_scale = nullptr;   // [vocab, ceil(width / 32)]
+    const uint16_t* word_half_offset = nullptr;  // the same, or null
 };
-constexpr int kGroupWeights = kGroupTiles * kTileK;  // of a row that share a group scale
 
 }  // namespace approxrt

@@ -71,6 +71,7 @@ struct CacheHead {
     void* values;
     float* key_scales;    // [capacity], kInt8 only
     float* value_scales;  // [capacity], kInt8 only
+    void* key_rows;       // keys once more, laid as values are, for who reads single keys; or null
 };
 constexpr int64_t cache_key_elements(int64_t capacity, int64_t head_dim) { return capacity * head_dim; }
 constexpr int64_t cache_value_elements(int64_t capacity, int64_t head_dim) {
@@ -104,6 +105,47 @@ struct CachedAttentionArgs {
 constexpr int kCachedRows = 8;  // queries that a kernel may hold at a time
 constexpr int64_t cached_attention_scratch_floats(int64_t keys, int64_t head_dim) {
     return kCachedRows * (round_up(keys, kCacheBlock) + round_up(head_dim, kCacheBlock));
+}
+
+// Sign-matching attention over a cache (args.h, SignAttentionArgs: causal, with keys 0 and those of the window always
+// kept), for caches with key_rows. What lies beside a CacheHead for it:
+//   planes      signs of R (k - m) for every key k, as SignAttentionArgs has them (`signs` in the place of head_dim);
+//               matched with signs of R q. Products of queries with keys are what they are without m, and without R
+//               where it is orthogonal, but signs around the mean, in a basis that is fitted to keys and queries or has
+//               more elements than they have, say more about them. Without `rotation`: signs of k and q.
+//   *_sums      of all keys and values before token 64 b, at row b. Queries that do not keep all keys see the rest as
+//   so
+//               many keys like the mean of those before the last whole block of 64 that the query sees, with the mean
+//               value. Null: the rest has no part.
+struct SignHead {
+    int32_t signs;                 // of a key: head_dim, or rows of R
+    uint64_t* planes;              // sign_plane_words(capacity, signs)
+    float *key_sums, *value_sums;  // [capacity / 64 + 1][round_up(head_dim, 16)], or null
+    const float* rotation;         // [head_dim][round_up(signs, 16)]: column o is row o of R; or null
+    const float* centre;           // [round_up(signs, 16)]: R m; with a rotation only
+};
+constexpr int kSumBlock = 64;  // tokens between two rows of sums
+
+// Brings what lies beside the cache up to date for tokens begin .. end - 1, which are in the cache, as those before
+// are.
+struct SignIndexArgs {
+    CacheHead cache;
+    SignHead sign;
+    int32_t begin, end;
+};
+
+// As CachedAttentionArgs, each query to its kept keys alone: position + t + 1 keys, of which there are over kSumBlock.
+struct SignCachedAttentionArgs {
+    CachedAttentionArgs a;  // scratch: sign_cached_scratch_floats
+    SignHead sign;
+    int32_t keep, window;
+    uint64_t* kept;  // null in production; else [tokens, heads, sign_words(position + tokens)] receives the kept keys
+};
+constexpr int64_t sign_cached_scratch_floats(int64_t keys, int64_t head_dim) {
+    // For four queries at a time: counts and sets, indices and scores, the query and two means, its elements turned;
+    // signs.
+    return 2 * 4 * 10 * sign_words(keys) + 4 * 2 * (round_up(keys, 16) + 32) + 4 * 3 * round_up(head_dim, 16) +
+           (4 + 1) * round_up(kMostSignDim, 16) + 64;
 }
 
 // -- products of a few tokens ---------------------------------------------------

@@ -18,6 +18,8 @@ struct KernelTable {
     PanelLayout int4_layout;  // what gemm_int4 reads and quantize_rows_u8 writes: of as many tokens as `layout`
     void (*quantize_rows_u8)(const QuantizeRowsArgs&);
     void (*gemm_int4)(const GemmInt4Args&);
+    void (*quantize_groups)(const QuantizeGroupsArgs&);
+    void (*gemm_groups)(const GemmGroupsArgs&);  // its panels have layout.mr tokens, or are of a few tokens
     void (*gemm_f32)(const GemmF32Args&);
     void (*layer_norm)(const LayerNormArgs&);
     void (*softmax)(const SoftmaxArgs&);
@@ -33,6 +35,8 @@ struct KernelTable {
     void (*hadamard)(const HadamardArgs&);
     void (*cache_write)(const CacheWriteArgs&);
     void (*cached_attention)(const CachedAttentionArgs&);
+    void (*sign_index)(const SignIndexArgs&);
+    void (*sign_cached_attention)(const SignCachedAttentionArgs&);
     void (*quantize_tokens)(const QuantizeTokensArgs&);
     void (*gemv_int8)(const GemvInt8Args&);
     void (*gemv_int4)(const GemvInt4Args&);

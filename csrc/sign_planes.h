@@ -1,4 +1,5 @@
-// Signs of keys kept beside a cache, for sign_attention (args.h has the layout): one bit a plane for each new key.
+// Signs of keys kept beside a cache (args.h has the layout): one bit a plane for each new key. Each unit has its own
+// copy, made for its own instruction set.
 #pragma once
 
 #include <cstring>
@@ -6,6 +7,7 @@
 #include "args.h"
 
 namespace approxrt {
+namespace {
 
 // Writes the signs of the `head_dim` elements of key `j` among those of the others.
 inline void write_signs(const float* key, int32_t head_dim, int64_t j, uint64_t* planes) {
@@ -16,6 +18,8 @@ inline void write_signs(const float* key, int32_t head_dim, int64_t j, uint64_t*
         std::memcpy(&bits, key + c, sizeof(bits));
         *word = (*word & ~mask) | (bits >> 31 ? mask : 0);
     }
+    for (int32_t c = head_dim; c < round_up(head_dim, 8); ++c, word += kSignBlock / 64) *word &= ~mask;
 }
 
+}  // namespace
 }  // namespace approxrt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from approxrt.approx.groups import pack_unsigned
 from approxrt.approx.int4 import pack_nibbles
 from approxrt.artifact.int4 import group_count
 from approxrt.artifact.spec import MAX_GROUP_SCALE, TILE_K, TILE_N, HeadSpec, LayerSpec, LinearSpec, ModelSpec
@@ -28,7 +29,7 @@ def small_spec(kind: str = "s8", hidden: int = 40, labels: tuple[str, ...] = ("n
         "head": HeadSpec(dense_features=hidden),
         "labels": labels,
         "max_length": 16,
-        "embedding_kind": {"f32": "f32", "s4": "s4", "bsr_s4": "s4"}.get(kind, "s8"),
+        "embedding_kind": {"f32": "f32", "s4": "s4", "bsr_s4": "s4", "g4": "g4", "g8": "g8"}.get(kind, "s8"),
     }
     return ModelSpec(**{**fields, **changes})
 
@@ -66,9 +67,15 @@ def random_tensors(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     inputs = {name: linear.in_features for name, linear in spec.linears()}
     inputs["embeddings.word"] = spec.embedding_size
+    names = {name for name, _, _ in spec.dense_tensors()}
     for name, dtype, shape in spec.dense_tensors():
         if dtype == "I8":
             tensors[name] = rng.integers(-127, 128, shape, dtype=np.int8)
+        elif dtype == "F16":
+            tensors[name] = rng.normal(0, 0.05, shape).astype(np.float16)
+        elif name.endswith(".q4") and name.replace("q4", "group_offset") in names:
+            k = inputs[name.removesuffix(".q4")]
+            tensors[name] = pack_unsigned(rng.integers(0, 16, (shape[0], k), dtype=np.uint8))
         elif name.endswith(".q4"):
             tensors[name] = random_rows4(shape, inputs[name.removesuffix(".q4")], rng)
         elif dtype == "U8":

@@ -206,7 +206,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_tensors(f, lambda t: t.update(x=np.zeros(3, np.float32))),
         "unexpected tensors: x",
     ),
-    "wrong dtype": (replace_tensor(f"{UP}.bias", lambda a: a.astype(np.float16)), "is float16[51]"),
+    "wrong dtype": (replace_tensor(f"{UP}.bias", lambda a: a.astype(np.float16)), "is F16[51]"),
     "wrong shape": (replace_tensor(f"{UP}.bias", lambda a: a[:-1]), "is F32[50]; the config asks for F32[51]"),
     "NaN": (set_value("embeddings.norm.weight", 3, np.nan), "1 values that are NaN or infinite"),
     "infinity": (set_value("embeddings.position.weight", (2, 1), -np.inf), "1 values that are NaN or infinite"),

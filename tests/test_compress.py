@@ -207,11 +207,40 @@ def test_embedder(tmp_path: Path) -> None:
     assert approxrt.load(tmp_path / "a").embed("a fine film").shape == (1, 64)
 
 
+measured_table = pipeline.Compression.table  # before a fixture takes its place
+
+
+def test_block_times_that_disagree_with_the_model_are_measured_again(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from approxrt.analysis.latency import MeasuredTable
+
+    compression = pipeline.Compression(checkpoint, "csv", data, tmp_path / "a", options(speedup=2.0))
+    whole = compression.baseline()["times"][pipeline.REFERENCE]["median_ms"]
+    lengths = [len(text) for text in compression.timed]
+    layer = compression.spec.layers[0]
+    sizes = {"attention": np.array([layer.num_heads]), "ffn": np.array([layer.intermediate_size])}
+    plain = MeasuredTable({(k, 8): (s, np.array([1.0]), np.array([[1.0]])) for k, s in sizes.items()}, 0.0)
+    right = plain.scaled(whole / plain.model_ms(compression.spec, lengths))
+    asked: list[bool] = []
+
+    def measure(*_: object, fresh: bool, **__: object) -> MeasuredTable:
+        asked.append(fresh)
+        return right if len(asked) == 2 else right.scaled(10)
+
+    monkeypatch.setattr(pipeline, "measure_table", measure)
+    assert measured_table(compression) is right and asked == [False, True] and not compression.noted
+    scaled = measured_table(compression)
+    assert scaled.model_ms(compression.spec, lengths) == pytest.approx(whole) and len(asked) == 5
+    assert "repeat the run when the machine is idle" in compression.noted[0]
+
+
 def test_accuracy_objective(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     wanted = options(objective=("accuracy",), epochs=1.0)
     report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
     about = report.chosen["about"]
-    assert about["members"] == 4 and about["tried"] >= len(about["removed"])
+    assert about["members"] == 5 and about["tried"] >= len(about["removed"])
+    assert about["mixed"] and set(about["mixed"]) <= set(range(5))
     assert report.chosen["metrics"]["accuracy"] >= report.dense["metrics"]["accuracy"] - 0.05
     assert (tmp_path / "a.work" / "member-0.pt").exists()
     assert 0 <= about["gain_in_resamples"] <= 1

@@ -15,7 +15,7 @@ from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.decoder_reference import DecoderReference
 
-KINDS = ("f32", "s8", "bsr_s8", "s4", "bsr_s4")
+KINDS = ("f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g8")
 
 
 @dataclasses.dataclass
@@ -90,7 +90,7 @@ def test_logits_are_the_references(isa: str, shape: str, kind: str, monkeypatch:
 
 
 @every_level
-@pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s4", "s4"])
+@pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s4", "s4", "g4", "g8"])
 @pytest.mark.parametrize("shape, cache_kind", [("wide", "f32"), ("wide", "int8"), ("spread", "f16")])
 def test_a_sequence_depends_on_nothing_else(
     isa: str, kind: str, shape: str, cache_kind: str, monkeypatch: pytest.MonkeyPatch

@@ -7,13 +7,14 @@ import pytest
 from levels import EPS, every_level
 
 from approxrt._C import kernels
+from approxrt.approx.groups import dequantize_groups, pack_unsigned
 from approxrt.approx.int4 import pack_nibbles, row_integers
 from approxrt.artifact.spec import GROUP_WEIGHTS
 
 
 @every_level
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 17, 31, 32, 33, 40, 79])
-@pytest.mark.parametrize("kind", ["f32", "s8", "s4"])
+@pytest.mark.parametrize("kind", ["f32", "s8", "s4", "g8", "g4"])
 @pytest.mark.parametrize("typed", [False, True])
 def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
     rng = np.random.default_rng(width)
@@ -21,7 +22,7 @@ def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
     types_table = rng.standard_normal((2, width)).astype(np.float32) if typed else None
     ids, positions = np.array([0, 4, 2, 4], np.int32), np.array([0, 1, 5, 0], np.int32)
     types = np.array([0, 1, 1, 0], np.int32) if typed else None
-    group_scale = None
+    group_scale, halves = None, {}
     if kind == "s8":
         word, scale = rng.integers(-127, 128, (5, width)).astype(np.int8), rng.uniform(0.01, 1, 5).astype(np.float32)
         rows = word[ids].astype(np.float64) * scale[ids][:, None]
@@ -30,10 +31,21 @@ def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
         word, scale = pack_nibbles(q4), rng.uniform(0.01, 1, 5).astype(np.float32)
         group_scale = rng.choice([1, 2, 77, 255], (5, -(-width // GROUP_WEIGHTS))).astype(np.uint8)
         rows = row_integers(word, group_scale, width)[ids].astype(np.float64) * scale[ids][:, None]
+    elif kind in ("g4", "g8"):
+        scale, groups = None, (5, -(-width // GROUP_WEIGHTS))
+        halves = {"half_scale": rng.normal(0, 0.1, groups).astype(np.float16)}
+        if kind == "g4":
+            word = pack_unsigned(rng.integers(0, 16, (5, width)).astype(np.uint8))
+            halves["half_offset"] = rng.normal(0, 1, groups).astype(np.float16)
+            parts = {"q4": word, "group_scale": halves["half_scale"], "group_offset": halves["half_offset"]}
+        else:
+            word = rng.integers(-128, 128, (5, width)).astype(np.int8)
+            parts = {"q": word, "group_scale": halves["half_scale"]}
+        rows = dequantize_groups(parts, width)[ids].astype(np.float64)
     else:
         word, scale = rng.standard_normal((5, width)).astype(np.float32), None
         rows = word[ids].astype(np.float64)
-    out = kernels.embedding(word, scale, position, types_table, ids, positions, types, isa, group_scale)
+    out = kernels.embedding(word, scale, position, types_table, ids, positions, types, isa, group_scale, **halves)
     parts = [rows, position[positions].astype(np.float64)]
     if typed:
         parts.append(types_table[types].astype(np.float64))

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="students need torch")
 
 from small_student import random_examples, small_student  # noqa: E402
 
-from approxrt.analysis.gain import bootstrap_share, gains  # noqa: E402
+from approxrt.analysis.gain import bootstrap_share, calibrated_loss, gains  # noqa: E402
 from approxrt.analysis.removal import (  # noqa: E402
     Element,
     Held,
@@ -19,7 +19,7 @@ from approxrt.analysis.removal import (  # noqa: E402
     without,
 )
 from approxrt.approx.structure import Structure  # noqa: E402
-from approxrt.approx.student import predict  # noqa: E402
+from approxrt.approx.student import predict, sample_losses  # noqa: E402
 from approxrt.compression.data import folds  # noqa: E402
 from approxrt.tasks.registry import get_task  # noqa: E402
 
@@ -70,3 +70,15 @@ def test_noise_is_no_reason() -> None:
     strict = gains(held, get_task("sst2"), None, folds(60, 4, 0), confidence=1.01, seed=0)
     assert not any(trial.accepted for trial in strict[1])
     assert all(len(a) == len(b) for a, b in zip(strict[0].heads, Structure.of(student.spec).heads, strict=True))
+
+
+def test_being_less_sure_is_no_gain() -> None:
+    """Losses are those of the best temperature, so that a scale changes nothing; scores are taken as they are."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((400, 3)).astype(np.float32), rng.integers(0, 3, 400)
+    logits[np.arange(400), labels] += 1
+    least = calibrated_loss(logits, labels)
+    assert calibrated_loss(logits * 4, labels) == pytest.approx(least)
+    assert least <= sample_losses(logits, labels).mean()
+    scores, targets = rng.standard_normal((9, 1)).astype(np.float32), rng.standard_normal(9).astype(np.float32)
+    assert calibrated_loss(scores, targets) == pytest.approx(np.square(scores[:, 0] - targets).mean())

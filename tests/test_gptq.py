@@ -23,8 +23,7 @@ def problem(n: int, k: int, sparse: bool) -> tuple[np.ndarray, np.ndarray | None
     return rng.normal(size=(n, k)).astype(np.float32), mask, x.T @ x / len(x)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("bits, sparse", [(8, False), (8, True), (5, False), (4, False), (4, True)])
 @pytest.mark.parametrize("n, k", SHAPES)
 def test_the_output_error_is_below_that_of_plain_rounding(n, k, sparse, bits):
     weight, mask, hessian = problem(n, k, sparse)
@@ -40,17 +39,21 @@ def test_the_output_error_is_below_that_of_plain_rounding(n, k, sparse, bits):
     assert 0 < mine < 0.85 * theirs
 
 
-@pytest.mark.parametrize("kind", ["s8", "bsr_s8", "s4", "bsr_s4"])
+@pytest.mark.parametrize("kind", ["s8", "bsr_s8", "s4", "bsr_s4", "g4"])
 def test_weights_are_what_the_runtime_reads(kind):
     """The reference forms its integers from the artifact's tensors; scale times those is the weight, bit for bit."""
     spec = small_spec(kind)
     tensors = random_tensors(spec)
     name, n, k = "layers.0.ffn.up", 51, 40
     weight, mask, hessian = problem(n, k, kind.startswith("bsr"))
-    rounded, found, parts = round_weights(weight, mask, hessian, 4 if kind.endswith("4") else 8)
+    rounded, found, parts = round_weights(weight, mask, hessian, {"g4": 5, "s4": 4, "bsr_s4": 4}.get(kind, 8))
     assert found == kind
     tensors = {key: value for key, value in tensors.items() if not key.startswith(name) or key.endswith("bias")}
     tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+    if kind == "g4":
+        # Offsets are added, so the weight itself is what the reference has.
+        assert np.array_equal(Reference(spec, tensors).weights[f"{name}.weight"].numpy().astype(np.float32), rounded)
+        return
     integers = Reference(spec, tensors).weights[f"{name}.q"].numpy().astype(np.float32)
     assert np.array_equal(rounded, integers * parts["scale"][:, None])
     assert 100 < np.abs(integers).max() <= 127

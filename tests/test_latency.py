@@ -46,6 +46,19 @@ def test_measured_and_cached(spec: ModelSpec, tmp_path: Path, monkeypatch: pytes
     next(tmp_path.rglob("latency-*.json")).write_text("{")
     monkeypatch.setattr(latency, "_measure", lambda *_: table)
     assert measure_table(spec, [5, 9, 9], (8,), threads=1) is table  # a damaged cache is measured anew
+    other = table.scaled(2)
+    monkeypatch.setattr(latency, "_measure", lambda *_: other)
+    assert measure_table(spec, [5, 9, 9], (8,), threads=1, fresh=True) is other
+    assert other.model_ms(spec, [5, 9, 9]) == pytest.approx(2 * table.model_ms(spec, [5, 9, 9]))
+
+
+def test_a_whole_model(spec: ModelSpec) -> None:
+    sizes = {"attention": np.array([4]), "ffn": np.array([128])}
+    points = {(kind, 8): (own, np.array([0.5, 1.0]), np.array([[1.0, 3.0]])) for kind, own in sizes.items()}
+    table = MeasuredTable(points, 0.25)
+    mean = dataclasses.replace(spec, head=dataclasses.replace(spec.head, pooling="mean"))
+    assert table.model_ms(mean, [10, 30]) == pytest.approx(0.25 + 2 * (3 + 3))
+    assert table.model_ms(spec, [10, 30]) == pytest.approx(0.25 + 3 + 3 + 0.525 * 3 + 0.05 * 3)
 
 
 def test_share_of_the_last_block(spec: ModelSpec) -> None:

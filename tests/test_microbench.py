@@ -53,12 +53,14 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         "embedding": "scalar-int8x1x384",
         "gated": "scalar-1x1536",
         "gemm_f32": "scalar-1x384x384",
+        "gemm_groups": "scalar-1x576x576",
         "gemm_int4": "scalar-1x384x384x0.25",
         "gemm_int8": "scalar-1x384x384x0.25",
         "gemv_int4": "scalar-1x576x576",
         "gemv_int8": "scalar-1x576x576",
         "hadamard": "scalar-1x1536x128",
         "layer_norm": "scalar-1x384",
+        "quantize_groups": "scalar-1x576",
         "quantize_rows": "scalar-1x384",
         "quantize_rows_u8": "scalar-1x384",
         "quantize_tokens": "scalar-1x576",
@@ -84,6 +86,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
         assert row["rate"] > 0
         products = family in (
+            "gemm_groups",
             "gemm_int4",
             "gemm_int8",
             "gemm_f32",

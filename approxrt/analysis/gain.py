@@ -2,8 +2,8 @@
 
 The paper takes elements out in a fixed order and accepts what lowers the loss of one validation set. Tried often
 enough, chance alone lowers it. Here candidates come in the order of their gain, and one is accepted only if the mean
-loss falls in every fold of the held-out texts and a paired bootstrap over texts (Efron 1979; Berg-Kirkpatrick et al.
-2012) finds a fall in at least `confidence` of its resamples.
+loss, each time at the best temperature, falls in every fold of the held-out texts and a paired bootstrap over texts
+(Efron 1979; Berg-Kirkpatrick et al. 2012) finds a fall in at least `confidence` of its resamples.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 
 from approxrt.analysis.removal import Element, Held, Means, measure_removals, removed, without
 from approxrt.approx.structure import Structure
+from approxrt.approx.student import sample_losses
 from approxrt.tasks.registry import Task
 
 Progress = Callable[[int, int, str], None]
+TEMPERATURES = 2.0 ** np.arange(-2, 5.25, 0.25)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def gains(
     ranked = sorted(found, key=lambda removal: removal.change)
     keep = Structure.of(spec)
     held.move(0)
-    losses = held.losses(held.outputs())
+    losses = calibrated_losses(held.outputs(), held.labels)
     rng = np.random.default_rng([seed, 13])
     trials: list[Trial] = []
     for removal in ranked:
@@ -65,7 +67,7 @@ def gains(
         if _same(trial_keep, keep):
             continue
         with removed(held.student, trial_keep, means):
-            trial = held.losses(held.outputs())
+            trial = calibrated_losses(held.outputs(), held.labels)
         difference = trial - losses
         worst = max(float(difference[fold].mean()) for fold in folds)
         sure = bootstrap_share(difference, resamples, rng)
@@ -74,6 +76,21 @@ def gains(
             keep, losses = trial_keep, trial
         trials.append(Trial(removal.element, float(difference.mean()), worst, sure, accepted))
     return keep, trials
+
+
+def calibrated_losses(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`sample_losses` of logits over the temperature that makes their mean least (Guo et al. 2017, arXiv 1706.04599);
+    of scores as they are. A model that is only less sure than another, and ranks as it does, has no gain by this.
+    """
+    if labels.dtype.kind == "f":
+        return sample_losses(outputs, labels)
+    found = [sample_losses(outputs / t, labels) for t in TEMPERATURES]
+    return min(found, key=lambda losses: float(losses.mean()))
+
+
+def calibrated_loss(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of `calibrated_losses`."""
+    return float(calibrated_losses(outputs, labels).mean())
 
 
 def bootstrap_share(difference: np.ndarray, resamples: int, rng: np.random.Generator) -> float:

@@ -60,6 +60,19 @@ class MeasuredTable:
         # Through the origin below the smallest size: a block of no heads costs nothing.
         return float(np.interp(size, np.concatenate([[0], sizes]), np.concatenate([[0.0], by_size])))
 
+    def model_ms(self, spec: ModelSpec, lengths: Sequence[int], bits: int = 8) -> float:
+        """What a dense model of `spec`'s layers takes by this table."""
+        total = self.base_ms
+        for i, layer in enumerate(spec.layers):
+            for kind, size in (("attention", layer.num_heads), ("ffn", layer.intermediate_size)):
+                total += self.ms(kind, size, 1.0, bits) * block_share(spec, i, kind, lengths)
+        return total
+
+    def scaled(self, factor: float) -> MeasuredTable:
+        """All times times `factor`."""
+        points = {key: (sizes, densities, ms * factor) for key, (sizes, densities, ms) in self.points.items()}
+        return MeasuredTable(points, self.base_ms * factor)
+
     def to_json(self) -> dict[str, Any]:
         """For cache and report."""
         points = [
@@ -85,18 +98,20 @@ def measure_table(
     threads: int | None = None,
     cache: bool = True,
     progress: Progress | None = None,
+    fresh: bool = False,
 ) -> MeasuredTable:
     """The table for a model of `spec`'s sizes on sequences of `lengths` tokens, all in one call.
 
     bits      widths of weights that are measured
     threads   as in `approxrt.load`
     cache     read and write ~/.cache/approxrt (or $XDG_CACHE_HOME)
+    fresh     measure again whatever the cache holds
     """
     from approxrt.runtime.threads import resolve_threads
 
     count = resolve_threads(threads)
     path = _cache_file(spec, lengths, bits, count)
-    if cache and path.exists():
+    if cache and not fresh and path.exists():
         try:
             return MeasuredTable.from_json(json.loads(path.read_text()))
         except (ValueError, KeyError, OSError):

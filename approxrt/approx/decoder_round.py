@@ -156,7 +156,7 @@ def round_decoder(
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) with the linears of `bits` (8 or 4 by name) rounded; the word table stays as it is.
+    """(spec, tensors) with the linears of `bits` (8, 5 or 4 by name) rounded; the word table stays as it is.
 
     masks   tiles to keep, by linear (`approxrt.approx.prune`); what stays is refitted first
     """

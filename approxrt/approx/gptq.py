@@ -5,6 +5,8 @@ inputs that a strip of 16 outputs keeps and U the upper Cholesky factor of H^-1,
 
     q_j = round(w_j / step_j)        w_k -= (w_j - q_j step_j) U_jk / U_jj   for k > j
 
+with w - m, m the group's offset, for w where a kind has offsets (5 bits: g4).
+
 Steps come first, from the plain search (`approxrt.approx.quantize`): per output for int8; for int4 with the artifact's
 group scales, which belong to places in the matrix. So inputs may go in any order, and those of the largest energy go
 first, as long as there is the most left to make up for them.
@@ -18,9 +20,12 @@ import numpy as np
 import torch
 
 from approxrt.approx.bsr import bsr_to_dense, expand_mask, to_tiles
+from approxrt.approx.groups import dequantize_groups, pack_unsigned
 from approxrt.approx.int4 import pack_nibbles, row_integers, tile_groups, tile_integers
 from approxrt.approx.quantize import quantize_linear
 from approxrt.artifact.spec import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
+
+_LIMITS = {8: (-127, 127), 5: (0, 15), 4: (-7, 7)}
 
 BLOCK = 64  # inputs whose errors are passed on at once to those behind them
 ROWS = 1024  # outputs at a time: a block of inputs of so many stays in the L2 cache
@@ -29,10 +34,10 @@ ROWS = 1024  # outputs at a time: a block of inputs of so many stays in the L2 c
 def round_weights(
     weight: np.ndarray, mask: np.ndarray | None, hessian: np.ndarray, bits: int, dampening: float = 1e-2
 ) -> tuple[np.ndarray, LinearKind, dict[str, np.ndarray]]:
-    """(what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias), for 8 or 4 bits.
+    """(what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias), for 8, 5 or 4 bits.
 
     weight     f32[N, K]
-    mask       bool[strips, columns] of the tiles that stay, or None for a dense linear
+    mask       bool[strips, columns] of the tiles that stay, or None for a dense linear; None with 5 bits
     hessian    A f32[K, K]: E[x x^T], or the covariance where the bias takes over the mean of the error
     dampening  lambda as a share of the mean of A's diagonal
     """
@@ -40,7 +45,10 @@ def round_weights(
     kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
     weight = np.asarray(weight, np.float32) * kept
     kind, tensors = quantize_linear(weight, bits, mask)
-    steps, limit = _steps(tensors, n, k), 127 if bits == 8 else 7
+    steps, limits = _steps(tensors, n, k), _LIMITS[bits]
+    offsets = np.zeros((1, k))
+    if "group_offset" in tensors:
+        offsets = np.repeat(tensors["group_offset"].astype(np.float64), GROUP_WEIGHTS, axis=1)[:, :k]
     q = np.zeros((n, k), np.int8)
     h = np.asarray(hessian, np.float64)
     mean = float(np.diagonal(h).mean())
@@ -56,13 +64,16 @@ def round_weights(
         rows = np.concatenate([np.arange(start, min(start + TILE_N, n)) for start in starts])
         place = np.ix_(rows, columns)
         factor = _inverse_factor(h[np.ix_(columns, columns)], damp)
-        q[place] = _round(weight[place].astype(np.float64), steps[place], factor, limit)
+        shifted = weight[place].astype(np.float64) - np.broadcast_to(offsets, (n, k))[place]
+        q[place] = _round(shifted, steps[place], factor, limits)
     tensors = _with_integers(tensors, q, mask)
     return dequantized_linear(tensors, n, k), kind, tensors
 
 
 def dequantized_linear(tensors: dict[str, np.ndarray], n: int, k: int) -> np.ndarray:
-    """f32[N, K] that a quantised linear's tensors stand for: scale * q, or scale * (m * q4)."""
+    """f32[N, K] that a quantised linear's tensors stand for: scale * q, or scale * (m * q4), or by float16 scales."""
+    if "scale" not in tensors:
+        return dequantize_groups(tensors, k)
     if "q" in tensors:
         integers = tensors["q"]
     elif "q4" in tensors:
@@ -92,8 +103,8 @@ def _inverse_factor(h: np.ndarray, damp: float) -> np.ndarray:
     return factor
 
 
-def _round(weight: np.ndarray, steps: np.ndarray, factor: np.ndarray, limit: int) -> np.ndarray:
-    """i8[R, n] of weight f64[R, n] with steps f64[R, n]; see the module's formula."""
+def _round(weight: np.ndarray, steps: np.ndarray, factor: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
+    """i8[R, n], within `limits`, of weight f64[R, n] with steps f64[R, n]; see the module's formula."""
     rows, n = weight.shape
     q = np.empty((rows, n), np.int8)
     for first in range(0, rows, ROWS):
@@ -105,7 +116,7 @@ def _round(weight: np.ndarray, steps: np.ndarray, factor: np.ndarray, limit: int
             end = min(start + BLOCK, n)
             errors = np.empty((end - start, w.shape[1]))
             for j in range(start, end):
-                rounded = np.clip(np.rint(w[j] / step[j]), -limit, limit)
+                rounded = np.clip(np.rint(w[j] / step[j]), *limits)
                 found[j] = rounded
                 errors[j - start] = error = (w[j] - rounded * step[j]) / factor[j, j]
                 w[j + 1 : end] -= factor[j, j + 1 : end, None] * error
@@ -116,6 +127,10 @@ def _round(weight: np.ndarray, steps: np.ndarray, factor: np.ndarray, limit: int
 
 def _steps(tensors: dict[str, np.ndarray], n: int, k: int) -> np.ndarray:
     """f64[N, K]: scale, or scale * m, of every weight; 1 where nothing is stored."""
+    if "scale" not in tensors:
+        # A group of equal weights has no step: any will do, all of them are 0 steps from its offset.
+        step = np.repeat(tensors["group_scale"].astype(np.float64), GROUP_WEIGHTS, axis=1)[:, :k]
+        return np.where(step == 0, 1, step)
     scale = tensors["scale"].astype(np.float64)[:, None]
     if "group_scale" not in tensors:
         return np.broadcast_to(scale, (n, k))
@@ -133,6 +148,8 @@ def _with_integers(tensors: dict[str, np.ndarray], q: np.ndarray, mask: np.ndarr
     """The tensors with other integers i8[N, K], on the same scales."""
     if "q" in tensors:
         return tensors | {"q": q}
+    if "group_offset" in tensors:
+        return tensors | {"q4": pack_unsigned(q.astype(np.uint8))}
     if "q4" in tensors:
         return tensors | {"q4": pack_nibbles(q)}
     tiles = np.ascontiguousarray(to_tiles(q)[mask])

@@ -1,4 +1,4 @@
-"""Weights to int8: symmetric, one scale an output channel (or embedding row); and whole models to int8 or int4.
+"""Weights to int8: symmetric, one scale an output channel (or embedding row); and whole models to int8 or int4 kinds.
 
 W[o, i] ~ scale[o] * q[o, i], q in [-127, 127]. The scale is clip * max|W[o]| / 127
 with the clip ratio, per row, that gives the least squared error: clipping a lone
@@ -15,11 +15,13 @@ from typing import TypeVar
 import numpy as np
 
 from approxrt.approx.bsr import dense_to_bsr, expand_mask
+from approxrt.approx.groups import kind_of, quantize_groups4, quantize_groups8
 from approxrt.approx.quantize4 import quantize_rows4, quantize_tiles4
 from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.artifact.spec import EmbeddingKind, LinearKind, ModelSpec
 
-BITS = (4, 8, 32)
+# 5: int4 with a float16 scale and offset for 32 weights (kind g4); tables and heads with 8 bits and such scales (g8).
+BITS = (4, 5, 8, 32)
 Spec = TypeVar("Spec", ModelSpec, DecoderSpec)
 
 # One outlier at the peak of a row of n like weights: the error is least at a ratio of 1 / (1 + n / (12 * 127^2)),
@@ -82,6 +84,7 @@ def quantize_model(
     bits: int = 8,
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, str], None] | None = None,
+    grouped: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
     """An all-f32 model -> (spec, tensors) with int8 or int4 linears and word embeddings.
 
@@ -89,21 +92,31 @@ def quantize_model(
     (bool[strips, columns], see `approxrt.approx.prune`); scales are then chosen
     from the weights that stay. An encoder's head stays f32: it runs once a text
     and is a thousandth of the model. With bits=32 the model is returned as it
-    is. `progress(elements, name)` is called after each tensor. Raises ValueError
-    for bits that are none of `BITS`.
+    is. `grouped` gives, with bits=5, matrices that are of kind g4 or g8 already
+    (their parts by name), which are taken as they are: 8-bit ones, too.
+    `progress(elements, name)` is called after each tensor. Raises ValueError for
+    bits that are none of `BITS`, and for masks with bits=5.
     """
     if bits not in BITS:
         raise ValueError(f"bits is {bits}; it must be one of {', '.join(map(str, BITS))}")
     if bits == 32:
         return spec, dict(tensors)
     masks = masks or {}
+    if bits == 5 and masks:
+        raise ValueError("bits is 5 with tiles to prune: kinds g4 and g8 are dense")
+    given = dict(grouped or {}) if bits == 5 else {}
     out = dict(tensors)
     kinds: dict[str, LinearKind] = {}
     for name, linear in spec.linears():
         if spec.stays_f32(name) or linear.kind != "f32":
             continue
         weight = out.pop(f"{name}.weight")
-        kinds[name], parts = quantize_linear(weight, bits, masks.get(name))
+        if name in given:
+            kinds[name], parts = kind_of(given[name]), dict(given[name])
+        elif bits == 5 and name == "head.out":
+            kinds[name], parts = "g8", quantize_groups8(weight)
+        else:
+            kinds[name], parts = quantize_linear(weight, bits, masks.get(name))
         out |= {f"{name}.{part}": array for part, array in parts.items()}
         if progress:
             progress(weight.size, name)
@@ -111,7 +124,10 @@ def quantize_model(
     if embedding_kind == "f32":
         words = out.pop("embeddings.word.weight")
         embedding_kind = "s8" if bits == 8 else "s4"
-        if bits == 8:
+        if bits == 5:
+            parts = dict(given.get("embeddings.word") or quantize_groups8(words))
+            embedding_kind = "g8" if "q" in parts else "g4"
+        elif bits == 8:
             parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
         else:
             rows = quantize_rows4(words, spec.embedding_group_scale)
@@ -128,9 +144,11 @@ def quantize_linear(
     mask: np.ndarray | None = None,
     clip_ratios: tuple[float, ...] = CLIP_RATIOS,
 ) -> tuple[LinearKind, dict[str, np.ndarray]]:
-    """f32[N, K] -> (kind, its tensors but the bias) for 8 or 4 bits; with a mask of tiles, block-sparse.
+    """f32[N, K] -> (kind, its tensors but the bias) for 8, 5 or 4 bits; with a mask of tiles (not 5), block-sparse.
 
     `clip_ratios` are those tried for int8."""
+    if bits == 5:
+        return "g4", quantize_groups4(weight)
     if bits == 4:
         if mask is not None:
             return "bsr_s4", quantize_tiles4(weight, mask)

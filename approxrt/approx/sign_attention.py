@@ -81,7 +81,7 @@ def calibrate(student: Student, examples: Examples, rows: np.ndarray, keep: int,
         for head in range(layer.num_heads):
             own = [(q[head], k[head]) for q, k in texts]
             centred = [(q, k - means[head]) for q, k in own]
-            turn = _fit_rotation(centred, generator)
+            turn = fit_rotation(centred, generator)
             eye = torch.eye(layer.head_dim)
             held = [_held_weight(own[:SCORED], centred[:SCORED], r, keep) for r in (eye, turn)]
             better = held[1] > held[0]
@@ -116,7 +116,7 @@ def _queries_and_keys(student: Student, i: int, examples: Examples, rows: np.nda
     return out
 
 
-def _fit_rotation(texts: list[tuple[Tensor, Tensor]], generator: np.random.Generator) -> Tensor:
+def fit_rotation(texts: list[tuple[Tensor, Tensor]], generator: np.random.Generator) -> Tensor:
     """f32[d, d] orthogonal R such that signs of R x lose little of the direction of x, for queries and keys alike."""
     parts = []
     for side in (0, 1):

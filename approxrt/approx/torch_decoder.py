@@ -45,20 +45,8 @@ class TorchDecoder:
         run, spec, at = linear or self.linear, self.spec, f"layers.{i}"
         layer = spec.layers[i]
         if layer.has_attention:
-            n = self.norm(f"{at}.attention.norm", x)
             batch, tokens, _ = x.shape
-            q, k, v = (
-                run(f"{at}.attention.{part}", n).reshape(batch, tokens, heads, layer.head_dim).transpose(1, 2)
-                for part, heads in (
-                    ("query", layer.num_heads),
-                    ("key", layer.num_kv_heads),
-                    ("value", layer.num_kv_heads),
-                )
-            )
-            if spec.rope is not None:
-                frequencies = torch.from_numpy(spec.rope.frequencies(layer.head_dim))
-                angles = torch.arange(tokens)[:, None] * frequencies
-                q, k = _rotate(q, angles), _rotate(k, angles)
+            q, k, v = self.queries_keys_values(i, x, run)
             attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             x = x + run(f"{at}.attention.output", attended.transpose(1, 2).reshape(batch, tokens, -1))
         else:
@@ -73,6 +61,22 @@ class TorchDecoder:
             h = torch.from_numpy(hadamard(spec.down_block)).float()
             inner = (inner.unflatten(-1, (-1, spec.down_block)) @ h).flatten(-2)
         return x + run(f"{at}.ffn.down", inner)
+
+    def queries_keys_values(
+        self, i: int, x: torch.Tensor, linear: Linear | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[batch, heads or kv_heads, tokens, head_dim] that layer `i` attends with, after rotary positions."""
+        run, layer, at = linear or self.linear, self.spec.layers[i], f"layers.{i}.attention"
+        n = self.norm(f"{at}.norm", x)
+        batch, tokens, _ = x.shape
+        q, k, v = (
+            run(f"{at}.{part}", n).reshape(batch, tokens, heads, layer.head_dim).transpose(1, 2)
+            for part, heads in (("query", layer.num_heads), ("key", layer.num_kv_heads), ("value", layer.num_kv_heads))
+        )
+        if self.spec.rope is not None:
+            angles = torch.arange(tokens)[:, None] * torch.from_numpy(self.spec.rope.frequencies(layer.head_dim))
+            q, k = _rotate(q, angles), _rotate(k, angles)
+        return q, k, v
 
     def head(self, x: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
         """Logits of every token."""

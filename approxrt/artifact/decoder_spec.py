@@ -43,6 +43,10 @@ POSITIONS = ("learned", "rope")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 DOWN_BLOCKS = (0, 16, 32, 64, 128)
 DECODER_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+SUM_BLOCK = 64  # tokens; csrc/decoder_args.h, kSumBlock
+DENSE_DECODER_ATTENTION: dict[str, Any] = {
+    "attention_keep": 0, "sign_from": 0, "sign_window": 0, "sign_codes": 0, "attention_rest": False
+}  # fmt: skip
 
 _PARTS = {
     "attention.query": "query",
@@ -57,7 +61,16 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class DecoderLayerSpec:
-    """One pre-norm layer. `num_heads` is a multiple of `num_kv_heads`; no heads: the block is removed."""
+    """One pre-norm layer. `num_heads` is a multiple of `num_kv_heads`; no heads: the block is removed.
+
+    `attention_keep` over 0: a query that sees at least `sign_from` keys matches signs (see
+    `approxrt.runtime.reference.kept_keys`): it attends to its `attention_keep` best keys, the first and the last
+    `sign_window`. With `attention_rest` the keys that are not kept stand as so many keys like the mean of those before
+    the last whole block of SUM_BLOCK that the query sees.
+    `sign_codes` over 0: not the signs of q and k are matched but those of R q and R (k - m) of the key-value head, with
+    R, `layers.i.attention.sign.rotation` [num_kv_heads, sign_codes, head_dim] and m, `layers.i.attention.sign.centre`
+    [num_kv_heads, head_dim]. Keys are what they are after rotary positions.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -70,6 +83,11 @@ class DecoderLayerSpec:
     ffn_gate: LinearKind = "f32"
     ffn_up: LinearKind = "f32"
     ffn_down: LinearKind = "f32"
+    attention_keep: int = 0
+    sign_from: int = 0
+    sign_window: int = 0
+    sign_codes: int = 0
+    attention_rest: bool = False
 
     @property
     def has_attention(self) -> bool:
@@ -222,6 +240,11 @@ class DecoderSpec:
                 if there:
                     yield from self._norm(f"layers.{i}.{part}.norm")
         yield from self._norm("head.norm")
+        for i, layer in enumerate(self.layers):
+            if layer.sign_codes:
+                at, heads = f"layers.{i}.attention.sign", layer.num_kv_heads
+                yield f"{at}.rotation", "F32", (heads, layer.sign_codes, layer.head_dim)
+                yield f"{at}.centre", "F32", (heads, layer.head_dim)
         for _, bias in self.removed_biases():
             yield bias, "F32", (h,)
         for name, linear in self.linears():

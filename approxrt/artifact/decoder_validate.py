@@ -11,16 +11,18 @@ from typing import Any
 
 from approxrt.artifact.decoder_spec import (
     DECODER_ACTIVATIONS,
+    DENSE_DECODER_ATTENTION,
     DOWN_BLOCKS,
     NORMS,
     POSITIONS,
     ROPE_SCALINGS,
+    SUM_BLOCK,
     TASK,
     DecoderLayerSpec,
     DecoderSpec,
     RopeSpec,
 )
-from approxrt.artifact.spec import EMBEDDING_KINDS, LINEAR_KINDS, MAX_DIM, MAX_LAYERS, MAX_VOCAB
+from approxrt.artifact.spec import EMBEDDING_KINDS, LINEAR_KINDS, MAX_DIM, MAX_LAYERS, MAX_SIGN_DIM, MAX_VOCAB
 from approxrt.artifact.validate import MAX_NAME, build_object, is_text, object_fields, show
 
 MAX_TEMPLATE = 1 << 18  # characters of a chat template
@@ -40,6 +42,7 @@ _TEXTS = (
 )
 _BOOLS = ("gated", "tied_embeddings")
 _SIZES = ("num_heads", "num_kv_heads", "head_dim", "intermediate_size")
+_SIGNS = ("attention_keep", "sign_from", "sign_window", "sign_codes")
 _ATTENTION = ("query", "key", "value", "attention_output")
 _FFN = ("ffn_gate", "ffn_up", "ffn_down")
 _ROPE_NUMBERS = ("theta", "factor", "low_freq_factor", "high_freq_factor")
@@ -120,8 +123,10 @@ def _type_faults(spec: DecoderSpec) -> list[str]:
         if not isinstance(layer, DecoderLayerSpec):
             need(False, f"model.layers[{i}]", layer, "a layer")
             continue
-        for name in _SIZES:
+        for name in _SIZES + _SIGNS:
             need(type(getattr(layer, name)) is int, f"model.layers[{i}].{name}", getattr(layer, name), "an integer")
+        rest = layer.attention_rest
+        need(type(rest) is bool, f"model.layers[{i}].attention_rest", rest, "true or false")
         for name in _ATTENTION + _FFN:
             need(is_text(getattr(layer, name)), f"model.layers[{i}].{name}", getattr(layer, name), "a string")
     return faults
@@ -155,6 +160,7 @@ def _range_faults(spec: DecoderSpec) -> Iterator[str]:
             yield f"{where}: num_heads * head_dim is {show(layer.num_heads * layer.head_dim)}; the limit is {MAX_DIM}"
         if spec.positions == "rope" and layer.head_dim % 2:
             yield f"{where}.head_dim is {layer.head_dim}; rotary positions need an even one"
+        yield from _sign_faults(where, layer)
     dims = sorted({layer.head_dim for layer in spec.layers[:MAX_LAYERS] if layer.has_attention})
     if spec.positions == "rope" and len(dims) > 1:
         yield f"layers have heads of {dims[0]} to {dims[-1]} elements; with rotary positions all must have the same"
@@ -169,6 +175,30 @@ def _range_faults(spec: DecoderSpec) -> Iterator[str]:
                 f"model.rope.high_freq_factor is {show(spec.rope.high_freq_factor)}; it must be over "
                 f"low_freq_factor {show(spec.rope.low_freq_factor)}"
             )
+
+
+def _sign_faults(where: str, layer: DecoderLayerSpec) -> Iterator[str]:
+    keep = layer.attention_keep
+    if keep == 0:
+        for name, value in DENSE_DECODER_ATTENTION.items():
+            if getattr(layer, name) != value:
+                found = show(getattr(layer, name))
+                yield f"{where}.{name} is {found}; it must be {show(value)} where attention_keep is 0"
+        return
+    if not layer.has_attention:
+        yield f"{where}.attention_keep is {show(keep)}; it must be 0 in a removed block (num_heads is 0)"
+    low = max(keep + 1, SUM_BLOCK)
+    for name, least, most in (
+        ("attention_keep", 1, MAX_CONTEXT),
+        ("sign_from", low, max(low, MAX_CONTEXT)),
+        ("sign_window", 1, MAX_CONTEXT),
+        ("sign_codes", 0, MAX_SIGN_DIM),
+    ):
+        value = getattr(layer, name)
+        if not least <= value <= most:
+            yield f"{where}.{name} is {show(value)}; it must be between {least} and {most}"
+    if layer.sign_codes == 0 and layer.head_dim > MAX_SIGN_DIM:
+        yield f"{where}.head_dim is {show(layer.head_dim)}; with attention_keep it must be at most {MAX_SIGN_DIM}"
 
 
 def _choice_faults(spec: DecoderSpec) -> Iterator[str]:

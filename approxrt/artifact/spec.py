@@ -19,10 +19,15 @@ Linear kinds, with N = out_features, K = in_features:
   bsr_s4   tiles4 u8[nnz, 16, 2], group_scale u8[groups, 16], indices, indptr and scale as bsr_s8;
            every 8 stored tiles of a strip (32 weights an output) share a row of group_scale, the strip's
            last ones may be fewer; rows and columns past N and K are stored as nibbles of 8
+  g4       q4 u8[N, ceil(K/2)], group_scale f16[N, ceil(K/32)], group_offset f16[N, ceil(K/32)];
+           W[o, i] = group_scale[o, i/32] * q4 + group_offset[o, i/32], q4 in [0, 15] with the even input in the
+           byte's low nibble; an odd K leaves a last nibble of 0. What Q4_0 and Q4_1 of .gguf files say, exactly
+  g8       q i8[N, K], group_scale f16[N, ceil(K/32)]; W[o, i] = group_scale[o, i/32] * q. Likewise Q8_0
 
 and always `bias f32[N]`. Word embeddings are `f32` (weight f32[V, E]), `s8`
-(q i8[V, E], scale f32[V]: one scale a row) or `s4` (q4, group_scale and scale as
-above with N = V, K = E, but group scales up to 255: no 8-bit product is formed).
+(q i8[V, E], scale f32[V]: one scale a row), `s4` (q4, group_scale and scale as
+above with N = V, K = E, but group scales up to 255: no 8-bit product is formed), or
+`g4` or `g8`, as above.
 
 A layer's attention block is removed where num_heads is 0, its FFN block where
 intermediate_size is 0. What a removed block leaves is its residual path, its norm
@@ -49,15 +54,16 @@ GROUP_WEIGHTS = GROUP_TILES * TILE_K  # of one output that share an int4 group s
 MAX_GROUP_SCALE = 18  # 18 * 7 = 126
 MAX_ROW_GROUP_SCALE = 255  # of embedding rows
 
-LinearKind = Literal["f32", "s8", "bsr_s8", "s4", "bsr_s4"]
-LINEAR_KINDS: tuple[LinearKind, ...] = ("f32", "s8", "bsr_s8", "s4", "bsr_s4")
+LinearKind = Literal["f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g8"]
+LINEAR_KINDS: tuple[LinearKind, ...] = ("f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g8")
+GROUP_KINDS: tuple[LinearKind, ...] = ("g4", "g8")
 # Tensors whose length is the number of tiles kept, which the data decides: `dense_tensors` does not list them.
 TILE_PARTS: dict[LinearKind, tuple[str, ...]] = {
     "bsr_s8": ("tiles", "indices"),
     "bsr_s4": ("tiles4", "indices", "group_scale"),
 }
-EmbeddingKind = Literal["f32", "s8", "s4"]
-EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = ("f32", "s8", "s4")
+EmbeddingKind = Literal["f32", "s8", "s4", "g4", "g8"]
+EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = ("f32", "s8", "s4", "g4", "g8")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 POOLINGS = ("cls", "mean")
@@ -251,7 +257,7 @@ class ModelSpec:
 
         The number of tiles of a block-sparse linear depends on its data: what is
         in `TILE_PARTS` is not listed here (`indptr`, `scale` and `bias` are).
-        Dtypes are safetensors names: F32, I8, I32, U8.
+        Dtypes are safetensors names: F32, F16, I8, I32, U8.
         """
         v, e, h = self.vocab_size, self.embedding_size, self.hidden_size
         yield from embedding_tensors(self.embedding_kind, v, e)
@@ -300,6 +306,8 @@ def embedding_tensors(kind: EmbeddingKind, v: int, e: int) -> Iterator[tuple[str
         yield "embeddings.word.weight", "F32", (v, e)
     elif kind == "s4":
         yield from _int4_rows("embeddings.word", v, e)
+    elif kind in GROUP_KINDS:
+        yield from _group_rows("embeddings.word", kind, v, e)
     else:
         yield "embeddings.word.q", "I8", (v, e)
         yield "embeddings.word.scale", "F32", (v,)
@@ -312,6 +320,8 @@ def linear_tensors(name: str, linear: LinearSpec) -> Iterator[tuple[str, str, tu
         yield f"{name}.weight", "F32", (n, k)
     elif linear.kind == "s4":
         yield from _int4_rows(name, n, k)
+    elif linear.kind in GROUP_KINDS:
+        yield from _group_rows(name, linear.kind, n, k)
     else:
         yield f"{name}.scale", "F32", (n,)
         if linear.kind == "s8":
@@ -326,3 +336,14 @@ def _int4_rows(name: str, n: int, k: int) -> Iterator[tuple[str, str, tuple[int,
     yield f"{name}.q4", "U8", (n, -(-k // 2))
     yield f"{name}.group_scale", "U8", (n, -(-k // GROUP_WEIGHTS))
     yield f"{name}.scale", "F32", (n,)
+
+
+def _group_rows(name: str, kind: str, n: int, k: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Tensors of an [n, k] matrix with float16 scales of 32 weights."""
+    groups = (n, -(-k // GROUP_WEIGHTS))
+    yield f"{name}.group_scale", "F16", groups
+    if kind == "g4":
+        yield f"{name}.q4", "U8", (n, -(-k // 2))
+        yield f"{name}.group_offset", "F16", groups
+    else:
+        yield f"{name}.q", "I8", (n, k)

@@ -13,11 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
+from approxrt.artifact.decoder_spec import AnySpec, DecoderLayerSpec, DecoderSpec
 from approxrt.artifact.reader import Artifact
-from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
+from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LayerSpec, LinearSpec
 
-_LINEAR_PARTS = ("weight", "q", "q4", "scale", "group_scale", "tiles", "tiles4", "indices", "indptr", "bias")
+_LINEAR_PARTS = (
+    "weight",
+    "q",
+    "q4",
+    "scale",
+    "group_scale",
+    "group_offset",
+    "tiles",
+    "tiles4",
+    "indices",
+    "indptr",
+    "bias",
+)
 
 
 def summarize(artifact: Artifact) -> dict[str, Any]:
@@ -45,16 +57,17 @@ def summarize(artifact: Artifact) -> dict[str, Any]:
         ],
         "linears": linears,
         "removed": [block for block, _ in spec.removed_biases()],
-        "sign_matching": _sign_matching(spec) if isinstance(spec, ModelSpec) else [],
+        "sign_matching": _sign_matching(spec),
         "card": artifact.card,
     }
 
 
-def _sign_matching(spec: ModelSpec) -> list[dict[str, Any]]:
+def _sign_matching(spec: AnySpec) -> list[dict[str, Any]]:
     """The layers whose attention matches signs: how many keys a query keeps, and in texts of how many tokens."""
+    layers: tuple[LayerSpec | DecoderLayerSpec, ...] = spec.layers
     return [
         {"layer": i, "keep": layer.attention_keep, "sign_from": layer.sign_from, "rest": layer.attention_rest}
-        for i, layer in enumerate(spec.layers)
+        for i, layer in enumerate(layers)
         if layer.attention_keep
     ]
 

@@ -3,21 +3,23 @@
 The kernels trust what passes here: an index that passed is in range, a strip's
 tiles ascend, a scale is a positive finite number, and -128 does not occur (the
 engine's |q| <= 127 keeps sums within their int32 bound). What int4 values must
-be is in `approxrt.artifact.int4`.
+be is in `approxrt.artifact.int4`. With float16 scales of groups every nibble and
+byte will do, and every finite scale: sums are of 32 products before they become floats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 
 from approxrt.artifact import int4
 from approxrt.artifact.decoder_spec import AnySpec
-from approxrt.artifact.spec import TILE_K, TILE_N, TILE_PARTS, LinearSpec
+from approxrt.artifact.spec import GROUP_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
     "I8": np.dtype(np.int8),
     "I32": np.dtype(np.int32),
     "U16": np.dtype(np.uint16),
@@ -41,6 +43,10 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
     unexpected = sorted(set(tensors) - set(names))
     if unexpected:
         faults.append(f"unexpected tensors: {_some(unexpected)}")
+    grouped: dict[str, tuple[str, int]] = {name: (linear.kind, linear.in_features) for name, linear in spec.linears()}
+    grouped["embeddings.word"] = (spec.embedding_kind, spec.embedding_size)
+    whole_bytes = {f"{name}.q" for name, (kind, _) in grouped.items() if kind in GROUP_KINDS}
+    odd_nibbles = {f"{name}.q4": k for name, (kind, k) in grouped.items() if kind in GROUP_KINDS and k % 2}
     for name, (dtype, shape) in expected.items():
         if name not in tensors:
             continue
@@ -50,7 +56,9 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
                 f"tensor {name!r} is {_describe(array)}; the config asks for {_NAMES[DTYPES[dtype]]}{list(shape)}"
             )
             continue
-        faults += _value_faults(name, array)
+        faults += _value_faults(name, array, whole_bytes)
+        if name in odd_nibbles and np.any(array[:, -1] >> 4):
+            faults.append(f"tensor {name!r} has weights past input {odd_nibbles[name]}; the surplus nibble must be 0")
     rows = {name: (linear.in_features, int4.MAX_GROUP_SCALE) for name, linear in spec.linears() if linear.kind == "s4"}
     if spec.embedding_kind == "s4":
         rows["embeddings.word"] = (spec.embedding_size, spec.embedding_group_scale)
@@ -71,10 +79,16 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
     return faults
 
 
-def _value_faults(name: str, array: np.ndarray) -> Iterator[str]:
+def _value_faults(name: str, array: np.ndarray, whole_bytes: Container[str]) -> Iterator[str]:
+    """Faults that one tensor has by itself; those in `whole_bytes` are int8 of all 256 values."""
     if not array.flags.aligned or not array.flags.c_contiguous:
         yield f"tensor {name!r} is not stored aligned and in row-major order"
-    if array.dtype == np.float32:
+    if array.dtype == np.float16:
+        # All bits of the exponent set.
+        bad = int(np.count_nonzero(array.view(np.uint16) & 0x7C00 == 0x7C00))
+        if bad:
+            yield f"tensor {name!r} has {bad} values that are NaN or infinite"
+    elif array.dtype == np.float32:
         # A sum is finite only if every term is (or on overflow, which the exact test then clears): one fast pass.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(array.sum(dtype=np.float32))
@@ -87,7 +101,7 @@ def _value_faults(name: str, array: np.ndarray) -> Iterator[str]:
             if bad:
                 first = int(np.argmax(~(array > 0)))
                 yield f"tensor {name!r} has {bad} scales that are not > 0 (the first is {array[first]} at {first})"
-    elif name.endswith(".q") and array.size and array.min() < -127:
+    elif name.endswith(".q") and name not in whole_bytes and array.size and array.min() < -127:
         bad = int(np.count_nonzero(array == -128))
         yield f"tensor {name!r} has {bad} values of -128; the range is -127 to 127"
 

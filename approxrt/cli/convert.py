@@ -12,7 +12,9 @@ from approxrt.cli import output
 def command(
     checkpoint: str = typer.Argument(..., help="Folder of a Hugging Face checkpoint, a hub id, or a .gguf file."),
     out: Path = typer.Option(..., "--out", help="Folder to write the artifact to."),
-    bits: int = typer.Option(8, "--bits", help="8 (int8 weights), 4 (int4) or 32 (float32)."),
+    bits: int = typer.Option(
+        8, "--bits", help="8 (int8 weights), 5 (int4 as in Q4_1 files), 4 (int4) or 32 (float32)."
+    ),
     density: float = typer.Option(1.0, "--density", help="Share of weight tiles to keep, over 0 up to 1."),
     target: str = typer.Option("cpu", "--target", help="cpu (prunes tiles of 16x4 weights) or cuda (of 64x64)."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an artifact at --out."),

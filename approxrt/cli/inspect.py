@@ -18,6 +18,8 @@ KINDS = {
     "bsr_s8": "block-sparse int8",
     "s4": "int4",
     "bsr_s4": "block-sparse int4",
+    "g4": "int4 with float16 scales",
+    "g8": "int8 with float16 scales",
     "f32": "f32",
 }
 ALWAYS = ("s8", "bsr_s8", "f32")

@@ -21,6 +21,7 @@ COMMANDS = (
     "analyze",
     "compress",
     "convert",
+    "match-signs",
     "inspect",
     "eval",
     "bench",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from approxrt.artifact.tensorfile import Tensor
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 from approxrt.models import gpt2, llama
 from approxrt.models.base import Config, Weights
+from approxrt.models.gguf_groups import grouped_tensors
 from approxrt.models.tokenizer import read_tokenizer
 from approxrt.models.weights import read_json, read_json_if_there, read_weights
 
@@ -27,12 +28,17 @@ _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 @dataclass(frozen=True)
 class DecoderCheckpoint:
-    """A checkpoint in the artifact's terms: all linears f32; `source` holds plain facts for the card."""
+    """A checkpoint in the artifact's terms: all linears f32; `source` holds plain facts for the card.
+
+    `grouped`: matrices of a .gguf file that have kind g4 or g8 there (`approxrt.models.gguf_groups`), which `tensors`
+    holds as floats, too.
+    """
 
     spec: DecoderSpec
     tensors: Mapping[str, np.ndarray]
     tokenizer_json: bytes
     source: dict[str, Any]
+    grouped: Mapping[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ def is_decoder_config(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in FAMILIES and head.endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def load_decoder(path: str | os.PathLike[str], folder: Path | None) -> DecoderCheckpoint:
-    """Read `folder` (a checkpoint that `is_decoder_config`), or the .gguf file `path`.
+def load_decoder(path: str | os.PathLike[str], folder: Path | None, grouped: bool = False) -> DecoderCheckpoint:
+    """Read `folder` (a checkpoint that `is_decoder_config`), or the .gguf file `path`, if asked with `grouped`.
 
     Raises UnsupportedModelError and CheckpointError as `approxrt.models.checkpoint.load_checkpoint` does.
     """
@@ -91,7 +97,8 @@ def load_decoder(path: str | os.PathLike[str], folder: Path | None) -> DecoderCh
         "weight_bytes": raw.weight_bytes,
         "parameters": int(sum(array.size for array in taken.values())),
     }
-    return DecoderCheckpoint(spec, taken, raw.tokenizer_json, source)
+    parts = grouped_tensors(Path(path), spec, taken) if grouped and folder is None else {}
+    return DecoderCheckpoint(spec, taken, raw.tokenizer_json, source, parts)
 
 
 def load_any_decoder(path: str | os.PathLike[str]) -> DecoderCheckpoint:

@@ -10,7 +10,7 @@ import numpy as np
 
 import approxrt._C as _C
 from approxrt._C import KvCache
-from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.decoder_spec import DENSE_DECODER_ATTENTION, DecoderSpec
 from approxrt.errors import InputError
 from approxrt.runtime.cpu import forced_isa
 from approxrt.runtime.threads import resolve_threads
@@ -137,6 +137,7 @@ def decoder_config(spec: DecoderSpec) -> dict[str, Any]:
                 "num_kv_heads": layer.num_kv_heads,
                 "head_dim": layer.head_dim,
                 "intermediate_size": layer.intermediate_size,
+                **{name: getattr(layer, name) for name in DENSE_DECODER_ATTENTION},
             }
             for layer in spec.layers
         ],

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from approxrt.approx.rotate import hadamard
-from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.runtime.reference import Reference
+from approxrt.artifact.decoder_spec import SUM_BLOCK, DecoderLayerSpec, DecoderSpec
+from approxrt.artifact.spec import GROUP_KINDS
+from approxrt.runtime.reference import Reference, kept_keys
 
 
 class DecoderReference(Reference):
@@ -31,7 +32,9 @@ class DecoderReference(Reference):
             self.head = "embeddings.word"
             self.linears = {**self.linears, self.head: _table_linear(spec)}
             self.weights[f"{self.head}.bias"] = torch.zeros(spec.vocab_size, dtype=dtype)
-            if spec.embedding_kind != "f32":
+            if spec.embedding_kind in GROUP_KINDS:
+                self.weights[f"{self.head}.weight"] = self.words
+            elif spec.embedding_kind != "f32":
                 scale = self._real(tensors[f"{self.head}.scale"])
                 self.weights[f"{self.head}.q"] = torch.round(self.words.double() / scale.double()[:, None])
 
@@ -45,7 +48,7 @@ class DecoderReference(Reference):
             at = f"layers.{i}"
             if layer.has_attention:
                 n = self._pre_norm(f"{at}.attention.norm", x)
-                attended = self._causal(f"{at}.attention", n, layer.num_heads, layer.num_kv_heads, layer.head_dim)
+                attended = self._causal(f"{at}.attention", n, layer)
                 x = x + self._linear(f"{at}.attention.output", attended)
             else:
                 x = x + self.weights[f"{at}.attention.output.bias"]
@@ -69,7 +72,8 @@ class DecoderReference(Reference):
         normed = normed * self.weights[f"{name}.weight"]
         return normed + self.weights[f"{name}.bias"] if self.decoder.norm == "layer" else normed
 
-    def _causal(self, name: str, x: torch.Tensor, heads: int, kv_heads: int, dim: int) -> torch.Tensor:
+    def _causal(self, name: str, x: torch.Tensor, layer: DecoderLayerSpec) -> torch.Tensor:
+        heads, kv_heads, dim = layer.num_heads, layer.num_kv_heads, layer.head_dim
         q, k, v = (
             self._linear(f"{name}.{part}", x).reshape(len(x), count, dim).transpose(0, 1)
             for part, count in (("query", heads), ("key", kv_heads), ("value", kv_heads))
@@ -77,11 +81,42 @@ class DecoderReference(Reference):
         if self.decoder.rope is not None:
             angles = torch.arange(len(x))[:, None] * torch.from_numpy(self.decoder.rope.frequencies(dim)).to(self.dtype)
             q, k = _rotate(q, angles), _rotate(k, angles)
-        k, v = (t.repeat_interleave(heads // kv_heads, dim=0) for t in (k, v))
-        scores = q @ k.transpose(1, 2) / math.sqrt(dim)
         hidden = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
-        weights = torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1)
-        return (weights @ v).transpose(0, 1).reshape(len(x), heads * dim)
+        means = None
+        if layer.attention_keep:
+            kept = self._kept(name, q, k, layer)
+            kept[:, : layer.sign_from - 1] = ~hidden[: layer.sign_from - 1]
+            hidden = ~kept
+            means = k, v
+        k, v = (t.repeat_interleave(heads // kv_heads, dim=0) for t in (k, v))
+        scores = (q @ k.transpose(1, 2) / math.sqrt(dim)).masked_fill(hidden, -math.inf)
+        if means is None or not layer.attention_rest:
+            return (torch.softmax(scores, dim=-1) @ v).transpose(0, 1).reshape(len(x), heads * dim)
+        # One more key a query, the mean; it weighs as much as the keys that are not kept.
+        seen = torch.arange(1, len(x) + 1)
+        left = (seen - (~hidden).sum(-1)).to(self.dtype)
+        mean_k, mean_v = (_block_means(t).repeat_interleave(heads // kv_heads, dim=0) for t in means)
+        more = (q * mean_k).sum(-1) / math.sqrt(dim) + torch.log(left)
+        weights = torch.softmax(torch.cat([scores, more[..., None]], dim=-1), dim=-1)
+        out = weights[..., :-1] @ v + weights[..., -1:] * mean_v
+        return out.transpose(0, 1).reshape(len(x), heads * dim)
+
+    def _kept(self, name: str, q: torch.Tensor, k: torch.Tensor, layer: DecoderLayerSpec) -> torch.Tensor:
+        """bool[heads, queries, n] of signs as the layer matches them."""
+        first = torch.zeros(k.shape[1], dtype=torch.bool)
+        first[0] = True
+        if layer.sign_codes:
+            turn = self.weights[f"{name}.sign.rotation"]
+            k = (k - self.weights[f"{name}.sign.centre"][:, None]) @ turn.transpose(1, 2)
+            q = q @ turn.repeat_interleave(layer.num_heads // layer.num_kv_heads, dim=0).transpose(1, 2)
+        return kept_keys(q, k, layer.attention_keep, first, causal=True, window=layer.sign_window)
+
+
+def _block_means(x: torch.Tensor) -> torch.Tensor:
+    """At each position the mean of all rows before the last whole block of SUM_BLOCK that it sees; zeros before one."""
+    whole = torch.arange(1, x.shape[1] + 1) // SUM_BLOCK * SUM_BLOCK
+    sums = torch.nn.functional.pad(x.cumsum(1), (0, 0, 1, 0))
+    return sums[:, whole] / whole.clamp(min=1)[:, None]
 
 
 def _table_linear(spec: DecoderSpec) -> Any:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from approxrt.approx.groups import dequantize_groups, matrix_parts
 from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec
-from approxrt.artifact.spec import LinearSpec
+from approxrt.artifact.spec import GROUP_KINDS, LinearSpec
 from approxrt.kernels.attention import attention
 from approxrt.kernels.cached_attention import cached_attention
 from approxrt.kernels.embedding import WordTable, embedding
@@ -195,6 +196,9 @@ class GpuDecoder:
         kind, width = self.spec.embedding_kind, self.spec.hidden_size
         if kind == "f32":
             return WordTable(self._put("embeddings.word.weight"), width)
+        if kind in GROUP_KINDS:
+            words = dequantize_groups(matrix_parts("embeddings.word", self._tensors), width)
+            return WordTable(torch.tensor(words, device=self.device), width)
         scale = self._put("embeddings.word.scale")
         if kind == "s8":
             return WordTable(self._put("embeddings.word.q"), width, scale)

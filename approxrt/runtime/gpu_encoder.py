@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from approxrt.artifact.spec import LayerSpec, ModelSpec
+from approxrt.approx.groups import dequantize_groups, matrix_parts
+from approxrt.artifact.spec import GROUP_KINDS, LayerSpec, ModelSpec
 from approxrt.kernels.attention import attention
 from approxrt.kernels.embedding import WordTable, embedding
 from approxrt.kernels.epilogue import Workspace
@@ -220,6 +221,9 @@ class GpuEncoder:
         kind, width = self.spec.embedding_kind, self.spec.embedding_size
         if kind == "f32":
             return WordTable(self._put("embeddings.word.weight"), width)
+        if kind in GROUP_KINDS:
+            words = dequantize_groups(matrix_parts("embeddings.word", self._tensors), width)
+            return WordTable(torch.tensor(words, device=self.device), width)
         scale = self._put("embeddings.word.scale")
         if kind == "s8":
             return WordTable(self._put("embeddings.word.q"), width, scale)

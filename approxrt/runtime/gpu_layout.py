@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from approxrt.artifact.spec import TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
+from approxrt.artifact.spec import GROUP_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec, ModelSpec
 
 # Outputs x inputs of a block, coarse first.
 BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (32, 64))
@@ -90,7 +90,9 @@ def model_layouts(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> dict[st
     """The layout of every product of an encoder's linears on a GPU, by the linears' names joined with "+"."""
     return {
         "+".join(name for name, _ in parts): choose_layout(
-            None if any(linear.kind == "f32" for _, linear in parts) else stacked_tiles(parts, tensors),
+            None
+            if any(linear.kind == "f32" or linear.kind in GROUP_KINDS for _, linear in parts)
+            else stacked_tiles(parts, tensors),
             sum(linear.out_features for _, linear in parts),
             parts[0][1].in_features,
         )

@@ -2,7 +2,8 @@
 
 Linears that read the same input (query, key and value) are one product: their rows are stacked. An encoder's int4
 weights become int8 here, since its products are of many tokens and bound by tensor cores, not by reading weights; a
-decoder's stay int4. A few tokens run on a GEMV, whose sums are those of the GEMMs.
+decoder's stay int4. A few tokens run on a GEMV, whose sums are those of the GEMMs. Weights with float16 scales of
+groups (g4, g8) become float32 and lose nothing: no kernel here reads them as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from approxrt.approx.bsr import bsr_to_dense
+from approxrt.approx.groups import dequantize_groups, matrix_parts
 from approxrt.approx.int4 import row_integers, tile_integers, unpack_nibbles
-from approxrt.artifact.spec import LinearSpec
+from approxrt.artifact.spec import GROUP_KINDS, LinearSpec
 from approxrt.kernels.epilogue import Workspace
 from approxrt.kernels.gemm_bsr_int8 import gemm_bsr_int8
 from approxrt.kernels.gemm_f32 import gemm_f32
@@ -173,10 +175,11 @@ def build_linear(
 ) -> DeviceLinear:
     """One product of the named linears, whose inputs are the same; if one of them is f32, all run as f32.
 
-    `keep_int4`: s4 weights stay int4 on the device. A linear without a bias tensor (a tied head) has none.
+    `keep_int4`: s4 weights stay int4 on the device. g4 and g8 run as f32. A linear without a bias tensor (a tied
+    head) has none.
     """
     bias = _put(np.concatenate([_bias(*part, tensors) for part in parts]), device)
-    if any(linear.kind == "f32" for _, linear in parts):
+    if any(linear.kind == "f32" or linear.kind in GROUP_KINDS for _, linear in parts):
         return FloatLinear(_put(np.concatenate([float_rows(*part, tensors) for part in parts]), device), bias)
     scale = _put(np.concatenate([tensors[f"{name}.scale"] for name, _ in parts]), device)
     if keep_int4 and all(linear.kind == "s4" for _, linear in parts):
@@ -203,6 +206,8 @@ def float_rows(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray])
     """f32[N, K] of a linear of any kind."""
     if linear.kind == "f32":
         return tensors[f"{name}.weight"]
+    if linear.kind in GROUP_KINDS:
+        return dequantize_groups(matrix_parts(name, tensors), linear.in_features)
     return integer_rows(name, linear, tensors) * tensors[f"{name}.scale"][:, None]
 
 

@@ -10,7 +10,8 @@ step, because rounding decides their result:
     m <= 1e-30: s_t = 0 and q = 0, so the output is the bias
     y   = s_t * scale[o] * sum_i q[t, i] * W[o, i] + bias[o]        sum exact, the rest in `dtype`
 
-W is the int8 weight, or m * q4 of an int4 one.
+W is the int8 weight, or m * q4 of an int4 one. Kinds g4 and g8 read activations with a shift a group of 32 inputs
+(csrc/args.h, `approxrt.runtime.group_reference`): x[t, i] ~ s_t 2^k q[t, i], against the weights as they are.
 
 x reaches the quantiser rounded from `dtype` to float32. In float64 it may lie
 on the other side of a rounding boundary than the engine's float32 x: one step
@@ -28,8 +29,10 @@ import numpy as np
 import torch
 
 from approxrt.approx.bsr import bsr_to_dense
+from approxrt.approx.groups import dequantize_groups, matrix_parts
 from approxrt.approx.int4 import row_integers, tile_integers
-from approxrt.artifact.spec import LayerSpec, LinearSpec, ModelSpec
+from approxrt.artifact.spec import GROUP_KINDS, LayerSpec, LinearSpec, ModelSpec
+from approxrt.runtime.group_reference import dequantized_tokens
 
 QUANTIZE_FLOOR = np.float32(1e-30)
 
@@ -95,7 +98,11 @@ class Reference:
             if array.dtype == np.float32:
                 self.weights[name] = self._real(array)
         for name, linear in self.linears.items():
-            if linear.kind != "f32":
+            if linear.kind in GROUP_KINDS:
+                self.weights[f"{name}.weight"] = self._real(
+                    dequantize_groups(matrix_parts(name, tensors), linear.in_features)
+                )
+            elif linear.kind != "f32":
                 q = _dense_integers(name, linear, tensors)
                 # float64 holds every sum of products exactly: |sum| <= 127 * 127 * K < 2^53
                 self.weights[f"{name}.q"] = torch.from_numpy(q.astype(np.float64))
@@ -105,6 +112,9 @@ class Reference:
         elif spec.embedding_kind == "s4":
             q4, m, scale = (tensors[f"embeddings.word.{part}"] for part in ("q4", "group_scale", "scale"))
             self.words = self._real(row_integers(q4, m, spec.embedding_size)) * self._real(scale)[:, None]
+        elif spec.embedding_kind in GROUP_KINDS:
+            parts = matrix_parts("embeddings.word", tensors)
+            self.words = self._real(dequantize_groups(parts, spec.embedding_size))
         else:
             self.words = self.weights["embeddings.word.weight"]
 
@@ -174,6 +184,9 @@ class Reference:
         bias = self.weights[f"{name}.bias"]
         if self.linears[name].kind == "f32":
             return x @ self.weights[f"{name}.weight"].T + bias
+        if self.linears[name].kind in GROUP_KINDS:
+            read = self._real(dequantized_tokens(x.to(torch.float32).numpy()))
+            return read @ self.weights[f"{name}.weight"].T + bias
         q, s_t = quantize_tokens(x.to(torch.float32).numpy())
         sums = (torch.from_numpy(q.astype(np.float64)) @ self.weights[f"{name}.q"].T).to(self.dtype)
         return self._real(s_t)[:, None] * self.weights[f"{name}.scale"] * sums + bias

@@ -2,11 +2,13 @@
 #include <cstring>
 #include <utility>
 
+#include "group_arrays.h"
 #include "panels.h"
 
 namespace approxrt {
 
 void bind_decoder_kernels(py::module_& kernels);
+void bind_groups(py::module_& kernels);
 void bind_int4(py::module_& kernels);
 void bind_sign_attention(py::module_& kernels);
 
@@ -233,7 +235,8 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
 
 Array<float> embedding(const py::array& word, const py::object& word_scale, const py::array& position_any,
                        const py::object& token_type, const py::array& ids_any, const py::array& positions_any,
-                       const py::object& types, const std::string& isa, const py::object& group_scale) {
+                       const py::object& types, const std::string& isa, const py::object& group_scale,
+                       const py::object& half_scale, const py::object& half_offset) {
     EmbeddingArgs a{};
     auto position = typed<float>(position_any, 2, "position");
     a.width = static_cast<int32_t>(position.shape(1));
@@ -242,7 +245,19 @@ Array<float> embedding(const py::array& word, const py::object& word_scale, cons
     Array<int8_t> word_q;
     Array<uint8_t> word_q4, groups;
     Array<int32_t> type_ids;
-    if (word_scale.is_none()) {
+    if (!half_scale.is_none()) {
+        const int64_t rows = word.shape(0);
+        a.word_half_scale = halves(half_scale, rows, a.width, "half_scale");
+        if (half_offset.is_none()) {
+            word_q = typed<int8_t>(word, 2, "word");
+            a.word_q = word_q.data();
+        } else {
+            word_q4 = typed<uint8_t>(word, 2, "word");
+            a.word_q4 = word_q4.data();
+            a.word_half_offset = halves(half_offset, rows, a.width, "half_offset");
+            columns = (columns + 1) / 2;
+        }
+    } else if (word_scale.is_none()) {
         word_f = typed<float>(word, 2, "word");
         a.word = word_f.data();
     } else {
@@ -322,6 +337,7 @@ void bind_kernels(py::module_& parent) {
         .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });
     bind_decoder_kernels(module);
     bind_int4(module);
+    bind_groups(module);
     bind_sign_attention(module);
     py::class_<F32Linear>(module, "F32Linear", "Packed float32 weights.")
         .def(py::init<const py::array&, const py::array&>(), py::arg("w"), py::arg("bias"))
@@ -339,7 +355,8 @@ void bind_kernels(py::module_& parent) {
                py::arg("query_begin") = 0, py::arg("query_end") = -1, py::arg("int16") = false);
     module.def("embedding", &embedding, py::arg("word"), py::arg("word_scale"), py::arg("position"),
                py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "",
-               py::arg("group_scale") = py::none(),
+               py::arg("group_scale") = py::none(), py::arg("half_scale") = py::none(),
+               py::arg("half_offset") = py::none(),
                "word: float32, int8 with word_scale, or uint8 nibbles with word_scale and group_scale.");
     module.def(
         "peak_int8",

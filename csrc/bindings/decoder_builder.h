@@ -48,6 +48,7 @@ class DecoderBuilder : public LinearBuilder {
                 expect(m.frequencies.empty() || layer.head_dim == 2 * static_cast<int32_t>(m.frequencies.size()),
                        at + "head_dim does not fit the rotary positions");
                 const int32_t wide = layer.num_heads * layer.head_dim, narrow = layer.num_kv_heads * layer.head_dim;
+                signs(layer, l, at);
                 layer.attention_norm = norm(at + "attention.norm");
                 later(layer.query, linear(at + "attention.query", wide, m.hidden));
                 later(layer.key, linear(at + "attention.key", narrow, m.hidden));
@@ -88,6 +89,37 @@ class DecoderBuilder : public LinearBuilder {
         const auto beta = floats(name + ".bias", model_.hidden);
         n.beta.assign(beta.data(), beta.data() + model_.hidden);
         return n;
+    }
+
+    void signs(DecoderLayer& layer, const py::dict& l, const std::string& at) {
+        layer.keep = number(l, "attention_keep"), layer.sign_from = number(l, "sign_from");
+        if (!layer.keep) return;
+        layer.window = number(l, "sign_window");
+        layer.rest = l["attention_rest"].cast<bool>();
+        const int32_t codes = number(l, "sign_codes"), dim = layer.head_dim;
+        layer.signs = codes ? codes : dim;
+        expect(layer.signs <= kMostSignDim && layer.keep > 0 && layer.window > 0 && layer.sign_from > layer.keep &&
+                   layer.sign_from >= kSumBlock,
+               at + "signs: at most " + std::to_string(kMostSignDim) +
+                   " of them, keep and window positive, sign_from over keep and at least 64");
+        if (!codes) return;
+        const auto r = typed<float>(tensor(at + "attention.sign.rotation"), 3, "sign.rotation");
+        const auto m = typed<float>(tensor(at + "attention.sign.centre"), 2, "sign.centre");
+        const int64_t heads = layer.num_kv_heads, ld = round_up(codes, 16);
+        expect(
+            r.shape(0) == heads && r.shape(1) == codes && r.shape(2) == dim && m.shape(0) == heads && m.shape(1) == dim,
+            at + "attention.sign: its tensors do not fit");
+        layer.rotation.assign(heads * dim * ld, 0.0f);
+        layer.centre.assign(heads * ld, 0.0f);
+        for (int64_t h = 0; h < heads; ++h)
+            for (int64_t o = 0; o < codes; ++o) {
+                double turned = 0.0;
+                for (int64_t c = 0; c < dim; ++c) {
+                    layer.rotation[(h * dim + c) * ld + o] = r.at(h, o, c);
+                    turned += static_cast<double>(r.at(h, o, c)) * m.at(h, c);
+                }
+                layer.centre[h * ld + o] = static_cast<float>(turned);
+            }
     }
 
     // A copy that may be added to until packing reads it.

@@ -9,6 +9,7 @@
 
 #include "../engine/weights.h"
 #include "../thread_pool.h"
+#include "group_arrays.h"
 #include "int4_arrays.h"
 
 namespace approxrt {
@@ -82,6 +83,16 @@ class LinearBuilder {
             const float* weight = matrix<float>(name + ".weight", n, k).data();
             return [=] { return Linear(F32Weights(n, k, weight, bias)); };
         }
+        // Weights with float16 scales a group have no scale an output.
+        if (!has(name + ".scale") && has(name + ".q4")) {
+            auto pack = group_nibbles(n, k, tensor(name + ".q4"), tensor(name + ".group_scale"),
+                                      tensor(name + ".group_offset"), bias, name + ".");
+            return [pack] { return Linear(pack()); };
+        }
+        if (!has(name + ".scale") && has(name + ".q")) {
+            auto pack = group_bytes(n, k, tensor(name + ".q"), tensor(name + ".group_scale"), bias, name + ".");
+            return [pack] { return Linear(pack()); };
+        }
         const float* scale = floats(name + ".scale", n).data();
         if (has(name + ".q")) {
             const int8_t* q = matrix<int8_t>(name + ".q", n, k).data();
@@ -119,16 +130,22 @@ class LinearBuilder {
     // The word table of e.vocab rows of e.width, read in place.
     template <class Table>
     void words(Table& e) const {
-        if (has("embeddings.word.q")) {
-            e.word_q = matrix<int8_t>("embeddings.word.q", e.vocab, e.width).data();
-            e.word_scale = floats("embeddings.word.scale", e.vocab).data();
-        } else if (has("embeddings.word.q4")) {
+        const std::string name = "embeddings.word.";
+        const bool by_group = has(name + "group_scale") && !has(name + "scale");
+        if (by_group) e.word_half_scale = halves(tensor(name + "group_scale"), e.vocab, e.width, name + "group_scale");
+        if (has(name + "q")) {
+            e.word_q = matrix<int8_t>(name + "q", e.vocab, e.width).data();
+            if (!by_group) e.word_scale = floats(name + "scale", e.vocab).data();
+        } else if (by_group) {
+            e.word_q4 = matrix<uint8_t>(name + "q4", e.vocab, (e.width + 1) / 2).data();
+            e.word_half_offset = halves(tensor(name + "group_offset"), e.vocab, e.width, name + "group_offset");
+        } else if (has(name + "q4")) {
             const int64_t groups = (e.width + kGroupWeights - 1) / kGroupWeights;
-            e.word_q4 = matrix<uint8_t>("embeddings.word.q4", e.vocab, (e.width + 1) / 2).data();
-            e.word_group_scale = matrix<uint8_t>("embeddings.word.group_scale", e.vocab, groups).data();
-            e.word_scale = floats("embeddings.word.scale", e.vocab).data();
+            e.word_q4 = matrix<uint8_t>(name + "q4", e.vocab, (e.width + 1) / 2).data();
+            e.word_group_scale = matrix<uint8_t>(name + "group_scale", e.vocab, groups).data();
+            e.word_scale = floats(name + "scale", e.vocab).data();
         } else {
-            e.word = matrix<float>("embeddings.word.weight", e.vocab, e.width).data();
+            e.word = matrix<float>(name + "weight", e.vocab, e.width).data();
         }
     }
 

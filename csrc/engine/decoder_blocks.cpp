@@ -28,6 +28,9 @@ void DecoderPass::run_blocks() {
     });
     while (attention < layers) {
         const int32_t heads = m_.layers[attention].num_kv_heads, next = m_.next_attention(attention + 1);
+        if (m_.layers[attention].keep)
+            pool_.run(step_.count * heads,
+                      [&](int task, int thread) { index(attention, task / heads, task % heads, thread); });
         pool_.run(static_cast<int>(c_.chunks.size()) * heads,
                   [&](int task, int thread) { attend(attention, c_.chunks[task / heads], task % heads, thread); });
         each_block([&](int32_t begin, int32_t rows, int thread) {

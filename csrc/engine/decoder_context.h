@@ -18,6 +18,8 @@ struct SequenceRun {
 class FewRows {
   public:
     void reserve(const KernelTable& kernels, Forms forms, int32_t rows, int64_t k) {
+        if (forms.groups) groups_.reserve(rows, rows, k);
+        forms.groups = false;
         if (!forms.any()) return;
         if (!kernels.fast_gemv) return panels_.reserve(kernels, forms, rows, k);
         const int64_t ld = token_row_bytes(k);
@@ -27,6 +29,8 @@ class FewRows {
         scales_.get<float>(rows);
     }
     void fill(const KernelTable& kernels, Forms forms, const float* x, int64_t ldx, int32_t rows, int32_t k) {
+        if (forms.groups) groups_.fill_one(kernels, x, ldx, rows, k);
+        forms.groups = false;
         if (!forms.any()) return;
         if (!kernels.fast_gemv) return panels_.fill(kernels, forms, 0, x, ldx, rows, k);
         rows_ = {q_.get<int8_t>(0), u_.get<uint8_t>(0), sums_.get<int32_t>(0), scales_.get<float>(0), rows, k,
@@ -35,12 +39,16 @@ class FewRows {
     }
     const TokenRows& rows() const { return rows_; }
     const QuantizedRows& panels() const { return panels_; }
-    size_t bytes() const { return q_.bytes() + u_.bytes() + sums_.bytes() + scales_.bytes() + panels_.bytes(); }
+    const GroupRows& groups() const { return groups_; }
+    size_t bytes() const {
+        return q_.bytes() + u_.bytes() + sums_.bytes() + scales_.bytes() + panels_.bytes() + groups_.bytes();
+    }
 
   private:
     Scratch q_, u_, sums_, scales_;
     TokenRows rows_{};
     QuantizedRows panels_;
+    GroupRows groups_;
 };
 
 struct DecoderThread {

@@ -41,7 +41,9 @@ void DecoderPass::few_linear(Op op, const Linear& w, const float* x, int64_t ldx
                              const FewRows& quantized, const Linear::Out& out, int32_t strip_begin, int32_t strip_end,
                              OpTimes* account) const {
     const Timed timed(account, op, account ? w.macs(strip_begin, strip_end) * rows : 0);
-    if (w.is_f32() || !k_.fast_gemv) {
+    if (w.input() == Input::kGroups) {
+        w.run_groups(k_, quantized.groups(), rows, out, strip_begin, strip_end);
+    } else if (w.is_f32() || !k_.fast_gemv) {
         w.run(k_, {x, ldx, rows, &quantized.panels()}, out, strip_begin, strip_end);
     } else {
         w.run_few(k_, quantized.rows(), out, strip_begin, strip_end);
@@ -84,7 +86,12 @@ void DecoderPass::few_query_key_value(int32_t layer, int part, int parts) {
 
 void DecoderPass::few_attend(int32_t layer, int part, int parts) {
     const int32_t heads = m_.layers[layer].num_kv_heads, tasks = static_cast<int32_t>(c_.chunks.size()) * heads;
-    for (int32_t task = part; task < tasks; task += parts) attend(layer, c_.chunks[task / heads], task % heads, part);
+    for (int32_t task = part; task < tasks; task += parts) {
+        const Chunk& chunk = c_.chunks[task / heads];
+        // A few tokens are one chunk a run.
+        if (m_.layers[layer].keep) index(layer, chunk.run, task % heads, part);
+        attend(layer, chunk, task % heads, part);
+    }
 }
 
 void DecoderPass::few_output(int32_t layer, int part, int parts) {

@@ -18,6 +18,11 @@ struct DecoderLayer {
     int32_t num_heads, num_kv_heads, head_dim, intermediate;
     Linear query, key, value, output, gate, up, down;
     PreNorm attention_norm, ffn_norm;
+    // A query that sees at least `sign_from` keys matches signs: it attends to its `keep` best, the first, and the last
+    // `window`; keep is 0: to all. With `rest` the others stand as their mean (decoder_args.h).
+    int32_t keep = 0, sign_from = 0, window = 1, signs = 0;
+    bool rest = false;
+    std::vector<float> rotation, centre;  // [kv_heads][head_dim][signs], [kv_heads][signs] in whole strips; or empty
 
     int32_t group() const { return num_heads / num_kv_heads; }
 };
@@ -35,6 +40,8 @@ struct DecoderModel {
     const uint8_t* word_q4 = nullptr;
     const uint8_t* word_group_scale = nullptr;
     const float* word_scale = nullptr;
+    const uint16_t* word_half_scale = nullptr;
+    const uint16_t* word_half_offset = nullptr;
     // Added to words: learned positions [max_positions, hidden], or one row for all of them.
     const float* position = nullptr;
     bool learned = false;

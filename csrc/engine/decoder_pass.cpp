@@ -53,7 +53,9 @@ void DecoderPass::reserve() {
     for (int32_t i = 0; i < step_.count; ++i)
         longest = std::max(longest, step_.runs[i].cache->length() + step_.runs[i].count);
     for (const DecoderLayer& l : m_.layers)
-        if (l.num_heads) attention = std::max(attention, cached_attention_scratch_floats(longest, l.head_dim));
+        if (l.num_heads)
+            attention = std::max({attention, cached_attention_scratch_floats(longest, l.head_dim),
+                                  l.keep ? sign_cached_scratch_floats(longest, l.head_dim) : 0});
     const int64_t inputs = std::max({static_cast<int64_t>(m_.hidden), query_ld_, wide_});
     c_.positions.get<int32_t>(tokens);
     c_.rows.get<int32_t>(tokens);
@@ -111,6 +113,8 @@ void DecoderPass::embed(int32_t begin, int32_t rows, OpTimes* account) {
     a.word_scale = m_.word_scale;
     a.word_q4 = m_.word_q4;
     a.word_group_scale = m_.word_group_scale;
+    a.word_half_scale = m_.word_half_scale;
+    a.word_half_offset = m_.word_half_offset;
     a.position = m_.position;
     a.ids = step_.ids + begin;
     a.positions = c_.rows.get<int32_t>(0) + begin;
@@ -160,6 +164,13 @@ void DecoderPass::write(int32_t layer, const float* keys, const float* values, i
     }
 }
 
+void DecoderPass::index(int32_t layer, int32_t run, int32_t kv_head, int thread) {
+    const SequenceRun& r = step_.runs[run];
+    const Timed timed(account(thread), Op::kCache);
+    const auto begin = static_cast<int32_t>(r.cache->length());
+    k_.sign_index({r.cache->head(layer, kv_head), r.cache->sign_head(layer, kv_head), begin, begin + r.count});
+}
+
 void DecoderPass::attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int thread) {
     const DecoderLayer& l = m_.layers[layer];
     const SequenceRun& run = step_.runs[chunk.run];
@@ -177,7 +188,17 @@ void DecoderPass::attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int
     OpTimes* account = this->account(thread);
     const int64_t keys = a.position + (a.tokens + 1) / 2;
     const Timed timed(account, Op::kAttention, 2ll * a.tokens * a.heads * keys * l.head_dim);
-    k_.cached_attention(a);
+    // Tokens that see fewer than sign_from keys come first.
+    const int32_t dense = l.keep ? std::clamp(l.sign_from - 1 - a.position, 0, a.tokens) : a.tokens;
+    CachedAttentionArgs matched = a;
+    a.tokens = dense;
+    if (dense) k_.cached_attention(a);
+    matched.tokens -= dense;
+    if (!matched.tokens) return;
+    matched.q += dense * a.ldq;
+    matched.out += dense * a.ldo;
+    matched.position += dense;
+    k_.sign_cached_attention({matched, run.cache->sign_head(layer, kv_head), l.keep, l.window, nullptr});
 }
 
 // -- the head --------------------------------------------------------------------

@@ -36,6 +36,8 @@ class DecoderPass {
     // Rows begin .. of the step's tokens; `ld` is theirs, column 0 that of the first of `heads` heads from `head` on.
     void write(int32_t layer, const float* keys, const float* values, int64_t ld, int32_t begin, int32_t rows,
                int32_t head, int32_t heads) const;
+    // Signs and sums of a run's new keys, once all of them are in the cache.
+    void index(int32_t layer, int32_t run, int32_t kv_head, int thread);
     void attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int thread);
 
     // decoder_blocks.cpp

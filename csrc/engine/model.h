@@ -35,6 +35,8 @@ struct Embeddings {
     const uint8_t* word_q4 = nullptr;
     const uint8_t* word_group_scale = nullptr;
     const float* word_scale = nullptr;
+    const uint16_t* word_half_scale = nullptr;
+    const uint16_t* word_half_offset = nullptr;
     const float* position = nullptr;
     const float* token_type = nullptr;
     Norm norm;

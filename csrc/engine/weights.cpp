@@ -6,6 +6,7 @@ Forms::Forms(std::initializer_list<const Linear*> readers) {
     for (const Linear* linear : readers) {
         int8 |= linear->input() == Input::kInt8;
         int4 |= linear->input() == Input::kInt4;
+        groups |= linear->input() == Input::kGroups;
     }
 }
 
@@ -18,7 +19,8 @@ bool one_layout(const KernelTable& kernels) { return kernels.layout == kernels.i
 }  // namespace
 
 void QuantizedRows::reserve(const KernelTable& kernels, Forms forms, int32_t rows, int64_t k) {
-    if (!forms.any()) return;
+    if (forms.groups) groups_.reserve(kernels.layout.mr, rows, k);
+    if (!forms.int8 && !forms.int4) return;
     scales_.get<float>(rows);
     if (forms.int8 || one_layout(kernels)) int8_.get<char>(kernels.layout.bytes(rows, k));
     if (forms.int4 && !one_layout(kernels)) int4_.get<char>(kernels.int4_layout.bytes(rows, k));
@@ -26,6 +28,8 @@ void QuantizedRows::reserve(const KernelTable& kernels, Forms forms, int32_t row
 
 void QuantizedRows::fill(const KernelTable& kernels, Forms forms, int32_t first, const float* x, int64_t ldx,
                          int32_t rows, int32_t k) {
+    if (forms.groups) groups_.fill(kernels, first, x, ldx, rows, k);
+    if (!forms.int8 && !forms.int4) return;
     float* scales = scales_.get<float>(0) + first;
     if (forms.int8 || (forms.int4 && one_layout(kernels)))
         kernels.quantize_rows({x, ldx, rows, k, int8_.get<char>(0) + kernels.layout.bytes(first, k), scales});
@@ -42,12 +46,14 @@ const void* QuantizedRows::panels(const KernelTable& kernels, Input input) const
 int32_t Linear::n() const {
     if (const auto* w = std::get_if<Int8Weights>(&weights_)) return w->packed().n;
     if (const auto* w = std::get_if<Int4Weights>(&weights_)) return w->packed().linear.n;
+    if (const auto* w = std::get_if<GroupWeights>(&weights_)) return w->packed().n;
     return std::get<F32Weights>(weights_).packed().n;
 }
 
 int32_t Linear::k() const {
     if (const auto* w = std::get_if<Int8Weights>(&weights_)) return w->packed().k;
     if (const auto* w = std::get_if<Int4Weights>(&weights_)) return w->packed().linear.k;
+    if (const auto* w = std::get_if<GroupWeights>(&weights_)) return w->packed().k;
     return std::get<F32Weights>(weights_).packed().k;
 }
 
@@ -71,6 +77,8 @@ void Linear::run(const KernelTable& kernels, const In& in, const Out& out, int32
                           out.y_strip, out.residual, out.ldr, out.act});
         return;
     }
+    if (input() == Input::kGroups)
+        return run_groups(kernels, in.quantized->groups(), in.rows, out, strip_begin, strip_end);
     GemmInt8Args args = integer_args(in.rows, in.quantized->scales(), out, strip_begin, strip_end);
     args.panels = in.quantized->panels(kernels, input());
     if (const auto* int4 = std::get_if<Int4Weights>(&weights_)) {
@@ -88,6 +96,12 @@ void Linear::run_few(const KernelTable& kernels, const TokenRows& rows, const Ou
     } else {
         kernels.gemv_int8({args, &rows, kernels.layout.mr});
     }
+}
+
+void Linear::run_groups(const KernelTable& kernels, const GroupRows& in, int32_t rows, const Out& out,
+                        int32_t strip_begin, int32_t strip_end) const {
+    kernels.gemm_groups({in.panels(), in.scales(), rows, in.mr(), &std::get<GroupWeights>(weights_).packed(),
+                         strip_begin, strip_end, out.y, out.ldy, out.y_strip, out.residual, out.ldr, out.act});
 }
 
 GemmInt8Args Linear::integer_args(int32_t rows, const float* act_scales, const Out& out, int32_t strip_begin,

@@ -35,6 +35,9 @@ struct CacheWrite {
             alignas(64) Type row[16];
             for (int v = 0; v < kVecs16; ++v) Element::put(row + v * Vec::kWidth, part[v], inverse);
             const int count = to.head_dim - c < 16 ? to.head_dim - c : 16;
+            if (to.key_rows)
+                __builtin_memcpy(static_cast<Type*>(to.key_rows) + (c / 16 * to.capacity + j) * kCacheBlock, row,
+                                 sizeof(row));
             for (int i = 0; i < count; ++i) out[(c + i) * static_cast<int64_t>(kCacheBlock)] = row[i];
         }
     }

@@ -23,6 +23,13 @@ void put(const CacheHead& to, void* base, int64_t at, float x, float inverse) {
     }
 }
 
+// A row in strips of 16, zeros behind its end.
+void put_row(const CacheHead& to, void* rows, const float* x, int64_t token, float inverse) {
+    for (int64_t c = 0; c < round_up(to.head_dim, kCacheBlock); ++c)
+        put(to, rows, (c / kCacheBlock * to.capacity + token) * kCacheBlock + c % kCacheBlock,
+            c < to.head_dim ? x[c] : 0.0f, inverse);
+}
+
 // 127 / max, and the scale stored.
 float quantize_scale(const CacheHead& to, const float* x, float* scales, int64_t token) {
     if (to.kind != CacheKind::kInt8) return 0.0f;
@@ -44,13 +51,12 @@ void cache_write_scalar(const CacheWriteArgs& a) {
             const float inverse = quantize_scale(to, x, to.key_scales, j);
             for (int64_t c = 0; c < to.head_dim; ++c)
                 put(to, to.keys, (j / kCacheBlock * to.head_dim + c) * kCacheBlock + j % kCacheBlock, x[c], inverse);
+            if (to.key_rows) put_row(to, to.key_rows, x, j, inverse);
         }
         if (a.values) {
             const float* x = a.values + t * a.ld;
             const float inverse = quantize_scale(to, x, to.value_scales, j);
-            for (int64_t c = 0; c < round_up(to.head_dim, kCacheBlock); ++c)
-                put(to, to.values, (c / kCacheBlock * to.capacity + j) * kCacheBlock + c % kCacheBlock,
-                    c < to.head_dim ? x[c] : 0.0f, inverse);
+            put_row(to, to.values, x, j, inverse);
         }
     }
 }

@@ -41,6 +41,37 @@ struct Int4Row {
     }
 };
 
+// scale * q is exact in both, so here, too, one rounding is all.
+struct GroupInt8Row {
+    const int8_t* q;
+    const uint16_t* scale;
+    GroupInt8Row(const EmbeddingArgs& a, int64_t id)
+        : q(a.word_q + id * a.width), scale(a.word_half_scale + id * groups_of(a)) {}
+    static int64_t groups_of(const EmbeddingArgs& a) { return (a.width + kGroupWeights - 1) / kGroupWeights; }
+    Vec lanes(int32_t i) const { return mul(load_i8(q + i), set1(half_at(scale + i / kGroupWeights))); }
+    float at(int32_t i) const { return static_cast<float>(q[i]) * half_at(scale + i / kGroupWeights); }
+};
+
+struct GroupInt4Row {
+    const uint8_t* nibbles;
+    const uint16_t* scale;
+    const uint16_t* offset;
+    GroupInt4Row(const EmbeddingArgs& a, int64_t id)
+        : nibbles(a.word_q4 + id * ((a.width + 1) / 2)),
+          scale(a.word_half_scale + id * GroupInt8Row::groups_of(a)),
+          offset(a.word_half_offset + id * GroupInt8Row::groups_of(a)) {}
+    Vec lanes(int32_t i) const {
+        const Vec q = add(load_i4(nibbles + i / 2), set1(8.0f));
+        const int32_t g = i / kGroupWeights;
+        return add(mul(q, set1(half_at(scale + g))), set1(half_at(offset + g)));
+    }
+    float at(int32_t i) const {
+        const int q = i % 2 ? nibbles[i / 2] >> 4 : nibbles[i / 2] & 15;
+        const int32_t g = i / kGroupWeights;
+        return static_cast<float>(q) * half_at(scale + g) + half_at(offset + g);
+    }
+};
+
 template <class Row>
 inline void embedding_rows(const EmbeddingArgs& a) {
     constexpr int W = Vec::kWidth;
@@ -68,9 +99,9 @@ inline void embedding(const EmbeddingArgs& a) {
     if (a.word) {
         embedding_rows<FloatRow>(a);
     } else if (a.word_q) {
-        embedding_rows<Int8Row>(a);
+        a.word_half_scale ? embedding_rows<GroupInt8Row>(a) : embedding_rows<Int8Row>(a);
     } else {
-        embedding_rows<Int4Row>(a);
+        a.word_half_scale ? embedding_rows<GroupInt4Row>(a) : embedding_rows<Int4Row>(a);
     }
 }
 

@@ -1,16 +1,25 @@
 // Sum of word, position and token-type embeddings: the definition.
 #include "../args.h"
+#include "../half.h"
 
 namespace approxrt {
 namespace {
 
 float word_at(const EmbeddingArgs& a, int64_t id, int32_t i) {
     if (a.word) return a.word[id * a.width + i];
-    if (a.word_q) return static_cast<float>(a.word_q[id * a.width + i]) * a.word_scale[id];
     const int64_t row_bytes = (a.width + 1) / 2, groups = (a.width + kGroupWeights - 1) / kGroupWeights;
+    const int64_t group = id * groups + i / kGroupWeights;
+    if (a.word_q) {
+        const auto q = static_cast<float>(a.word_q[id * a.width + i]);
+        return q * (a.word_half_scale ? float_from_half(a.word_half_scale[group]) : a.word_scale[id]);
+    }
     const int byte = a.word_q4[id * row_bytes + i / 2];
-    const int q4 = (i % 2 ? byte >> 4 : byte & 15) - 8;
-    return static_cast<float>(a.word_group_scale[id * groups + i / kGroupWeights] * q4) * a.word_scale[id];
+    const int nibble = i % 2 ? byte >> 4 : byte & 15;
+    if (a.word_half_scale)
+        return static_cast<float>(nibble) * float_from_half(a.word_half_scale[group]) +
+               float_from_half(a.word_half_offset[group]);
+    const int q4 = nibble - 8;
+    return static_cast<float>(a.word_group_scale[group] * q4) * a.word_scale[id];
 }
 
 }  // namespace

@@ -49,6 +49,7 @@ inline void store_i8(int8_t* p, Vec a) {
 inline Vec load_f16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
+inline float half_at(const uint16_t* p) { return _cvtsh_ss(*p); }
 inline void store_f16(uint16_t* p, Vec a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -40,6 +40,7 @@ inline void store_i8(int8_t* p, Vec a) {
 inline Vec load_f16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+inline float half_at(const uint16_t* p) { return _cvtsh_ss(*p); }
 inline void store_f16(uint16_t* p, Vec a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -62,7 +62,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 LIMIT = 0.03
 
 
-@pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s8", "s4", "bsr_s4"])
+@pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g8"])
 def test_every_kind(kind: str) -> None:
     weights = build(kind, count=1)
     want = DecoderReference(weights.decoder_spec, weights.tensors).next_logits(PROMPT)
@@ -80,7 +80,7 @@ def test_every_kind(kind: str) -> None:
     assert distance(engine.prefill(engine.cache(18), PROMPT), cpu.prefill(cpu.cache(18), PROMPT)) <= limit
     kernels = {name: info["kernel"] for name, info in engine.info()["kernels"].items()}
     assert kernels["layers.0.attention.query+layers.0.attention.key+layers.0.attention.value"] == {
-        "f32": "gemm_f32", "s4": "gemm_int4",
+        "f32": "gemm_f32", "s4": "gemm_int4", "g4": "gemm_f32", "g8": "gemm_f32",
     }.get(kind, "gemm_int8")  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+// The order in which a GEMM of group-scaled weights visits its register blocks: strips outside, so that a strip's
+// weights (15 KB of int4 for 1,536 inputs) stay in L1 while panels stream by; and what follows a block's sums.
+//
+// Nibbles are unpacked in registers anew for every block of tokens: 12 instructions a group, which go to pipes that
+// products leave idle. Bytes kept in memory would cost twice the loads instead.
+#pragma once
+
+#include "../args.h"
+#include "../decoder_args.h"
+#include "epilogue.h"
+#include "with_rows.h"
+
+namespace approxrt {
+namespace {
+
+// One strip and the tokens of one block.
+struct GroupsBlock {
+    const uint8_t* w;  // of the strip's first group
+    const char* x;     // the block's first token in the panel's first group
+    int32_t groups;
+    int32_t mr;   // of the panel
+    float* sums;  // [rows][16], written
+};
+
+// The two formats: tile(w, c) and, of what follows the weights, scales and offsets.
+struct G4 {
+    static constexpr int kBits = 4, kBytes = kG4BlockBytes, kScales = 256;
+};
+struct G8 {
+    static constexpr int kBits = 8, kBytes = kG8BlockBytes, kScales = 512;
+};
+
+// y <- act(sums * s_t + bias) (+ residual) of tokens row .. row + rows - 1.
+[[maybe_unused]] __attribute__((noinline)) void finish_groups(const GemmGroupsArgs& a, int32_t row, int32_t rows,
+                                                              int32_t strip, const float* sums) {
+    constexpr int W = Vec::kWidth;
+    const int64_t column = static_cast<int64_t>(strip) * kTileN, behind = strip - a.strip_begin;
+    float* out = a.y + behind * a.y_strip;
+    const float* residual = a.residual ? a.residual + behind * kTileN : nullptr;
+    with_act(a.act, [&](auto act) {
+        for (int32_t r = 0; r < rows; ++r) {
+            const int64_t t = row + r;
+            const Vec s = broadcast(a.act_scales + t);
+            for (int o = 0; o < kTileN; o += W) {
+                Vec y = act(fma(load(sums + r * kTileN + o), s, load(a.w->bias + column + o)));
+                if (residual) y = add(y, load(residual + t * a.ldr + o));
+                store(out + t * a.ldy + o, y);
+            }
+        }
+    });
+}
+
+// Blocks of at most kRows tokens, by Rows<tokens>::run(GroupsBlock).
+template <int kRows, template <int> class Rows>
+inline void gemm_groups_blocks(const GemmGroupsArgs& a) {
+    const size_t panel_bytes = GroupPanels{a.mr}.panel_bytes(a.w->k);
+    alignas(64) float sums[kRows * kTileN];
+    for (int32_t g = a.strip_begin; g < a.strip_end; ++g) {
+        const uint8_t* w = a.w->blocks + g * a.w->groups * a.w->block_bytes();
+        const char* panel = static_cast<const char*>(a.panels);
+        for (int32_t first = 0; first < a.rows; first += a.mr, panel += panel_bytes) {
+            const int32_t end = a.rows - first < a.mr ? a.rows - first : a.mr;
+            for (int32_t r = 0; r < end; r += kRows) {
+                const int32_t rows = end - r < kRows ? end - r : kRows;
+                with_rows<kRows, Rows>(rows, GroupsBlock{w, panel + r * kTileK, a.w->groups, a.mr, sums});
+                finish_groups(a, first + r, rows, g, sums);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace approxrt

@@ -1,0 +1,135 @@
+// Register blocks of the GEMM of group-scaled weights in zmm: up to 12 tokens x 16 outputs. Included only by
+// *_avx512*.cpp.
+//
+//   acc[t]  = sum over 8 tiles of q . a        8 dot products a token, exact integers
+//   sum[t] += float(acc << k) * d              a shift, a conversion and two multiply-adds a token and group
+//   sum[t] += float(2^k sum of a) * m
+//
+// q, unsigned, is the register operand and a, signed, a broadcast from memory. Registers: 12 acc, 12 sums, two tiles of
+// q, d and m. Of a group's instructions those that multiply are 8 + 2 a token and share two pipes; shift, conversion
+// and unpacking go to the others: 8 / 10 of the speed of a plain int8 product is the limit, and reached.
+#pragma once
+
+#include "vec_avx512.h"
+
+#include "gemm_groups_blocks.h"
+
+namespace approxrt {
+namespace {
+
+constexpr int kGroupsRows = 12;
+
+// Tile c of a group, 0 .. 7.
+inline __attribute__((always_inline)) __m512i tile_of(const uint8_t* w, int c, G4) {
+    const __m512i both = _mm512_load_si512(w + 64 * (c / 2));
+    return _mm512_and_si512(c % 2 ? _mm512_srli_epi16(both, 4) : both, _mm512_set1_epi8(15));
+}
+inline __attribute__((always_inline)) __m512i tile_of(const uint8_t* w, int c, G8) {
+    return _mm512_loadu_si512(w + 64 * c);
+}
+
+// acc[t] = sum of q . a over a group. Level: dot(q, a, acc) for 4 inputs of a token.
+template <class Format, class Level, int T, int kMr>
+inline __attribute__((always_inline)) void group_products(const uint8_t* w, const char* x, __m512i (&acc)[T]) {
+    if constexpr (Format::kBits <= Level::kBits) {
+#pragma GCC unroll 12
+        for (int r = 0; r < T; ++r) acc[r] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int c = 0; c < 8; ++c) {
+            const __m512i q = tile_of(w, c, Format{});
+#pragma GCC unroll 12
+            for (int r = 0; r < T; ++r) Level::dot(q, x + (c * kMr + r) * kTileK, acc[r]);
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < T; ++r) acc[r] = Level::sums(acc[r]);
+    } else {
+        // q = 16 high + low, one after the other.
+        const __m512i low = _mm512_set1_epi8(15);
+        __m512i half[T];
+#pragma GCC unroll 12
+        for (int r = 0; r < T; ++r) half[r] = acc[r] = _mm512_setzero_si512();
+        for (int c = 0; c < 8; ++c) {
+            const __m512i q = _mm512_and_si512(_mm512_srli_epi16(tile_of(w, c, Format{}), 4), low);
+#pragma GCC unroll 12
+            for (int r = 0; r < T; ++r) Level::dot(q, x + (c * kMr + r) * kTileK, half[r]);
+        }
+        for (int c = 0; c < 8; ++c) {
+            const __m512i q = _mm512_and_si512(tile_of(w, c, Format{}), low);
+#pragma GCC unroll 12
+            for (int r = 0; r < T; ++r) Level::dot(q, x + (c * kMr + r) * kTileK, acc[r]);
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < T; ++r)
+            acc[r] = _mm512_add_epi32(_mm512_slli_epi32(Level::sums(half[r]), 4), Level::sums(acc[r]));
+    }
+}
+
+// kMr: the panels' tokens at compile time.
+template <class Format, class Level, int T, int kMr>
+inline void groups_block(const GroupsBlock& b) {
+    static_assert(T <= kGroupsRows && T <= kMr, "what registers hold");
+    const uint8_t* w = b.w;
+    const char* x = b.x;
+    __m512 sum[T];
+#pragma GCC unroll 12
+    for (int r = 0; r < T; ++r) sum[r] = _mm512_setzero_ps();
+    for (int32_t g = 0; g < b.groups; ++g, w += Format::kBytes, x += kMr * kGroupTokenBytes) {
+        __m512i acc[T];
+        group_products<Format, Level, T, kMr>(w, x, acc);
+        const auto* halves = reinterpret_cast<const __m256i*>(w + Format::kScales);
+        const __m512 d = _mm512_cvtph_ps(_mm256_load_si256(halves));
+        __m512 m;
+        if constexpr (Format::kBits == 4) {
+            m = _mm512_cvtph_ps(_mm256_load_si256(halves + 1));
+        } else {
+            m = _mm512_mul_ps(d, _mm512_set1_ps(-128.0f));
+        }
+        // Of the block's own tokens: x is 4 bytes a token further in these, too.
+        const auto* shifts = reinterpret_cast<const int32_t*>(x + kGroupWeights * kMr);
+        const auto* inputs = reinterpret_cast<const float*>(x + (kGroupWeights + 4) * kMr);
+#pragma GCC unroll 12
+        for (int r = 0; r < T; ++r) {
+            const __m512i shifted = _mm512_sllv_epi32(acc[r], _mm512_set1_epi32(shifts[r]));
+            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(shifted), d, sum[r]);
+            sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(inputs[r]), m, sum[r]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < T; ++r) _mm512_store_ps(b.sums + r * kTileN, sum[r]);
+}
+
+// kMr: of the level's own panels.
+template <class Level, int kMr>
+struct GroupsZmm {
+    static_assert(kMr > kGemvTokens, "mr tells whose panels these are");
+
+    template <class Format>
+    struct Of {
+        template <int T>
+        struct Panels {
+            static void run(const GroupsBlock& b) { groups_block<Format, Level, T, kMr>(b); }
+        };
+        template <int T>
+        struct Few {
+            static void run(const GroupsBlock& b) { groups_block<Format, Level, T, T>(b); }
+        };
+        static void run(const GemmGroupsArgs& a) {
+            if (a.mr == kMr) {
+                gemm_groups_blocks<kGroupsRows, Panels>(a);
+            } else {
+                gemm_groups_blocks<kGemvTokens, Few>(a);
+            }
+        }
+    };
+
+    static void run(const GemmGroupsArgs& a) {
+        if (a.w->bits == 4) {
+            Of<G4>::run(a);
+        } else {
+            Of<G8>::run(a);
+        }
+    }
+};
+
+}  // namespace
+}  // namespace approxrt

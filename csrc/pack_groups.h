@@ -1,0 +1,31 @@
+// Weights with float16 scales a group -> the layout of gemm_groups, which is one for all levels.
+#pragma once
+
+#include <cstdint>
+
+#include "pack.h"
+
+namespace approxrt {
+
+// Of either format (args.h), owned. Scales and offsets are float16 bits [n, ceil(k / 32)].
+class GroupWeights {
+  public:
+    // q4 [n, ceil(k / 2)]: q in 0 .. 15, the even input in the low nibble.
+    static GroupWeights from_nibbles(int32_t n, int32_t k, const uint8_t* q4, const uint16_t* scale,
+                                     const uint16_t* offset, const float* bias);
+    // q [n, k] in -127 .. 127.
+    static GroupWeights from_bytes(int32_t n, int32_t k, const int8_t* q, const uint16_t* scale, const float* bias);
+
+    const PackedGroups& packed() const { return packed_; }
+    size_t bytes() const { return blocks_.size() + bias_.size(); }
+
+    static int64_t groups_of(int64_t k) { return round_up(k, kGroupWeights) / kGroupWeights; }
+
+  private:
+    GroupWeights(int32_t bits, int32_t n, int32_t k, const float* bias);
+
+    PackedGroups packed_{};
+    AlignedBuffer blocks_, bias_;
+};
+
+}  // namespace approxrt
