@@ -39,12 +39,19 @@ from approxrt.approx.quantize import quantize_model
 from approxrt.approx.rotate import can_rotate, rotate
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
-from approxrt.compression.lm_build import Builder, Cut, build_in_sequence, cut_without_statistics, with_int8_words
+from approxrt.compression.lm_build import (
+    Builder,
+    Cut,
+    build_in_sequence,
+    cut_without_statistics,
+    refitted,
+    with_int8_words,
+)
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.report import SLACK
 from approxrt.compression.work import Candidate, Work
 from approxrt.errors import DataError
-from approxrt.models.decoder import load_any_decoder
+from approxrt.models.decoder import is_gguf, load_any_decoder, load_decoder
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.threads import resolve_threads
 from approxrt.tasks.lm import engine_score, perplexity, read_text
@@ -87,7 +94,7 @@ class LmCompression:
         self.progress, self.log = progress or (lambda share, text: None), log or (lambda text: None)
         self.started = time.monotonic()
         self.threads = resolve_threads(options.threads)
-        self.checkpoint = load_any_decoder(model)
+        self.checkpoint = load_decoder(model, None, True) if is_gguf(model) else load_any_decoder(model)
         self.spec, self.tensors = self.checkpoint.spec, dict(self.checkpoint.tensors)
         self.sequence = min(SEQUENCE, self.spec.max_positions)
         ids = token_ids(self.checkpoint.tokenizer_json, text_file(data))
@@ -178,6 +185,10 @@ class LmCompression:
             if not self.work.candidates():
                 self.say("int8")
                 self._add(InMemory(*quantize_model(spec, tensors, 8)), {"plan": "int8, rounded to nearest"})
+            if self.checkpoint.grouped and len(self.work.candidates()) == 1:
+                # What rounding made of a file with grids of its own cannot be closer to it than those.
+                kept = quantize_model(self.spec, self.tensors, 5, grouped=self.checkpoint.grouped)
+                self._add(InMemory(*kept), {"plan": "int4 and int8 as in the file"})
             state = self.work.load_state()
             if state is None and self.left() > 0:
                 state = self._search(spec, tensors)
@@ -218,7 +229,7 @@ class LmCompression:
             self.say("rounding in sequence")
             batch = calibration(self.calibrating, ROUNDING_SEQUENCES, self.sequence)
             cut = builder.cut(best)
-            built = build_in_sequence(cut.spec, cut.tensors, cut.masks, best, batch, self.say)
+            built = build_in_sequence(cut.spec, refitted(cut), cut.masks, best, batch, self.say)
             self._add(built, {"plan": best.to_json(), "trained": 0, "rounded": "in sequence"})
         if not trains or not tries:
             return None
@@ -350,13 +361,7 @@ class LmCompression:
 
     def _start(self, cut: Cut, plan: Plan) -> dict[str, Any]:
         """The state of a training that has not begun."""
-        from approxrt.approx.decoder_round import refit_kept
-
-        weights = {name: array for name, array in cut.tensors.items() if name.startswith("layers.")}
-        for name, mask in cut.masks.items():
-            found = cut.stats[name]
-            weights[f"{name}.weight"], more = refit_kept(weights[f"{name}.weight"], mask, found.moments, found.mean)
-            weights[f"{name}.bias"] = weights[f"{name}.bias"] + more
+        weights = {name: array for name, array in refitted(cut).items() if name.startswith("layers.")}
         return {
             "plan": plan.to_json(),
             "masks": {name: torch.from_numpy(mask) for name, mask in cut.masks.items()},
