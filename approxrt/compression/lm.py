@@ -325,7 +325,7 @@ class LmCompression:
         """By what was learnt: the least loss within the target, or the least time within `allowed` nats."""
         target = self._target()
         if target is not None:
-            factor = tries[-1]["cost"] / tries[-1]["predicted_cost"] if tries else 1.0
+            factor = tries[-1]["cost"] / tries[-1]["predicted_cost"] if tries else self._first_factor(choices)
             return choices.within(lambda plan: getattr(plan, self.cost) * factor <= target, self.cost, cheapest=True)
         scale = tries[-1]["scale"] if tries else FIRST_SCALE
         return choices.within(lambda plan: scale * plan.loss <= allowed, self.cost)
@@ -337,7 +337,18 @@ class LmCompression:
         scale = max(0.1, loss / plan.loss) if plan.loss > 0 else FIRST_SCALE
         if self.cost == "bytes":
             return {"scale": scale, "cost": 1.0, "predicted_cost": 1.0, "loss": loss}
-        return {"scale": scale, "cost": candidate.ms / 1e3, "predicted_cost": plan.seconds, "loss": loss}
+        return {"scale": scale, "cost": self._seconds(candidate), "predicted_cost": plan.seconds, "loss": loss}
+
+    def _seconds(self, candidate: Candidate) -> float:
+        """A token's, as they would have been beside the baseline: the machine's own speed drifts."""
+        return float(self.baseline()["ms"]) / 1e3 / candidate.speedup
+
+    def _first_factor(self, choices: Choices) -> float:
+        """Measured over predicted cost of int8, the first candidate."""
+        if self.cost == "bytes":
+            return 1.0
+        predicted = sum(options[0].seconds for options in choices.linears.values())
+        return self._seconds(self.work.candidates()[0]) / predicted
 
     def _good_enough(self, candidate: Candidate, learnt: dict[str, float]) -> bool:
         target = self._target()
