@@ -17,7 +17,7 @@ import approxrt
 from approxrt.analysis import decoder_latency
 from approxrt.artifact.reader import read_artifact
 from approxrt.cli.main import app
-from approxrt.compression import lm
+from approxrt.compression import lm, lm_search, lm_train
 from approxrt.compression.report import Report
 from approxrt.errors import DataError, InputError
 from approxrt.runtime.decoder_reference import DecoderReference
@@ -71,7 +71,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def latency(spec: Any, kinds: Any, *args: Any, **more: Any) -> decoder_latency.DecoderLatency:
         return decoder_latency.DecoderLatency(dict.fromkeys(kinds, 1e-9), {k: 1e-5 for k in kinds if not k.sparse})
 
-    monkeypatch.setattr(lm, "measure_latency", latency)
+    monkeypatch.setattr(lm_search, "measure_latency", latency)
 
 
 def compress(checkpoint: Path, data: Path, out: Path, **options: Any) -> Report:
@@ -131,7 +131,7 @@ def test_what_cannot_be_had_is_refused(checkpoint: Path, data: Path, tmp_path: P
 def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in training: the same command takes the next step, and makes no candidate twice."""
     wanted: dict[str, Any] = {"objective": "size", "shrink": 5.5, "max_drop": 0.001, "epochs": 4.0, "save_seconds": 0.0}
-    original, steps = lm.DecoderRecovery.advance, list[int]()
+    original, steps = lm_train.DecoderRecovery.advance, list[int]()
 
     def stopped(self: Any, done: float) -> float:
         if len(steps) == 6:
@@ -139,7 +139,7 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
         steps.append(self.step)
         return original(self, done)
 
-    monkeypatch.setattr(lm.DecoderRecovery, "advance", stopped)
+    monkeypatch.setattr(lm_train.DecoderRecovery, "advance", stopped)
     with pytest.raises(KeyboardInterrupt):
         compress(checkpoint, data, tmp_path / "a", **wanted)
     before = read_candidates(tmp_path / "a.work")
@@ -150,8 +150,8 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
         resumed.append(self.step)
         return original(self, done)
 
-    monkeypatch.setattr(lm.DecoderRecovery, "advance", counted)
-    monkeypatch.setattr(lm, "statistics", None)  # the search is not done again
+    monkeypatch.setattr(lm_train.DecoderRecovery, "advance", counted)
+    monkeypatch.setattr(lm_search, "statistics", None)  # the search is not done again
     report = compress(checkpoint, data, tmp_path / "a", **wanted)
     assert resumed[0] == 6 and resumed == list(range(6, resumed[-1] + 1))
     after = read_candidates(tmp_path / "a.work")
