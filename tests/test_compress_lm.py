@@ -11,11 +11,13 @@ import pytest
 import torch
 from decoders import build_decoder
 from families import CORPUS
+from typer.testing import CliRunner
 
 import approxrt
 from approxrt.analysis import decoder_latency
 from approxrt.artifact.reader import read_artifact
-from approxrt.compression import lm
+from approxrt.cli.main import app
+from approxrt.compression import lm, lm_search, lm_train
 from approxrt.compression.report import Report
 from approxrt.errors import DataError, InputError
 from approxrt.runtime.decoder_reference import DecoderReference
@@ -69,7 +71,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def latency(spec: Any, kinds: Any, *args: Any, **more: Any) -> decoder_latency.DecoderLatency:
         return decoder_latency.DecoderLatency(dict.fromkeys(kinds, 1e-9), {k: 1e-5 for k in kinds if not k.sparse})
 
-    monkeypatch.setattr(lm, "measure_latency", latency)
+    monkeypatch.setattr(lm_search, "measure_latency", latency)
 
 
 def compress(checkpoint: Path, data: Path, out: Path, **options: Any) -> Report:
@@ -124,3 +126,81 @@ def test_what_cannot_be_had_is_refused(checkpoint: Path, data: Path, tmp_path: P
     with pytest.raises(DataError, match="tokens"):
         compress(checkpoint, tmp_path / "short.txt", tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in training: the same command takes the next step, and makes no candidate twice."""
+    wanted: dict[str, Any] = {"objective": "size", "shrink": 5.5, "max_drop": 0.001, "epochs": 4.0, "save_seconds": 0.0}
+    original, steps = lm_train.DecoderRecovery.advance, list[int]()
+
+    def stopped(self: Any, done: float) -> float:
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        steps.append(self.step)
+        return original(self, done)
+
+    monkeypatch.setattr(lm_train.DecoderRecovery, "advance", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress(checkpoint, data, tmp_path / "a", **wanted)
+    before = read_candidates(tmp_path / "a.work")
+    assert len(before) > 2 and not (tmp_path / "a").exists()
+    resumed = list[int]()
+
+    def counted(self: Any, done: float) -> float:
+        resumed.append(self.step)
+        return original(self, done)
+
+    monkeypatch.setattr(lm_train.DecoderRecovery, "advance", counted)
+    monkeypatch.setattr(lm_search, "statistics", None)  # the search is not done again
+    report = compress(checkpoint, data, tmp_path / "a", **wanted)
+    assert resumed[0] == 6 and resumed == list(range(6, resumed[-1] + 1))
+    after = read_candidates(tmp_path / "a.work")
+    assert after[: len(before)] == before and 0 < after[-1]["about"]["trained"] <= resumed[-1] + 1
+    assert (tmp_path / "a" / "config.json").exists() and report.seconds > 0
+    with pytest.raises(InputError, match="another unfinished run"):
+        compress(checkpoint, data, tmp_path / "a", overwrite=True, **{**wanted, "shrink": 5.0})
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_the_end_of_the_budget_ends_with_the_best_so_far(
+    checkpoint: Path, data: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock jumps once `at` candidates are there: nothing new is begun, and the command's answer is as always."""
+    monkeypatch.setattr(lm.LmCompression, "elapsed", lambda self: 1.0 if len(self.work.candidates()) < at else 1e6)
+    wanted = [
+        "--objective",
+        "size",
+        "--shrink",
+        "7",
+        "--max-drop",
+        "0.1%",
+        "--epochs",
+        "1",
+        "--keep-work",
+        "--threads",
+        "1",
+        "--json",
+    ]
+    paths = [str(checkpoint), "--task", "lm", "--data", str(data), "--out", str(tmp_path / "a")]
+    result = CliRunner().invoke(app, ["compress", *paths, *wanted])
+    document = json.loads(result.stdout)
+    assert len(read_candidates(tmp_path / "a.work")) == at
+    assert result.exit_code == 1 and not document["met"] and document["shortfalls"]
+    chosen = min(document["pareto"], key=lambda c: abs(c["drop"] - document["chosen"]["drop"]))
+    assert chosen["bytes"] == document["chosen"]["bytes"]
+    assert approxrt.load(tmp_path / "a").generate("the", max_new_tokens=2)
+
+
+def test_one_shot_does_not_train(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    report = compress(checkpoint, data, tmp_path / "a", max_drop=0.1, recipe="one-shot", budget=30.0)
+    assert not any(c["about"].get("trained") for c in read_candidates(tmp_path / "a.work"))
+    assert report.met and report.chosen["drop"] <= 0.1
+    assert any("rounded" in c["about"] for c in read_candidates(tmp_path / "a.work"))
+
+
+def test_layer_norms_are_not_rotated(data: Path, tmp_path: Path) -> None:
+    """A GPT-2, whose head is the word table: its blocks have options all the same."""
+    folder = build_decoder("gpt2", tmp_path / "checkpoint", positions=64)
+    report = compress(folder, data, tmp_path / "a", max_drop=0.3, recipe="one-shot")
+    assert any("not rotated" in note for note in report.notes)
+    assert len(read_candidates(tmp_path / "a.work")) > 1

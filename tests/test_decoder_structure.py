@@ -33,7 +33,7 @@ from approxrt.analysis.decoder_options import (
 )
 from approxrt.analysis.decoder_removal import DecoderElement, elements_of, measure_removals
 from approxrt.approx.decoder_recover import DecoderRecovery, DecoderRecoveryOptions, on_grid
-from approxrt.approx.decoder_round import refit_kept, statistics
+from approxrt.approx.decoder_round import Statistics, refit_kept, statistics
 from approxrt.approx.decoder_structure import kept_groups, remove, unit_groups
 from approxrt.approx.rotate import rotate
 from approxrt.approx.structure import Structure
@@ -114,12 +114,13 @@ def test_removed_inputs_leave_their_mean_and_the_rest_adjusts() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4000, 6)) @ rng.standard_normal((6, 20)) + rng.standard_normal(20)
     weight = rng.standard_normal((8, 20)).astype(np.float32)
-    kept = np.arange(20) < 14
-    new, bias = refit_kept(weight, kept, x.T @ x / len(x), x.mean(0), ridge=1e-6)
+    kept, moments = np.arange(20) < 14, x.T @ x / len(x)
+    stats = Statistics(0.25 * moments, moments, x.mean(0), 0.25)
+    new, bias = refit_kept(weight, kept, stats, ridge=1e-6)
     assert not new[:, ~kept].any()
     # Six directions: the fourteen inputs that stay hold all that the others knew.
     np.testing.assert_allclose(x @ new.T + bias, x @ weight.T, atol=2e-2 * np.abs(x @ weight.T).max())
-    nothing, bias = refit_kept(weight, np.zeros((1, 5), bool), x.T @ x / len(x), x.mean(0))
+    nothing, bias = refit_kept(weight, np.zeros((1, 5), bool), stats)
     assert not nothing.any()
     np.testing.assert_allclose(bias, weight @ x.mean(0), rtol=1e-5, atol=1e-5)
 
@@ -273,7 +274,8 @@ def test_latency_is_measured_for_every_kind() -> None:
 
 def test_the_student_computes_what_the_artifact_will() -> None:
     spec, tensors = model("rotated")
-    bits = {name: 4 if "ffn" in name else 8 for name, _ in spec.linears()}
+    widths = {"ffn.up": 4, "ffn.down": 4, "ffn.gate": 5, "attention.value": 5}
+    bits = {name: widths.get(name.split(".", 2)[-1], 8) for name, _ in spec.linears()}
     rng = np.random.default_rng(0)
     masks = {
         f"layers.{i}.{name}": rng.random(shape) < 0.6
@@ -296,12 +298,12 @@ def test_the_student_computes_what_the_artifact_will() -> None:
     weights = recovery.weights()
     for name, mask in masks.items():
         assert not weights[f"{name}.weight"][np.repeat(np.repeat(~mask, 16, 0), 4, 1)].any()
-    recovery._steps = {}
+    recovery._steps, recovery._lines = {}, {}
     with torch.no_grad():
         got = recovery.logits(pieces(1)).numpy()[0]
     rest = {name: array for name, array in tensors.items() if not name.startswith("layers.")}
     built = with_int8_words(*on_grid(spec, rest | weights, masks, bits))
-    assert {linear.kind for _, linear in built.decoder_spec.linears()} == {"s8", "s4", "bsr_s8", "bsr_s4"}
+    assert {linear.kind for _, linear in built.decoder_spec.linears()} == {"s8", "s4", "g4", "bsr_s8", "bsr_s4"}
     want = DecoderReference(built.decoder_spec, built.tensors).next_logits(pieces(1)[0].tolist())
     np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
     # A state that is put back takes the same next step.

@@ -112,7 +112,7 @@ def random_decoder(spec: DecoderSpec, kind: Kind, head: Kind) -> InMemory:
     kinds, parts = {}, {}
     for name, linear in spec.linears():
         chosen = head if name == "head.out" else kind
-        kinds[name] = ("bsr_" if chosen.sparse else "") + f"s{chosen.bits}"
+        kinds[name] = "g4" if chosen.bits == 5 else ("bsr_" if chosen.sparse else "") + f"s{chosen.bits}"
         for part, array in _random_linear(linear.out_features, linear.in_features, chosen, rng).items():
             parts[f"{name}.{part}"] = array
     spec = dataclasses.replace(spec.with_linear_kinds(kinds), embedding_kind="s8")  # type: ignore[arg-type]
@@ -127,6 +127,9 @@ def random_decoder(spec: DecoderSpec, kind: Kind, head: Kind) -> InMemory:
 
 
 def _random_linear(n: int, k: int, kind: Kind, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if kind.bits == 5:
+        halves = np.full((2, n, -(-k // GROUP_WEIGHTS)), 1e-3, np.float16)
+        return {"q4": _nibbles((n, -(-k // 2)), k), "group_scale": halves[0], "group_offset": -halves[1]}
     out: dict[str, np.ndarray] = {"scale": np.full(n, 1e-3, np.float32)}
     if not kind.sparse:
         if kind.bits == 8:

@@ -31,15 +31,20 @@ PRICES = (1e-12, 1e12)
 
 @dataclass(frozen=True)
 class Kind:
-    """Bits of a weight, and the share of a linear's tiles that stay: below 1 it is stored by tiles."""
+    """Bits of a weight, and the share of a linear's tiles that stay: below 1 it is stored by tiles.
+
+    5 bits stand for int4 with a float16 scale and offset for 32 weights, as in `approxrt.approx.quantize.BITS`.
+    """
 
     bits: int
     density: float = 1.0
 
     @property
     def name(self) -> str:
-        """As in "int8", "int4@50%"."""
-        return f"int{self.bits}" + ("" if self.density >= 1 else f"@{100 * self.density:g}%")
+        """As in "int8", "g4", "int4@50%"."""
+        return ("g4" if self.bits == 5 else f"int{self.bits}") + (
+            "" if self.density >= 1 else f"@{100 * self.density:g}%"
+        )
 
     @property
     def sparse(self) -> bool:
@@ -47,6 +52,8 @@ class Kind:
 
     def bytes(self, n: int, k: int) -> int:
         """Of a linear with n outputs and k inputs in the artifact."""
+        if self.bits == 5:
+            return n * (-(-k // 2) + 4 * -(-k // GROUP_WEIGHTS)) + 4 * n
         if not self.sparse:
             weights = n * k if self.bits == 8 else n * (-(-k // 2) + -(-k // GROUP_WEIGHTS))
             return weights + 8 * n
@@ -56,7 +63,7 @@ class Kind:
 
 
 # Every kind that a plan may choose from. A new one needs a line here and its rounding in `approxrt.approx.gptq`.
-KINDS = (Kind(8), Kind(4), Kind(8, 0.75), Kind(8, 0.5), Kind(4, 0.75), Kind(4, 0.5))
+KINDS = (Kind(8), Kind(5), Kind(4), Kind(8, 0.75), Kind(8, 0.5), Kind(4, 0.75), Kind(4, 0.5))
 INT8 = KINDS[0]
 
 

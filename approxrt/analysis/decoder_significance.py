@@ -74,7 +74,7 @@ def _analyze(
 ) -> dict[str, Any]:
     from approxrt.analysis.decoder_removal import elements_of, measure_removals
     from approxrt.approx.decoder_round import calibration, statistics
-    from approxrt.compression.lm import split, text_file, token_ids
+    from approxrt.compression.lm_text import split, text_file, token_ids
     from approxrt.models.decoder import load_any_decoder
 
     started = time.monotonic()

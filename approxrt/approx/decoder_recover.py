@@ -24,10 +24,11 @@ from torch.nn import functional
 
 from approxrt.approx.bsr import expand_mask
 from approxrt.approx.fake_quantize import REFRESH, int4_steps, quantize_activations, quantize_weight4, quantize_weight8
+from approxrt.approx.groups import quantize_groups4
 from approxrt.approx.quantize import dequantize, quantize_linear, quantize_rows
 from approxrt.approx.torch_decoder import TorchDecoder
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.spec import LinearKind
+from approxrt.artifact.spec import GROUP_WEIGHTS, LinearKind
 from approxrt.errors import TrainingError
 
 TOP = 64
@@ -62,7 +63,7 @@ class DecoderRecovery:
 
     spec, tensors  all-f32 decoder as the plan cuts and refits it
     masks          of tiles, by linear
-    bits           8 or 4 by linear; what it does not name computes in float
+    bits           8, 5 or 4 by linear; what it does not name computes in float
     pieces         i64[sequences, tokens] to learn from
     """
 
@@ -82,6 +83,7 @@ class DecoderRecovery:
         self.step, self.loss = 0, math.nan
         self._taught: dict[int, Taught] = {}
         self._steps: dict[str, Tensor] = {}
+        self._lines: dict[str, tuple[Tensor, Tensor]] = {}
         self.model = TorchDecoder(spec, tensors)
         weights = self.model.weights
         q, scale = quantize_rows(weights["embeddings.word.weight"].numpy())
@@ -139,7 +141,7 @@ class DecoderRecovery:
         self._mask_weights()
         self.step += 1
         if self.step % REFRESH == 0:
-            self._steps = {}
+            self._steps, self._lines = {}, {}
         return total
 
     def _schedule(self, done: float) -> float:
@@ -186,6 +188,10 @@ class DecoderRecovery:
                 steps = int4_steps(weight.detach().numpy(), self.masks.get(name))
                 self._steps[name] = torch.from_numpy(steps)
             x, weight = quantize_activations(x), quantize_weight4(weight, self._steps[name])
+        elif width == 5:
+            if name not in self._lines:
+                self._lines[name] = group_lines(weight.detach().numpy())
+            x, weight = quantize_activations(x), _on_lines(weight, *self._lines[name])
         return functional.linear(x, weight, bias)
 
     def _mask_weights(self) -> None:
@@ -213,7 +219,25 @@ class DecoderRecovery:
             for name, value in state["weights"].items():
                 self.trained[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self._steps = state["step"], {}
+        self.step, self._steps, self._lines = state["step"], {}, {}
+
+
+def group_lines(weight: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(scale, offset) f32[n, k] of each weight of f32[n, k] in kind g4 (`approxrt.approx.groups`)."""
+    parts = quantize_groups4(weight)
+    scale, offset = (
+        np.repeat(parts[part].astype(np.float32), GROUP_WEIGHTS, axis=1)[:, : weight.shape[1]]
+        for part in ("group_scale", "group_offset")
+    )
+    return torch.from_numpy(np.ascontiguousarray(scale)), torch.from_numpy(np.ascontiguousarray(offset))
+
+
+def _on_lines(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """f32[n, k] at the nearest of the sixteen points of its group's line; the gradient passes as if it were not."""
+    with torch.no_grad():
+        q = torch.round((weight - offset) / torch.where(scale == 0, 1.0, scale)).clamp_(0, 15)
+        change = q * scale + offset - weight
+    return weight + change
 
 
 def on_grid(

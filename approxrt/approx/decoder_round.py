@@ -37,12 +37,14 @@ class Statistics:
 
     weighted  E[g^2 x x^T] f32[K, K]
     moments   E[x x^T] f32[K, K]; linears that read the same inputs share the array
-    mean      E[x] f32[K]
+    mean      E[g^2 x] / E[g^2] f32[K]: the constant that stands for x at the least loss
+    weight    E[g^2]
     """
 
     weighted: np.ndarray
     moments: np.ndarray
     mean: np.ndarray
+    weight: float
 
 
 def calibration(ids: list[int], sequences: int, tokens: int) -> torch.Tensor:
@@ -66,8 +68,8 @@ def statistics(
     enough   asked after each sequence: true when the time for this is over
     """
     model = TorchDecoder(spec, tensors)
-    weighted: dict[str, torch.Tensor] = {}
-    inputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # moments and sums
+    weighted: dict[str, tuple[torch.Tensor, ...]] = {}  # sums of g^2 x x^T, of g^2 x, of g^2
+    inputs: dict[str, tuple[torch.Tensor, ...]] = {}  # of x x^T
     last: list[Any] = [None, None, ""]  # inputs, as the engine reads them, the linear that read them first
     readers: dict[str, str] = {}
 
@@ -76,15 +78,13 @@ def statistics(
         if last[0] is not x:
             flat = quantize_dequantize(x.detach()).reshape(-1, x.shape[-1])
             last[:] = [x, flat, name]
-            _sum_up(inputs, name, (flat.T @ flat, flat.sum(0)))
+            _sum_up(inputs, name, (flat.T @ flat,))
         readers[name], flat = last[2], last[1]
 
         def add(gradient: torch.Tensor) -> None:
-            rows = flat * gradient.reshape(-1, gradient.shape[-1]).square().mean(1, keepdim=True).sqrt()
-            if name in weighted:
-                weighted[name].addmm_(rows.T, rows)
-            else:
-                weighted[name] = rows.T @ rows
+            squares = gradient.reshape(-1, gradient.shape[-1]).square().mean(1, keepdim=True)
+            rows = flat * squares.sqrt()
+            _sum_up(weighted, name, (rows.T @ rows, (flat * squares).sum(0), squares.sum()))
 
         y.register_hook(add)
         return y
@@ -101,16 +101,19 @@ def statistics(
             progress(f"statistics {i + 1} of {len(batch)}")
         if enough is not None and enough():
             break
-    shared = {name: (moments / count, total / count) for name, (moments, total) in inputs.items()}
+    moments = {name: (total[0] / count).numpy() for name, total in inputs.items()}
     return {
-        name: Statistics((weighted[name] / count).numpy(), *(part.numpy() for part in shared[readers[name]]))
-        for name in weighted
+        name: Statistics(
+            (products / count).numpy(),
+            moments[readers[name]],
+            (sums / squares.clamp(min=1e-38)).numpy(),
+            float(squares) / count,
+        )
+        for name, (products, sums, squares) in weighted.items()
     }
 
 
-def _sum_up(
-    sums: dict[str, tuple[torch.Tensor, torch.Tensor]], name: str, new: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def _sum_up(sums: dict[str, tuple[torch.Tensor, ...]], name: str, new: tuple[torch.Tensor, ...]) -> None:
     if name in sums:
         for total, part in zip(sums[name], new, strict=True):
             total += part
@@ -124,18 +127,20 @@ def predicted_loss(change: np.ndarray, stats: Statistics) -> float:
 
 
 def refit_kept(
-    weight: np.ndarray, kept: np.ndarray, moments: np.ndarray, mean: np.ndarray, ridge: float = RIDGE
+    weight: np.ndarray, kept: np.ndarray, stats: Statistics, ridge: float = RIDGE
 ) -> tuple[np.ndarray, np.ndarray]:
     """(weight f32[N, K], what its bias gains f32[N]) of a linear that keeps some of its weights; the others are 0.
 
-    kept     bool[strips, columns] of tiles, or bool[K] of inputs
-    moments  E[x x^T] f32[K, K], `mean` E[x] f32[K]
+    What is made least is the predicted loss: without the gradients' weights, the few tokens with activations far over
+    all others would decide, and the loss hardly depends on them.
+
+    kept   bool[strips, columns] of tiles, or bool[K] of inputs
     """
     n, k = weight.shape
     found = Moments()
-    whole, x = torch.from_numpy(np.asarray(weight, np.float64)), torch.from_numpy(np.asarray(mean, np.float64))
+    whole, x = torch.from_numpy(np.asarray(weight, np.float64)), torch.from_numpy(np.asarray(stats.mean, np.float64))
     found.count, found.x, found.y = 1, x, whole @ x
-    found.xx = torch.from_numpy(np.asarray(moments, np.float64))
+    found.xx = torch.from_numpy(np.asarray(stats.weighted, np.float64) / max(stats.weight, 1e-300))
     found.yx = whole @ found.xx
     if kept.ndim == 2:
         return solve(weight, kept, found, ridge)
@@ -158,14 +163,13 @@ def round_decoder(
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
     """(spec, tensors) with the linears of `bits` (8, 5 or 4 by name) rounded; the word table stays as it is.
 
-    masks   tiles to keep, by linear (`approxrt.approx.prune`); what stays is refitted first
+    masks   tiles to keep, by linear (`approxrt.approx.prune`)
     """
     model = TorchDecoder(spec, tensors)
     out = dict(tensors)
     kinds: dict[str, LinearKind] = {}
-    # Query, key and value read the same inputs, and so do gate and up: (inputs, as the engine reads them, their
-    # moments and mean).
-    last: tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray] | None = None
+    # Query, key and value read the same inputs, and so do gate and up: (inputs, as the engine reads them, moments).
+    last: tuple[torch.Tensor, torch.Tensor, np.ndarray] | None = None
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         nonlocal last
@@ -174,13 +178,9 @@ def round_decoder(
         if last is None or last[0] is not x:
             read = quantize_dequantize(x)
             flat = read.reshape(-1, x.shape[-1])
-            last = (x, read, (flat.T @ flat / len(flat)).numpy(), flat.mean(0).numpy())
-        _, read, moments, mean = last
+            last = (x, read, (flat.T @ flat / len(flat)).numpy())
+        _, read, moments = last
         weight, mask = out.pop(f"{name}.weight"), (masks or {}).get(name)
-        if mask is not None:
-            weight, more = refit_kept(weight, mask, moments, mean)
-            out[f"{name}.bias"] = out[f"{name}.bias"] + more
-            model.weights[f"{name}.bias"] = torch.from_numpy(out[f"{name}.bias"])
         rounded, kinds[name], parts = round_weights(weight, mask, moments, bits[name])
         out.update({f"{name}.{part}": array for part, array in parts.items()})
         model.weights[f"{name}.weight"] = torch.from_numpy(rounded)

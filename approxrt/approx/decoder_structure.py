@@ -105,10 +105,10 @@ def remove(
         found = stats[name]
         kept = np.zeros(len(found.mean), bool)
         kept[indices] = True
-        out[f"{name}.weight"], more = refit_kept(tensors[f"{name}.weight"], kept, found.moments, found.mean)
+        out[f"{name}.weight"], more = refit_kept(tensors[f"{name}.weight"], kept, found)
         out[f"{name}.bias"] = tensors[f"{name}.bias"] + more
         square = np.ix_(indices, indices)
-        left[name] = Statistics(found.weighted[square], found.moments[square], found.mean[indices])
+        left[name] = Statistics(found.weighted[square], found.moments[square], found.mean[indices], found.weight)
     for name, selection in chosen.items():
         value = selection.apply(out[name])
         if value is None:

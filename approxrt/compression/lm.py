@@ -27,46 +27,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from approxrt.analysis.decoder_latency import DecoderLatency, InMemory, decode_run, measure_latency, steps_of
-from approxrt.analysis.decoder_options import KINDS, Choices, Kind, Plan, block_options, with_measured_blocks
-from approxrt.analysis.decoder_removal import DecoderElement, measure_removals
+from approxrt.analysis.decoder_latency import InMemory, decode_run, steps_of
 from approxrt.analysis.latency import cpu_name
 from approxrt.analysis.workload import take_turns
 from approxrt.approx.build import folder_bytes
-from approxrt.approx.decoder_recover import DecoderRecovery, DecoderRecoveryOptions, on_grid
-from approxrt.approx.decoder_round import calibration, statistics
 from approxrt.approx.quantize import quantize_model
 from approxrt.approx.rotate import can_rotate, rotate
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
-from approxrt.compression.lm_build import Builder, Cut, build_in_sequence, cut_without_statistics, with_int8_words
+from approxrt.compression.lm_search import Search
+from approxrt.compression.lm_text import SEQUENCE, split, text_file, token_ids
+from approxrt.compression.lm_train import starting_state, train
 from approxrt.compression.options import CompressOptions
-from approxrt.compression.report import SLACK
 from approxrt.compression.work import Candidate, Work
-from approxrt.errors import DataError
-from approxrt.models.decoder import load_any_decoder
+from approxrt.models.decoder import is_gguf, load_any_decoder, load_decoder
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.threads import resolve_threads
-from approxrt.tasks.lm import engine_score, perplexity, read_text
-from approxrt.tasks.readers import TEXT_SUFFIXES, find_split
-from approxrt.training import has_bf16
+from approxrt.tasks.lm import engine_score, perplexity
 
 Progress = Callable[[float, str], None]
 
-SEQUENCE = 512  # tokens of a piece of text, and of a window of validation text
-STATISTICS_SEQUENCES, ROUNDING_SEQUENCES, REMOVAL_SEQUENCES = 8, 12, 2
-VALIDATION_TOKENS = 8192
 OWN_F32 = "approxrt-f32"
 # Shares of the budget that steps may take at most, where they have a choice.
-SHARES = {"statistics": 0.12, "removal": 0.08, "tiles": 0.2, "rounding": 0.12}
-TRIES_UNTIL = 0.45  # of the budget, where training follows
-TRIES = 3
-# Before anything is measured: what is really lost, as a share of what is predicted.
-FIRST_SCALE = 1.0
-# A plan that is trained may lose so many times what is allowed before.
-BEFORE_TRAINING = 3.0
-LEAST_STEPS = 8  # of training, to be worth it
-LOOKS = 3  # at validation, in training
+SHARES = {"statistics": 0.12, "removal": 0.08, "rounding": 0.12}
 TIMING_SECONDS = 3.0  # of a candidate beside float32
 
 
@@ -86,7 +69,7 @@ class LmCompression:
         self.progress, self.log = progress or (lambda share, text: None), log or (lambda text: None)
         self.started = time.monotonic()
         self.threads = resolve_threads(options.threads)
-        self.checkpoint = load_any_decoder(model)
+        self.checkpoint = load_decoder(model, None, True) if is_gguf(model) else load_any_decoder(model)
         self.spec, self.tensors = self.checkpoint.spec, dict(self.checkpoint.tensors)
         self.sequence = min(SEQUENCE, self.spec.max_positions)
         ids = token_ids(self.checkpoint.tokenizer_json, text_file(data))
@@ -98,11 +81,12 @@ class LmCompression:
             "tokens": [len(self.calibrating), len(self.validating)],
         }
         self.work = Work(out, identity)
-        self.spent = float((self.work.read("clock") or {"seconds": 0.0})["seconds"])
+        clock = self.work.read("clock") or {"seconds": 0.0, "check": 0.0}
+        self.spent = float(clock["seconds"])
         self.cost = "bytes" if options.objective == ("size",) else "seconds"
         self.allowed = math.log1p(options.max_drop)
         self.dense_engine = DecoderEngine(InMemory(self.spec, self.tensors), self.threads)
-        self.last_check = 0.0  # seconds that a candidate's building and checking took
+        self.last_check = float(clock["check"])  # seconds that checking a candidate took, at most
 
     # -- time -------------------------------------------------------------------
 
@@ -119,7 +103,7 @@ class LmCompression:
         left = max(0.0, self.options.budget - self.elapsed())
         self.progress(min(1.0, self.elapsed() / self.options.budget), f"{text} (at most {left / 60:.0f} min left)")
 
-    def _within(self, step: str) -> Callable[[], bool]:
+    def within_share(self, step: str) -> Callable[[], bool]:
         """A function that is true once the step's share of the budget is spent."""
         begun, share = self.elapsed(), SHARES[step] * self.options.budget
         return lambda: self.elapsed() - begun > share or self.left() < 0
@@ -132,7 +116,7 @@ class LmCompression:
         if known is not None:
             return dict(known)
         self.say("measuring the dense model")
-        metrics = self._metrics(self.dense_engine)
+        metrics = self.metrics(self.dense_engine)
         times = self._timed({OWN_F32: self.dense_engine})
         found = {
             "metrics": metrics,
@@ -145,14 +129,14 @@ class LmCompression:
         self.log(f"float32: perplexity {metrics['perplexity']:.3f}, {1e3 / found['ms']:.1f} tokens/s")
         return found
 
-    def _metrics(self, engine: DecoderEngine) -> dict[str, float]:
+    def metrics(self, engine: DecoderEngine) -> dict[str, float]:
         # Windows that do not overlap: half the work of the ones of `eval`, and the same tokens for every candidate.
         found = perplexity(engine_score(engine), self.validating, self.sequence, self.sequence)
         return {"perplexity": found["perplexity"]}
 
     def _timed(self, engines: dict[str, DecoderEngine]) -> dict[str, dict[str, float]]:
         """Milliseconds a token, one after the other, of engines in turns."""
-        times = take_turns({name: decode_run(engine) for name, engine in engines.items()}, TIMING_SECONDS)
+        times = take_turns({name: decode_run(engine) for name, engine in engines.items()}, TIMING_SECONDS, 3)
         steps = steps_of(self.spec)
         return {
             name: {key: value / steps if key.endswith("_ms") else value for key, value in time.items()}
@@ -163,6 +147,8 @@ class LmCompression:
 
     def run(self) -> list[Candidate]:
         """Candidates, in the order in which they were made; at least one."""
+        if self.work.read("done") is not None and (candidates := self.work.candidates()):
+            return candidates
         with _torch_threads(self.threads):
             self.baseline()
             spec, tensors = self.spec, self.tensors
@@ -173,12 +159,21 @@ class LmCompression:
                 self.note("layer norms: activations are not rotated, so their outliers cost some accuracy")
             if not self.work.candidates():
                 self.say("int8")
-                self._add(InMemory(*quantize_model(spec, tensors, 8)), {"plan": "int8, rounded to nearest"})
+                self.add(InMemory(*quantize_model(spec, tensors, 8)), {"plan": "int8, rounded to nearest"})
+            if self.checkpoint.grouped and len(self.work.candidates()) == 1:
+                # What rounding made of a file with grids of its own cannot be closer to it than those.
+                kept = quantize_model(self.spec, self.tensors, 5, grouped=self.checkpoint.grouped)
+                self.add(InMemory(*kept), {"plan": "int4 and int8 as in the file"})
             state = self.work.load_state()
             if state is None and self.left() > 0:
-                state = self._search(spec, tensors)
+                found = Search(self, spec, tensors).run()
+                if found is not None:
+                    state = starting_state(*found)
+                    self.work.save_state(state)
+                    self.save_clock()
             if state is not None:
-                self._train(spec, tensors, state)
+                train(self, spec, tensors, state)
+        self.work.write("done", True)
         return self.work.candidates()
 
     def note(self, text: str) -> None:
@@ -186,257 +181,13 @@ class LmCompression:
         self.log(text)
         self.notes.append(text)
 
-    def _search(self, spec: Any, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
-        """Candidates without training; what training starts from, or None where there is none."""
-        builder, choices = self._choices(spec, tensors)
-        tries: list[dict[str, float]] = list(self.work.read("tries") or [])
-        plan: Plan | None = None
-        trains = self.options.recipe == "train"
-        while len(tries) < TRIES and self.left() > self.last_check:
-            if trains and tries and self.elapsed() > TRIES_UNTIL * self.options.budget:
-                break
-            new = self._plan(choices, tries, self.allowed)
-            if plan is not None and new.kinds == plan.kinds and _same(new, plan):
-                break
-            plan = new
-            candidate = self._add(builder.build(plan), {"plan": plan.to_json(), "trained": 0})
-            tries.append(self._learnt(plan, candidate))
-            self.work.write("tries", tries)
-            if self._good_enough(candidate, tries[-1]):
-                break
-        best = self._best_plan()
-        if best is not None and self.left() > 2 * self.last_check:
-            self.say("rounding in sequence")
-            batch = calibration(self.calibrating, ROUNDING_SEQUENCES, self.sequence)
-            cut = builder.cut(best)
-            built = build_in_sequence(cut.spec, cut.tensors, cut.masks, best, batch, self.say)
-            self._add(built, {"plan": best.to_json(), "trained": 0, "rounded": "in sequence"})
-        if not trains or not tries:
-            return None
-        if self._target() is not None:
-            if self._met():
-                return None
-            wanted = self._best_plan() or plan
-        else:
-            wanted = self._plan(choices, tries, BEFORE_TRAINING * self.allowed)
-        if wanted is None or self.left() < 2 * self.last_check:
-            return None
-        return self._start(builder.cut(wanted), wanted)
-
-    def _choices(self, spec: Any, tensors: dict[str, np.ndarray]) -> tuple[Builder, Choices]:
-        """Statistics, measured times, losses of removal, scores of tiles: the options."""
-        batch = calibration(self.calibrating, STATISTICS_SEQUENCES, self.sequence)
-        stats = statistics(spec, tensors, batch, self.say, self._within("statistics"))
-        latency = self._latency(spec)
-        builder = Builder(spec, tensors, stats)
-        begun, allowed = self.elapsed(), SHARES["tiles"] * self.options.budget
-
-        def afford(share: float) -> bool:
-            spent = self.elapsed() - begun
-            return share < 0.02 or spent / share <= allowed
-
-        if not builder.score(afford, self.say):
-            self.note("sparse tiles were left out: scoring them would take more than a fifth of the budget")
-        choices = builder.choices(latency, self.say, self._within("rounding"))
-        blocks = block_options(spec, tensors, stats)
-        measured = self._removals(spec, tensors, blocks, {name: found.mean for name, found in stats.items()})
-        # What nobody has measured stays in part.
-        choices.blocks = {
-            name: options if name in measured else options[:-1]
-            for name, options in with_measured_blocks(blocks, measured).items()
-        }
-        return builder, choices
-
-    def _latency(self, spec: Any) -> DecoderLatency:
-        known = self.work.read("latency")
-        named = {kind.name: kind for kind in KINDS}
-        if known is None:
-            found = measure_latency(spec, KINDS, self.threads, progress=self.say)
-            known = {
-                part: {kind.name: value for kind, value in table.items()}
-                for part, table in (("per_byte", found.per_byte), ("head", found.head))
-            }
-            self.work.write("latency", known)
-        tables: list[dict[Kind, float]] = [
-            {named[name]: value for name, value in known[part].items()} for part in ("per_byte", "head")
-        ]
-        return DecoderLatency(*tables)
-
-    def _removals(self, spec: Any, tensors: Any, blocks: Any, means: Any) -> dict[str, float]:
-        """Measured nats of removing whole blocks, those of the least predicted loss first, as far as time goes."""
-        known = self.work.read("removals")
-        if known is not None:
-            return dict(known)
-        elements = {f"layers.{i}.{kind}": DecoderElement(i, kind) for i in range(len(spec.layers))
-                    for kind in ("attention", "ffn")}  # fmt: skip
-        order = sorted(blocks, key=lambda name: blocks[name][-1].loss)
-        # Other tokens than those of the statistics, where there are as many.
-        text = self.calibrating[self.sequence :] if len(self.calibrating) >= 2 * self.sequence else self.calibrating
-        batch = calibration(text, REMOVAL_SEQUENCES, self.sequence)
-        _, found = measure_removals(
-            spec, tensors, batch, means, [elements[name] for name in order],
-            lambda done, total, text: self.say(text), self._within("removal"),
-        )  # fmt: skip
-        measured = {removal.element.name: removal.change for removal in found}
-        self.work.write("removals", measured)
-        return measured
-
-    # -- plans ---------------------------------------------------------------------
-
-    def _target(self) -> float | None:
-        """Seconds a token, or bytes of linears, that are asked for; None: as good as max_drop allows."""
-        baseline = self.baseline()
-        if self.cost == "bytes":
-            if self.options.shrink is None or self.options.shrink <= 1:
-                return None
-            first = self.work.candidates()[0]
-            linears = sum(KINDS[0].bytes(l.out_features, l.in_features) for _, l in self.rotated().linears())
-            return max(1.0, baseline["f32_bytes"] / self.options.shrink - (first.bytes - linears))
-        wanted = self.options.speedup
-        return None if wanted is None or wanted <= 1 else baseline["ms"] / 1e3 / wanted
-
-    def rotated(self) -> Any:
-        """The spec that plans are made for: with a head of its own where the model is rotated."""
-        import dataclasses
-
-        return dataclasses.replace(self.spec, tied_embeddings=False) if can_rotate(self.spec) else self.spec
-
-    def _plan(self, choices: Choices, tries: list[dict[str, float]], allowed: float) -> Plan:
-        """By what was learnt: the least loss within the target, or the least time within `allowed` nats."""
-        target = self._target()
-        if target is not None:
-            factor = tries[-1]["cost"] / tries[-1]["predicted_cost"] if tries else 1.0
-            return choices.within(lambda plan: getattr(plan, self.cost) * factor <= target, self.cost, cheapest=True)
-        scale = tries[-1]["scale"] if tries else FIRST_SCALE
-        return choices.within(lambda plan: scale * plan.loss <= allowed, self.cost)
-
-    def _learnt(self, plan: Plan, candidate: Candidate) -> dict[str, float]:
-        """What a built plan says of the predictions."""
-        loss = math.log1p(candidate.drop)
-        # All of the loss may be due to activations, so never below a tenth.
-        scale = max(0.1, loss / plan.loss) if plan.loss > 0 else FIRST_SCALE
-        if self.cost == "bytes":
-            return {"scale": scale, "cost": 1.0, "predicted_cost": 1.0, "loss": loss}
-        return {"scale": scale, "cost": candidate.ms / 1e3, "predicted_cost": plan.seconds, "loss": loss}
-
-    def _good_enough(self, candidate: Candidate, learnt: dict[str, float]) -> bool:
-        target = self._target()
-        if target is None:
-            return 0.7 * self.allowed < learnt["loss"] <= self.allowed
-        return self.cost == "bytes" or SLACK <= target / learnt["cost"] <= 1 / SLACK
-
-    def _best_plan(self) -> Plan | None:
-        """Of the best candidate that has one and was not trained."""
-        from approxrt.compression.report import choose
-
-        planned = [c for c in self.work.candidates() if isinstance(c.about["plan"], dict) and not c.about["trained"]]
-        return Plan.from_json(choose(planned, self.options).about["plan"]) if planned else None
-
-    def _met(self) -> bool:
-        from approxrt.compression.report import violation
-
-        return any(violation(c, self.options) == 0 for c in self.work.candidates())
-
-    # -- training --------------------------------------------------------------------
-
-    def _start(self, cut: Cut, plan: Plan) -> dict[str, Any]:
-        """The state of a training that has not begun."""
-        from approxrt.approx.decoder_round import refit_kept
-
-        weights = {name: array for name, array in cut.tensors.items() if name.startswith("layers.")}
-        for name, mask in cut.masks.items():
-            found = cut.stats[name]
-            weights[f"{name}.weight"], more = refit_kept(weights[f"{name}.weight"], mask, found.moments, found.mean)
-            weights[f"{name}.bias"] = weights[f"{name}.bias"] + more
-        return {
-            "plan": plan.to_json(),
-            "masks": {name: torch.from_numpy(mask) for name, mask in cut.masks.items()},
-            "weights": {name: torch.from_numpy(np.array(array)) for name, array in weights.items()},
-            "recovery": None,
-            "best": None,
-        }
-
-    def _train(self, spec: Any, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        """Distil for the time that is left; two candidates, on the training's grids and rounded in sequence."""
-        plan = Plan.from_json(state["plan"])
-        masks = {name: mask.numpy() for name, mask in state["masks"].items()}
-        bits = {name: kind.bits for name, kind in plan.kinds.items()}
-        start = {name: value.numpy() for name, value in state["weights"].items()}
-        cut_spec, cut_tensors = cut_without_statistics(spec, tensors, plan.keep, start)
-        count = len(self.calibrating) // self.sequence
-        pieces = torch.tensor(self.calibrating[: count * self.sequence]).reshape(count, self.sequence)
-        options = DecoderRecoveryOptions(lr=self.lr(), seed=self.options.seed, bf16=has_bf16())
-        recovery = DecoderRecovery(cut_spec, cut_tensors, masks, bits, pieces, self._teach, options)
-        best: tuple[float, dict[str, np.ndarray]] | None = None
-        if state["recovery"] is not None:
-            recovery.restore(state["recovery"])
-            best = state["best"] and (
-                state["best"]["perplexity"], {n: v.numpy() for n, v in state["best"]["weights"].items()}
-            )  # fmt: skip
-        limit = None if self.options.epochs is None else self.options.epochs * recovery.steps_per_epoch
-
-        def build(weights: dict[str, np.ndarray]) -> InMemory:
-            _, whole = cut_without_statistics(spec, tensors, plan.keep, weights)
-            return with_int8_words(*on_grid(cut_spec, whole, masks, bits))
-
-        def save() -> None:
-            kept = None if best is None else {
-                "perplexity": best[0], "weights": {n: torch.from_numpy(v) for n, v in best[1].items()}
-            }  # fmt: skip
-            self.work.save_state(state | {"recovery": recovery.state(), "best": kept})
-            self._save_clock()
-
-        def look() -> None:
-            nonlocal best
-            weights = recovery.weights()
-            engine = DecoderEngine(build(weights), self.threads)
-            found = self._metrics(engine)["perplexity"]
-            self.log(f"step {recovery.step}: loss {recovery.loss:.4f}, validation perplexity {found:.3f}")
-            if best is None or found < best[0]:
-                best = found, weights
-
-        begun, taken, saved, looked = self.elapsed(), 0, self.elapsed(), 0
-        look_seconds = self.last_check
-        # What follows: looks, a plain and a sequential rounding with their checks.
-        allowed = self.left() - (LOOKS + 3) * look_seconds
-        done = 0.0
-        while done < 1:
-            recovery.advance(done)
-            taken += 1
-            spent = self.elapsed() - begun
-            each = spent / taken
-            if taken == 1 and allowed / each < LEAST_STEPS and limit is None:
-                self.note(f"no time for distillation: a step takes {each:.0f} s")
-                return
-            by_steps = 0.0 if limit is None else recovery.step / limit
-            done = max(by_steps, (spent + each) / max(allowed, 1e-9))
-            self.say(f"distilling, step {recovery.step}, loss {recovery.loss:.3f}")
-            if done >= 1 or done >= (looked + 1) / LOOKS:
-                looked += 1
-                look()
-            if self.elapsed() - saved > self.options.save_seconds and done < 1:
-                save()
-                saved = self.elapsed()
-        assert best is not None
-        about = {"plan": plan.to_json(), "trained": recovery.step}
-        self._add(build(best[1]), about)
-        if self.left() > 2 * self.last_check:
-            self.say("rounding in sequence")
-            _, whole = cut_without_statistics(spec, tensors, plan.keep, best[1])
-            batch = calibration(self.calibrating, ROUNDING_SEQUENCES, self.sequence)
-            built = build_in_sequence(cut_spec, whole, masks, plan, batch, self.say)
-            self._add(built, about | {"rounded": "in sequence"})
-
-    def lr(self) -> float:
-        """The highest learning rate: half of an encoder's by default, since there is little text."""
-        return 0.5 * self.options.lr
-
-    def _teach(self, ids: list[int]) -> np.ndarray:
+    def teach(self, ids: list[int]) -> np.ndarray:
+        """The dense model's logits f32[tokens, vocab]."""
         return engine_score(self.dense_engine)(ids, 0)
 
     # -- candidates -----------------------------------------------------------------
 
-    def _add(self, built: InMemory, about: dict[str, Any]) -> Candidate:
+    def add(self, built: InMemory, about: dict[str, Any]) -> Candidate:
         """Write, load and measure an artifact; note it as the next candidate."""
         begun = time.monotonic()
         baseline, index = self.baseline(), len(self.work.candidates())
@@ -446,7 +197,7 @@ class LmCompression:
             path, built.decoder_spec, built.tensors, self.checkpoint.tokenizer_json, {"approxrt": "candidate"}, True
         )
         engine = DecoderEngine(read_artifact(path), self.threads)
-        metrics = self._metrics(engine)
+        metrics = self.metrics(engine)
         times, size = self._timed({OWN_F32: self.dense_engine, "artifact": engine}), folder_bytes(path)
         candidate = Candidate(
             path=str(path),
@@ -461,16 +212,16 @@ class LmCompression:
             about=about,
         )
         self.work.add(candidate)
-        self._save_clock()
         self.log(
             f"candidate {index}: {describe(about)}: perplexity {metrics['perplexity']:.3f} "
             f"({100 * candidate.drop:+.2f} %), {candidate.speedup:.2f}x the tokens/s of float32, {size / 1e6:.0f} MB"
         )
         self.last_check = max(self.last_check, time.monotonic() - begun)
+        self.save_clock()
         return candidate
 
-    def _save_clock(self) -> None:
-        self.work.write("clock", {"seconds": self.elapsed()})
+    def save_clock(self) -> None:
+        self.work.write("clock", {"seconds": self.elapsed(), "check": self.last_check})
 
     def evaluate(self, artifact: Path, file: Path | None) -> dict[str, Any] | None:
         """Perplexity of the dense model and of an artifact on another text, for the report."""
@@ -507,14 +258,6 @@ def describe(about: dict[str, Any]) -> str:
     return ", ".join(parts) + trained
 
 
-def _same(a: Plan, b: Plan) -> bool:
-    return all(
-        np.array_equal(x, y)
-        for mine, theirs in ((a.keep.heads, b.keep.heads), (a.keep.units, b.keep.units))
-        for x, y in zip(mine, theirs, strict=True)
-    )
-
-
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -523,33 +266,3 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def text_file(data: Any) -> Path:
-    """The text itself, or a folder's train file. Raises DataError."""
-    path = Path(data)
-    if not path.is_dir():
-        return path
-    found = find_split(path, "train", TEXT_SUFFIXES)
-    if found is None:
-        raise DataError(f"{path} has no train{'|'.join(TEXT_SUFFIXES)}: give a folder with one, or the file itself")
-    return found
-
-
-def token_ids(tokenizer_json: bytes, path: Path) -> list[int]:
-    """A plain text in the model's tokens."""
-    from tokenizers import Tokenizer
-
-    ids: list[int] = Tokenizer.from_str(tokenizer_json.decode("utf-8")).encode(read_text(path)).ids
-    return ids
-
-
-def split(ids: list[int], sequence: int) -> tuple[list[int], list[int]]:
-    """(calibration, validation): the last fifth validates, at most VALIDATION_TOKENS of it."""
-    cut = len(ids) - len(ids) // 5
-    if cut < sequence or len(ids) - cut < 2:
-        raise DataError(
-            f"the text has {len(ids)} tokens; at least {sequence + sequence // 4 + 1} are needed to calibrate and "
-            "validate"
-        )
-    return ids[:cut], ids[cut : cut + VALIDATION_TOKENS]

@@ -149,6 +149,15 @@ class Builder:
         return spread[:n, :k]
 
 
+def refitted(cut: Cut) -> dict[str, np.ndarray]:
+    """The cut's tensors, where linears that lose tiles are refitted over those that stay; the others are zero."""
+    out = dict(cut.tensors)
+    for name, mask in cut.masks.items():
+        out[f"{name}.weight"], more = refit_kept(out[f"{name}.weight"], mask, cut.stats[name])
+        out[f"{name}.bias"] = out[f"{name}.bias"] + more
+    return out
+
+
 def build_in_sequence(
     spec: DecoderSpec,
     tensors: Tensors,
@@ -157,7 +166,7 @@ def build_in_sequence(
     batch: torch.Tensor,
     say: Say | None = None,
 ) -> InMemory:
-    """Of a cut decoder: see `approxrt.approx.decoder_round.round_decoder`."""
+    """Of a decoder that was cut and refitted: see `approxrt.approx.decoder_round.round_decoder`."""
     bits = {name: kind.bits for name, kind in plan.kinds.items()}
     return with_int8_words(*round_decoder(spec, tensors, batch, bits, masks, say))
 
@@ -181,7 +190,7 @@ def cut_without_statistics(
 def _round(weight: np.ndarray, mask: np.ndarray | None, stats: Statistics, bits: int) -> _Rounded:
     bias = np.zeros(len(weight), np.float32)
     if mask is not None:
-        weight, bias = refit_kept(weight, mask, stats.moments, stats.mean)
+        weight, bias = refit_kept(weight, mask, stats)
     _, kind, parts = round_weights(weight, mask, stats.moments, bits)
     return _Rounded(kind, parts, bias)
 

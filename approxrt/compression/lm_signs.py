@@ -24,7 +24,7 @@ from approxrt.approx.decoder_signs import Codes, codes_for, fit_codes, with_code
 from approxrt.artifact.decoder_spec import SUM_BLOCK, DecoderSpec
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import check_target, write_artifact
-from approxrt.compression.lm import text_file, token_ids
+from approxrt.compression.lm_text import text_file, token_ids
 from approxrt.errors import DataError, InputError
 from approxrt.runtime.cpu import forced_isa
 from approxrt.runtime.decoder_cpu import DecoderEngine
