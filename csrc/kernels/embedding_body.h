@@ -72,6 +72,26 @@ struct GroupInt4Row {
     }
 };
 
+struct GroupInt6Row {
+    const uint8_t* nibbles;
+    const uint8_t* high;
+    const uint16_t* scale;
+    GroupInt6Row(const EmbeddingArgs& a, int64_t id)
+        : nibbles(a.word_q4 + id * ((a.width + 1) / 2)),
+          high(a.word_q2 + id * ((a.width + 3) / 4)),
+          scale(a.word_half_scale + id * GroupInt8Row::groups_of(a)) {}
+    Vec lanes(int32_t i) const {
+        alignas(64) float q[Vec::kWidth];
+        for (int32_t j = 0; j < Vec::kWidth; ++j) q[j] = integer(i + j);
+        return mul(load(q), set1(half_at(scale + i / kGroupWeights)));
+    }
+    float at(int32_t i) const { return integer(i) * half_at(scale + i / kGroupWeights); }
+    float integer(int32_t i) const {
+        const int low = i % 2 ? nibbles[i / 2] >> 4 : nibbles[i / 2] & 15, top = high[i / 4] >> 2 * (i % 4) & 3;
+        return static_cast<float>((low | top << 4) - 32);
+    }
+};
+
 template <class Row>
 inline void embedding_rows(const EmbeddingArgs& a) {
     constexpr int W = Vec::kWidth;
@@ -101,7 +121,9 @@ inline void embedding(const EmbeddingArgs& a) {
     } else if (a.word_q) {
         a.word_half_scale ? embedding_rows<GroupInt8Row>(a) : embedding_rows<Int8Row>(a);
     } else {
-        a.word_half_scale ? embedding_rows<GroupInt4Row>(a) : embedding_rows<Int4Row>(a);
+        a.word_q2           ? embedding_rows<GroupInt6Row>(a)
+        : a.word_half_scale ? embedding_rows<GroupInt4Row>(a)
+                            : embedding_rows<Int4Row>(a);
     }
 }
 
