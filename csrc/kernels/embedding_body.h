@@ -81,9 +81,18 @@ struct GroupInt6Row {
           high(a.word_q2 + id * ((a.width + 3) / 4)),
           scale(a.word_half_scale + id * GroupInt8Row::groups_of(a)) {}
     Vec lanes(int32_t i) const {
-        alignas(64) float q[Vec::kWidth];
-        for (int32_t j = 0; j < Vec::kWidth; ++j) q[j] = integer(i + j);
-        return mul(load(q), set1(half_at(scale + i / kGroupWeights)));
+        // Pairs of bits to nibbles of their own.
+        uint64_t x = 0;
+        __builtin_memcpy(&x, high + i / 4, Vec::kWidth / 4);
+        x = (x | x << 16) & 0x0000ffff0000ffffu;
+        x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+        x = (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
+        x = (x | x << 2) & 0x3333333333333333u;
+        uint8_t spread[8];
+        __builtin_memcpy(spread, &x, 8);
+        // load_i4 takes 8 from both: n - 8 + 16 (h - 8) + 104 = n + 16 h - 32.
+        const Vec top = fma(load_i4(spread), set1(16.0f), set1(104.0f));
+        return mul(add(load_i4(nibbles + i / 2), top), set1(half_at(scale + i / kGroupWeights)));
     }
     float at(int32_t i) const { return integer(i) * half_at(scale + i / kGroupWeights); }
     float integer(int32_t i) const {
