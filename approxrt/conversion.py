@@ -6,16 +6,17 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from approxrt import __version__
+from approxrt.approx.groups import kind_of
 from approxrt.approx.prune import prune_tiles
-from approxrt.approx.quantize import BITS, Spec, quantize_model
+from approxrt.approx.quantize import BITS, TABLE_BITS, Spec, quantize_model
 from approxrt.approx.rotate import can_rotate, rotate
 from approxrt.artifact.decoder_spec import AnySpec
-from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N
+from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
@@ -46,12 +47,14 @@ def convert(
     inputs: str | None = None,
     progress: Progress | None = None,
     target: str = "cpu",
+    table_bits: int = 8,
 ) -> Path:
     """Turn the checkpoint `model` (a folder, a hub id or, of a decoder, a .gguf file) into an artifact at `out`.
 
     bits      8: linears and word embeddings int8, an encoder's head f32. 4: the same in int4. 32: all f32.
               5: int4 with a float16 scale and offset for 32 weights, 5 bits a weight; a decoder's word table and head
               int8 with such scales. Q4_0, Q4_1 and Q8_0 tensors of a .gguf file have this form and stay as they are.
+    table_bits  with bits=5, what the word table and head get: 8, or 6, which are faster to read and round.
     density   share of tiles that each linear of the layers keeps, in (0, 1]; below 1 it needs bits=8 or 4.
     overwrite replace an artifact at `out`.
     inputs    "single", "pair" or "any": what an encoder accepts; None takes the checkpoint's word.
@@ -63,13 +66,13 @@ def convert(
     Raises InputError for wrong arguments, CheckpointError or UnsupportedModelError
     for what cannot be read, ArtifactError when `out` cannot be written.
     """
-    _check_arguments(bits, density, inputs, target)
+    _check_arguments(bits, density, inputs, target, table_bits)
     check_target(Path(out), overwrite)
     checkpoint, rotated = _load(model, bits == 5), False
     if isinstance(checkpoint, Checkpoint):
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
         converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(
-            encoder, checkpoint.tensors, bits, density, target, progress, {}
+            encoder, checkpoint.tensors, bits, density, target, progress, {}, table_bits
         )
     else:
         if inputs is not None:
@@ -82,13 +85,16 @@ def convert(
         rotated = bits == 8 and density == 1 and can_rotate(decoder)
         if rotated:
             decoder, tensors = rotate(decoder, tensors)
-        converted = _quantize(decoder, tensors, bits, density, target, progress, checkpoint.grouped)
+        converted = _quantize(decoder, tensors, bits, density, target, progress, checkpoint.grouped, table_bits)
     weight_bytes = sum(array.nbytes for array in converted[1].values())
     card = _card(checkpoint, bits, density, target, weight_bytes)
     if rotated:
         card["method"]["activations"] = "rotated"
     if isinstance(checkpoint, DecoderCheckpoint) and bits == 5:
-        card["method"]["matrices_as_in_the_file"] = len(checkpoint.grouped)
+        linears = {name: linear.kind for name, linear in converted[0].linears()}
+        linears["embeddings.word"] = cast(LinearKind, converted[0].embedding_kind)
+        kept = [name for name, parts in checkpoint.grouped.items() if linears[name] == kind_of(parts)]
+        card["method"] |= {"table_bits": table_bits, "matrices_as_in_the_file": len(kept)}
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
 
 
@@ -109,6 +115,7 @@ def _quantize(
     target: str,
     progress: Progress | None,
     grouped: Mapping[str, Mapping[str, np.ndarray]],
+    table_bits: int,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
     masks = prune_tiles(spec, tensors, density, block=_BLOCKS[target]) if density < 1 else {}
     total, done = max(1, sum(array.size for array in tensors.values())), 0
@@ -119,14 +126,19 @@ def _quantize(
         if progress:
             progress(done, total, name)
 
-    return quantize_model(spec, tensors, bits, masks, advance, grouped)
+    return quantize_model(spec, tensors, bits, masks, advance, grouped, table_bits)
 
 
-def _check_arguments(bits: int, density: float, inputs: str | None, target: str) -> None:
+def _check_arguments(bits: int, density: float, inputs: str | None, target: str, table_bits: int) -> None:
     if target not in _BLOCKS:
         raise InputError(f"target is {target!r}; it must be one of {', '.join(_BLOCKS)}")
     if bits not in BITS:
         raise InputError(f"bits is {bits!r}; it must be one of {', '.join(map(str, BITS))}")
+    if table_bits not in TABLE_BITS or (table_bits != 8 and bits != 5):
+        raise InputError(
+            f"table_bits is {table_bits!r} with bits={bits}; it must be {' or '.join(map(str, TABLE_BITS))}, and 8 "
+            "unless bits=5"
+        )
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         raise InputError(f"density is {density!r}; it must be over 0 and at most 1 (1 keeps every tile)")
     if density < 1 and bits in (5, 32):

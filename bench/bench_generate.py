@@ -1,6 +1,10 @@
 """Decoding and reading prompts beside llama.cpp, in turns in one process, and perplexity by the same windows.
 
     pip install llama-cpp-python
+    approxrt convert MODEL.gguf --out int8
+    approxrt convert MODEL.gguf --out bits5 --bits 5
+    approxrt convert MODEL.gguf --out bits5-table6 --bits 5 --table-bits 6
+    approxrt convert MODEL.gguf --out int4 --bits 4
     python bench/bench_generate.py times MODEL.gguf ARTIFACT... --out bench/results/generate.json
     python bench/bench_generate.py perplexity MODEL.gguf ARTIFACT... --data test.txt --out bench/results/generate.json
 

@@ -259,6 +259,21 @@ def serving_table(doc: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# How the rows of bench/bench_generate.py come about, by the artifact's name.
+GENERATE_ROWS = {
+    "int8": "`convert`",
+    "bits5": "`convert --bits 5`, the file's own 4-bit weights",
+    "bits5-table6": "`convert --bits 5 --table-bits 6`",
+    "int4": "`convert --bits 4`",
+}
+
+
+def _generate_rows(doc: dict[str, Any]) -> str:
+    """Which command made which row."""
+    names = [row["engine"].partition(":")[2] for row in doc["rows"]]
+    return "; ".join(f"`{name}`: {GENERATE_ROWS[name]}" for name in names if name in GENERATE_ROWS) + "."
+
+
 def generate_table(doc: dict[str, Any]) -> str:
     """bench/bench_generate.py: a row an engine."""
     peer = next(row for row in doc["rows"] if not row["engine"].startswith(OURS))
@@ -295,9 +310,7 @@ def generate_table(doc: dict[str, Any]) -> str:
             "",
             f"Perplexity: the first {windows['tokens']:,} tokens of WikiText-2's test text, windows of "
             f"{windows['context']} tokens that move by {windows['stride']}; in brackets: over llama.cpp's. float32 in "
-            f"our engine: {found.get('approxrt:float32', float('nan')):.3f}. `int8` and `int4` are from `convert`; "
-            "`int8-rounded` and `half-int4` were made with the functions behind `compress --task lm` and a fixed share "
-            "of int4 (none, and half of what it can save), not by its search.",
+            f"our engine: {found.get('approxrt:float32', float('nan')):.3f}. {_generate_rows(doc)}",
         ]
     return "\n".join(lines)
 

@@ -104,6 +104,7 @@ struct GemmInt4Args {
 // -- weights with a float16 scale a group ------------------------------------------
 //
 // g4   W[o, i] = d[o, g] * q[o, i] + m[o, g], q in 0 .. 15, g = i / kGroupWeights
+// g6   W[o, i] = d[o, g] * (q[o, i] - 32),    q in 0 .. 63, that is m = -32 d
 // g8   W[o, i] = d[o, g] * (q[o, i] - 128),   q in 0 .. 255, that is m = -128 d
 //
 // Activations have a scale a token and a shift a group: x[t, i] ~ s_t * 2^k[t, g] * a[t, i], a in [-127, 127], k in
@@ -148,15 +149,19 @@ struct QuantizeGroupsArgs {
 // One layout for all levels: a strip's groups follow one another in blocks, and a pass reads one stream.
 //   g4   4 x 64 bytes: byte o * 4 + j of the c-th has q of output o and input 8 c + j in its low nibble, of 8 c + 4 + j
 //        in its high one; 16 float16 d; 16 float16 m
+//   g6   4 x 64 bytes of low nibbles in the same order; 2 x 64 bytes: the c-th has the two high bits of inputs
+//        16 c + 4 h .. 16 c + 4 h + 3 in its bits 2 h and 2 h + 1; 16 float16 d
 //   g8   8 x 64 bytes: byte o * 4 + j of the c-th is q of output o and input 4 c + j; 16 float16 d
-constexpr int kG4BlockBytes = 320, kG8BlockBytes = 544;
+constexpr int kG4BlockBytes = 320, kG6BlockBytes = 416, kG8BlockBytes = 544;
 struct PackedGroups {
-    int32_t bits;  // 4 or 8
+    int32_t bits;  // 4, 6 or 8
     int32_t n, k, strips, groups;
     const uint8_t* blocks;  // [strips][groups][block bytes], 64-byte aligned; outputs behind n: d = m = 0
     const float* bias;      // [strips * 16], 0 in the padding
 
-    constexpr int64_t block_bytes() const { return bits == 4 ? kG4BlockBytes : kG8BlockBytes; }
+    constexpr int64_t block_bytes() const {
+        return bits == 4 ? kG4BlockBytes : bits == 6 ? kG6BlockBytes : kG8BlockBytes;
+    }
 };
 
 // rows <= kGemvTokens where mr is not the level's own.
@@ -319,9 +324,11 @@ struct EmbeddingArgs {
     const uint8_t* word_q4 = nullptr;           // [vocab, ceil(width / 2)]
     const uint8_t* word_group_scale = nullptr;  // [vocab, ceil(width / 32)]
     // Rows with float16 scales (and for nibbles, which are 0 .. 15 then, offsets) of 32 columns, where these are set:
-    // word = word_half_scale * q (+ word_half_offset), q of word_q or word_q4.
+    // word = word_half_scale * q (+ word_half_offset), q of word_q or word_q4. With word_q2, six bits: q = word_q4 + 16
+    // word_q2 - 32, the first of four columns in the low bits of word_q2's byte.
     const uint16_t* word_half_scale = nullptr;   // [vocab, ceil(width / 32)]
     const uint16_t* word_half_offset = nullptr;  // the same, or null
+    const uint8_t* word_q2 = nullptr;            // [vocab, ceil(width / 4)]
 };
 
 }  // namespace approxrt

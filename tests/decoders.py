@@ -80,6 +80,8 @@ def small_decoder_spec(kind: str = "s8", hidden: int = 40, count: int = 2, **cha
         "positions": "rope",
         "rope": RopeSpec(),
         "layers": (layer,) * count,
-        "embedding_kind": {"f32": "f32", "s4": "s4", "bsr_s4": "s4", "g4": "g4", "g8": "g8"}.get(kind, "s8"),
+        "embedding_kind": {"f32": "f32", "s4": "s4", "bsr_s4": "s4", "g4": "g4", "g6": "g6", "g8": "g8"}.get(
+            kind, "s8"
+        ),
     }
     return DecoderSpec(**{**fields, **changes})

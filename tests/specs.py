@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from approxrt.approx.groups import pack_unsigned
+from approxrt.approx.groups import pack_quarters, pack_unsigned
 from approxrt.approx.int4 import pack_nibbles
 from approxrt.artifact.int4 import group_count
 from approxrt.artifact.spec import MAX_GROUP_SCALE, TILE_K, TILE_N, HeadSpec, LayerSpec, LinearSpec, ModelSpec
@@ -29,7 +29,9 @@ def small_spec(kind: str = "s8", hidden: int = 40, labels: tuple[str, ...] = ("n
         "head": HeadSpec(dense_features=hidden),
         "labels": labels,
         "max_length": 16,
-        "embedding_kind": {"f32": "f32", "s4": "s4", "bsr_s4": "s4", "g4": "g4", "g8": "g8"}.get(kind, "s8"),
+        "embedding_kind": {"f32": "f32", "s4": "s4", "bsr_s4": "s4", "g4": "g4", "g6": "g6", "g8": "g8"}.get(
+            kind, "s8"
+        ),
     }
     return ModelSpec(**{**fields, **changes})
 
@@ -73,7 +75,10 @@ def random_tensors(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
             tensors[name] = rng.integers(-127, 128, shape, dtype=np.int8)
         elif dtype == "F16":
             tensors[name] = rng.normal(0, 0.05, shape).astype(np.float16)
-        elif name.endswith(".q4") and name.replace("q4", "group_offset") in names:
+        elif name.endswith(".q2"):
+            q = rng.integers(0, 4, (shape[0], inputs[name.removesuffix(".q2")]), dtype=np.uint8)
+            tensors[name] = pack_quarters(q)
+        elif name.endswith(".q4") and name.replace("q4", "scale") not in names:
             k = inputs[name.removesuffix(".q4")]
             tensors[name] = pack_unsigned(rng.integers(0, 16, (shape[0], k), dtype=np.uint8))
         elif name.endswith(".q4"):

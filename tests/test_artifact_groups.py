@@ -16,9 +16,12 @@ from approxrt.approx.groups import (
     dequantize_groups,
     kind_of,
     matrix_parts,
+    pack_quarters,
     pack_unsigned,
     quantize_groups4,
+    quantize_groups6,
     quantize_groups8,
+    unpack_quarters,
     unpack_unsigned,
 )
 from approxrt.approx.int4 import row_integers
@@ -41,6 +44,15 @@ def test_nibbles_come_back(n: int, k: int, seed: int) -> None:
     np.testing.assert_array_equal(unpack_unsigned(packed, k), q)
     if k % 2:
         assert not (packed[:, -1] >> 4).any()
+
+
+@given(st.integers(1, 5), st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_pairs_of_bits_come_back(n: int, k: int, seed: int) -> None:
+    q = np.random.default_rng(seed).integers(0, 4, (n, k)).astype(np.uint8)
+    packed = pack_quarters(q)
+    assert packed.shape == (n, -(-k // 4))
+    np.testing.assert_array_equal(unpack_quarters(packed, k), q)
+    assert k % 4 == 0 or not (packed[:, -1] >> 2 * (k % 4)).any()
 
 
 @pytest.mark.parametrize("k", [32, 33, 70, 576])
@@ -72,11 +84,11 @@ def test_rounding_errs_less_than_the_symmetric_kind() -> None:
 @pytest.mark.parametrize("fill", [0.0, 1.5, -3e-7, 1e6])
 def test_equal_and_extreme_weights(fill: float) -> None:
     weight = np.full((3, 40), fill, np.float32)
-    for parts in (quantize_groups4(weight), quantize_groups8(weight)):
+    for parts in (quantize_groups4(weight), quantize_groups6(weight), quantize_groups8(weight)):
         assert all(np.isfinite(part).all() for part in parts.values())
         back = dequantize_groups(parts, 40)
         # float16: 11 bits above 2^-14, a last place of 2^-24 below, and an end at 65504 (times what 8 bits count)
-        highest = 65504 * (127 if "q" in parts else 1)
+        highest = 65504 * {"g4": 1, "g6": 31, "g8": 127}[kind_of(parts)]
         assert (np.abs(back - np.clip(weight, -highest, highest)) <= abs(fill) * 2**-10 + 127 * 2.0**-25).all()
 
 
@@ -89,7 +101,17 @@ def test_eight_bits_err_half_a_step() -> None:
     assert (np.abs(dequantize_groups(parts, 100) - weight) <= d * (0.5 + 127 * 2.0**-11)).all()
 
 
-@pytest.mark.parametrize("kind", ["g4", "g8"])
+def test_six_bits_err_half_a_step() -> None:
+    """Of less than the largest weight over 31; a twelfth of the square of a step is the mean."""
+    weight = np.random.default_rng(0).standard_normal((16, 100)).astype(np.float32)
+    parts = quantize_groups6(weight)
+    errors = dequantize_groups(parts, 100) - weight
+    d = np.repeat(np.abs(parts["group_scale"].astype(np.float32)), 32, axis=1)[:, :100]
+    assert kind_of(parts) == "g6" and (np.abs(errors) <= d * 2.5).all()
+    assert (errors**2).mean() < (d**2).mean() / 12 * 1.1
+
+
+@pytest.mark.parametrize("kind", ["g4", "g6", "g8"])
 @pytest.mark.parametrize("decoder", [False, True])
 def test_an_artifact_comes_back(tmp_path: Path, kind: str, decoder: bool) -> None:
     spec = small_decoder_spec(kind) if decoder else small_spec(kind)
@@ -138,6 +160,11 @@ def test_a_surplus_nibble_is_refused() -> None:
     tensors["layers.0.ffn.down.q4"][3, -1] |= 0x10
     (fault,) = tensor_faults(spec, tensors)
     assert "weights past input 51" in fault
+    spec = small_spec("g6")
+    tensors = {name: array.copy() for name, array in random_tensors(spec).items()}
+    tensors["layers.0.ffn.down.q2"][3, -1] |= 0x40
+    (fault,) = tensor_faults(spec, tensors)
+    assert "ffn.down.q2" in fault and "weights past input 51" in fault
 
 
 def test_hostile_files_are_refused_whole(tmp_path: Path) -> None:
@@ -151,7 +178,7 @@ def test_hostile_files_are_refused_whole(tmp_path: Path) -> None:
     assert "unexpected tensors: layers.0.ffn.up.q" in str(raised.value)
     config["model"]["layers"][0]["ffn_up"] = "g5"
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactError, match=r"'g5'; it must be one of .*g4, g8"):
+    with pytest.raises(ArtifactError, match=r"'g5'; it must be one of .*g4, g6, g8"):
         read_artifact(path)
 
 

@@ -83,6 +83,8 @@ def test_public_name_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     [
         ({"bits": 6}, "bits is 6; it must be one of 4, 5, 8, 32"),
         ({"bits": 5, "density": 0.5}, "density 0.5 with bits=5: block-sparse linears are int8 or int4"),
+        ({"bits": 5, "table_bits": 4}, "table_bits is 4 with bits=5; it must be 6 or 8"),
+        ({"table_bits": 6}, "table_bits is 6 with bits=8; it must be 6 or 8, and 8 unless bits=5"),
         ({"density": 0}, "density is 0"),
         ({"density": 1.01}, "density is 1.01"),
         ({"density": float("nan")}, "density is nan"),
@@ -116,7 +118,7 @@ def test_inputs(checkpoint: Path, tmp_path: Path) -> None:
 def test_summary_counts(checkpoint: Path, tmp_path: Path) -> None:
     summary = summarize(read_artifact(convert(checkpoint, tmp_path / "a", density=0.25)))
     assert summary["density"] == pytest.approx(0.25, abs=0.01)
-    assert summary["mac_share"] == {"f32": 0, "s8": 0, "bsr_s8": 1, "s4": 0, "bsr_s4": 0, "g4": 0, "g8": 0}
+    assert summary["mac_share"] == {"f32": 0, "s8": 0, "bsr_s8": 1, "s4": 0, "bsr_s4": 0, "g4": 0, "g6": 0, "g8": 0}
     sizes = summary["bytes"]
     assert sizes["weights"] == sizes["embeddings"] + sizes["encoder"] + sizes["head"]
     assert sizes["weights"] == sum(summary["bytes_by_kind"].values())
@@ -150,7 +152,7 @@ def test_int4_artifacts_of_every_family(tmp_path: Path, family: str, density: fl
 
 def test_summary_of_int4(checkpoint: Path, tmp_path: Path) -> None:
     summary = summarize(read_artifact(convert(checkpoint, tmp_path / "a", bits=4)))
-    assert summary["mac_share"] == {"f32": 0, "s8": 0, "bsr_s8": 0, "s4": 1, "bsr_s4": 0, "g4": 0, "g8": 0}
+    assert summary["mac_share"] == {"f32": 0, "s8": 0, "bsr_s8": 0, "s4": 1, "bsr_s4": 0, "g4": 0, "g6": 0, "g8": 0}
     up = next(x for x in summary["linears"] if x["name"] == "layers.1.ffn.up")
     # 96 x 64: a nibble a weight, a group scale for 32, scale and bias
     assert up["bytes"] == 96 * 32 + 96 * 2 + 96 * 4 + 96 * 4

@@ -15,7 +15,7 @@ from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.decoder_reference import DecoderReference
 
-KINDS = ("f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g8")
+KINDS = ("f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g6", "g8")
 
 
 @dataclasses.dataclass

@@ -7,14 +7,14 @@ import pytest
 from levels import EPS, every_level
 
 from approxrt._C import kernels
-from approxrt.approx.groups import dequantize_groups, pack_unsigned
+from approxrt.approx.groups import dequantize_groups, pack_unsigned, quantize_groups6
 from approxrt.approx.int4 import pack_nibbles, row_integers
 from approxrt.artifact.spec import GROUP_WEIGHTS
 
 
 @every_level
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 17, 31, 32, 33, 40, 79])
-@pytest.mark.parametrize("kind", ["f32", "s8", "s4", "g8", "g4"])
+@pytest.mark.parametrize("kind", ["f32", "s8", "s4", "g8", "g6", "g4"])
 @pytest.mark.parametrize("typed", [False, True])
 def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
     rng = np.random.default_rng(width)
@@ -31,13 +31,16 @@ def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
         word, scale = pack_nibbles(q4), rng.uniform(0.01, 1, 5).astype(np.float32)
         group_scale = rng.choice([1, 2, 77, 255], (5, -(-width // GROUP_WEIGHTS))).astype(np.uint8)
         rows = row_integers(word, group_scale, width)[ids].astype(np.float64) * scale[ids][:, None]
-    elif kind in ("g4", "g8"):
+    elif kind in ("g4", "g6", "g8"):
         scale, groups = None, (5, -(-width // GROUP_WEIGHTS))
         halves = {"half_scale": rng.normal(0, 0.1, groups).astype(np.float16)}
         if kind == "g4":
             word = pack_unsigned(rng.integers(0, 16, (5, width)).astype(np.uint8))
             halves["half_offset"] = rng.normal(0, 1, groups).astype(np.float16)
             parts = {"q4": word, "group_scale": halves["half_scale"], "group_offset": halves["half_offset"]}
+        elif kind == "g6":
+            parts = quantize_groups6(rng.normal(0, 1, (5, width)).astype(np.float32))
+            word, halves = parts["q4"], {"half_scale": parts["group_scale"], "q2": parts["q2"]}
         else:
             word = rng.integers(-128, 128, (5, width)).astype(np.int8)
             parts = {"q": word, "group_scale": halves["half_scale"]}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from levels import EPS, SUPPORTED, every_level
 
 from approxrt._C import kernels
-from approxrt.approx.groups import dequantize_groups, pack_unsigned
+from approxrt.approx.groups import dequantize_groups, pack_quarters, pack_unsigned
 from approxrt.artifact.spec import GROUP_WEIGHTS
 from approxrt.runtime.group_reference import dequantized_tokens, fma, product
 
@@ -20,7 +20,7 @@ SHAPES = [
     (1, 1, 1), (1, 32, 16), (2, 31, 15), (5, 33, 17), (6, 5, 17), (7, 64, 16), (8, 63, 33), (9, 100, 48), (11, 96, 16),
     (12, 32, 31), (13, 65, 16), (23, 36, 32), (24, 12, 31), (25, 128, 20), (37, 40, 16), (49, 576, 16),
 ]  # fmt: skip
-FORMATS = ("nibbles", "bytes")
+FORMATS = ("nibbles", "sixes", "bytes")
 
 
 def activations(rng: np.random.Generator, rows: int, k: int) -> np.ndarray:
@@ -39,6 +39,9 @@ def random_parts(rng: np.random.Generator, form: str, n: int, k: int) -> dict[st
     groups = (n, -(-k // GROUP_WEIGHTS))
     if form == "bytes":
         return {"q": rng.integers(-128, 128, (n, k)).astype(np.int8), "group_scale": halves(rng, groups)}
+    if form == "sixes":
+        q = rng.integers(0, 64, (n, k)).astype(np.uint8)
+        return {"q4": pack_unsigned(q & 15), "q2": pack_quarters(q >> 4), "group_scale": halves(rng, groups)}
     q4 = pack_unsigned(rng.integers(0, 16, (n, k)).astype(np.uint8))
     return {"q4": q4, "group_scale": halves(rng, groups), "group_offset": halves(rng, groups)}
 
@@ -46,6 +49,8 @@ def random_parts(rng: np.random.Generator, form: str, n: int, k: int) -> dict[st
 def linear(parts: dict[str, np.ndarray], k: int, bias: np.ndarray, isa: str):
     if "q" in parts:
         return kernels.GroupLinear.bytes(parts["q"], parts["group_scale"], bias, isa)
+    if "q2" in parts:
+        return kernels.GroupLinear.sixes(k, parts["q4"], parts["q2"], parts["group_scale"], bias, isa)
     return kernels.GroupLinear.nibbles(k, parts["q4"], parts["group_scale"], parts["group_offset"], bias, isa)
 
 
@@ -103,12 +108,15 @@ def test_fma_rounds_once(values: list[float]) -> None:
 def test_nothing_overflows(isa: str, form: str, rows: int) -> None:
     """Every product at the end of its range: 32 * 15 * 127 in 16 bits, 32 * 255 * 127 * 2^7 in 32."""
     k, n = 96, 16
-    q = {"nibbles": 15, "bytes": 127}[form]
+    q = {"nibbles": 15, "sixes": 31, "bytes": 127}[form]
     groups = np.ones((n, 3), np.float16)
     for sign in (1, -1):
         x = np.full((rows, k), sign * 2.0, np.float32)
         if form == "bytes":
             parts = {"q": np.full((n, k), q, np.int8), "group_scale": groups}
+        elif form == "sixes":
+            parts = {"q4": np.full((n, k // 2), 0xFF, np.uint8), "q2": np.full((n, k // 4), 0xFF, np.uint8)}
+            parts["group_scale"] = groups
         else:
             parts = {"q4": np.full((n, k // 2), 0xFF, np.uint8), "group_scale": groups, "group_offset": groups * 0}
         y = forward(parts, x, np.zeros(n, np.float32), isa)

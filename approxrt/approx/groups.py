@@ -1,10 +1,11 @@
-"""Weights with a float16 scale (and offset) for 32 of them, the kinds g4 and g8 (`approxrt.artifact.spec`).
+"""Weights with a float16 scale (and offset) for 32 of them, the kinds g4, g6 and g8 (`approxrt.artifact.spec`).
 
   g4   W[o, i] = d[o, i/32] * q4 + m[o, i/32]     q4 in [0, 15]; Q4_0 and Q4_1 of .gguf files are of this form
+  g6   W[o, i] = d[o, i/32] * (q - 32)            q in [0, 63], as 4 and 2 bits
   g8   W[o, i] = d[o, i/32] * q                   q in [-128, 127]; so is Q8_0
 
 Rounding needs no data: g4 takes, a group, the least squared error among some intervals, each followed by the line that
-fits best through what it rounds to; g8 takes the group's largest weight as 127.
+fits best through what it rounds to; g6 tries some scales; g8 takes the group's largest weight as 127.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 from approxrt.artifact.spec import GROUP_WEIGHTS, LinearKind
 
 # Shares of a group's interval, about its middle: what lies outside is clipped and the rest has finer steps.
-INTERVALS = (1.0, 0.95, 0.9, 0.85, 0.8)
+INTERVALS = (1.0, 0.92, 0.84)
+# What the largest weight of a group becomes in six bits.
+SIXES = (-32, -33, -31, 31)
 LARGEST_HALF = np.float32(65504)
 
 # Weights worked on in one go: what is computed of them stays in the L2 cache.
@@ -49,26 +52,56 @@ def quantize_groups8(weight: np.ndarray) -> dict[str, np.ndarray]:
     return {"q": np.ascontiguousarray(q.reshape(n, -1)[:, :k]), "group_scale": d.reshape(n, -1)}
 
 
+def quantize_groups6(weight: np.ndarray) -> dict[str, np.ndarray]:
+    """f32[N, K] -> q4 u8[N, ceil(K / 2)], q2 u8[N, ceil(K / 4)], group_scale f16[N, ceil(K / 32)]."""
+    n, k = weight.shape
+    groups, counts = _in_groups(weight)
+    d = np.empty(len(groups), np.float16)
+    q = np.empty(groups.shape, np.uint8)
+    step = max(1, _BLOCK // GROUP_WEIGHTS)
+    for start in range(0, len(groups), step):
+        part = slice(start, start + step)
+        block = groups[part]
+        largest = block[np.arange(len(block)), np.abs(block).argmax(axis=1)]
+        best = np.full(len(block), np.inf, np.float32)
+        for ends in SIXES:
+            # The largest weight at an end: -32 is one step further than 31.
+            tried = _half(largest / np.float32(ends))
+            rounded = np.clip(np.rint(block * _inverse(tried)[:, None]), -32, 31)
+            error = block - rounded * tried.astype(np.float32)[:, None]
+            squared = np.einsum("gi,gi->g", error, error)
+            better = squared < best
+            best[better], d[part][better] = squared[better], tried[better]
+            q[part][better] = (rounded[better] + 32).astype(np.uint8)
+    q[np.arange(GROUP_WEIGHTS) >= counts[:, None]] = 0
+    flat = q.reshape(n, -1)[:, :k]
+    return {"q4": pack_unsigned(flat & 15), "q2": pack_quarters(flat >> 4), "group_scale": d.reshape(n, -1)}
+
+
 def dequantize_groups(parts: Mapping[str, np.ndarray], k: int) -> np.ndarray:
-    """f32[N, k] that the tensors of a g4 or g8 matrix stand for; the one rounding is that of adding the offset."""
+    """f32[N, k] that the tensors of a g4, g6 or g8 matrix stand for; the one rounding is that of adding the offset."""
     d = np.repeat(parts["group_scale"].astype(np.float32), GROUP_WEIGHTS, axis=1)[:, :k]
     if "q" in parts:
         eights: np.ndarray = parts["q"] * d
         return eights
+    if "q2" in parts:
+        q = unpack_unsigned(parts["q4"], k) | unpack_quarters(parts["q2"], k) << 4
+        sixes: np.ndarray = (q.astype(np.float32) - np.float32(32)) * d
+        return sixes
     m = np.repeat(parts["group_offset"].astype(np.float32), GROUP_WEIGHTS, axis=1)[:, :k]
     fours: np.ndarray = unpack_unsigned(parts["q4"], k) * d + m
     return fours
 
 
 def matrix_parts(name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of the g4 or g8 matrix `name`, by their parts."""
-    parts = ("q", "q4", "group_scale", "group_offset")
+    """The tensors of the g4, g6 or g8 matrix `name`, by their parts."""
+    parts = ("q", "q4", "q2", "group_scale", "group_offset")
     return {part: tensors[f"{name}.{part}"] for part in parts if f"{name}.{part}" in tensors}
 
 
 def kind_of(parts: Mapping[str, np.ndarray]) -> LinearKind:
-    """g8 of q, g4 of q4."""
-    return "g8" if "q" in parts else "g4"
+    """g8 of q, g6 of q4 and q2, g4 of q4 alone."""
+    return "g8" if "q" in parts else "g6" if "q2" in parts else "g4"
 
 
 def pack_unsigned(q: np.ndarray) -> np.ndarray:
@@ -82,6 +115,18 @@ def pack_unsigned(q: np.ndarray) -> np.ndarray:
 def unpack_unsigned(packed: np.ndarray, k: int) -> np.ndarray:
     """u8[N, ceil(k / 2)] -> u8[N, k]."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :k]
+
+
+def pack_quarters(q: np.ndarray) -> np.ndarray:
+    """u8[N, K] in [0, 3] -> u8[N, ceil(K / 4)], the first of four in the low bits."""
+    q = np.pad(q, ((0, 0), (0, -q.shape[1] % 4)))
+    packed: np.ndarray = q[:, 0::4] | q[:, 1::4] << 2 | q[:, 2::4] << 4 | q[:, 3::4] << 6
+    return packed
+
+
+def unpack_quarters(packed: np.ndarray, k: int) -> np.ndarray:
+    """u8[N, ceil(k / 4)] -> u8[N, k]."""
+    return np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1).reshape(len(packed), -1)[:, :k]
 
 
 def _in_groups(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

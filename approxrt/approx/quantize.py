@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
 from approxrt.approx.bsr import dense_to_bsr, expand_mask
-from approxrt.approx.groups import kind_of, quantize_groups4, quantize_groups8
+from approxrt.approx.groups import kind_of, quantize_groups4, quantize_groups6, quantize_groups8
 from approxrt.approx.quantize4 import quantize_rows4, quantize_tiles4
 from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.artifact.spec import EmbeddingKind, LinearKind, ModelSpec
 
 # 5: int4 with a float16 scale and offset for 32 weights (kind g4); tables and heads with 8 bits and such scales (g8).
 BITS = (4, 5, 8, 32)
+TABLE_BITS = (6, 8)
 Spec = TypeVar("Spec", ModelSpec, DecoderSpec)
 
 # One outlier at the peak of a row of n like weights: the error is least at a ratio of 1 / (1 + n / (12 * 127^2)),
@@ -85,6 +86,7 @@ def quantize_model(
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, str], None] | None = None,
     grouped: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    table_bits: int = 8,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
     """An all-f32 model -> (spec, tensors) with int8 or int4 linears and word embeddings.
 
@@ -93,7 +95,8 @@ def quantize_model(
     from the weights that stay. An encoder's head stays f32: it runs once a text
     and is a thousandth of the model. With bits=32 the model is returned as it
     is. `grouped` gives, with bits=5, matrices that are of kind g4 or g8 already
-    (their parts by name), which are taken as they are: 8-bit ones, too.
+    (their parts by name), which are taken as they are: 8-bit ones, too. With
+    `table_bits=6` word table and head are rounded to 6 bits unless they have 4.
     `progress(elements, name)` is called after each tensor. Raises ValueError for
     bits that are none of `BITS`, and for masks with bits=5.
     """
@@ -111,10 +114,11 @@ def quantize_model(
         if spec.stays_f32(name) or linear.kind != "f32":
             continue
         weight = out.pop(f"{name}.weight")
-        if name in given:
+        if name == "head.out" and bits == 5:
+            parts = _grouped_table(weight, given.get(name), table_bits)
+            kinds[name] = kind_of(parts)
+        elif name in given:
             kinds[name], parts = kind_of(given[name]), dict(given[name])
-        elif bits == 5 and name == "head.out":
-            kinds[name], parts = "g8", quantize_groups8(weight)
         else:
             kinds[name], parts = quantize_linear(weight, bits, masks.get(name))
         out |= {f"{name}.{part}": array for part, array in parts.items()}
@@ -125,8 +129,8 @@ def quantize_model(
         words = out.pop("embeddings.word.weight")
         embedding_kind = "s8" if bits == 8 else "s4"
         if bits == 5:
-            parts = dict(given.get("embeddings.word") or quantize_groups8(words))
-            embedding_kind = "g8" if "q" in parts else "g4"
+            parts = _grouped_table(words, given.get("embeddings.word"), table_bits)
+            embedding_kind = cast(EmbeddingKind, kind_of(parts))
         elif bits == 8:
             parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
         else:
@@ -136,6 +140,13 @@ def quantize_model(
         if progress:
             progress(words.size, "embeddings.word")
     return dataclasses.replace(spec.with_linear_kinds(kinds), embedding_kind=embedding_kind), out
+
+
+def _grouped_table(weight: np.ndarray, given: Mapping[str, np.ndarray] | None, bits: int) -> dict[str, np.ndarray]:
+    """A word table or head with float16 scales: as given if that is no wider than asked for, else rounded."""
+    if given is not None and (bits == 8 or kind_of(given) == "g4"):
+        return dict(given)
+    return quantize_groups6(weight) if bits == 6 else quantize_groups8(weight)
 
 
 def quantize_linear(

@@ -22,12 +22,15 @@ Linear kinds, with N = out_features, K = in_features:
   g4       q4 u8[N, ceil(K/2)], group_scale f16[N, ceil(K/32)], group_offset f16[N, ceil(K/32)];
            W[o, i] = group_scale[o, i/32] * q4 + group_offset[o, i/32], q4 in [0, 15] with the even input in the
            byte's low nibble; an odd K leaves a last nibble of 0. What Q4_0 and Q4_1 of .gguf files say, exactly
+  g6       q4 u8[N, ceil(K/2)], q2 u8[N, ceil(K/4)], group_scale f16[N, ceil(K/32)];
+           W[o, i] = group_scale[o, i/32] * (q4 + 16 q2 - 32), q4 as of g4, q2 in [0, 3] with the first of four inputs
+           in the byte's low bits, zeros behind K in both
   g8       q i8[N, K], group_scale f16[N, ceil(K/32)]; W[o, i] = group_scale[o, i/32] * q. Likewise Q8_0
 
 and always `bias f32[N]`. Word embeddings are `f32` (weight f32[V, E]), `s8`
 (q i8[V, E], scale f32[V]: one scale a row), `s4` (q4, group_scale and scale as
 above with N = V, K = E, but group scales up to 255: no 8-bit product is formed), or
-`g4` or `g8`, as above.
+`g4`, `g6` or `g8`, as above.
 
 A layer's attention block is removed where num_heads is 0, its FFN block where
 intermediate_size is 0. What a removed block leaves is its residual path, its norm
@@ -54,16 +57,16 @@ GROUP_WEIGHTS = GROUP_TILES * TILE_K  # of one output that share an int4 group s
 MAX_GROUP_SCALE = 18  # 18 * 7 = 126
 MAX_ROW_GROUP_SCALE = 255  # of embedding rows
 
-LinearKind = Literal["f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g8"]
-LINEAR_KINDS: tuple[LinearKind, ...] = ("f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g8")
-GROUP_KINDS: tuple[LinearKind, ...] = ("g4", "g8")
+LinearKind = Literal["f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g6", "g8"]
+LINEAR_KINDS: tuple[LinearKind, ...] = ("f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g6", "g8")
+GROUP_KINDS: tuple[LinearKind, ...] = ("g4", "g6", "g8")
 # Tensors whose length is the number of tiles kept, which the data decides: `dense_tensors` does not list them.
 TILE_PARTS: dict[LinearKind, tuple[str, ...]] = {
     "bsr_s8": ("tiles", "indices"),
     "bsr_s4": ("tiles4", "indices", "group_scale"),
 }
-EmbeddingKind = Literal["f32", "s8", "s4", "g4", "g8"]
-EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = ("f32", "s8", "s4", "g4", "g8")
+EmbeddingKind = Literal["f32", "s8", "s4", "g4", "g6", "g8"]
+EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = ("f32", "s8", "s4", "g4", "g6", "g8")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 POOLINGS = ("cls", "mean")
@@ -342,8 +345,11 @@ def _group_rows(name: str, kind: str, n: int, k: int) -> Iterator[tuple[str, str
     """Tensors of an [n, k] matrix with float16 scales of 32 weights."""
     groups = (n, -(-k // GROUP_WEIGHTS))
     yield f"{name}.group_scale", "F16", groups
-    if kind == "g4":
+    if kind in ("g4", "g6"):
         yield f"{name}.q4", "U8", (n, -(-k // 2))
+    if kind == "g4":
         yield f"{name}.group_offset", "F16", groups
+    elif kind == "g6":
+        yield f"{name}.q2", "U8", (n, -(-k // 4))
     else:
         yield f"{name}.q", "I8", (n, k)

@@ -21,6 +21,7 @@ _LINEAR_PARTS = (
     "weight",
     "q",
     "q4",
+    "q2",
     "scale",
     "group_scale",
     "group_offset",

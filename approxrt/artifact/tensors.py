@@ -46,7 +46,10 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
     grouped: dict[str, tuple[str, int]] = {name: (linear.kind, linear.in_features) for name, linear in spec.linears()}
     grouped["embeddings.word"] = (spec.embedding_kind, spec.embedding_size)
     whole_bytes = {f"{name}.q" for name, (kind, _) in grouped.items() if kind in GROUP_KINDS}
-    odd_nibbles = {f"{name}.q4": k for name, (kind, k) in grouped.items() if kind in GROUP_KINDS and k % 2}
+    # Of the last byte of a row: how many bits are weights, where not all are.
+    by_group = {name: k for name, (kind, k) in grouped.items() if kind in GROUP_KINDS}
+    surplus = {f"{name}.q4": 4 for name, k in by_group.items() if k % 2}
+    surplus |= {f"{name}.q2": 2 * (k % 4) for name, k in by_group.items() if k % 4}
     for name, (dtype, shape) in expected.items():
         if name not in tensors:
             continue
@@ -57,8 +60,9 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
             )
             continue
         faults += _value_faults(name, array, whole_bytes)
-        if name in odd_nibbles and np.any(array[:, -1] >> 4):
-            faults.append(f"tensor {name!r} has weights past input {odd_nibbles[name]}; the surplus nibble must be 0")
+        if name in surplus and np.any(array[:, -1] >> surplus[name]):
+            k = grouped[name.rpartition(".")[0]][1]
+            faults.append(f"tensor {name!r} has weights past input {k}; the surplus bits of a row must be 0")
     rows = {name: (linear.in_features, int4.MAX_GROUP_SCALE) for name, linear in spec.linears() if linear.kind == "s4"}
     if spec.embedding_kind == "s4":
         rows["embeddings.word"] = (spec.embedding_size, spec.embedding_group_scale)

@@ -19,6 +19,7 @@ KINDS = {
     "s4": "int4",
     "bsr_s4": "block-sparse int4",
     "g4": "int4 with float16 scales",
+    "g6": "6 bits with float16 scales",
     "g8": "int8 with float16 scales",
     "f32": "f32",
 }

@@ -1,4 +1,4 @@
-"""The arithmetic of weights with float16 scales of groups (kinds g4, g8) in numpy, float32 operation by operation.
+"""The arithmetic of weights with float16 scales of groups (kinds g4, g6, g8) in numpy, float32 operation by operation.
 
 csrc/args.h has the formula. Here it is for tests that compare bits, and for the float64 reference what activations
 become. Needs numpy only.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from approxrt.approx.groups import unpack_unsigned
+from approxrt.approx.groups import unpack_quarters, unpack_unsigned
 from approxrt.artifact.spec import GROUP_WEIGHTS
 
 MAX_SHIFT = 7
@@ -46,12 +46,15 @@ def dequantized_tokens(x: np.ndarray) -> np.ndarray:
 
 
 def product(x: np.ndarray, parts: Mapping[str, np.ndarray], bias: np.ndarray) -> np.ndarray:
-    """f32[tokens, N]: x f32[tokens, K] times a g4 or g8 matrix by its parts, plus bias, to the last bit."""
+    """f32[tokens, N]: x f32[tokens, K] times a matrix by its parts, plus bias, to the last bit."""
     k = x.shape[1]
     a, shifts, scales = quantize_groups(x)
     d = parts["group_scale"].astype(np.float32)
     if "q" in parts:
         q, m = parts["q"].astype(np.int64) + 128, d * np.float32(-128)
+    elif "q2" in parts:
+        q = (unpack_unsigned(parts["q4"], k) | unpack_quarters(parts["q2"], k) << 4).astype(np.int64)
+        m = d * np.float32(-32)
     else:
         q, m = unpack_unsigned(parts["q4"], k).astype(np.int64), parts["group_offset"].astype(np.float32)
     n, count = d.shape

@@ -62,6 +62,14 @@ GroupLinear nibbles_linear(int32_t k, const py::array& q4, const py::array& scal
     return {&table(isa), group_nibbles(n, k, q4, scale, offset, bias.data(), "")()};
 }
 
+GroupLinear sixes_linear(int32_t k, const py::array& q4, const py::array& q2, const py::array& scale,
+                         const py::array& bias_any, const std::string& isa) {
+    auto bias = typed<float>(bias_any, 1, "bias");
+    const auto n = static_cast<int32_t>(bias.shape(0));
+    expect(n > 0 && k > 0, "the weights are empty");
+    return {&table(isa), group_sixes(n, k, q4, q2, scale, bias.data(), "")()};
+}
+
 GroupLinear bytes_linear(const py::array& q, const py::array& scale, const py::array& bias_any,
                          const std::string& isa) {
     auto bias = typed<float>(bias_any, 1, "bias");
@@ -101,6 +109,8 @@ void bind_groups(py::module_& module) {
     py::class_<GroupLinear>(module, "GroupLinear", "Packed weights with float16 scales a group.")
         .def_static("nibbles", &nibbles_linear, py::arg("k"), py::arg("q4"), py::arg("group_scale"),
                     py::arg("group_offset"), py::arg("bias"), py::arg("isa") = "")
+        .def_static("sixes", &sixes_linear, py::arg("k"), py::arg("q4"), py::arg("q2"), py::arg("group_scale"),
+                    py::arg("bias"), py::arg("isa") = "")
         .def_static("bytes", &bytes_linear, py::arg("q"), py::arg("group_scale"), py::arg("bias"), py::arg("isa") = "")
         .def("forward", &forward, py::arg("rows"), py::arg("residual") = py::none(), py::arg("act") = "identity",
              "float32 [rows, round_up(n, 16)].")

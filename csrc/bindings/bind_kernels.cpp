@@ -236,7 +236,7 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
 Array<float> embedding(const py::array& word, const py::object& word_scale, const py::array& position_any,
                        const py::object& token_type, const py::array& ids_any, const py::array& positions_any,
                        const py::object& types, const std::string& isa, const py::object& group_scale,
-                       const py::object& half_scale, const py::object& half_offset) {
+                       const py::object& half_scale, const py::object& half_offset, const py::object& q2) {
     EmbeddingArgs a{};
     auto position = typed<float>(position_any, 2, "position");
     a.width = static_cast<int32_t>(position.shape(1));
@@ -248,7 +248,14 @@ Array<float> embedding(const py::array& word, const py::object& word_scale, cons
     if (!half_scale.is_none()) {
         const int64_t rows = word.shape(0);
         a.word_half_scale = halves(half_scale, rows, a.width, "half_scale");
-        if (half_offset.is_none()) {
+        if (!q2.is_none()) {
+            word_q4 = typed<uint8_t>(word, 2, "word");
+            groups = typed<uint8_t>(q2, 2, "q2");
+            expect(groups.shape(0) == rows && groups.shape(1) == (a.width + 3) / 4, "q2 needs a byte for 4 columns");
+            a.word_q4 = word_q4.data();
+            a.word_q2 = groups.data();
+            columns = (columns + 1) / 2;
+        } else if (half_offset.is_none()) {
             word_q = typed<int8_t>(word, 2, "word");
             a.word_q = word_q.data();
         } else {
@@ -356,7 +363,7 @@ void bind_kernels(py::module_& parent) {
     module.def("embedding", &embedding, py::arg("word"), py::arg("word_scale"), py::arg("position"),
                py::arg("token_type"), py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("isa") = "",
                py::arg("group_scale") = py::none(), py::arg("half_scale") = py::none(),
-               py::arg("half_offset") = py::none(),
+               py::arg("half_offset") = py::none(), py::arg("q2") = py::none(),
                "word: float32, int8 with word_scale, or uint8 nibbles with word_scale and group_scale.");
     module.def(
         "peak_int8",

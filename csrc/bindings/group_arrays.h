@@ -37,6 +37,19 @@ inline std::function<GroupWeights()> group_nibbles(int32_t n, int32_t k, const p
                    *offset = halves(offset_any, n, k, name + "group_offset");
     return [=] { return GroupWeights::from_nibbles(n, k, nibbles, scale, offset, bias); };
 }
+// The same of six bits: q2 u8 [n, ceil(k / 4)], no offset.
+inline std::function<GroupWeights()> group_sixes(int32_t n, int32_t k, const py::handle& q4_any,
+                                                 const py::handle& q2_any, const py::handle& scale_any,
+                                                 const float* bias, const std::string& name) {
+    const auto q4 = typed<uint8_t>(q4_any, 2, name + "q4"), q2 = typed<uint8_t>(q2_any, 2, name + "q2");
+    const int64_t halves_bytes = (static_cast<int64_t>(k) + 1) / 2, quarters = (static_cast<int64_t>(k) + 3) / 4;
+    expect(q4.shape(0) == n && q4.shape(1) == halves_bytes && q2.shape(0) == n && q2.shape(1) == quarters,
+           name + "q4 must be [" + std::to_string(n) + ", " + std::to_string(halves_bytes) + "] and q2 [" +
+               std::to_string(n) + ", " + std::to_string(quarters) + "]");
+    const uint8_t *low = q4.data(), *high = q2.data();
+    const uint16_t* scale = halves(scale_any, n, k, name + "group_scale");
+    return [=] { return GroupWeights::from_sixes(n, k, low, high, scale, bias); };
+}
 inline std::function<GroupWeights()> group_bytes(int32_t n, int32_t k, const py::handle& q_any,
                                                  const py::handle& scale_any, const float* bias,
                                                  const std::string& name) {

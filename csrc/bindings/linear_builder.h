@@ -84,6 +84,11 @@ class LinearBuilder {
             return [=] { return Linear(F32Weights(n, k, weight, bias)); };
         }
         // Weights with float16 scales a group have no scale an output.
+        if (has(name + ".q2")) {
+            auto pack = group_sixes(n, k, tensor(name + ".q4"), tensor(name + ".q2"), tensor(name + ".group_scale"),
+                                    bias, name + ".");
+            return [pack] { return Linear(pack()); };
+        }
         if (!has(name + ".scale") && has(name + ".q4")) {
             auto pack = group_nibbles(n, k, tensor(name + ".q4"), tensor(name + ".group_scale"),
                                       tensor(name + ".group_offset"), bias, name + ".");
@@ -138,6 +143,10 @@ class LinearBuilder {
             if (!by_group) e.word_scale = floats(name + "scale", e.vocab).data();
         } else if (by_group) {
             e.word_q4 = matrix<uint8_t>(name + "q4", e.vocab, (e.width + 1) / 2).data();
+            if (has(name + "q2")) {
+                e.word_q2 = matrix<uint8_t>(name + "q2", e.vocab, (e.width + 3) / 4).data();
+                return;
+            }
             e.word_half_offset = halves(tensor(name + "group_offset"), e.vocab, e.width, name + "group_offset");
         } else if (has(name + "q4")) {
             const int64_t groups = (e.width + kGroupWeights - 1) / kGroupWeights;

@@ -42,6 +42,7 @@ struct DecoderModel {
     const float* word_scale = nullptr;
     const uint16_t* word_half_scale = nullptr;
     const uint16_t* word_half_offset = nullptr;
+    const uint8_t* word_q2 = nullptr;
     // Added to words: learned positions [max_positions, hidden], or one row for all of them.
     const float* position = nullptr;
     bool learned = false;

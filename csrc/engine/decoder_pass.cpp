@@ -115,6 +115,7 @@ void DecoderPass::embed(int32_t begin, int32_t rows, OpTimes* account) {
     a.word_group_scale = m_.word_group_scale;
     a.word_half_scale = m_.word_half_scale;
     a.word_half_offset = m_.word_half_offset;
+    a.word_q2 = m_.word_q2;
     a.position = m_.position;
     a.ids = step_.ids + begin;
     a.positions = c_.rows.get<int32_t>(0) + begin;

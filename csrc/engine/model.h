@@ -37,6 +37,7 @@ struct Embeddings {
     const float* word_scale = nullptr;
     const uint16_t* word_half_scale = nullptr;
     const uint16_t* word_half_offset = nullptr;
+    const uint8_t* word_q2 = nullptr;
     const float* position = nullptr;
     const float* token_type = nullptr;
     Norm norm;

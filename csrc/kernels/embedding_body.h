@@ -72,6 +72,35 @@ struct GroupInt4Row {
     }
 };
 
+struct GroupInt6Row {
+    const uint8_t* nibbles;
+    const uint8_t* high;
+    const uint16_t* scale;
+    GroupInt6Row(const EmbeddingArgs& a, int64_t id)
+        : nibbles(a.word_q4 + id * ((a.width + 1) / 2)),
+          high(a.word_q2 + id * ((a.width + 3) / 4)),
+          scale(a.word_half_scale + id * GroupInt8Row::groups_of(a)) {}
+    Vec lanes(int32_t i) const {
+        // Pairs of bits to nibbles of their own.
+        uint64_t x = 0;
+        __builtin_memcpy(&x, high + i / 4, Vec::kWidth / 4);
+        x = (x | x << 16) & 0x0000ffff0000ffffu;
+        x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+        x = (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
+        x = (x | x << 2) & 0x3333333333333333u;
+        uint8_t spread[8];
+        __builtin_memcpy(spread, &x, 8);
+        // load_i4 takes 8 from both: n - 8 + 16 (h - 8) + 104 = n + 16 h - 32.
+        const Vec top = fma(load_i4(spread), set1(16.0f), set1(104.0f));
+        return mul(add(load_i4(nibbles + i / 2), top), set1(half_at(scale + i / kGroupWeights)));
+    }
+    float at(int32_t i) const { return integer(i) * half_at(scale + i / kGroupWeights); }
+    float integer(int32_t i) const {
+        const int low = i % 2 ? nibbles[i / 2] >> 4 : nibbles[i / 2] & 15, top = high[i / 4] >> 2 * (i % 4) & 3;
+        return static_cast<float>((low | top << 4) - 32);
+    }
+};
+
 template <class Row>
 inline void embedding_rows(const EmbeddingArgs& a) {
     constexpr int W = Vec::kWidth;
@@ -101,7 +130,9 @@ inline void embedding(const EmbeddingArgs& a) {
     } else if (a.word_q) {
         a.word_half_scale ? embedding_rows<GroupInt8Row>(a) : embedding_rows<Int8Row>(a);
     } else {
-        a.word_half_scale ? embedding_rows<GroupInt4Row>(a) : embedding_rows<Int4Row>(a);
+        a.word_q2           ? embedding_rows<GroupInt6Row>(a)
+        : a.word_half_scale ? embedding_rows<GroupInt4Row>(a)
+                            : embedding_rows<Int4Row>(a);
     }
 }
 

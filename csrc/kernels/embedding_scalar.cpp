@@ -15,6 +15,10 @@ float word_at(const EmbeddingArgs& a, int64_t id, int32_t i) {
     }
     const int byte = a.word_q4[id * row_bytes + i / 2];
     const int nibble = i % 2 ? byte >> 4 : byte & 15;
+    if (a.word_q2) {
+        const int high = a.word_q2[id * ((a.width + 3) / 4) + i / 4] >> 2 * (i % 4) & 3;
+        return static_cast<float>((nibble | high << 4) - 32) * float_from_half(a.word_half_scale[group]);
+    }
     if (a.word_half_scale)
         return static_cast<float>(nibble) * float_from_half(a.word_half_scale[group]) +
                float_from_half(a.word_half_offset[group]);

@@ -22,9 +22,12 @@ struct GroupsBlock {
     float* sums;  // [rows][16], written
 };
 
-// The two formats: tile(w, c) and, of what follows the weights, scales and offsets.
+// The formats. kScales: where a block's scales begin.
 struct G4 {
     static constexpr int kBits = 4, kBytes = kG4BlockBytes, kScales = 256;
+};
+struct G6 {
+    static constexpr int kBits = 6, kBytes = kG6BlockBytes, kScales = 384;
 };
 struct G8 {
     static constexpr int kBits = 8, kBytes = kG8BlockBytes, kScales = 512;

@@ -22,7 +22,8 @@ int weight_at(const uint8_t* block, int bits, int o, int i) {
     const int tile = i / kTileK, byte = o * kTileK + i % kTileK;
     if (bits == 8) return block[tile * 64 + byte];
     const uint8_t both = block[tile / 2 * 64 + byte];
-    return tile % 2 ? both >> 4 : both & 15;
+    const int nibble = tile % 2 ? both >> 4 : both & 15;
+    return bits == 4 ? nibble : nibble | (block[256 + tile / 4 * 64 + byte] >> 2 * (tile % 4) & 3) << 4;
 }
 
 }  // namespace
@@ -51,7 +52,8 @@ void gemm_groups_scalar(const GemmGroupsArgs& a) {
                         acc += weight_at(block, w.bits, o, i) * static_cast<int8_t>(panel[at]);
                     }
                     const float d = half_at(scales, o);
-                    const float m = w.bits == 4 ? half_at(scales, kTileN + o) : d * -128.0f;
+                    const float m =
+                        w.bits == 4 ? half_at(scales, kTileN + o) : d * -static_cast<float>(1 << (w.bits - 1));
                     sum[o] = std::fma(static_cast<float>(acc * (1 << shift)), d, sum[o]);
                     sum[o] = std::fma(inputs, m, sum[o]);
                 }

@@ -31,6 +31,29 @@ inline __attribute__((always_inline)) Tile bytes_of(const uint8_t* w) {
     return {_mm256_load_si256(bytes), _mm256_load_si256(bytes + 1)};
 }
 
+// Six bits: the low nibbles and, moved to bits 4 and 5, the high ones.
+inline __attribute__((always_inline)) Tile sixes_of(const uint8_t* w, int c) {
+    const Tile low = halves_of(w + c / 2 * 64, c % 2), high = bytes_of(w + 256 + c / 4 * 64);
+    const __m256i mask = _mm256_set1_epi8(0x30);
+    const auto there = [&](__m256i x) {
+        // By a count in a register, which may be 0: h is no constant here.
+        const int h = c % 4;
+        return _mm256_and_si256(h < 2 ? _mm256_sll_epi16(x, _mm_cvtsi32_si128(4 - 2 * h))
+                                      : _mm256_srl_epi16(x, _mm_cvtsi32_si128(2 * h - 4)),
+                                mask);
+    };
+    return {_mm256_or_si256(low.q0, there(high.q0)), _mm256_or_si256(low.q1, there(high.q1))};
+}
+
+template <class Format>
+inline __attribute__((always_inline)) Tile wide_of(const uint8_t* w, int c) {
+    if constexpr (Format::kBits == 6) {
+        return sixes_of(w, c);
+    } else {
+        return bytes_of(w + c * 64);
+    }
+}
+
 // acc[t] += sum of q . a over a group, tile(c) being 4 inputs of 16 outputs. Level: dot(q0, q1, a, acc), sums(acc).
 template <class Level, int T, class TileOf>
 inline __attribute__((always_inline)) void products(const char* x, int64_t mr, __m256i (&acc)[T][2],
@@ -54,12 +77,16 @@ inline __attribute__((always_inline)) void group_products(const uint8_t* w, cons
     if constexpr (Format::kBits == 4) {
         products<Level>(x, mr, acc, [&](int c) { return halves_of(w + c / 2 * 64, c % 2); });
     } else if constexpr (Level::kBits == 8) {
-        products<Level>(x, mr, acc, [&](int c) { return bytes_of(w + c * 64); });
+        products<Level>(x, mr, acc, [&](int c) { return wide_of<Format>(w, c); });
     } else {
         // q = 16 high + low, one after the other.
         __m256i high[T][2];
-        products<Level>(x, mr, high, [&](int c) { return halves_of(w + c * 64, true); });
-        products<Level>(x, mr, acc, [&](int c) { return halves_of(w + c * 64, false); });
+        const auto half = [&](int c, bool top) {
+            const Tile q = wide_of<Format>(w, c);
+            return Tile{nibbles(q.q0, top), nibbles(q.q1, top)};
+        };
+        products<Level>(x, mr, high, [&](int c) { return half(c, true); });
+        products<Level>(x, mr, acc, [&](int c) { return half(c, false); });
         for (int r = 0; r < T; ++r)
             for (int v = 0; v < 2; ++v) acc[r][v] = _mm256_add_epi32(_mm256_slli_epi32(high[r][v], 4), acc[r][v]);
     }
@@ -84,7 +111,7 @@ inline void groups_block(const GroupsBlock& b) {
             if constexpr (Format::kBits == 4) {
                 m = _mm256_cvtph_ps(_mm_load_si128(halves + 2 + v));
             } else {
-                m = _mm256_mul_ps(d, _mm256_set1_ps(-128.0f));
+                m = _mm256_mul_ps(d, _mm256_set1_ps(-static_cast<float>(1 << (Format::kBits - 1))));
             }
 #pragma GCC unroll 6
             for (int r = 0; r < T; ++r) {
@@ -110,6 +137,8 @@ struct GroupsYmm {
     static void run(const GemmGroupsArgs& a) {
         if (a.w->bits == 4) {
             gemm_groups_blocks<kGroupsRows, Of<G4>::template Rows>(a);
+        } else if (a.w->bits == 6) {
+            gemm_groups_blocks<kGroupsRows, Of<G6>::template Rows>(a);
         } else {
             gemm_groups_blocks<kGroupsRows, Of<G8>::template Rows>(a);
         }

@@ -24,6 +24,13 @@ inline __attribute__((always_inline)) __m512i tile_of(const uint8_t* w, int c, G
     const __m512i both = _mm512_load_si512(w + 64 * (c / 2));
     return _mm512_and_si512(c % 2 ? _mm512_srli_epi16(both, 4) : both, _mm512_set1_epi8(15));
 }
+inline __attribute__((always_inline)) __m512i tile_of(const uint8_t* w, int c, G6) {
+    const __m512i both = _mm512_loadu_si512(w + 64 * (c / 2)), high = _mm512_loadu_si512(w + 256 + 64 * (c / 4));
+    const __m512i low = _mm512_and_si512(c % 2 ? _mm512_srli_epi16(both, 4) : both, _mm512_set1_epi8(15));
+    // Bits 2 h and 2 h + 1 to 4 and 5.
+    const __m512i there = c % 4 < 2 ? _mm512_slli_epi16(high, 4 - c % 4 * 2) : _mm512_srli_epi16(high, c % 4 * 2 - 4);
+    return _mm512_or_si512(low, _mm512_and_si512(there, _mm512_set1_epi8(0x30)));
+}
 inline __attribute__((always_inline)) __m512i tile_of(const uint8_t* w, int c, G8) {
     return _mm512_loadu_si512(w + 64 * c);
 }
@@ -48,11 +55,13 @@ inline __attribute__((always_inline)) void group_products(const uint8_t* w, cons
         __m512i half[T];
 #pragma GCC unroll 12
         for (int r = 0; r < T; ++r) half[r] = acc[r] = _mm512_setzero_si512();
+#pragma GCC unroll 8
         for (int c = 0; c < 8; ++c) {
             const __m512i q = _mm512_and_si512(_mm512_srli_epi16(tile_of(w, c, Format{}), 4), low);
 #pragma GCC unroll 12
             for (int r = 0; r < T; ++r) Level::dot(q, x + (c * kMr + r) * kTileK, half[r]);
         }
+#pragma GCC unroll 8
         for (int c = 0; c < 8; ++c) {
             const __m512i q = _mm512_and_si512(tile_of(w, c, Format{}), low);
 #pragma GCC unroll 12
@@ -82,7 +91,7 @@ inline void groups_block(const GroupsBlock& b) {
         if constexpr (Format::kBits == 4) {
             m = _mm512_cvtph_ps(_mm256_load_si256(halves + 1));
         } else {
-            m = _mm512_mul_ps(d, _mm512_set1_ps(-128.0f));
+            m = _mm512_mul_ps(d, _mm512_set1_ps(-static_cast<float>(1 << (Format::kBits - 1))));
         }
         // Of the block's own tokens: x is 4 bytes a token further in these, too.
         const auto* shifts = reinterpret_cast<const int32_t*>(x + kGroupWeights * kMr);
@@ -125,6 +134,8 @@ struct GroupsZmm {
     static void run(const GemmGroupsArgs& a) {
         if (a.w->bits == 4) {
             Of<G4>::run(a);
+        } else if (a.w->bits == 6) {
+            Of<G6>::run(a);
         } else {
             Of<G8>::run(a);
         }
