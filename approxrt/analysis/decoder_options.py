@@ -209,11 +209,16 @@ def _block_of(name: str) -> str:
 
 
 def block_options(
-    spec: DecoderSpec, weights: Mapping[str, np.ndarray], stats: Mapping[str, Statistics]
+    spec: DecoderSpec,
+    weights: Mapping[str, np.ndarray],
+    stats: Mapping[str, Statistics],
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, list[BlockOption]]:
     """The structures of every block with the second-order loss of what goes (`approxrt.analysis.obs.group_curve`)."""
     out = {}
     for i, layer in enumerate(spec.layers):
+        if say:
+            say(f"scoring blocks, layer {i + 1} of {len(spec.layers)}")
         for block, second in ((f"layers.{i}.attention", "output"), (f"layers.{i}.ffn", "down")):
             there = layer.has_attention if second == "output" else layer.has_ffn
             if not there:

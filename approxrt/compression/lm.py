@@ -33,6 +33,7 @@ from approxrt.analysis.workload import take_turns
 from approxrt.approx.build import folder_bytes
 from approxrt.approx.quantize import quantize_model
 from approxrt.approx.rotate import can_rotate, rotate
+from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
 from approxrt.compression.lm_search import Search
@@ -51,6 +52,10 @@ OWN_F32 = "approxrt-f32"
 # Shares of the budget that steps may take at most, where they have a choice.
 SHARES = {"statistics": 0.12, "removal": 0.08, "rounding": 0.12}
 TIMING_SECONDS = 3.0  # of a candidate beside float32
+
+
+class BudgetSpent(Exception):
+    """The budget ended amid a step; what was measured before stays."""
 
 
 class LmCompression:
@@ -102,6 +107,12 @@ class LmCompression:
         """What is going on, with the time left."""
         left = max(0.0, self.options.budget - self.elapsed())
         self.progress(min(1.0, self.elapsed() / self.options.budget), f"{text} (at most {left / 60:.0f} min left)")
+
+    def tick(self, text: str) -> None:
+        """`say`, amid a step that may be left. Raises BudgetSpent."""
+        if self.elapsed() > self.options.budget:
+            raise BudgetSpent
+        self.say(text)
 
     def within_share(self, step: str) -> Callable[[], bool]:
         """A function that is true once the step's share of the budget is spent."""
@@ -164,17 +175,23 @@ class LmCompression:
                 # What rounding made of a file with grids of its own cannot be closer to it than those.
                 kept = quantize_model(self.spec, self.tensors, 5, grouped=self.checkpoint.grouped)
                 self.add(InMemory(*kept), {"plan": "int4 and int8 as in the file"})
-            state = self.work.load_state()
-            if state is None and self.left() > 0:
-                found = Search(self, spec, tensors).run()
-                if found is not None:
-                    state = starting_state(*found)
-                    self.work.save_state(state)
-                    self.save_clock()
-            if state is not None:
-                train(self, spec, tensors, state)
-        self.work.write("done", True)
+            try:
+                self._improve(spec, tensors)
+                self.work.write("done", True)
+            except BudgetSpent:
+                self.note("the budget ended before the search did; more time may find a better one")
         return self.work.candidates()
+
+    def _improve(self, spec: DecoderSpec, tensors: dict[str, np.ndarray]) -> None:
+        state = self.work.load_state()
+        if state is None and self.left() > 0:
+            found = Search(self, spec, tensors).run()
+            if found is not None:
+                state = starting_state(*found)
+                self.work.save_state(state)
+                self.save_clock()
+        if state is not None:
+            train(self, spec, tensors, state)
 
     def note(self, text: str) -> None:
         """Something for the log now and for the report."""

@@ -56,10 +56,10 @@ class Search:
         best = self._best_plan()
         again = any("rounded" in candidate.about for candidate in self.c.work.candidates())
         if best is not None and not again and self.c.left() > 2 * self.c.last_check:
-            self.c.say("rounding in sequence")
+            self.c.tick("rounding in sequence")
             batch = calibration(self.c.calibrating, ROUNDING_SEQUENCES, self.c.sequence)
             cut = builder.cut(best)
-            built = build_in_sequence(cut.spec, refitted(cut), cut.masks, best, batch, self.c.say)
+            built = build_in_sequence(cut.spec, refitted(cut), cut.masks, best, batch, self.c.tick)
             self.c.add(built, {"plan": best.to_json(), "trained": 0, "rounded": "in sequence"})
         if not trains or not tries:
             return None
@@ -77,7 +77,7 @@ class Search:
         """Statistics, measured times, losses of removal, scores of tiles: the options."""
         spec, tensors = self.spec, self.tensors
         batch = calibration(self.c.calibrating, STATISTICS_SEQUENCES, self.c.sequence)
-        stats = statistics(spec, tensors, batch, self.c.say, self.c.within_share("statistics"))
+        stats = statistics(spec, tensors, batch, self.c.tick, self.c.within_share("statistics"))
         latency = self._latency(spec)
         builder = Builder(spec, tensors, stats)
         begun, allowed = self.c.elapsed(), TILES_SHARE * self.c.options.budget
@@ -86,10 +86,10 @@ class Search:
             spent = self.c.elapsed() - begun
             return share < 0.02 or spent / share <= allowed
 
-        if not builder.score(afford, self.c.say):
+        if not builder.score(afford, self.c.tick):
             self.c.note("sparse tiles were left out: scoring them would take more than a fifth of the budget")
-        choices = builder.choices(latency, self.c.say, self.c.within_share("rounding"))
-        blocks = block_options(spec, tensors, stats)
+        choices = builder.choices(latency, self.c.tick, self.c.within_share("rounding"))
+        blocks = block_options(spec, tensors, stats, self.c.tick)
         measured = self._removals(spec, tensors, blocks, {name: found.mean for name, found in stats.items()})
         # What nobody has measured stays in part.
         choices.blocks = {
@@ -102,7 +102,7 @@ class Search:
         known = self.c.work.read("latency")
         named = {kind.name: kind for kind in KINDS}
         if known is None:
-            found = measure_latency(spec, KINDS, self.c.threads, progress=self.c.say)
+            found = measure_latency(spec, KINDS, self.c.threads, progress=self.c.tick)
             known = {
                 part: {kind.name: value for kind, value in table.items()}
                 for part, table in (("per_byte", found.per_byte), ("head", found.head))
@@ -130,7 +130,7 @@ class Search:
         batch = calibration(text, REMOVAL_SEQUENCES, self.c.sequence)
         _, found = measure_removals(
             spec, tensors, batch, means, [elements[name] for name in order],
-            lambda done, total, text: self.c.say(text), self.c.within_share("removal"),
+            lambda done, total, text: self.c.tick(text), self.c.within_share("removal"),
         )  # fmt: skip
         measured = {removal.element.name: removal.change for removal in found}
         self.c.work.write("removals", measured)

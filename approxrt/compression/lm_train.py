@@ -102,8 +102,8 @@ def train(c: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray], s
     about = {"plan": plan.to_json(), "trained": best[1]}
     c.add(build(best[2]), about)
     if c.left() > 2 * c.last_check:
-        c.say("rounding in sequence")
+        c.tick("rounding in sequence")
         _, whole = cut_without_statistics(spec, tensors, plan.keep, best[2])
         batch = calibration(c.calibrating, ROUNDING_SEQUENCES, c.sequence)
-        built = build_in_sequence(cut_spec, whole, masks, plan, batch, c.say)
+        built = build_in_sequence(cut_spec, whole, masks, plan, batch, c.tick)
         c.add(built, about | {"rounded": "in sequence"})
