@@ -67,6 +67,8 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         "rms_norm": "scalar-1x576",
         "rope": "scalar-1x9x64",
         "sign_attention": "scalar-64x32x16",
+        "sign_cached_attention": "scalar-f16x512x1",
+        "sign_index": "scalar-f16x1",
         "softmax": "scalar-16x16",
     }
     assert sorted(smallest) == FAMILIES
@@ -94,6 +96,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
             "attention_int16",
             "sign_attention",
             "cached_attention",
+            "sign_cached_attention",
         )
         assert row["rate_unit"] == ("GMAC/s" if products else "GB/s")
         assert ("share_of_peak" in row) == products

@@ -1,79 +1,11 @@
-// Sign-matching attention over a cache (decoder_args.h has the definition), and the signs and sums beside it.
+// Sign-matching attention over a cache (decoder_args.h has the definition).
 #pragma once
 
-#include "../sign_planes.h"
 #include "sign_rows_body.h"
+#include "sign_turn.h"
 
 namespace approxrt {
 namespace {
-
-// y <- R x (- centre), both in whole strips; every element is one chain of additions, so that its sign is the same
-// everywhere. Up to four strips go side by side.
-template <int kStrips>
-inline void turn_strips(const SignHead& sign, const float* x, int32_t d, int32_t first, const float* centre, float* y) {
-    const int64_t ld = round_up(sign.signs, 16);
-    Vec sum[kStrips * kVecs16];
-#pragma GCC unroll 16
-    for (int v = 0; v < kStrips * kVecs16; ++v)
-        sum[v] = centre ? sub(zero(), load(centre + first + v * Vec::kWidth)) : zero();
-    const float* column = sign.rotation + first;
-    for (int32_t c = 0; c < d; ++c, column += ld) {
-        const Vec one = broadcast(x + c);
-#pragma GCC unroll 16
-        for (int v = 0; v < kStrips * kVecs16; ++v) sum[v] = fma(one, load(column + v * Vec::kWidth), sum[v]);
-    }
-#pragma GCC unroll 16
-    for (int v = 0; v < kStrips * kVecs16; ++v) store(y + first + v * Vec::kWidth, sum[v]);
-}
-
-inline void turn(const SignHead& sign, const float* x, int32_t d, const float* centre, float* y) {
-    int32_t first = 0;
-    for (; first + 64 <= sign.signs; first += 64) turn_strips<4>(sign, x, d, first, centre, y);
-    for (; first < sign.signs; first += 16) turn_strips<1>(sign, x, d, first, centre, y);
-}
-
-// -- beside the cache ------------------------------------------------------------
-
-template <class Element>
-struct SignIndex {
-    using Type = typename Element::Type;
-
-    // Rows are kept as cache_write writes values.
-    static Vec element(const void* rows, const CacheHead& cache, const float* scales, int64_t j, int32_t c) {
-        const Vec x = Element::get(static_cast<const Type*>(rows) + (c / 16 * cache.capacity + j) * 16 + c % 16);
-        return cache.kind == CacheKind::kInt8 ? mul(x, set1(scales[j])) : x;
-    }
-
-    static void run(const SignIndexArgs& a) {
-        const CacheHead& cache = a.cache;
-        const int32_t d = cache.head_dim;
-        alignas(64) float key[kMostSignDim + 16], turned[kMostSignDim + 16];
-        for (int64_t j = a.begin; j < a.end; ++j) {
-            for (int32_t c = 0; c < d; c += Vec::kWidth)
-                store(key + c, element(cache.key_rows, cache, cache.key_scales, j, c));
-            if (a.sign.rotation) turn(a.sign, key, d, a.sign.centre, turned);
-            write_signs(a.sign.rotation ? turned : key, a.sign.signs, j, a.sign.planes);
-            if (!a.sign.key_sums || j % kSumBlock != kSumBlock - 1) continue;
-            add_block(cache.key_rows, cache, cache.key_scales, j / kSumBlock, a.sign.key_sums);
-            add_block(cache.values, cache, cache.value_scales, j / kSumBlock, a.sign.value_sums);
-        }
-    }
-
-    static void add_block(const void* rows, const CacheHead& cache, const float* scales, int64_t block, float* sums) {
-        const int64_t d16 = round_up(cache.head_dim, 16);
-        float* to = sums + (block + 1) * d16;
-        for (int32_t c = 0; c < cache.head_dim; c += Vec::kWidth) {
-            Vec sum = block ? load(to - d16 + c) : zero();
-            for (int64_t j = block * kSumBlock; j < (block + 1) * kSumBlock; ++j)
-                sum = add(sum, element(rows, cache, scales, j, c));
-            store(to + c, sum);
-        }
-    }
-};
-
-inline void sign_index(const SignIndexArgs& a) { with_cache_kind<SignIndex>(a.cache.kind, a); }
-
-// -- attention -------------------------------------------------------------------
 
 inline void mean_of(const float* sums, int64_t blocks, int32_t d, float* mean) {
     const Vec share = set1(1.0f / static_cast<float>(blocks * kSumBlock));

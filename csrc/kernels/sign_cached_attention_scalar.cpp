@@ -1,45 +1,10 @@
-// Sign-matching attention over a cache, and what lies beside one: the definition (decoder_args.h).
-#include <cmath>
+// Sign-matching attention over a cache: the definition (decoder_args.h).
 #include <cstring>
 
-#include "../half.h"
-#include "../sign_planes.h"
-#include "../decoder_args.h"
+#include "sign_scalar.h"
 
 namespace approxrt {
 namespace {
-
-// Element c of row j, of what is laid out as values are.
-float element(const CacheHead& cache, const void* rows, const float* scales, int64_t j, int64_t c) {
-    const int64_t at = (c / 16 * cache.capacity + j) * 16 + c % 16;
-    switch (cache.kind) {
-        case CacheKind::kF32:
-            return static_cast<const float*>(rows)[at];
-        case CacheKind::kF16:
-            return float_from_half(static_cast<const uint16_t*>(rows)[at]);
-        case CacheKind::kInt8:
-            break;
-    }
-    return static_cast<float>(static_cast<const int8_t*>(rows)[at]) * scales[j];
-}
-
-void turn(const SignHead& sign, const float* x, int64_t d, const float* centre, float* y) {
-    const int64_t ld = round_up(sign.signs, 16);
-    for (int64_t o = 0; o < sign.signs; ++o) {
-        y[o] = centre ? -centre[o] : 0.0f;
-        for (int64_t c = 0; c < d; ++c) y[o] = std::fma(x[c], sign.rotation[c * ld + o], y[o]);
-    }
-}
-
-void add_block(const CacheHead& cache, const void* rows, const float* scales, int64_t block, float* sums) {
-    const int64_t d16 = round_up(cache.head_dim, 16);
-    float* to = sums + (block + 1) * d16;
-    for (int64_t c = 0; c < cache.head_dim; ++c) {
-        to[c] = block ? to[c - d16] : 0.0f;
-        for (int64_t j = block * kSumBlock; j < (block + 1) * kSumBlock; ++j)
-            to[c] += element(cache, rows, scales, j, c);
-    }
-}
 
 bool kept_bit(const uint64_t* words, int64_t j) { return words[j / 64] >> (j % 64) & 1; }
 
@@ -68,19 +33,6 @@ void select(const SignCachedAttentionArgs& s, const float* q, int64_t n, uint64_
 }
 
 }  // namespace
-
-void sign_index_scalar(const SignIndexArgs& a) {
-    const CacheHead& cache = a.cache;
-    float key[kMostSignDim], turned[kMostSignDim];
-    for (int64_t j = a.begin; j < a.end; ++j) {
-        for (int64_t c = 0; c < cache.head_dim; ++c) key[c] = element(cache, cache.key_rows, cache.key_scales, j, c);
-        if (a.sign.rotation) turn(a.sign, key, cache.head_dim, a.sign.centre, turned);
-        write_signs(a.sign.rotation ? turned : key, a.sign.signs, j, a.sign.planes);
-        if (!a.sign.key_sums || j % kSumBlock != kSumBlock - 1) continue;
-        add_block(cache, cache.key_rows, cache.key_scales, j / kSumBlock, a.sign.key_sums);
-        add_block(cache, cache.values, cache.value_scales, j / kSumBlock, a.sign.value_sums);
-    }
-}
 
 void sign_cached_attention_scalar(const SignCachedAttentionArgs& s) {
     const CachedAttentionArgs& a = s.a;
