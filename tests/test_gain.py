@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from approxrt.analysis.removal import (  # noqa: E402
     shrunk,
     without,
 )
+from approxrt.approx.sign_attention import SignKind, with_sign_attention  # noqa: E402
 from approxrt.approx.structure import Structure  # noqa: E402
 from approxrt.approx.student import predict, sample_losses  # noqa: E402
+from approxrt.compression import accuracy  # noqa: E402
 from approxrt.compression.data import folds  # noqa: E402
 from approxrt.tasks.registry import get_task  # noqa: E402
 
@@ -82,3 +85,24 @@ def test_being_less_sure_is_no_gain() -> None:
     assert least <= sample_losses(logits, labels).mean()
     scores, targets = rng.standard_normal((9, 1)).astype(np.float32), rng.standard_normal(9).astype(np.float32)
     assert calibrated_loss(scores, targets) == pytest.approx(np.square(scores[:, 0] - targets).mean())
+
+
+def test_hard_attention_is_taken_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels are the answers of the model whose first layer attends hard: there it is taken."""
+    monkeypatch.setattr(accuracy, "HARD_KEEP", 3)
+    student, separators = small_student(), (1,)
+    with_sign_attention(student, {0: SignKind(3, 4, rest=False)}, separators)
+    held = labelled_by(student, 240)
+    with_sign_attention(student, {}, ())
+    compression = SimpleNamespace(
+        validation=held,
+        options=SimpleNamespace(seed=0),
+        separators=lambda: separators,
+        progress=lambda share, text: None,
+    )
+    taken = accuracy._hard_attention(compression, student)  # type: ignore[arg-type]
+    assert 0 in taken
+    keeps = [i for i, layer in enumerate(student.spec.layers) if layer.attention_keep == 3]
+    assert keeps == taken and student.spec.always_kept == separators
+    monkeypatch.setattr(accuracy, "HARD_KEEP", 12)
+    assert accuracy._hard_attention(compression, student) == []  # type: ignore[arg-type]
