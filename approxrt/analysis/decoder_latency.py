@@ -8,7 +8,7 @@ bytes; a layer's share of norms and attention goes with them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class InMemory:
     """A decoder as the engine takes it."""
 
     decoder_spec: DecoderSpec
-    tensors: dict[str, np.ndarray]
+    tensors: Mapping[str, np.ndarray]
 
 
 def decode_run(engine: DecoderEngine, prompt: int = PROMPT, steps: int = STEPS) -> Run:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from approxrt._C import kernels
+from approxrt.analysis.decoder_latency import InMemory
 from approxrt.approx.decoder_signs import Codes, codes_for, fit_codes, with_codes
 from approxrt.artifact.decoder_spec import SUM_BLOCK, DecoderSpec
 from approxrt.artifact.reader import read_artifact
@@ -70,12 +71,6 @@ class SignReport:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True)
-class _Built:
-    decoder_spec: DecoderSpec
-    tensors: Mapping[str, np.ndarray]
-
-
 def match_signs(
     artifact: str | os.PathLike[str],
     data: str | os.PathLike[str],
@@ -106,23 +101,23 @@ def match_signs(
     context = _checked(spec, keep, window, context, max_drop)
     calibrating, validating = _divided(token_ids(source.tokenizer_path.read_bytes(), text_file(data)), context)
 
-    def rise(built: _Built) -> float:
+    def rise(built: InMemory) -> float:
         engine = DecoderEngine(built, threads)
         return float(perplexity(engine_score(engine), validating, context, max(1, context // 5))["perplexity"])
 
     timed = time_kernels(spec, keep, window, context)
     start = break_even(timed, keep)
-    dense = {"perplexity": rise(_Built(spec, tensors))}
+    dense = {"perplexity": rise(InMemory(spec, tensors))}
     say(f"exact attention: perplexity {dense['perplexity']:.3f} at {context} tokens")
     chosen, codes = dict(dense), dict[int, Codes]()
     held: dict[int, float] = {}
     if start is not None and start < context:
         codes = fit_codes(spec, tensors, calibrating, keep, window, progress=lambda i, n, text: say(f"{text} of {n}"))
         held = {i: found.held for i, found in codes.items()}
-    built = _Built(spec, tensors)
+    built = InMemory(spec, tensors)
     while codes:
         assert start is not None
-        built = _Built(*with_codes(spec, tensors, codes, keep, window, start))
+        built = InMemory(*with_codes(spec, tensors, codes, keep, window, start))
         chosen["perplexity"] = rise(built)
         change = chosen["perplexity"] / dense["perplexity"] - 1
         say(f"{len(codes)} layers match signs: perplexity {chosen['perplexity']:.3f} ({100 * change:+.2f} %)")
@@ -136,7 +131,7 @@ def match_signs(
     elif not codes:
         shortfalls.append(f"no layer can match signs within {100 * max_drop:.2f} % of perplexity")
     else:
-        rates = _rates((_Built(spec, tensors), built), context, threads)
+        rates = _rates((InMemory(spec, tensors), built), context, threads)
         dense["tokens_per_second"], chosen["tokens_per_second"] = rates
         say(f"{rates[0]:.1f} -> {rates[1]:.1f} tokens/s at {context} tokens")
         if rates[1] <= rates[0]:
@@ -196,7 +191,7 @@ def break_even(timed: Mapping[int, tuple[float, float]], keep: int) -> int | Non
     return None if start is None else max(start, keep + 1, SUM_BLOCK)
 
 
-def _rates(models: tuple[_Built, _Built], context: int, threads: int | None) -> tuple[float, float]:
+def _rates(models: tuple[InMemory, InMemory], context: int, threads: int | None) -> tuple[float, float]:
     """Tokens a second with `context` tokens in the cache, in turns."""
     engines = [DecoderEngine(model, threads) for model in models]
     ids = np.random.default_rng(0).integers(0, engines[0].spec.vocab_size, context).tolist()
