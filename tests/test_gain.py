@@ -24,6 +24,7 @@ from approxrt.approx.structure import Structure  # noqa: E402
 from approxrt.approx.student import predict, sample_losses  # noqa: E402
 from approxrt.compression import accuracy  # noqa: E402
 from approxrt.compression.data import folds  # noqa: E402
+from approxrt.tasks.metrics import compute_metrics  # noqa: E402
 from approxrt.tasks.registry import get_task  # noqa: E402
 
 
@@ -106,3 +107,23 @@ def test_hard_attention_is_taken_where_it_helps(monkeypatch: pytest.MonkeyPatch)
     assert keeps == taken and student.spec.always_kept == separators
     monkeypatch.setattr(accuracy, "HARD_KEEP", 12)
     assert accuracy._hard_attention(compression, student) == []  # type: ignore[arg-type]
+
+
+def test_a_border_that_lies_wrong_moves_in_the_last_bias() -> None:
+    """Labels are the answers of a model; its twin with a shifted bias takes the shift back."""
+    student = small_student()
+    held = labelled_by(student, 240)
+    logits = predict(student, held.ids, held.types)
+    with torch.no_grad():  # the labels split at the median; far from it nearly all answers are of one class
+        spread = float(np.std(logits[:, 1] - logits[:, 0]))
+        student.weight("head.out.bias")[1] += 2 * spread - float(np.median(logits[:, 1] - logits[:, 0]))
+    data = SimpleNamespace(task=get_task("cola"))
+    compression = SimpleNamespace(
+        validation=held, data=data, options=SimpleNamespace(seed=0), progress=lambda share, text: None
+    )
+    before = compute_metrics("cola", predict(student, held.ids, held.types), held.labels)["matthews"]
+    offsets = accuracy._offsets(compression, student)  # type: ignore[arg-type]
+    assert offsets is not None and offsets[1] - offsets[0] == pytest.approx(-2 * spread, rel=0.2)
+    after = compute_metrics("cola", predict(student, held.ids, held.types), held.labels)["matthews"]
+    assert before < 0.4 and after > 0.9
+    assert accuracy._offsets(compression, student) is None  # type: ignore[arg-type]

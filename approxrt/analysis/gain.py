@@ -16,6 +16,7 @@ import numpy as np
 from approxrt.analysis.removal import Element, Held, Means, measure_removals, removed, without
 from approxrt.approx.structure import Structure
 from approxrt.approx.student import sample_losses
+from approxrt.tasks.confusion import confusion, metric_of
 from approxrt.tasks.registry import Task
 
 Progress = Callable[[int, int, str], None]
@@ -97,6 +98,23 @@ def bootstrap_share(difference: np.ndarray, resamples: int, rng: np.random.Gener
     """Share of resamples (of the texts, with replacement) whose mean difference is below zero."""
     picks = rng.integers(0, len(difference), (resamples, len(difference)))
     return float(np.mean(difference[picks].mean(axis=1) < 0))
+
+
+def metric_gain(
+    metric: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray, resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """(gain of a metric, share of resamples of the texts with one) from logits [n, classes] to others.
+
+    metric   one of `approxrt.tasks.confusion.metric_of`
+    """
+    answers = np.stack([before.argmax(1), after.argmax(1)])
+
+    def gain(rows: np.ndarray) -> np.ndarray:
+        found = metric_of(metric, confusion(answers[:, rows], labels[rows], before.shape[1]))
+        return np.asarray(found[1] - found[0])
+
+    picks = rng.integers(0, len(labels), (resamples, len(labels)))
+    return float(gain(np.arange(len(labels)))), float(np.mean(gain(picks) > 0))
 
 
 def _same(a: Structure, b: Structure) -> bool:

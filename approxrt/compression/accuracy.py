@@ -8,6 +8,7 @@ faster.
    attention by the same test: a query attends to the HARD_KEEP keys whose signs match best (the paper keeps 30).
 3. The student learns from labels and the ensemble's mean logits (Hinton et al. 2015, arXiv 1503.02531); the mean of
    its weights over the second half of that is a last candidate.
+4. The border between the classes moves to where the metric wants it (`approxrt.analysis.offsets`).
 
 What is best is decided by the validation loss at the temperature that suits each model best. Accuracy on a few hundred
 texts is mostly noise, and the plain loss of a model that has learnt its training texts by heart says how sure it is,
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from approxrt.analysis.gain import Trial, bootstrap_share, calibrated_loss, calibrated_losses, gains
+from approxrt.analysis.gain import Trial, bootstrap_share, calibrated_loss, calibrated_losses, gains, metric_gain
+from approxrt.analysis.offsets import gain_of_offsets, logit_offsets
 from approxrt.analysis.removal import Held, shrunk
 from approxrt.analysis.statistics import collect
 from approxrt.approx import build
@@ -35,6 +37,7 @@ from approxrt.compression.data import folds
 from approxrt.compression.work import Candidate
 from approxrt.errors import UnsupportedTaskError
 from approxrt.tasks.metrics import compute_metrics
+from approxrt.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
@@ -46,7 +49,8 @@ MEMBER_EPOCHS = 2.0
 STUDENT_EPOCHS = 3.0
 RESAMPLES = 2000
 HARD_KEEP = 30
-SURE = 0.95  # share of resamples with a gain from which the report does not warn
+SURE = 0.95  # share of resamples with a gain from which a change is taken, and the report does not warn
+LIKELY = 0.75  # the same of offsets: no capacity is at stake
 
 
 def more_accurate(compression: Compression) -> list[Candidate]:
@@ -64,6 +68,7 @@ def more_accurate(compression: Compression) -> list[Candidate]:
     student, trials = _without_harm(compression, student)
     hard = _hard_attention(compression, student)
     history = _learn(compression, student, members)
+    offsets = _offsets(compression, student)
     path = compression.work.candidate_path(0)
     names = [name for name, _ in student.spec.linears() if name.startswith("layers.")]
     inputs = compression.checkpoint.spec.inputs
@@ -83,9 +88,17 @@ def more_accurate(compression: Compression) -> list[Candidate]:
             f"the gain on {len(compression.validation.ids)} validation examples may be chance: it shows in "
             f"{sure:.0%} of their resamples; more training data (or a larger --val-fraction) would tell"
         )
-    about = {"speedup": None, "shrink": None, "removed": removed, "tried": len(trials), "members": len(members)}
+    about: dict[str, Any] = {
+        "speedup": None,
+        "shrink": None,
+        "removed": removed,
+        "tried": len(trials),
+        "members": len(members),
+    }
     candidate = compression.check(
-        path, about | {"mixed": mixed, "hard_attention": hard, "gain_in_resamples": sure, "epochs": history}
+        path,
+        about
+        | {"mixed": mixed, "hard_attention": hard, "offsets": offsets, "gain_in_resamples": sure, "epochs": history},
     )
     compression.work.add(candidate)
     return [candidate]
@@ -238,20 +251,38 @@ def _loss(compression: Compression, student: Student) -> float:
     return calibrated_loss(predict(student, validation.ids, validation.types), validation.labels)
 
 
-def _certainty(compression: Compression, student: Student) -> float:
-    """Share of validation's resamples in which the student errs less than the checkpoint: wrong answers, or squares."""
+def _offsets(compression: Compression, student: Student) -> list[float] | None:
+    """What is added to the last bias, where the metric rises by it; None where it does not, or there are no classes."""
     validation = compression.validation
     assert validation.labels is not None
-    dense = compression.work.load_array("baseline_logits")
-    before = _errors(dense, validation.labels)
-    after = _errors(predict(student, validation.ids, validation.types), validation.labels)
-    return bootstrap_share(after - before, RESAMPLES, np.random.default_rng([compression.options.seed, 29]))
+    if validation.labels.dtype.kind == "f":
+        return None
+    compression.progress(1.0, "placing the border between the classes")
+    metric = get_task(compression.data.task).metrics[0]
+    logits = predict(student, validation.ids, validation.types)
+    rng = np.random.default_rng([compression.options.seed, 37])
+    parts = folds(len(validation.labels), FOLDS, compression.options.seed)
+    _, share = gain_of_offsets(metric, logits, validation.labels, parts, RESAMPLES, rng)
+    if share < LIKELY:
+        return None
+    offsets = logit_offsets(metric, logits, validation.labels)
+    with torch.no_grad():
+        student.weight("head.out.bias").add_(torch.from_numpy(offsets))
+    return [float(offset) for offset in offsets]
 
 
-def _errors(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    if labels.dtype.kind == "f":
-        return sample_losses(outputs, labels)
-    return (outputs.argmax(axis=1) != labels).astype(np.float64)
+def _certainty(compression: Compression, student: Student) -> float:
+    """Share of validation's resamples in which the student beats the checkpoint (of scores: in squared errors)."""
+    validation = compression.validation
+    assert validation.labels is not None
+    before = compression.work.load_array("baseline_logits")
+    after = predict(student, validation.ids, validation.types)
+    rng = np.random.default_rng([compression.options.seed, 29])
+    if validation.labels.dtype.kind == "f":
+        errors = [sample_losses(outputs, validation.labels) for outputs in (before, after)]
+        return bootstrap_share(errors[1] - errors[0], RESAMPLES, rng)
+    metric = get_task(compression.data.task).metrics[0]
+    return metric_gain(metric, before, after, validation.labels, RESAMPLES, rng)[1]
 
 
 def _copy(student: Student) -> dict[str, torch.Tensor]:
