@@ -25,6 +25,7 @@ SHAPES = [
     (25, 64, 48),
     (49, 384, 16),
     (2, 3072, 20),
+    (31, 40, 100),
 ]
 
 
@@ -55,6 +56,19 @@ def test_dense_accumulators_are_exact(isa: str, shape: tuple[int, int, int]) -> 
     sums = kernels.Int8Linear.dense(w, *unit(n), isa).accumulate(kernels.panels_from_int8(x, isa))
     np.testing.assert_array_equal(sums[:, :n], x.astype(np.int64) @ w.T.astype(np.int64))
     assert not sums[:, n:].any()
+
+
+@every_level
+@pytest.mark.parametrize("strips", range(1, 8))
+def test_every_number_of_tokens_and_strips(isa: str, strips: int) -> None:
+    """Kernels take both in pieces: every remainder of either."""
+    k, n = 28, TILE_N * strips
+    rng = np.random.default_rng(strips)
+    x, w = extreme(rng, (50, k), -128), extreme(rng, (n, k), -127)
+    linear, expected = kernels.Int8Linear.dense(w, *unit(n), isa), x.astype(np.int64) @ w.T.astype(np.int64)
+    for rows in range(1, 51):
+        sums = linear.accumulate(kernels.panels_from_int8(np.ascontiguousarray(x[:rows]), isa))
+        np.testing.assert_array_equal(sums, expected[:rows])
 
 
 @every_level
