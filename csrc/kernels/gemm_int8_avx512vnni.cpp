@@ -66,7 +66,8 @@ struct DenseBlock {
     const int8_t* tiles;  // of the first strip
     int64_t strip_bytes;  // from one strip's tiles to the next one's
     int32_t groups;
-    int32_t* sums;  // [strips][kPanelRows][16]
+    int32_t* sums;       // [strips][kPanelRows][16]
+    const int8_t* next;  // tiles of a strip that is needed soon: one is fetched into L2 a step; null: none
 };
 
 template <int kStrips>
@@ -84,6 +85,7 @@ struct Dense {
 #pragma GCC unroll 24
                 for (int r = 0; r < MR; ++r) acc[s][r] = _mm512_setzero_si512();
             for (int32_t i = 0; i < b.groups; ++i, tile += kTileBytes, x += kLayout.group_bytes()) {
+                if (b.next) _mm_prefetch(b.next + i * kTileBytes, _MM_HINT_T1);
                 __m512i w[kStrips];
 #pragma GCC unroll 4
                 for (int s = 0; s < kStrips; ++s) w[s] = _mm512_load_si512(tile + s * b.strip_bytes);
@@ -118,8 +120,12 @@ struct Dense {
             const int32_t pieces = (rows + kRows - 1) / kRows;
             for (int32_t i = 0; i < pieces; ++i) {
                 const int32_t first = rows * i / pieces, count = rows * (i + 1) / pieces - first;
-                with_rows<kRows, Rows>(count, DenseBlock{panel + first * kTileK, tiles, groups * kTileBytes, groups,
-                                                         sums + first * kTileN});
+                // The next strips' tiles come from L3 or further, and would be waited for: fetched while these are
+                // used.
+                const bool fetch = t == 0 && i < kStrips && begin + kStrips + i < w.strips;
+                with_rows<kRows, Rows>(
+                    count, DenseBlock{panel + first * kTileK, tiles, groups * kTileBytes, groups, sums + first * kTileN,
+                                      fetch ? tiles + (kStrips + i) * groups * kTileBytes : nullptr});
             }
             for (int32_t s = 0; s < kStrips; ++s) {
                 int32_t* of_strip = sums + s * kPanelRows * kTileN;
