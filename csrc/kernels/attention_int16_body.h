@@ -79,31 +79,37 @@ inline void quantize16(const float* x, int64_t ld, int64_t strip, int rows, int3
     }
 }
 
-// C[MR][16] = sum over pairs; pair i of row r is at a + 2 * i + r * row. `row` is kRow unless that is 0: known at
-// compile time, every broadcast of a step is base + constant. The accumulators are a local array with constant indices
-// only: GCC 12 keeps an array that is also indexed by variables in memory, and every sum with it. And it is a function
-// of its own: inlined, one of three copies kept its accumulators in memory for want of registers.
-template <int MR, int kRow>
-__attribute__((noinline)) void micro_int16(const int16_t* a, int64_t row, const int16_t* b, int64_t pairs, int32_t* c) {
-    VecI acc[MR][kVecs];
+// kStrips strips of b, `strip` apart: C[s][MR][16] = sum over pairs; pair i of row r is at a + 2 * i + r * row. `row`
+// is kRow unless that is 0: known at compile time, every broadcast of a step is base + constant. The accumulators are a
+// local array with constant indices only: GCC 12 keeps an array that is also indexed by variables in memory, and every
+// sum with it. And it is a function of its own: inlined, one of three copies kept its accumulators in memory for want
+// of registers.
+template <int MR, int kRow, int kStrips>
+__attribute__((noinline)) void micro_int16(const int16_t* a, int64_t row, const int16_t* b, int64_t strip,
+                                           int64_t pairs, int32_t* c) {
+    constexpr int kCount = kStrips * kVecs;
+    VecI acc[MR][kCount];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) acc[r][v] = zero_i();
+        for (int v = 0; v < kCount; ++v) acc[r][v] = zero_i();
     if (kRow) row = kRow;
 #pragma GCC unroll 2
     for (int64_t i = 0; i < pairs; ++i) {
-        VecI w[kVecs];
+        VecI w[kCount];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) w[v] = load_i(b + i * 32 + v * 2 * Vec::kWidth);
+        for (int v = 0; v < kCount; ++v) w[v] = load_i(b + v / kVecs * strip + i * 32 + v % kVecs * 2 * Vec::kWidth);
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r) multiply_add(a + 2 * i + r * row, w, acc[r]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) store_i(c + r * 16 + v * Vec::kWidth, acc[r][v]);
+        for (int v = 0; v < kCount; ++v) store_i(c + v / kVecs * MR * 16 + r * 16 + v % kVecs * Vec::kWidth, acc[r][v]);
 }
+
+// Strips that go together where there are as many: two accumulators a row either way.
+constexpr int kTogether = 2 / kVecs;
 
 struct Int16Block {
     const AttentionArgs* a;
@@ -155,23 +161,29 @@ struct Int16Rows {
         Vec highest[MR];
         for (int r = 0; r < MR; ++r) highest[r] = set1(kMasked);
         const int64_t whole = b.a->n / 16 * 16;
-        for (int64_t j = 0; j < whole; j += 16) score_strip<false>(b, j, highest);
-        if (whole < b.n16) score_strip<true>(b, whole, highest);
+        int64_t j = 0;
+        for (; j + 16 * kTogether <= whole; j += 16 * kTogether) score_strips<kTogether, false>(b, j, highest);
+        for (; j < whole; j += 16) score_strips<1, false>(b, j, highest);
+        if (whole < b.n16) score_strips<1, true>(b, whole, highest);
         for (int r = 0; r < MR; ++r) shift[r] = -reduce_max(highest[r]) * b.query_scales[b.query + r];
     }
 
-    template <bool kMask>
-    static inline __attribute__((always_inline)) void score_strip(const Int16Block& b, int64_t j, Vec (&highest)[MR]) {
-        alignas(64) int32_t c[MR * 16];
-        micro_int16<MR, kHeadDim>(b.queries + b.query * b.d16, b.d16, b.keys + j * b.d16, b.d16 / 2, c);
+    template <int kStrips, bool kMask>
+    static inline __attribute__((always_inline)) void score_strips(const Int16Block& b, int64_t first,
+                                                                   Vec (&highest)[MR]) {
+        alignas(64) int32_t c[kStrips * MR * 16];
+        micro_int16<MR, kHeadDim, kStrips>(b.queries + b.query * b.d16, b.d16, b.keys + first * b.d16, 16 * b.d16,
+                                           b.d16 / 2, c);
 #pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) {
-            const Vec key_scale = load(b.key_scales + j + v * W);
-            float* s = b.scores + j + v * W;
-            const int64_t left = b.a->n - j - v * W;
+        for (int v = 0; v < kStrips * kVecs; ++v) {
+            const int64_t j = first + v * W;
+            const int32_t* sums = c + v / kVecs * MR * 16 + v % kVecs * W;
+            const Vec key_scale = load(b.key_scales + j);
+            float* s = b.scores + j;
+            const int64_t left = b.a->n - j;
 #pragma GCC unroll 8
             for (int r = 0; r < MR; ++r, s += b.n16) {
-                Vec x = mul(load_i32(c + r * 16 + v * W), key_scale);
+                Vec x = mul(load_i32(sums + r * 16), key_scale);
                 if (kMask && left < W) x = left > 0 ? keep_n(x, set1(kMasked), static_cast<int>(left)) : set1(kMasked);
                 highest[r] = max(highest[r], x);
                 store(s, x);
@@ -204,13 +216,21 @@ struct Int16Rows {
 
     // totals += weights . values of keys first..end-1.
     static void gather(const Int16Block& b, int64_t first, int64_t end, const int16_t* weights) {
-        alignas(64) int32_t c[MR * 16];
-        for (int32_t column = 0; column < b.d16; column += 16) {
-            micro_int16<MR, kWeightChunk>(weights, 0, b.values + column * b.n16 + first * 16, (end - first) / 2, c);
-            float* total = b.totals + column * MR;
-            for (int i = 0; i < MR * 16; i += W)
-                store(total + i, first ? add(load(total + i), load_i32(c + i)) : load_i32(c + i));
-        }
+        int32_t column = 0;
+        for (; column + 16 * kTogether <= b.d16; column += 16 * kTogether)
+            gather_columns<kTogether>(b, first, end, weights, column);
+        for (; column < b.d16; column += 16) gather_columns<1>(b, first, end, weights, column);
+    }
+
+    template <int kStrips>
+    static inline __attribute__((always_inline)) void gather_columns(const Int16Block& b, int64_t first, int64_t end,
+                                                                     const int16_t* weights, int32_t column) {
+        alignas(64) int32_t c[kStrips * MR * 16];
+        micro_int16<MR, kWeightChunk, kStrips>(weights, 0, b.values + column * b.n16 + first * 16, 16 * b.n16,
+                                               (end - first) / 2, c);
+        float* total = b.totals + column * MR;
+        for (int i = 0; i < kStrips * MR * 16; i += W)
+            store(total + i, first ? add(load(total + i), load_i32(c + i)) : load_i32(c + i));
     }
 };
 

@@ -30,6 +30,27 @@ inline __attribute__((always_inline)) void multiply_add(const int16_t* x, const 
 #endif
 }
 
+// The same for two vectors of w, by one load of x: processors with two such products a cycle lack the loads for one
+// each.
+inline __attribute__((always_inline)) void multiply_add(const int16_t* x, const VecI (&w)[2], VecI (&acc)[2]) {
+    int32_t pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    const __m512i both = _mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+#ifdef __AVX512VNNI__
+        __asm__("vpdpwssd %[x], %[w], %[acc]" : [acc] "+v"(acc[v].v) : [w] "v"(w[v].v), [x] "v"(both));
+#else
+        __m512i product;
+        __asm__(
+            "vpmaddwd %[w], %[x], %[product]\n\t"
+            "vpaddd %[product], %[acc], %[acc]"
+            : [acc] "+v"(acc[v].v), [product] "=&v"(product)
+            : [w] "v"(w[v].v), [x] "v"(both));
+#endif
+    }
+}
+
 inline Vec above(Vec a, Vec b, Vec then) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), then.v)};
 }
