@@ -9,33 +9,54 @@
 namespace approxrt {
 namespace {
 
+// With AVX-512: strips that share broadcasts, as long as there are so many.
+constexpr int kWideStrips = 2;
+
 struct GemmF32Block {
     const GemmF32Args* a;
     int32_t row, strip;
 };
 
-template <int MR>
-struct GemmF32Rows {
-    static void run(const GemmF32Block& block) {
-        const GemmF32Args& a = *block.a;
-        const PackedF32& w = *a.w;
-        const int64_t column = static_cast<int64_t>(block.strip) * kTileN;
-        Vec c[MR][kVecs];
-        micro_f32<MR>(a.x + block.row * a.ldx, a.ldx, w.w + column * w.k, w.k, c);
-        alignas(64) float sums[MR * kTileN];
-#pragma GCC unroll 8
-        for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 2
-            for (int v = 0; v < kVecs; ++v) store(sums + r * kTileN + v * Vec::kWidth, c[r][v]);
-        finish_f32(a, block.row, MR, block.strip, sums);
+// Strips from `strip` on, kStrips of them.
+template <int kStrips>
+struct GemmF32 {
+    template <int MR>
+    struct Rows {
+        static void run(const GemmF32Block& block) {
+            const GemmF32Args& a = *block.a;
+            const PackedF32& w = *a.w;
+            const int64_t strip = static_cast<int64_t>(kTileN) * w.k;
+            Vec c[MR][kStrips * kVecs];
+            micro_f32_strips<MR, kStrips>(a.x + block.row * a.ldx, a.ldx, w.w + block.strip * strip, strip, w.k, c);
+            alignas(64) float sums[kStrips * MR * kTileN];
+#pragma GCC unroll 12
+            for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+                for (int v = 0; v < kStrips * kVecs; ++v)
+                    store(sums + (v / kVecs * MR + r) * kTileN + v % kVecs * Vec::kWidth, c[r][v]);
+            for (int s = 0; s < kStrips; ++s) finish_f32(a, block.row, MR, block.strip + s, sums + s * MR * kTileN);
+        }
+    };
+
+    // What is left of the rows is divided evenly: blocks of a row or two would have too few sums in flight.
+    template <int MR>
+    static void run(const GemmF32Args& a, int32_t strip) {
+        const int32_t blocks = (a.rows + MR - 1) / MR;
+        for (int32_t i = 0; i < blocks; ++i) {
+            const auto begin = static_cast<int32_t>(static_cast<int64_t>(a.rows) * i / blocks);
+            const auto end = static_cast<int32_t>(static_cast<int64_t>(a.rows) * (i + 1) / blocks);
+            with_rows<MR, Rows>(end - begin, GemmF32Block{&a, begin, strip});
+        }
     }
 };
 
 template <int MR>
 inline void gemm_f32(const GemmF32Args& a) {
-    for (int32_t g = a.strip_begin; g < a.strip_end; ++g)
-        for (int32_t t = 0; t < a.rows; t += MR)
-            with_rows<MR, GemmF32Rows>(a.rows - t < MR ? a.rows - t : MR, GemmF32Block{&a, t, g});
+    int32_t g = a.strip_begin;
+    if constexpr (kVecs == 1)
+        for (; g + kWideStrips <= a.strip_end; g += kWideStrips)
+            GemmF32<kWideStrips>::template run<24 / kWideStrips>(a, g);
+    for (; g < a.strip_end; ++g) GemmF32<1>::template run<MR>(a, g);
 }
 
 }  // namespace
