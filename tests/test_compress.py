@@ -419,6 +419,38 @@ def test_a_budget_shortens_the_training(
     assert 60 <= report.chosen["about"]["steps"] <= 112
 
 
+def test_few_steps_cut_before_they_train(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few steps all cuts are refitted, none is left to a training that could not make up for it."""
+    advance, cut = stages.Recovery.advance, stages.Ramp.cut
+    order: list[str] = []
+
+    def step(self: Any) -> float:
+        if self.steps != 1000:  # what the plan tries out has so many
+            order.append("step")
+        return advance(self)
+
+    def counted(self: Any, progress: float) -> Any:
+        order.append("cut")
+        return cut(self, progress)
+
+    monkeypatch.setattr(stages.Recovery, "advance", step)
+    monkeypatch.setattr(stages.Ramp, "cut", counted)
+    monkeypatch.setattr(stages, "FEW_STEPS", 100_000)
+    wanted = options(speedup=4.0, max_drop=0.9, epochs=None, budget=30.0)
+    report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
+    count = len(stages.FEW_ROUNDS)
+    assert order[:count] == ["cut"] * count and set(order[count:]) == {"step"}
+    cuts = report.chosen["about"]["cuts"]
+    assert cuts[-1]["measured_ms"] <= cuts[-1]["target_ms"] * 1.03
+    # Epochs that are asked for are trained in the usual way.
+    order.clear()
+    wanted = options(speedup=4.0, max_drop=0.9, epochs=2.0)
+    approxrt.compress(checkpoint, data, out=tmp_path / "b", task="csv", options=wanted)
+    assert order.index("step") == len(stages.ROUNDS) and order.count("cut") > len(stages.ROUNDS)
+
+
 def test_disk_full_then_goes_on(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     """A file-size limit stands in for the full disk: it refuses the state, whose next try goes through."""
     import resource

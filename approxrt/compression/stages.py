@@ -3,13 +3,14 @@
 A stage goes from the model of the last one (the dense model at first) much of the way to its target in a few rounds of
 statistics -> scores -> cut -> refit, as the one-shot recipe does; it then learns from the teacher, is cut thrice more
 on scores that are taken anew, and computes on the artifact's grids in the end (QAT). A large speedup is reached by way
-of half of it, whose artifact is a candidate, too.
+of half of it, whose artifact is a candidate, too. A stage that has time for few steps is cut in rounds alone, like the
+one-shot recipe, before its training.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,10 +33,14 @@ if TYPE_CHECKING:
 SENTENCES, TOKENS = 512, 12_000  # that statistics are taken of, at most
 ROUNDS = (0.3, 0.5)  # of the way, before a stage's training
 CUTS = {0.08: 0.7, 0.18: 0.85, 0.3: 1.0}  # share of a stage's steps -> of the way
+# With fewer steps than this, training cannot make up for cuts: a stage goes all of its way in rounds, which refit.
+FEW_STEPS = 200
+FEW_ROUNDS = (0.4, 0.75, 1.0)
 QAT_FROM = 0.85
 # Share of a width's rounding error that is left after training on the artifact's grid (QAT). int4 everywhere costs
 # MiniLM nothing on SST-2 and 0.8 % on STS-B even without it, while its bytes pay for twice as many weights.
 TRAINED_NOISE = 0.1
+CUT_PACE = 0.66  # a step of a cut model takes about two thirds of a dense one's time
 SHARES = {1: (1.0,), 2: (0.45, 0.55)}  # of all steps, by number of stages
 
 Stage = Mapping[str, float | None]
@@ -77,8 +82,9 @@ class _Stages:
                 student.input_hook = student.weight_hook = None
                 state = None
             ramp = self._ramp(student, table, baseline, stages[index], state)
+            few = self._few(steps, plan["pace_s"], index, len(stages)) if state is None else bool(state.get("few"))
             if state is None and ramp.needed:
-                self._rounds(student, ramp, index, len(stages))
+                self._rounds(student, ramp, index, len(stages), FEW_ROUNDS if few else ROUNDS)
             elif state is None and (known := self._as_it_is(index, student, stages[index])) is not None:
                 self.work.add(known)
                 continue
@@ -87,7 +93,7 @@ class _Stages:
                 recovery.restore(state["recovery"])
                 state = None
             ramp.recovery = recovery
-            self._train(index, len(stages), recovery, ramp)
+            self._train(index, len(stages), recovery, ramp, few)
             about = {**stages[index], "cuts": ramp.history, "steps": recovery.steps}
             self.work.add(self._build(index, recovery.student, ramp.bits_of, about))
             if recovery.quantizer is not None:
@@ -115,8 +121,8 @@ class _Stages:
         for _ in range(8):
             trial.advance()
         pace = (time.monotonic() - begin) / 8
-        # Cut models are faster: a step takes about two thirds of a dense one. Rounds and checks take a fifth.
-        affordable = max(40, int((options.budget * 0.8 - self.c.elapsed()) / (pace * 0.66)))
+        # Rounds and checks take a fifth.
+        affordable = max(40, int((options.budget * 0.8 - self.c.elapsed()) / (CUT_PACE * pace)))
         size = len(self.c.train.ids)
         epochs = options.epochs if options.epochs is not None else max(4.0, min(30.0, 150_000 / size))
         wanted = max(40, round(epochs * trial.steps_per_epoch))
@@ -162,13 +168,18 @@ class _Stages:
         tokens = np.cumsum(self.c.train.lengths[order])
         return np.sort(order[: max(16, min(SENTENCES, int(np.searchsorted(tokens, TOKENS))))])
 
-    def _rounds(self, student: Student, ramp: Ramp, index: int, count: int) -> None:
+    def _few(self, steps: int, pace: float, index: int, count: int) -> bool:
+        """Too few steps for cuts in training: of those planned, or of those that what is left of the budget allows."""
+        affordable = _Pace(self.c, index, count).allowed / (CUT_PACE * pace)
+        return self.options.epochs is None and min(steps, affordable) < FEW_STEPS
+
+    def _rounds(self, student: Student, ramp: Ramp, index: int, count: int, rounds: Sequence[float]) -> None:
         subject = ramp.recovery
         assert isinstance(subject, Subject)
         if len(subject.bits) > 1:
             ramp.noise = lambda block: {bits: TRAINED_NOISE * error for bits, error in subject.noise(block).items()}
         share = sum(SHARES[count][:index])
-        for place, progress in enumerate(ROUNDS):
+        for place, progress in enumerate(rounds):
             self.c.progress(share, f"stage {index + 1}/{count}: cut {place + 1}")
             # Tiles that are pruned already tie units to their places.
             subject.score(reorder=place == 0 and not student.masks)
@@ -176,10 +187,10 @@ class _Stages:
             subject.refit()
         ramp.noise = None
 
-    def _train(self, index: int, count: int, recovery: Recovery, ramp: Ramp) -> None:
-        """Learn, with the last cuts of the stage on the way."""
+    def _train(self, index: int, count: int, recovery: Recovery, ramp: Ramp, few: bool) -> None:
+        """Learn, with the last cuts of the stage on the way unless there are `few` steps."""
         steps, saved = recovery.steps, time.monotonic()
-        cuts = {max(1, round(steps * at)): progress for at, progress in CUTS.items()} if ramp.needed else {}
+        cuts = {max(1, round(steps * at)): progress for at, progress in CUTS.items()} if ramp.needed and not few else {}
         begin, share = sum(SHARES[count][:index]), SHARES[count][index]
         pace = _Pace(self.c, index, count)
         while recovery.step < steps:
@@ -193,9 +204,9 @@ class _Stages:
             text = f"stage {index + 1}/{count}, loss {recovery.loss:.3f}"
             self.c.progress(begin + share * recovery.step / steps, text)
             if time.monotonic() - saved >= self.options.save_seconds and recovery.step < steps:
-                self._save(index, recovery, ramp)
+                self._save(index, recovery, ramp, few)
                 saved = time.monotonic()
-        self._save(index, recovery, ramp)
+        self._save(index, recovery, ramp, few)
 
     def _rescore(self, recovery: Recovery) -> None:
         """Scores and means of the student as training has made it."""
@@ -205,10 +216,11 @@ class _Stages:
         recovery.scores = {name: torch.from_numpy(score) for name, score in scores.items()}
         recovery.means = {name: torch.from_numpy(found.means[name]) for name in scores}
 
-    def _save(self, index: int, recovery: Recovery, ramp: Ramp) -> None:
+    def _save(self, index: int, recovery: Recovery, ramp: Ramp, few: bool) -> None:
         self.work.save_state(
             {
                 "stage": index,
+                "few": few,
                 "seconds": self.c.elapsed(),
                 "recovery": recovery.state(),
                 "bits_of": ramp.bits_of,
