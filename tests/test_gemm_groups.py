@@ -15,10 +15,12 @@ from approxrt.approx.groups import dequantize_groups, pack_quarters, pack_unsign
 from approxrt.artifact.spec import GROUP_WEIGHTS
 from approxrt.runtime.group_reference import dequantized_tokens, fma, product
 
-# (tokens, inputs, outputs): around the blocks of tokens (6, 8, 12 and 24), the panels, the tile and the group
+# (tokens, inputs, outputs): around the blocks of tokens (4, 6, 8, 12 and 24), the panels, the tile, pairs of strips,
+# and the group
 SHAPES = [
     (1, 1, 1), (1, 32, 16), (2, 31, 15), (5, 33, 17), (6, 5, 17), (7, 64, 16), (8, 63, 33), (9, 100, 48), (11, 96, 16),
     (12, 32, 31), (13, 65, 16), (23, 36, 32), (24, 12, 31), (25, 128, 20), (37, 40, 16), (49, 576, 16),
+    (28, 40, 32), (29, 64, 48), (32, 33, 80), (33, 96, 64), (60, 70, 47),
 ]  # fmt: skip
 FORMATS = ("nibbles", "sixes", "bytes")
 
