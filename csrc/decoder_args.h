@@ -102,9 +102,11 @@ struct CachedAttentionArgs {
     int64_t ldo;
     float* scratch;  // cached_attention_scratch_floats(position + tokens, head_dim), 64-byte aligned
 };
-constexpr int kCachedRows = 8;  // queries that a kernel may hold at a time
+constexpr int kCachedRows = 12;  // queries that a kernel may hold at a time
+// Between two queries' scores: an odd number of cache lines, so that they do not share a few sets of L1.
+constexpr int64_t cached_scores_ld(int64_t keys) { return round_up(keys, 2 * kCacheBlock) + kCacheBlock; }
 constexpr int64_t cached_attention_scratch_floats(int64_t keys, int64_t head_dim) {
-    return kCachedRows * (round_up(keys, kCacheBlock) + round_up(head_dim, kCacheBlock));
+    return kCachedRows * (cached_scores_ld(keys) + round_up(head_dim, kCacheBlock));
 }
 
 // Sign-matching attention over a cache (args.h, SignAttentionArgs: causal, with keys 0 and those of the window always

@@ -36,7 +36,7 @@ def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, position: int, scale:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("keys", "tokens", "heads", "dim"), [
     (1, 1, 1, 16), (15, 15, 1, 8), (16, 1, 3, 64), (17, 2, 4, 10), (33, 33, 2, 32), (100, 1, 1, 64), (65, 20, 3, 64),
-    (40, 9, 9, 80),
+    (40, 9, 9, 80), (31, 11, 1, 16), (32, 12, 1, 48), (49, 13, 1, 64), (130, 5, 5, 96),
 ])  # fmt: skip
 def test_equals_float64(isa: str, kind: str, keys: int, tokens: int, heads: int, dim: int) -> None:
     rng = np.random.default_rng(keys)

@@ -26,8 +26,9 @@ struct CachedBlock {
     int32_t row;  // of the block's first query; queries are counted token by token, head by head
 };
 
-// Side by side with MR queries: about eight chains.
-constexpr int beside(int mr) { return kVecs16 > 1 ? 1 : mr == 1 ? 4 : mr <= 4 ? 2 : 1; }
+// Side by side with MR queries: at least eight chains while there are queries, and a broadcast of a query's element or
+// of a weight serves two of them.
+constexpr int beside(int mr) { return kVecs16 > 1 ? 1 : mr == 1 ? 4 : 2; }
 
 template <class Element>
 struct Cached {
@@ -39,7 +40,7 @@ struct Cached {
         const int32_t d = cache.head_dim;
         const Type* keys = static_cast<const Type*>(cache.keys) + first * d;
         Vec s[MR][kBlocks][kVecs16];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
             for (int n = 0; n < kBlocks; ++n)
@@ -52,7 +53,7 @@ struct Cached {
 #pragma GCC unroll 2
                 for (int v = 0; v < kVecs16; ++v)
                     k[n][v] = Element::get(keys + (static_cast<int64_t>(n) * d + c) * 16 + v * Vec::kWidth);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
             for (int r = 0; r < MR; ++r) {
                 const Vec q = broadcast(b.q + static_cast<int64_t>(r) * d + c);
 #pragma GCC unroll 4
@@ -61,9 +62,12 @@ struct Cached {
                     for (int v = 0; v < kVecs16; ++v) s[r][n][v] = fma(q, k[n][v], s[r][n][v]);
             }
         }
+#pragma GCC unroll 4
         for (int n = 0; n < kBlocks; ++n)
+#pragma GCC unroll 2
             for (int v = 0; v < kVecs16; ++v) {
                 const int64_t at = first + n * 16 + v * Vec::kWidth;
+#pragma GCC unroll 12
                 for (int r = 0; r < MR; ++r) {
                     Vec score = s[r][n][v];
                     if (cache.kind == CacheKind::kInt8) score = mul(score, load(cache.key_scales + at));
@@ -78,7 +82,7 @@ struct Cached {
         const CacheHead& cache = a.cache;
         const Type* values = static_cast<const Type*>(cache.values) + column * cache.capacity;
         Vec o[MR][kStrips][kVecs16];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
             for (int s = 0; s < kStrips; ++s)
@@ -91,7 +95,7 @@ struct Cached {
 #pragma GCC unroll 2
                 for (int v = 0; v < kVecs16; ++v)
                     x[s][v] = Element::get(values + (s * cache.capacity + j) * 16 + v * Vec::kWidth);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
             for (int r = 0; r < MR; ++r) {
                 const Vec p = broadcast(b.p + r * b.ld + j);
 #pragma GCC unroll 4
@@ -100,11 +104,14 @@ struct Cached {
                     for (int v = 0; v < kVecs16; ++v) o[r][s][v] = fma(p, x[s][v], o[r][s][v]);
             }
         }
+#pragma GCC unroll 12
         for (int r = 0; r < MR; ++r) {
             const int32_t row = b.row + r;
             float* out = a.out + row / a.heads * a.ldo + static_cast<int64_t>(row % a.heads) * cache.head_dim;
             const Vec inv = set1(inv_sum[r]);
+#pragma GCC unroll 4
             for (int s = 0; s < kStrips; ++s)
+#pragma GCC unroll 2
                 for (int v = 0; v < kVecs16; ++v) {
                     const int32_t c = column + s * 16 + v * Vec::kWidth;
                     const int left = cache.head_dim - c;
@@ -154,11 +161,11 @@ struct Cached {
     };
 
     static void run(const CachedAttentionArgs& a) {
-        constexpr int MR = kVecs16 > 1 ? 6 : 8;
+        constexpr int MR = kVecs16 > 1 ? 6 : kCachedRows;
         static_assert(MR <= kCachedRows, "scratch holds that many rows");
         CachedBlock b;
         b.a = &a;
-        b.ld = round_up(static_cast<int64_t>(a.position) + a.tokens, kCacheBlock);
+        b.ld = cached_scores_ld(static_cast<int64_t>(a.position) + a.tokens);
         b.p = a.scratch;
         b.q = a.scratch + kCachedRows * b.ld;
         const int32_t rows = a.tokens * a.heads;
