@@ -45,9 +45,10 @@ def without_blocks(kind: str) -> DecoderSpec:
 
 
 def wide(kind: str) -> DecoderSpec:
-    """Heads of whole strips, which few tokens share out one by one."""
+    """Heads of whole strips, which few tokens share out one by one, and several pieces of gate and up."""
     spec = small_decoder_spec(kind, hidden=48)
-    return dataclasses.replace(spec, layers=tuple(dataclasses.replace(l, head_dim=16) for l in spec.layers))
+    layers = tuple(dataclasses.replace(l, head_dim=16, intermediate_size=290) for l in spec.layers)
+    return dataclasses.replace(spec, layers=layers)
 
 
 def spread(kind: str) -> DecoderSpec:

@@ -3,6 +3,8 @@
 
 #include <vector>
 
+#include "../stages.h"
+#include "ahead.h"
 #include "kv_cache.h"
 #include "profile.h"
 
@@ -70,6 +72,13 @@ struct Chunk {
     int32_t run, begin, count;
 };
 
+// A step of a few tokens between two meetings of the threads.
+struct FewStage {
+    enum class What { kQueryKeyValue, kAttend, kOutput, kUp, kDown, kHead };
+    What what;
+    int32_t layer;
+};
+
 struct DecoderContext {
     Scratch positions;  // [tokens] in the sequence
     Scratch rows;       // [tokens] of the position table
@@ -81,6 +90,8 @@ struct DecoderContext {
     Scratch last;       // [rows, hidden]: what the head reads
     QuantizedRows last_quantized;
     std::vector<Chunk> chunks;
+    std::vector<FewStage> few_stages;
+    std::vector<Stages::Claim> claims;  // one a thread
     std::vector<DecoderThread> threads;
     std::vector<OpTimes> ops;  // one a thread, while profiling
 

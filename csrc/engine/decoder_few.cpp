@@ -5,7 +5,9 @@
 // the output projection, feed forward up and down, and the next layer. Query, key and value are split at heads, so
 // that a part turns its heads to their positions and puts keys and values into the cache at once.
 //
-// A stage between two meetings takes microseconds, so all stages of a step are one region of the pool (stages.h).
+// A stage between two meetings takes microseconds, so all stages of a step are one region of the pool (stages.h). Who
+// waits at the end of one already fetches what it reads first in the next: memory is what limits a step, and a thread
+// that only waited would leave its share of it unused.
 //
 // Memory of a part's own belongs to the part, not to the thread: a thread that is late leaves its part to another.
 #include <algorithm>
@@ -18,23 +20,87 @@ namespace approxrt {
 void DecoderPass::run_few() {
     embed(0, step_.tokens, account(0));
     const int parts = pool_.threads();
-    const auto layers = static_cast<int32_t>(m_.layers.size());
-    Stages stages(parts);
-    pool_.run(parts, [&](int, int) {
-        Stages::Walk walk(stages);
-        for (int32_t i = 0; i < layers; ++i) {
-            if (m_.layers[i].num_heads) {
-                walk.stage([&](int part) { few_query_key_value(i, part, parts); });
-                walk.stage([&](int part) { few_attend(i, part, parts); });
-                walk.stage([&](int part) { few_output(i, part, parts); });
-            }
-            if (m_.layers[i].intermediate) {
-                walk.stage([&](int part) { few_up(i, part, parts); });
-                walk.stage([&](int part) { few_down(i, part, parts); });
-            }
+    const std::vector<FewStage>& plan = c_.few_stages;
+    Stages stages(parts, c_.claims.data());
+    pool_.run(parts, [&](int, int thread) {
+        Stages::Walk walk(stages, thread);
+        for (size_t i = 0; i < plan.size(); ++i) {
+            Ahead ahead;
+            bool asked = i + 1 == plan.size();
+            walk.stage([&](int part) { few_stage(plan[i], part, parts); },
+                       [&] {
+                           if (!asked) few_ahead(plan[i + 1], thread, parts, ahead);
+                           asked = true;
+                           return ahead.fetch();
+                       });
         }
-        walk.stage([&](int part) { few_head(part, parts); });
     });
+}
+
+void DecoderPass::plan_few() {
+    using What = FewStage::What;
+    c_.few_stages.clear();
+    for (int32_t i = 0; i < static_cast<int32_t>(m_.layers.size()); ++i) {
+        if (m_.layers[i].num_heads)
+            for (const What what : {What::kQueryKeyValue, What::kAttend, What::kOutput})
+                c_.few_stages.push_back({what, i});
+        if (m_.layers[i].intermediate)
+            for (const What what : {What::kUp, What::kDown}) c_.few_stages.push_back({what, i});
+    }
+    c_.few_stages.push_back({What::kHead, 0});
+    const size_t threads = pool_.threads();
+    if (c_.claims.size() != threads) c_.claims = std::vector<Stages::Claim>(threads);
+}
+
+void DecoderPass::few_stage(const FewStage& stage, int part, int parts) {
+    switch (stage.what) {
+        case FewStage::What::kQueryKeyValue:
+            return few_query_key_value(stage.layer, part, parts);
+        case FewStage::What::kAttend:
+            return few_attend(stage.layer, part, parts);
+        case FewStage::What::kOutput:
+            return few_output(stage.layer, part, parts);
+        case FewStage::What::kUp:
+            return few_up(stage.layer, part, parts);
+        case FewStage::What::kDown:
+            return few_down(stage.layer, part, parts);
+        case FewStage::What::kHead:
+            return few_head(part, parts);
+    }
+}
+
+// What a part of a stage reads that no stage before it writes, in the order of reading.
+void DecoderPass::few_ahead(const FewStage& stage, int part, int parts, Ahead& ahead) const {
+    const DecoderLayer& l = m_.layers[stage.layer];
+    const auto share = [&](const Linear& w) {
+        const Part strips(w.strips(), part, parts);
+        ahead.add(w.memory(strips.begin, strips.end));
+    };
+    switch (stage.what) {
+        case FewStage::What::kQueryKeyValue:
+            return each_projection(stage.layer, part, parts, [&](const Projection& p) {
+                ahead.add(p.matrix->memory(p.strip_begin, p.strip_end));
+            });
+        case FewStage::What::kAttend:
+            for (size_t task = part; !l.keep && task < c_.chunks.size() * l.num_kv_heads; task += parts) {
+                const KvCache& cache = *step_.runs[c_.chunks[task / l.num_kv_heads].run].cache;
+                const CacheHead head = cache.head(stage.layer, static_cast<int32_t>(task % l.num_kv_heads));
+                const size_t element = cache_element_size(head.kind), tokens = cache.length();
+                ahead.add({head.keys, tokens * head.head_dim * element});
+                for (int64_t c = 0; c < head.head_dim; c += kCacheBlock)
+                    ahead.add({static_cast<const char*>(head.values) + c * head.capacity * element,
+                               tokens * kCacheBlock * element});
+            }
+            return share(l.output);
+        case FewStage::What::kOutput:
+            return share(l.output);
+        case FewStage::What::kUp:
+            return share(m_.gated ? l.gate : l.up);
+        case FewStage::What::kDown:
+            return share(l.down);
+        case FewStage::What::kHead:
+            return share(m_.head);
+    }
 }
 
 void DecoderPass::few_linear(Op op, const Linear& w, const float* x, int64_t ldx, int32_t rows,
@@ -50,38 +116,51 @@ void DecoderPass::few_linear(Op op, const Linear& w, const float* x, int64_t ldx
     }
 }
 
+// body(Projection) for a part's share of query, key and value. Heads of whole strips are shared out one by one: those
+// of the query, then of the key, then of the value. Narrow ones share strips: then a matrix is one piece.
+template <class Body>
+void DecoderPass::each_projection(int32_t layer, int part, int parts, const Body& body) const {
+    const DecoderLayer& l = m_.layers[layer];
+    const int32_t dim = l.head_dim;
+    const bool apart = dim % kTileN == 0;
+    const int32_t heads_of[3] = {l.num_heads, l.num_kv_heads, l.num_kv_heads};
+    const Linear* matrices[3] = {&l.query, &l.key, &l.value};
+    const auto pieces = [&](int i) { return apart ? heads_of[i] : 1; };
+    const Part share(pieces(0) + pieces(1) + pieces(2), part, parts);
+    int32_t first = 0;
+    for (int i = 0; i < 3; first += pieces(i), ++i) {
+        const int32_t begin = std::max(share.begin - first, 0), end = std::min(share.end - first, pieces(i));
+        if (begin >= end) continue;
+        const int32_t head = apart ? begin : 0, heads = apart ? end - begin : heads_of[i];
+        body({i, matrices[i], head, heads, head * dim / kTileN,
+              static_cast<int32_t>(round_up((head + heads) * dim, kTileN) / kTileN)});
+    }
+}
+
 void DecoderPass::few_query_key_value(int32_t layer, int part, int parts) {
     const DecoderLayer& l = m_.layers[layer];
-    const int32_t rows = step_.tokens, dim = l.head_dim;
-    // Heads of whole strips are shared out one by one: those of the query, then of the key, then of the value. Narrow
-    // ones share strips: then a matrix is one piece.
-    const bool apart = dim % kTileN == 0;
-    const int32_t pieces[3] = {apart ? l.num_heads : 1, apart ? l.num_kv_heads : 1, apart ? l.num_kv_heads : 1};
-    const Linear* matrices[3] = {&l.query, &l.key, &l.value};
-    const Part share(pieces[0] + pieces[1] + pieces[2], part, parts);
-    if (share.begin == share.end) return;
+    const int32_t rows = step_.tokens;
     DecoderThread& s = c_.threads[part];
     OpTimes* account = this->account(part);
     float* in = s.narrow.get<float>(0);
-    norm(l.attention_norm, c_.x.get<float>(0), rows, in, account);
-    few_quantize({&l.query, &l.key, &l.value}, in, hidden_, rows, m_.hidden, part);
-    int32_t first = 0;
-    for (int i = 0; i < 3; ++i) {
-        const int32_t begin = std::max(share.begin - first, 0), end = std::min(share.end - first, pieces[i]);
-        first += pieces[i];
-        if (begin >= end) continue;
-        const int32_t head = apart ? begin : 0;
-        const int32_t heads = apart ? end - begin : i == 0 ? l.num_heads : l.num_kv_heads;
-        const int32_t strip = head * dim / kTileN;
-        const auto strip_end = static_cast<int32_t>(round_up((head + heads) * dim, kTileN) / kTileN);
-        const int64_t ld = i == 0 ? query_ld_ : kv_ld_;
-        float* to = i == 0 ? c_.query.get<float>(0) : i == 1 ? s.keys.get<float>(0) : s.values.get<float>(0);
-        float* y = to + strip * kTileN;
-        few_linear(Op::kQkv, *matrices[i], in, hidden_, rows, s.few, {y, ld}, strip, strip_end, account);
+    bool ready = false;
+    each_projection(layer, part, parts, [&](const Projection& p) {
+        if (!ready) {
+            norm(l.attention_norm, c_.x.get<float>(0), rows, in, account);
+            few_quantize({&l.query, &l.key, &l.value}, in, hidden_, rows, m_.hidden, part);
+            ready = true;
+        }
+        const int64_t ld = p.which == 0 ? query_ld_ : kv_ld_;
+        float* to = p.which == 0   ? c_.query.get<float>(0)
+                    : p.which == 1 ? s.keys.get<float>(0)
+                                   : s.values.get<float>(0);
+        float* y = to + p.strip_begin * kTileN;
+        few_linear(Op::kQkv, *p.matrix, in, hidden_, rows, s.few, {y, ld}, p.strip_begin, p.strip_end, account);
         const Timed timed(account, Op::kCache);
-        if (i < 2) rope(y, ld, 0, rows, heads, dim);
-        if (i > 0) write(layer, i == 1 ? y : nullptr, i == 2 ? y : nullptr, ld, 0, rows, head, heads);
-    }
+        if (p.which < 2) rope(y, ld, 0, rows, p.heads, l.head_dim);
+        if (p.which > 0)
+            write(layer, p.which == 1 ? y : nullptr, p.which == 2 ? y : nullptr, ld, 0, rows, p.head, p.heads);
+    });
 }
 
 void DecoderPass::few_attend(int32_t layer, int part, int parts) {

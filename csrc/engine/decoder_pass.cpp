@@ -64,7 +64,10 @@ void DecoderPass::reserve() {
     c_.x.get<float>(tokens * hidden_);
     c_.query.get<float>(tokens * query_ld_);
     c_.attended.get<float>(tokens * query_ld_);
-    if (few()) c_.shared.get<float>(tokens * 2 * wide_);
+    if (few()) {
+        c_.shared.get<float>(tokens * 2 * wide_);
+        plan_few();
+    }
     const int32_t logits = step_.logit_rows();
     c_.last.get<float>(logits * hidden_);
     if (logits > kGemvTokens) c_.last_quantized.reserve(k_, forms_, kHeadRows, m_.hidden);
@@ -77,7 +80,7 @@ void DecoderPass::reserve() {
         t.wide.get<float>(rows * wide_);
         if (few()) continue;
         t.quantized.reserve(k_, forms_, rows, inputs);
-        t.gate.get<float>(rows * wide_);
+        t.gate.get<float>(rows * gate_ld());
     }
 }
 

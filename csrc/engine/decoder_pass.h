@@ -47,11 +47,25 @@ class DecoderPass {
     void feed_forward(int32_t layer, int32_t begin, int32_t rows, int thread);
     void linear(Op op, const Linear& w, const float* x, int64_t ldx, int32_t rows, const QuantizedRows& quantized,
                 const Linear::Out& out, OpTimes* account) const;
+    void linear(Op op, const Linear& w, const float* x, int64_t ldx, int32_t rows, const QuantizedRows& quantized,
+                const Linear::Out& out, int32_t strip_begin, int32_t strip_end, OpTimes* account) const;
+    static int64_t gate_ld();
     void norm_quantize(const PreNorm& norm, const float* x, int32_t rows, Forms forms, DecoderThread& s,
                        OpTimes* account) const;
 
     // decoder_few.cpp
+    // A part's share of one of query (0), key (1) and value (2): heads `head` .. of it, and their strips.
+    struct Projection {
+        int which;
+        const Linear* matrix;
+        int32_t head, heads, strip_begin, strip_end;
+    };
+    void plan_few();
     void run_few();
+    void few_stage(const FewStage& stage, int part, int parts);
+    void few_ahead(const FewStage& stage, int part, int parts, Ahead& ahead) const;
+    template <class Body>
+    void each_projection(int32_t layer, int part, int parts, const Body& body) const;
     void few_query_key_value(int32_t layer, int part, int parts);
     void few_attend(int32_t layer, int part, int parts);
     void few_output(int32_t layer, int part, int parts);

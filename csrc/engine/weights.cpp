@@ -61,6 +61,24 @@ size_t Linear::bytes() const {
     return std::visit([](const auto& w) { return w.bytes(); }, weights_);
 }
 
+Span Linear::memory(int32_t strip_begin, int32_t strip_end) const {
+    const auto tiles = [&](const PackedInt8& w, size_t tile_bytes) {
+        return Span{reinterpret_cast<const char*>(w.tiles) + w.indptr[strip_begin] * tile_bytes,
+                    (w.indptr[strip_end] - w.indptr[strip_begin]) * tile_bytes};
+    };
+    if (const auto* w = std::get_if<Int8Weights>(&weights_)) return tiles(w->packed(), kTileN * kTileK);
+    if (const auto* w = std::get_if<Int4Weights>(&weights_)) return tiles(w->packed().linear, kInt4TileBytes);
+    const size_t strips = strip_end - strip_begin;
+    if (const auto* weights = std::get_if<GroupWeights>(&weights_)) {
+        const PackedGroups& w = weights->packed();
+        const size_t bytes = w.block_bytes() * w.groups;
+        return {w.blocks + strip_begin * bytes, strips * bytes};
+    }
+    const PackedF32& w = std::get<F32Weights>(weights_).packed();
+    const size_t floats = static_cast<size_t>(w.k) * kTileN;
+    return {w.w + strip_begin * floats, strips * floats * sizeof(float)};
+}
+
 int64_t Linear::macs(int32_t strip_begin, int32_t strip_end) const {
     const auto tiles = [&](const PackedInt8& w) {
         return static_cast<int64_t>(w.indptr[strip_end] - w.indptr[strip_begin]) * kTileN * kTileK;

@@ -7,6 +7,7 @@
 #include "../pack.h"
 #include "../pack_groups.h"
 #include "../pack_int4.h"
+#include "ahead.h"
 #include "scratch.h"
 
 namespace approxrt {
@@ -94,6 +95,8 @@ class Linear {
     int64_t n_padded() const { return round_up(n(), kTileN); }
     int32_t strips() const { return static_cast<int32_t>(n_padded() / kTileN); }
     size_t bytes() const;
+    // Where the weights of some strips lie.
+    Span memory(int32_t strip_begin, int32_t strip_end) const;
     // Products a token, of all strips or of some.
     int64_t macs() const { return macs(0, strips()); }
     int64_t macs(int32_t strip_begin, int32_t strip_end) const;
