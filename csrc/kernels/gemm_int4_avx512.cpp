@@ -82,6 +82,7 @@ inline void run_block(const Int4Block& b) {
 
 struct Avx512 {
     static constexpr int kMR = 12;
+    static constexpr bool kPairs = false;
     static constexpr PanelLayout kLayout = kPanels;
 
     static void expand(const uint8_t* nibbles, const uint8_t*, int32_t tiles, int8_t* bytes) {

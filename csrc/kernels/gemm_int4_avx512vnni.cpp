@@ -75,8 +75,39 @@ inline void run_block(const Int4Block& b) {
     for (int r = 0; r < MR; ++r) _mm512_store_si512(b.sums + r * kTileN, acc[r]);
 }
 
+// Two strips of expanded tiles: a broadcast serves both.
+template <int MR>
+struct StripPair {
+    static void run(const Int4Block& b) {
+        __m512i acc[2][MR];
+#pragma GCC unroll 2
+        for (int s = 0; s < 2; ++s)
+#pragma GCC unroll 12
+            for (int r = 0; r < MR; ++r) acc[s][r] = _mm512_load_si512(b.sums + (s * kTokens + r) * kTileN);
+        const int8_t* tile = b.bytes;
+        const char* x = b.panel;
+        for (int32_t i = 0; i < b.tiles; ++i, tile += kTileBytes, x += kPanels.group_bytes()) {
+            const __m512i w[2] = {_mm512_load_si512(tile), _mm512_load_si512(tile + kPairTiles * kTileBytes)};
+#pragma GCC unroll 12
+            for (int r = 0; r < MR; ++r) {
+                int32_t group;
+                __builtin_memcpy(&group, x + r * kTileK, 4);
+                const __m512i u = _mm512_set1_epi32(group);
+#pragma GCC unroll 2
+                for (int s = 0; s < 2; ++s)
+                    __asm__("vpdpbusd %[w], %[u], %[acc]" : [acc] "+v"(acc[s][r]) : [w] "v"(w[s]), [u] "v"(u));
+            }
+        }
+#pragma GCC unroll 2
+        for (int s = 0; s < 2; ++s)
+#pragma GCC unroll 12
+            for (int r = 0; r < MR; ++r) _mm512_store_si512(b.sums + (s * kTokens + r) * kTileN, acc[s][r]);
+    }
+};
+
 struct Vnni {
     static constexpr int kMR = 24;
+    static constexpr bool kPairs = true;
     static constexpr PanelLayout kLayout = kPanels;
 
     static void expand(const uint8_t* nibbles, const uint8_t* scales, int32_t tiles, int8_t* bytes) {
@@ -91,6 +122,8 @@ struct Vnni {
     struct Nibbles {
         static void run(const Int4Block& b) { run_block<MR, false>(b); }
     };
+    template <int MR>
+    using Pair = StripPair<MR>;
     template <int MR>
     struct Bytes {
         static void run(const Int4Block& b) { run_block<MR, true>(b); }

@@ -88,6 +88,7 @@ inline void run_block(const Int4Block& b) {
 
 struct AvxVnni {
     static constexpr int kMR = 6;
+    static constexpr bool kPairs = false;
     static constexpr PanelLayout kLayout = kPanels;
 
     static void expand(const uint8_t* nibbles, const uint8_t* scales, int32_t tiles, int8_t* bytes) {
