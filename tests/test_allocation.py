@@ -174,3 +174,27 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
     ramp = Ramp(subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), bits=(8, 4))
     chosen = ramp._allocate(1.0).options.values()
     assert {option.bits for option in chosen} == {4}
+
+
+def test_a_disturbed_timing_cuts_nothing() -> None:
+    """Once something else runs, and the time is double: it is taken again before more is cut, and what fits stays."""
+    pytest.importorskip("torch", reason="students need torch")
+    from small_student import random_examples, small_student
+
+    from approxrt.compression.oneshot import Subject
+
+    def cut(times: list[float]) -> tuple[dict[str, np.ndarray], int]:
+        """(masks, timed cuts) of a cut whose timings are `times`, the last one again and again."""
+        subject = Subject(small_student(), small_student(), random_examples(40), np.arange(40))
+        subject.score()
+        left = iter([*times, *[times[-1]] * 20])
+        ramp = Ramp(subject, Table(), lambda *_: next(left), 100.0, target_ms=8.0, base_ms=0.0, lengths=[8])
+        ramp.cut(1.0)
+        return dict(subject.student.masks), len(ramp.history)
+
+    calm, disturbed, slow = cut([8.0]), cut([16.0, 8.0]), cut([16.0])
+    assert calm[1] == disturbed[1] == 1 and slow[1] > 1
+    assert calm[0].keys() == disturbed[0].keys() and calm[0]
+    for name, mask in calm[0].items():
+        np.testing.assert_array_equal(mask, disturbed[0][name])
+    assert sum(mask.sum() for mask in slow[0].values()) < sum(mask.sum() for mask in calm[0].values())

@@ -31,6 +31,7 @@ from approxrt.errors import CompressionError
 
 TOLERANCE = 0.03
 CORRECTIONS = 4
+DOUBTFUL = 0.1  # over the target: as likely a busy machine as a wrong prediction
 # Of a block's scores: what int4 costs a student that will be trained on its grid. It matters when bytes are scarce.
 INT4_NOISE = 0.002
 
@@ -108,7 +109,7 @@ class Ramp:
             target = self.allowed_ms(progress)
             if target is None:
                 break
-            measured = self.timer(self.recovery.student, self.bits_of)
+            measured = self._measured(target)
             predicted = allocation.ms + self.base_ms
             if last:
                 self.correction *= measured / target if measured > target else 1.0
@@ -127,6 +128,13 @@ class Ramp:
             if not last or measured <= target * (1 + TOLERANCE / 3):
                 break
         return allocation
+
+    def _measured(self, target: float) -> float:
+        """The student's time; one far above the target is taken again, since what is cut for it does not come back."""
+        measured = self.timer(self.recovery.student, self.bits_of)
+        if measured > (1 + DOUBTFUL) * target:
+            measured = min(measured, self.timer(self.recovery.student, self.bits_of))
+        return measured
 
     def _allocate(self, progress: float) -> Allocation:
         student = self.recovery.student
