@@ -12,9 +12,12 @@
 namespace approxrt {
 namespace {
 
-// About 50 microseconds: longer than the serial work between two regions of a forward pass, far
-// shorter than anything a person or a power meter would notice.
-constexpr int kSpins = 2000;
+// How often a worker looks for the next region before it sleeps: 100 to 250 microseconds, as long as the CPU's pause
+// lasts. Longer than what lies between two steps of a decoder (the logits are searched in Python), where a worker that
+// slept would come late every time; far shorter than anything a person or a power meter would notice.
+constexpr int kSpins = 5000;
+// Before the end of a region is awaited by giving the core away, which somebody may need to reach it.
+constexpr int kSpinsAtEnd = 2000;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -103,7 +106,7 @@ void ThreadPool::run_erased(int tasks, Function function, const void* context) {
     work(0);
     open_ = false;
     for (int spins = 0; active_.load() != 0; ++spins) {
-        if (spins < kSpins)
+        if (spins < kSpinsAtEnd)
             pause();
         else
             sched_yield();

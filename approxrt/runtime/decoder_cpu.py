@@ -74,10 +74,7 @@ class DecoderEngine:
 
         A sequence's logits depend neither on the others nor on how its tokens are divided into steps.
         """
-        cu_seqlens = np.zeros(len(tokens) + 1, np.int32)
-        np.cumsum([len(ids) for ids in tokens], out=cu_seqlens[1:])
-        ids = np.fromiter((token for run in tokens for token in run), np.int32, int(cu_seqlens[-1]))
-        return self._decoder.step(list(caches), ids, cu_seqlens, all_logits)
+        return self._decoder.step(caches, tokens, all_logits)
 
     def prefill(self, cache: KvCache, tokens: Sequence[int]) -> np.ndarray:
         """Append a prompt in chunks; float32 [vocab] of its last token."""

@@ -102,20 +102,21 @@ class Entered {
     std::vector<KvCache*> entered_;
 };
 
-py::object step(PyDecoder& self, const std::vector<KvCache*>& caches, const py::array& ids_any,
-                const py::array& cu_seqlens_any, bool all_logits) {
-    auto ids = typed<int32_t>(ids_any, 1, "ids"), cu = typed<int32_t>(cu_seqlens_any, 1, "cu_seqlens");
-    expect(cu.shape(0) == static_cast<py::ssize_t>(caches.size()) + 1 && cu.at(0) == 0,
-           "cu_seqlens needs an entry a cache and one more, from 0");
+// Plain sequences: between two steps of one token, which leave little else in the caches, every call of numpy is slow.
+py::object step(PyDecoder& self, const std::vector<KvCache*>& caches, const std::vector<std::vector<int32_t>>& tokens,
+                bool all_logits) {
+    expect(tokens.size() == caches.size(),
+           "the step has " + std::to_string(caches.size()) + " caches and tokens for " + std::to_string(tokens.size()));
+    std::vector<int32_t> ids;
     std::vector<SequenceRun> runs;
     for (size_t i = 0; i < caches.size(); ++i) {
         expect(caches[i] != nullptr, "a cache is None");
-        runs.push_back({caches[i], cu.at(i), cu.at(i + 1) - cu.at(i)});
+        runs.push_back({caches[i], static_cast<int32_t>(ids.size()), static_cast<int32_t>(tokens[i].size())});
+        ids.insert(ids.end(), tokens[i].begin(), tokens[i].end());
     }
-    expect(cu.at(caches.size()) == ids.shape(0), "cu_seqlens must end with the number of ids");
     const Decoder& decoder = self.ready();
     const Entered entered(caches);
-    Step step{ids.data(), runs.data(), static_cast<int32_t>(runs.size()), static_cast<int32_t>(ids.shape(0)),
+    Step step{ids.data(), runs.data(), static_cast<int32_t>(runs.size()), static_cast<int32_t>(ids.size()),
               all_logits, nullptr};
     decoder.check(step);
     const int64_t vocab = decoder.model().vocab, padded = round_up(vocab, kTileN);
@@ -145,9 +146,8 @@ void bind_decoder(py::module_& module) {
             "wait", [](PyDecoder& d) { d.ready(); }, "Returns when the weights are packed.")
         .def("cache", &make_cache, py::arg("capacity"), py::arg("kind") = "f16",
              "A cache for one sequence of at most `capacity` tokens: f32, f16 or int8.")
-        .def("step", &step, py::arg("caches"), py::arg("ids"), py::arg("cu_seqlens"), py::arg("all_logits") = false,
-             "Append ids int32 [tokens] to the caches (cache i: cu_seqlens[i] .. cu_seqlens[i + 1]) -> float32 "
-             "[caches, vocab], or [tokens, vocab] with all_logits.")
+        .def("step", &step, py::arg("caches"), py::arg("tokens"), py::arg("all_logits") = false,
+             "Append the ids tokens[i] to caches[i] -> float32 [caches, vocab], or [tokens, vocab] with all_logits.")
         .def(
             "set_profiling", [](PyDecoder& d, bool on) { d.ready().set_profiling(on); }, py::arg("on"),
             "Time steps by operator from now on, or stop.")

@@ -32,14 +32,25 @@ class Ahead {
         return true;
     }
 
+    // As many lines as may be under way beside work that does not wait for memory.
+    void fetch_more() {
+        for (int i = 0; i < 3 && fetch();) ++i;
+    }
+    void clear() {
+        count_ = at_ = 0;
+        done_ = 0;
+        left_ = kMost;
+    }
+
   private:
+    static constexpr size_t kMost = 256 << 10;  // a part of L2, which holds what the thread works with as well
     static constexpr int kSpans = 16, kLines = 4;
     static constexpr size_t kLine = 64;
 
     Span spans_[kSpans];
     int count_ = 0, at_ = 0;
-    size_t done_ = 0;          // of spans_[at_]
-    size_t left_ = 256 << 10;  // a part of L2, which holds what the thread works with as well
+    size_t done_ = 0;  // of spans_[at_]
+    size_t left_ = kMost;
 };
 
 }  // namespace approxrt

@@ -74,7 +74,7 @@ struct Chunk {
 
 // A step of a few tokens between two meetings of the threads.
 struct FewStage {
-    enum class What { kQueryKeyValue, kAttend, kOutput, kUp, kDown, kHead };
+    enum class What { kEmbed, kQueryKeyValue, kAttend, kOutput, kUp, kDown, kHead };
     What what;
     int32_t layer;
 };

@@ -18,28 +18,34 @@
 namespace approxrt {
 
 void DecoderPass::run_few() {
-    embed(0, step_.tokens, account(0));
     const int parts = pool_.threads();
     const std::vector<FewStage>& plan = c_.few_stages;
     Stages stages(parts, c_.claims.data());
     pool_.run(parts, [&](int, int thread) {
         Stages::Walk walk(stages, thread);
+        Ahead now, next;  // of the thread's own part
         for (size_t i = 0; i < plan.size(); ++i) {
-            Ahead ahead;
+            next.clear();
             bool asked = i + 1 == plan.size();
-            walk.stage([&](int part) { few_stage(plan[i], part, parts); },
+            const auto ask = [&] {
+                if (!asked) few_ahead(plan[i + 1], thread, parts, next);
+                asked = true;
+            };
+            Ahead none;
+            walk.stage([&](int part) { few_stage(plan[i], part, parts, part == thread ? now : none); },
                        [&] {
-                           if (!asked) few_ahead(plan[i + 1], thread, parts, ahead);
-                           asked = true;
-                           return ahead.fetch();
+                           ask();
+                           return next.fetch();
                        });
+            ask();
+            now = next;
         }
     });
 }
 
 void DecoderPass::plan_few() {
     using What = FewStage::What;
-    c_.few_stages.clear();
+    c_.few_stages.assign(1, {What::kEmbed, 0});
     for (int32_t i = 0; i < static_cast<int32_t>(m_.layers.size()); ++i) {
         if (m_.layers[i].num_heads)
             for (const What what : {What::kQueryKeyValue, What::kAttend, What::kOutput})
@@ -52,18 +58,22 @@ void DecoderPass::plan_few() {
     if (c_.claims.size() != threads) c_.claims = std::vector<Stages::Claim>(threads);
 }
 
-void DecoderPass::few_stage(const FewStage& stage, int part, int parts) {
+// `ahead` goes on with what the part reads and did not fetch while it waited.
+void DecoderPass::few_stage(const FewStage& stage, int part, int parts, Ahead& ahead) {
     switch (stage.what) {
+        case FewStage::What::kEmbed:
+            if (part == 0) embed(0, step_.tokens, account(0));
+            return;
         case FewStage::What::kQueryKeyValue:
-            return few_query_key_value(stage.layer, part, parts);
+            return few_query_key_value(stage.layer, part, parts, ahead);
         case FewStage::What::kAttend:
             return few_attend(stage.layer, part, parts);
         case FewStage::What::kOutput:
-            return few_output(stage.layer, part, parts);
+            return few_output(stage.layer, part, parts, ahead);
         case FewStage::What::kUp:
-            return few_up(stage.layer, part, parts);
+            return few_up(stage.layer, part, parts, ahead);
         case FewStage::What::kDown:
-            return few_down(stage.layer, part, parts);
+            return few_down(stage.layer, part, parts, ahead);
         case FewStage::What::kHead:
             return few_head(part, parts);
     }
@@ -77,6 +87,8 @@ void DecoderPass::few_ahead(const FewStage& stage, int part, int parts, Ahead& a
         ahead.add(w.memory(strips.begin, strips.end));
     };
     switch (stage.what) {
+        case FewStage::What::kEmbed:
+            return;
         case FewStage::What::kQueryKeyValue:
             return each_projection(stage.layer, part, parts, [&](const Projection& p) {
                 ahead.add(p.matrix->memory(p.strip_begin, p.strip_end));
@@ -95,7 +107,9 @@ void DecoderPass::few_ahead(const FewStage& stage, int part, int parts, Ahead& a
         case FewStage::What::kOutput:
             return share(l.output);
         case FewStage::What::kUp:
-            return share(m_.gated ? l.gate : l.up);
+            share(l.up);
+            if (m_.gated) share(l.gate);
+            return;
         case FewStage::What::kDown:
             return share(l.down);
         case FewStage::What::kHead:
@@ -137,7 +151,7 @@ void DecoderPass::each_projection(int32_t layer, int part, int parts, const Body
     }
 }
 
-void DecoderPass::few_query_key_value(int32_t layer, int part, int parts) {
+void DecoderPass::few_query_key_value(int32_t layer, int part, int parts, Ahead& ahead) {
     const DecoderLayer& l = m_.layers[layer];
     const int32_t rows = step_.tokens;
     DecoderThread& s = c_.threads[part];
@@ -146,8 +160,11 @@ void DecoderPass::few_query_key_value(int32_t layer, int part, int parts) {
     bool ready = false;
     each_projection(layer, part, parts, [&](const Projection& p) {
         if (!ready) {
+            ahead.fetch_more();
             norm(l.attention_norm, c_.x.get<float>(0), rows, in, account);
+            ahead.fetch_more();
             few_quantize({&l.query, &l.key, &l.value}, in, hidden_, rows, m_.hidden, part);
+            ahead.fetch_more();
             ready = true;
         }
         const int64_t ld = p.which == 0 ? query_ld_ : kv_ld_;
@@ -173,18 +190,20 @@ void DecoderPass::few_attend(int32_t layer, int part, int parts) {
     }
 }
 
-void DecoderPass::few_output(int32_t layer, int part, int parts) {
+void DecoderPass::few_output(int32_t layer, int part, int parts, Ahead& ahead) {
     const Linear& w = m_.layers[layer].output;
     const Part strips(w.strips(), part, parts);
     if (strips.begin == strips.end) return;
     const float* attended = c_.attended.get<float>(0);
+    ahead.fetch_more();
     few_quantize({&w}, attended, query_ld_, step_.tokens, w.k(), part);
+    ahead.fetch_more();
     float* y = c_.x.get<float>(0) + strips.begin * kTileN;
     few_linear(Op::kOutput, w, attended, query_ld_, step_.tokens, c_.threads[part].few, {y, hidden_, y, hidden_},
                strips.begin, strips.end, account(part));
 }
 
-void DecoderPass::few_up(int32_t layer, int part, int parts) {
+void DecoderPass::few_up(int32_t layer, int part, int parts, Ahead& ahead) {
     const DecoderLayer& l = m_.layers[layer];
     const Part strips(l.up.strips(), part, parts);
     if (strips.begin == strips.end) return;
@@ -192,10 +211,13 @@ void DecoderPass::few_up(int32_t layer, int part, int parts) {
     DecoderThread& s = c_.threads[part];
     OpTimes* account = this->account(part);
     float* in = s.narrow.get<float>(0);
+    ahead.fetch_more();
     norm(l.ffn_norm, c_.x.get<float>(0), rows, in, account);
+    ahead.fetch_more();
     Forms forms{&l.up};
     if (m_.gated) forms.add({&l.gate});
     few_quantize(forms, in, hidden_, rows, m_.hidden, part);
+    ahead.fetch_more();
     float* up = c_.shared.get<float>(0) + strips.begin * kTileN;
     const Act act = m_.gated ? Act::kIdentity : m_.activation;
     few_linear(Op::kUp, l.up, in, hidden_, rows, s.few, {up, wide_, nullptr, 0, act}, strips.begin, strips.end,
@@ -207,7 +229,7 @@ void DecoderPass::few_up(int32_t layer, int part, int parts) {
     k_.gated({gate, wide_, up, wide_, up, wide_, rows, (strips.end - strips.begin) * kTileN, m_.activation});
 }
 
-void DecoderPass::few_down(int32_t layer, int part, int parts) {
+void DecoderPass::few_down(int32_t layer, int part, int parts, Ahead& ahead) {
     const DecoderLayer& l = m_.layers[layer];
     const Part strips(l.down.strips(), part, parts);
     if (strips.begin == strips.end) return;
@@ -217,7 +239,9 @@ void DecoderPass::few_down(int32_t layer, int part, int parts) {
         spread(up, own, step_.tokens, l.intermediate);
         up = own;
     }
+    ahead.fetch_more();
     few_quantize({&l.down}, up, wide_, step_.tokens, l.intermediate, part);
+    ahead.fetch_more();
     float* y = c_.x.get<float>(0) + strips.begin * kTileN;
     few_linear(Op::kDown, l.down, up, wide_, step_.tokens, c_.threads[part].few, {y, hidden_, y, hidden_}, strips.begin,
                strips.end, account(part));

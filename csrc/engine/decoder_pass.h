@@ -62,15 +62,15 @@ class DecoderPass {
     };
     void plan_few();
     void run_few();
-    void few_stage(const FewStage& stage, int part, int parts);
+    void few_stage(const FewStage& stage, int part, int parts, Ahead& ahead);
     void few_ahead(const FewStage& stage, int part, int parts, Ahead& ahead) const;
     template <class Body>
     void each_projection(int32_t layer, int part, int parts, const Body& body) const;
-    void few_query_key_value(int32_t layer, int part, int parts);
+    void few_query_key_value(int32_t layer, int part, int parts, Ahead& ahead);
     void few_attend(int32_t layer, int part, int parts);
-    void few_output(int32_t layer, int part, int parts);
-    void few_up(int32_t layer, int part, int parts);
-    void few_down(int32_t layer, int part, int parts);
+    void few_output(int32_t layer, int part, int parts, Ahead& ahead);
+    void few_up(int32_t layer, int part, int parts, Ahead& ahead);
+    void few_down(int32_t layer, int part, int parts, Ahead& ahead);
     void few_head(int part, int parts);
     void few_logits(const float* x, int32_t rows, int part, int parts);
     void few_quantize(Forms forms, const float* x, int64_t ldx, int32_t rows, int32_t k, int part);
