@@ -7,10 +7,13 @@
     approxrt convert MODEL.gguf --out int4 --bits 4
     python bench/bench_generate.py times MODEL.gguf ARTIFACT... --out bench/results/generate.json
     python bench/bench_generate.py perplexity MODEL.gguf ARTIFACT... --data test.txt --out bench/results/generate.json
+    python bench/bench_generate.py perplexity MODEL.gguf ARTIFACT... --data test.txt --out bench/results/perplexity.json
 
 `times`: tokens a second of a prompt of 512 tokens and of 64 tokens after 64, one a step, for every engine in turns;
 medians with the 20th and 80th percentile. For ours also 8 sequences at once, all of their tokens counted. `perplexity`
-adds to the same document: windows of --context tokens that move by --stride, for all engines the same token ids.
+adds to the same document: windows of --context tokens that move by --stride, for all engines the same token ids;
+what a document has for these windows already is not run again. `perplexity.json` is of the whole text, which takes an
+hour or more for some of them, and has no times.
 llama.cpp runs the file as it is (its own kernels for its own quantisation).
 """
 
@@ -21,7 +24,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -131,28 +134,38 @@ def times(options: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "sizes": sizes}
 
 
-def perplexities(options: argparse.Namespace) -> dict[str, Any]:
-    """Of all engines, on the first tokens of the text as the first artifact's tokenizer sees it."""
+def perplexities(options: argparse.Namespace, doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of all engines, on the first tokens of the text as the first artifact's tokenizer sees it.
+
+    What is new after each engine; those that `doc` has for the same windows are not run again.
+    """
     model: Any = approxrt.load(options.artifacts[0], threads=options.threads)
     ids = model.tokenize(read_text(options.data))[: options.tokens]
-    found = {}
-    makers: list[Callable[[], Any]] = [lambda path=path: Ours(path, options.threads) for path in options.artifacts]
+    del model
+    windows = {"data": options.data.name, "tokens": len(ids), "context": options.context, "stride": options.stride}
+    same = doc.get("windows") == windows
+    found, sizes = (dict(doc.get(key, {})) if same else {} for key in ("perplexity", "megabytes"))
+    makers: list[tuple[str, Callable[[], Any]]] = [
+        (f"approxrt:{path.name}", lambda path=path: Ours(path, options.threads)) for path in options.artifacts
+    ]
     if options.peer:
-        makers.append(lambda: LlamaCpp(options.gguf, options.threads, True, options.context))
-    for make in makers:
-        engine = make()
-        found[engine.name] = perplexity(engine.score, ids, options.context, options.stride)["perplexity"]
-        print(engine.name, found[engine.name], flush=True)
-        del engine
-    return {
-        "perplexity": found,
-        "windows": {
-            "data": options.data.name,
-            "tokens": len(ids),
-            "context": options.context,
-            "stride": options.stride,
-        },
-    }
+        makers.append(("llama.cpp", lambda: LlamaCpp(options.gguf, options.threads, True, options.context)))
+    for name, make in makers:
+        if name not in found:
+            engine = make()
+            found[name] = perplexity(engine.score, ids, options.context, options.stride)["perplexity"]
+            sizes[name] = round(engine.megabytes, 1)
+            print(name, found[name], flush=True)
+            del engine
+        yield {"perplexity": found, "megabytes": sizes, "windows": windows}
+
+
+def write(doc: dict[str, Any], out: Path) -> None:
+    """Whole or not at all: another engine may take an hour, and what is there is not lost."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}")
+    temporary.write_text(json.dumps(doc, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(out)
 
 
 def main() -> None:
@@ -190,12 +203,11 @@ def main() -> None:
     else:
         if options.data is None:
             parser.error("perplexity needs --data")
-        new = perplexities(options)
-        if doc.get("windows") == new["windows"]:
-            new["perplexity"] = doc["perplexity"] | new["perplexity"]
-        doc |= new
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(doc, indent=1) + "\n", encoding="utf-8")
+        doc |= {"schema": SCHEMA, "model": options.gguf.name} if "rows" not in doc else {}
+        for new in perplexities(options, doc):
+            doc |= new
+            write(doc, options.out)
+    write(doc, options.out)
     print(json.dumps(doc.get("rows" if options.what == "times" else "perplexity"), indent=1))
 
 

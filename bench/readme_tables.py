@@ -3,14 +3,15 @@
 `latency-*.json` are documents of `approxrt bench --out`; `accuracy-*.json` of bench/accuracy.py, `cold-start.json` of
 bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py, `sign-attention.json` of
 bench/bench_sign_attention.py, `sign-decoding.json` of bench/bench_sign_decoding.py, `generate.json` of
-bench/bench_generate.py, `serving.json` of bench/bench_serving.py. Other files are ignored here, but for the profiles of
-`approxrt bench --profile` in two of them.
+bench/bench_generate.py, `perplexity.json` of the same with whole texts, `serving.json` of bench/bench_serving.py.
+Other files are ignored here, but for the profiles of `approxrt bench --profile` in two of them.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def render(results: Path) -> str:
         ("sign-decoding.json", sign_decoding_table),
         ("serving.json", serving_table),
         ("generate.json", generate_table),
+        ("perplexity.json", perplexity_table),
     ):
         parts += [make(_read(path)) for path in sorted(results.glob(pattern))]
     parts += [text for text in [compression_table.table(results / "compression")] if text]
@@ -265,12 +267,18 @@ GENERATE_ROWS = {
     "bits5": "`convert --bits 5`, the file's own 4-bit weights",
     "bits5-table6": "`convert --bits 5 --table-bits 6`",
     "int4": "`convert --bits 4`",
+    "float32": "`convert --bits 32`",
+    "compressed": "`compress --task lm --data valid.txt --max-drop 1%`",
 }
 
 
 def _generate_rows(doc: dict[str, Any]) -> str:
     """Which command made which row."""
-    names = [row["engine"].partition(":")[2] for row in doc["rows"]]
+    return _made_by(row["engine"] for row in doc["rows"])
+
+
+def _made_by(engines: Iterable[str]) -> str:
+    names = [engine.partition(":")[2] for engine in engines]
     return "; ".join(f"`{name}`: {GENERATE_ROWS[name]}" for name in names if name in GENERATE_ROWS) + "."
 
 
@@ -312,6 +320,24 @@ def generate_table(doc: dict[str, Any]) -> str:
             f"{windows['context']} tokens that move by {windows['stride']}; in brackets: over llama.cpp's. float32 in "
             f"our engine: {found.get('approxrt:float32', float('nan')):.3f}. {_generate_rows(doc)}",
         ]
+    return "\n".join(lines)
+
+
+def perplexity_table(doc: dict[str, Any]) -> str:
+    """bench/bench_generate.py perplexity on a whole text: a row an engine."""
+    windows, found, sizes = doc["windows"], doc["perplexity"], doc["megabytes"]
+    peer = found.get("llama.cpp")
+    lines = [
+        f"**Perplexity of {doc['model']}** on all {windows['tokens']:,} tokens of WikiText-2's test text, windows of "
+        f"{windows['context']} tokens that move by {windows['stride']}; in brackets: over llama.cpp's. "
+        f"{_made_by(found)}",
+        "",
+        "| engine | MB of weights | perplexity |",
+        "|---|---:|---:|",
+    ]
+    for name, value in sorted(found.items(), key=lambda item: item[1]):
+        change = f" ({100 * (value / peer - 1):+.2f} %)" if peer and name != "llama.cpp" else ""
+        lines.append(f"| {name} | {sizes[name]:.0f} | {value:.3f}{change} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import build_decoder
-from families import CORPUS
+from lm_checkpoints import text, trained_llama
 from typer.testing import CliRunner
 
 import approxrt
@@ -25,33 +25,7 @@ from approxrt.runtime.decoder_reference import DecoderReference
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of three layers that has learnt the text of `data`, so that what it has learnt can be lost."""
-    import transformers
-
-    folder = build_decoder(
-        "llama", tmp_path_factory.mktemp("lm") / "checkpoint", positions=64, layers=3, tie_word_embeddings=True
-    )
-    from tokenizers import Tokenizer
-
-    torch.set_num_threads(1)
-    ids = torch.tensor(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text()).ids)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        batch = torch.stack([ids[s : s + 48] for s in rng.integers(0, len(ids) - 48, 8)])
-        loss = model(input_ids=batch, labels=batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert float(loss.detach()) < 3.5
-    model.save_pretrained(folder)
-    return folder
-
-
-def text() -> str:
-    rng = np.random.default_rng(0)
-    return " ".join(CORPUS[i] for i in rng.integers(0, len(CORPUS), 120))
+    return trained_llama(tmp_path_factory.mktemp("lm") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +42,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(lm, "TIMING_SECONDS", 0.05)
 
-    def latency(spec: Any, kinds: Any, *args: Any, **more: Any) -> decoder_latency.DecoderLatency:
-        return decoder_latency.DecoderLatency(dict.fromkeys(kinds, 1e-9), {k: 1e-5 for k in kinds if not k.sparse})
+    def latency(spec: Any, kinds: Any, heads: Any, *args: Any, **more: Any) -> decoder_latency.DecoderLatency:
+        return decoder_latency.DecoderLatency(dict.fromkeys(kinds, 1e-9), dict.fromkeys(heads, 1e-5))
 
     monkeypatch.setattr(lm_search, "measure_latency", latency)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.analysis.decoder_options import INT8, Kind
+from approxrt.analysis.decoder_options import HEAD, Kind
 from approxrt.analysis.workload import Run, take_turns
 from approxrt.approx.bsr import grid
 from approxrt.artifact.decoder_spec import DecoderSpec
@@ -36,7 +36,7 @@ class DecoderLatency:
 
     def seconds(self, name: str, linear: LinearSpec, kind: Kind) -> float:
         """Of one linear in one kind, a token."""
-        if name == "head.out":
+        if name == HEAD:
             return self.head[kind]
         return self.per_byte[kind] * kind.bytes(linear.out_features, linear.in_features)
 
@@ -73,13 +73,13 @@ def steps_of(spec: DecoderSpec, steps: int = STEPS) -> int:
 def measure_latency(
     spec: DecoderSpec,
     kinds: Sequence[Kind],
+    heads: Sequence[Kind],
     threads: int | None,
     seconds: float = 4.0,
     progress: Callable[[str], None] | None = None,
 ) -> DecoderLatency:
-    """See the module's text; `seconds` of timing in all."""
-    dense = [kind for kind in kinds if not kind.sparse]
-    size = sum(linear.out_features * linear.in_features for name, linear in spec.linears() if name != "head.out")
+    """See the module's text: `kinds` of layers, `heads` of heads; `seconds` of timing in all."""
+    size = sum(linear.out_features * linear.in_features for name, linear in spec.linears() if name != HEAD)
     count = len(spec.layers) if size <= TIMED_BYTES else max(1, round(len(spec.layers) * TIMED_BYTES / size))
     part = dataclasses.replace(spec, layers=spec.layers[:count])
     runs: dict[str, Run] = {}
@@ -87,18 +87,19 @@ def measure_latency(
     for kind in kinds:
         if progress:
             progress(f"timing {kind.name}")
-        model = random_decoder(part, kind, INT8)
+        model = random_decoder(part, kind, heads[0])
         sizes[kind] = sum(
-            kind.bytes(linear.out_features, linear.in_features) for name, linear in part.linears() if name != "head.out"
+            kind.bytes(linear.out_features, linear.in_features) for name, linear in part.linears() if name != HEAD
         )
         runs[kind.name] = decode_run(DecoderEngine(model, threads))
     no_layers = dataclasses.replace(spec, layers=(_emptied(spec.layers[0]),))
-    for kind in dense:
+    for kind in heads:
         runs[f"head {kind.name}"] = decode_run(DecoderEngine(random_decoder(no_layers, kind, kind), threads))
     times = take_turns(runs, seconds, least_rounds=3)
     each = {name: time["median_ms"] / 1e3 / steps_of(spec) for name, time in times.items()}
-    head = {kind: each[f"head {kind.name}"] for kind in dense}
-    return DecoderLatency({kind: max(each[kind.name] - head[INT8], 1e-9) / max(1, sizes[kind]) for kind in kinds}, head)
+    head = {kind: each[f"head {kind.name}"] for kind in heads}
+    layers = {kind: max(each[kind.name] - head[heads[0]], 1e-9) for kind in kinds}
+    return DecoderLatency({kind: layers[kind] / max(1, sizes[kind]) for kind in kinds}, head)
 
 
 def _emptied(layer: Any) -> Any:
@@ -111,11 +112,11 @@ def random_decoder(spec: DecoderSpec, kind: Kind, head: Kind) -> InMemory:
     rng = np.random.default_rng(0)
     kinds, parts = {}, {}
     for name, linear in spec.linears():
-        chosen = head if name == "head.out" else kind
-        kinds[name] = "g4" if chosen.bits == 5 else ("bsr_" if chosen.sparse else "") + f"s{chosen.bits}"
+        chosen = head if name == HEAD else kind
+        kinds[name] = chosen.form
         for part, array in _random_linear(linear.out_features, linear.in_features, chosen, rng).items():
             parts[f"{name}.{part}"] = array
-    spec = dataclasses.replace(spec.with_linear_kinds(kinds), embedding_kind="s8")  # type: ignore[arg-type]
+    spec = dataclasses.replace(spec.with_linear_kinds(kinds), embedding_kind="s8")
     for name, dtype, shape in spec.dense_tensors():
         if name in parts:
             continue
@@ -127,9 +128,13 @@ def random_decoder(spec: DecoderSpec, kind: Kind, head: Kind) -> InMemory:
 
 
 def _random_linear(n: int, k: int, kind: Kind, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    if kind.bits == 5:
-        halves = np.full((2, n, -(-k // GROUP_WEIGHTS)), 1e-3, np.float16)
-        return {"q4": _nibbles((n, -(-k // 2)), k), "group_scale": halves[0], "group_offset": -halves[1]}
+    if kind.grouped:
+        scale = np.full((n, -(-k // GROUP_WEIGHTS)), 1e-3, np.float16)
+        if kind.bits == 9:
+            return {"q": rng.integers(-127, 128, (n, k), np.int8), "group_scale": scale}
+        parts = {"q4": _nibbles((n, -(-k // 2)), k), "group_scale": scale}
+        more = {"q2": np.zeros((n, -(-k // 4)), np.uint8)} if kind.bits == 6 else {"group_offset": -scale}
+        return parts | more
     out: dict[str, np.ndarray] = {"scale": np.full(n, 1e-3, np.float32)}
     if not kind.sparse:
         if kind.bits == 8:

@@ -20,11 +20,13 @@ import numpy as np
 from approxrt.analysis.obs import group_curve
 from approxrt.approx.bsr import grid
 from approxrt.approx.decoder_round import Statistics
-from approxrt.approx.decoder_structure import unit_groups
+from approxrt.approx.decoder_structure import GROUPS, unit_groups
+from approxrt.approx.gptq import FORMS
 from approxrt.approx.structure import Structure
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.spec import GROUP_WEIGHTS, TILE_K, TILE_N
+from approxrt.artifact.spec import GROUP_KINDS, GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
 
+HEAD = "head.out"
 # Prices on seconds or bytes at which nothing and everything is worth it.
 PRICES = (1e-12, 1e12)
 
@@ -33,18 +35,29 @@ PRICES = (1e-12, 1e12)
 class Kind:
     """Bits of a weight, and the share of a linear's tiles that stay: below 1 it is stored by tiles.
 
-    5 bits stand for int4 with a float16 scale and offset for 32 weights, as in `approxrt.approx.quantize.BITS`.
+    5, 6 and 9 bits stand for the kinds with float16 scales of 32 weights, g4, g6 and g8, as in
+    `approxrt.approx.quantize.quantize_linear`.
     """
 
     bits: int
     density: float = 1.0
 
     @property
+    def form(self) -> LinearKind:
+        """The artifact's name for it (`approxrt.artifact.spec`)."""
+        return "bsr_s8" if self.sparse and self.bits == 8 else "bsr_s4" if self.sparse else FORMS[self.bits]
+
+    @property
     def name(self) -> str:
         """As in "int8", "g4", "int4@50%"."""
-        return ("g4" if self.bits == 5 else f"int{self.bits}") + (
+        return (self.form if self.grouped else f"int{self.bits}") + (
             "" if self.density >= 1 else f"@{100 * self.density:g}%"
         )
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it has float16 scales of groups."""
+        return FORMS[self.bits] in GROUP_KINDS
 
     @property
     def sparse(self) -> bool:
@@ -52,8 +65,10 @@ class Kind:
 
     def bytes(self, n: int, k: int) -> int:
         """Of a linear with n outputs and k inputs in the artifact."""
-        if self.bits == 5:
-            return n * (-(-k // 2) + 4 * -(-k // GROUP_WEIGHTS)) + 4 * n
+        if self.grouped:
+            groups = -(-k // GROUP_WEIGHTS)
+            weights = {5: -(-k // 2) + 2 * groups, 6: -(-k // 2) + -(-k // 4), 9: k}[self.bits]
+            return n * (weights + 2 * groups) + 4 * n
         if not self.sparse:
             weights = n * k if self.bits == 8 else n * (-(-k // 2) + -(-k // GROUP_WEIGHTS))
             return weights + 8 * n
@@ -63,13 +78,32 @@ class Kind:
 
 
 # Every kind that a plan may choose from. A new one needs a line here and its rounding in `approxrt.approx.gptq`.
-KINDS = (Kind(8), Kind(5), Kind(4), Kind(8, 0.75), Kind(8, 0.5), Kind(4, 0.75), Kind(4, 0.5))
+KINDS = (Kind(8), Kind(5), Kind(4), Kind(8, 0.75), Kind(8, 0.5), Kind(4, 0.75), Kind(4, 0.5), Kind(6), Kind(9))
 INT8 = KINDS[0]
 
 
 def kind_named(name: str) -> Kind:
     """The kind of that name."""
     return {kind.name: kind for kind in KINDS}[name]
+
+
+def kind_of_form(form: LinearKind) -> Kind:
+    """The dense kind that the artifact calls so. Raises KeyError for f32 and for tiles."""
+    return {kind.form: kind for kind in KINDS if not kind.sparse}[form]
+
+
+def kinds_of(name: str, own: Kind | None) -> list[Kind]:
+    """What the linear `name` may become; `own` is the kind with groups that its checkpoint has, None for floats.
+
+    What takes more bytes than the checkpoint's own is no choice, and tiles are none beside grids of a file: they read
+    activations on one scale a token, which outliers spoil in coordinates that are not rotated. The head, which may be
+    the word table again, has kinds with groups only.
+    """
+    if own is None:
+        return [kind for kind in KINDS if (name != HEAD if kind.sparse else kind.bits in (4, 5, 8))]
+    sizes = 1, 128 * GROUP_WEIGHTS  # any that are large: bytes a weight decide
+    fewer = (Kind(6), Kind(5)) if name == HEAD else (Kind(6), Kind(5), Kind(4))
+    return [own, *(kind for kind in fewer if kind.bytes(*sizes) < own.bytes(*sizes))]
 
 
 @dataclass(frozen=True)
@@ -213,8 +247,12 @@ def block_options(
     weights: Mapping[str, np.ndarray],
     stats: Mapping[str, Statistics],
     say: Callable[[str], None] | None = None,
+    groups: int = GROUPS,
 ) -> dict[str, list[BlockOption]]:
-    """The structures of every block with the second-order loss of what goes (`approxrt.analysis.obs.group_curve`)."""
+    """The structures of every block with the second-order loss of what goes (`approxrt.analysis.obs.group_curve`).
+
+    groups   of FFN units a layer
+    """
     out = {}
     for i, layer in enumerate(spec.layers):
         if say:
@@ -229,9 +267,9 @@ def block_options(
                 losses = group_curve(weight, weighted, np.ones(len(weight)), layer.head_dim)
                 out[block] = list(_head_options(losses, layer.num_kv_heads))
             else:
-                groups = unit_groups(spec, layer.intermediate_size)
-                losses = group_curve(weight, weighted, np.ones(len(weight)), len(groups[0]))
-                out[block] = list(_unit_options(losses, groups))
+                units = unit_groups(spec, layer.intermediate_size, groups)
+                losses = group_curve(weight, weighted, np.ones(len(weight)), len(units[0]))
+                out[block] = list(_unit_options(losses, units))
     return out
 
 

@@ -92,6 +92,36 @@ def token_losses(model: TorchDecoder, x: torch.Tensor, ids: torch.Tensor, first:
     return functional.cross_entropy(model.head(x)[0, :-1], ids[1:], reduction="none")
 
 
+def head_divergence(
+    spec: DecoderSpec,
+    tensors: Mapping[str, np.ndarray],
+    head: np.ndarray,
+    batch: torch.Tensor,
+    with_table: bool = False,
+) -> float:
+    """KL(model || model with the head's matrix `head` f32[vocab, hidden]) of the next token, nats, mean over `batch`.
+
+    with_table   the word table becomes the same
+    """
+    whole = TorchDecoder(spec, tensors)
+    other = TorchDecoder(spec, {**tensors, "embeddings.word.weight": head}) if with_table else whole
+    weight, total = torch.from_numpy(head), 0.0
+    with torch.inference_mode():
+        for ids in batch:
+            hidden = [_last_hidden(model, ids) for model in dict.fromkeys((whole, other))]
+            wanted = whole.linear("head.out", hidden[0]).log_softmax(-1)
+            found = functional.linear(hidden[-1], weight, whole.weights["head.out.bias"]).log_softmax(-1)
+            total += float(functional.kl_div(found, wanted, log_target=True, reduction="sum"))
+    return total / batch.numel()
+
+
+def _last_hidden(model: TorchDecoder, ids: torch.Tensor) -> torch.Tensor:
+    x = model.embed(ids[None])
+    for layer in range(len(model.spec.layers)):
+        x = model.layer(layer, x)
+    return model.norm("head.norm", x)[0]
+
+
 def measure_removals(
     spec: DecoderSpec,
     tensors: Mapping[str, np.ndarray],

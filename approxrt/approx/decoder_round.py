@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from approxrt.approx.gptq import output_error, round_weights
+from approxrt.approx.fake_quantize import groups_of_activations
+from approxrt.approx.gptq import FORMS, output_error, round_weights
 from approxrt.approx.refit import Moments, solve
 from approxrt.approx.torch_decoder import TorchDecoder
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.spec import LinearKind
+from approxrt.artifact.spec import GROUP_KINDS, LinearKind
 
 RIDGE = 1e-2
 
@@ -33,18 +34,26 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one linear, x its inputs as the engine reads them (quantised a token).
+    """Of one linear, x its inputs as the engine reads them (quantised a token, or in groups).
 
     weighted  E[g^2 x x^T] f32[K, K]
     moments   E[x x^T] f32[K, K]; linears that read the same inputs share the array
     mean      E[g^2 x] / E[g^2] f32[K]: the constant that stands for x at the least loss
     weight    E[g^2]
+    noise     E[g^2 e^2] f32[K], e what inputs change by on the grid of kinds without groups; None where x is on it
     """
 
     weighted: np.ndarray
     moments: np.ndarray
     mean: np.ndarray
     weight: float
+    noise: np.ndarray | None = None
+
+    def select(self, inputs: np.ndarray) -> Statistics:
+        """Of some of the inputs."""
+        square = np.ix_(inputs, inputs)
+        noise = None if self.noise is None else self.noise[inputs]
+        return Statistics(self.weighted[square], self.moments[square], self.mean[inputs], self.weight, noise)
 
 
 def calibration(ids: list[int], sequences: int, tokens: int) -> torch.Tensor:
@@ -62,29 +71,33 @@ def statistics(
     batch: torch.Tensor,
     progress: Progress | None = None,
     enough: Callable[[], bool] | None = None,
+    grouped: bool = False,
 ) -> dict[str, Statistics]:
     """Statistics of every linear over `batch` i64[sequences, tokens], each sequence in a pass of its own.
 
     enough   asked after each sequence: true when the time for this is over
+    grouped  linears read their inputs as those of kinds g4, g6 and g8 do
     """
     model = TorchDecoder(spec, tensors)
-    weighted: dict[str, tuple[torch.Tensor, ...]] = {}  # sums of g^2 x x^T, of g^2 x, of g^2
+    weighted: dict[str, tuple[torch.Tensor, ...]] = {}  # sums of g^2 x x^T, of g^2 x, of g^2, of g^2 e^2
     inputs: dict[str, tuple[torch.Tensor, ...]] = {}  # of x x^T
-    last: list[Any] = [None, None, ""]  # inputs, as the engine reads them, the linear that read them first
+    last: list[Any] = [None, None, "", None]  # inputs, as the engine reads them, the linear that read them first, e^2
     readers: dict[str, str] = {}
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         y = model.linear(name, x)
         if last[0] is not x:
-            flat = quantize_dequantize(x.detach()).reshape(-1, x.shape[-1])
-            last[:] = [x, flat, name]
+            flat = read_inputs(x.detach(), grouped).reshape(-1, x.shape[-1])
+            squared = (quantize_dequantize(x.detach()).reshape(flat.shape) - flat).square() if grouped else None
+            last[:] = [x, flat, name, squared]
             _sum_up(inputs, name, (flat.T @ flat,))
-        readers[name], flat = last[2], last[1]
+        readers[name], flat, noise = last[2], last[1], last[3]
 
         def add(gradient: torch.Tensor) -> None:
             squares = gradient.reshape(-1, gradient.shape[-1]).square().mean(1, keepdim=True)
             rows = flat * squares.sqrt()
-            _sum_up(weighted, name, (rows.T @ rows, (flat * squares).sum(0), squares.sum()))
+            more = () if noise is None else ((noise * squares).sum(0),)
+            _sum_up(weighted, name, (rows.T @ rows, (flat * squares).sum(0), squares.sum(), *more))
 
         y.register_hook(add)
         return y
@@ -108,8 +121,9 @@ def statistics(
             moments[readers[name]],
             (sums / squares.clamp(min=1e-38)).numpy(),
             float(squares) / count,
+            (noise[0] / count).numpy() if noise else None,
         )
-        for name, (products, sums, squares) in weighted.items()
+        for name, (products, sums, squares, *noise) in weighted.items()
     }
 
 
@@ -124,6 +138,13 @@ def _sum_up(sums: dict[str, tuple[torch.Tensor, ...]], name: str, new: tuple[tor
 def predicted_loss(change: np.ndarray, stats: Statistics) -> float:
     """Nats a token that a change f32[N, K] of a linear's weights adds."""
     return 0.5 * output_error(change, stats.weighted)
+
+
+def activation_loss(weight: np.ndarray, stats: Statistics) -> float:
+    """Nats a token that inputs on one scale a token add, those of the statistics being on grids of groups."""
+    if stats.noise is None:
+        return 0.0
+    return 0.5 * float(np.square(weight, dtype=np.float64).sum(0) @ stats.noise.astype(np.float64))
 
 
 def refit_kept(
@@ -160,26 +181,35 @@ def round_decoder(
     bits: Mapping[str, int],
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
+    kept: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) with the linears of `bits` (8, 5 or 4 by name) rounded; the word table stays as it is.
+    """(spec, tensors) with the linears of `bits` rounded (see `round_weights`); the word table stays as it is.
 
     masks   tiles to keep, by linear (`approxrt.approx.prune`)
+    kept    tensors of linears that stay on the grid they have, which their weights are on
     """
     model = TorchDecoder(spec, tensors)
     out = dict(tensors)
     kinds: dict[str, LinearKind] = {}
     # Query, key and value read the same inputs, and so do gate and up: (inputs, as the engine reads them, moments).
-    last: tuple[torch.Tensor, torch.Tensor, np.ndarray] | None = None
+    last: tuple[torch.Tensor, torch.Tensor, np.ndarray, bool] | None = None
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         nonlocal last
         if name not in bits:
             return model.linear(name, x)
-        if last is None or last[0] is not x:
-            read = quantize_dequantize(x)
+        form = FORMS[bits[name]] in GROUP_KINDS
+        if name in (kept or {}):
+            assert kept is not None
+            del out[f"{name}.weight"]
+            kinds[name] = FORMS[bits[name]]
+            out.update({f"{name}.{part}": array for part, array in kept[name].items()})
+            return model.linear(name, read_inputs(x, form))
+        if last is None or last[0] is not x or last[3] != form:
+            read = read_inputs(x, form)
             flat = read.reshape(-1, x.shape[-1])
-            last = (x, read, (flat.T @ flat / len(flat)).numpy())
-        _, read, moments = last
+            last = (x, read, (flat.T @ flat / len(flat)).numpy(), form)
+        _, read, moments, _ = last
         weight, mask = out.pop(f"{name}.weight"), (masks or {}).get(name)
         rounded, kinds[name], parts = round_weights(weight, mask, moments, bits[name])
         out.update({f"{name}.{part}": array for part, array in parts.items()})
@@ -197,6 +227,11 @@ def round_decoder(
             read = model.norm("head.norm", x).reshape(-1, spec.hidden_size)
             linear("head.out", read[:: max(1, batch.numel() // 1024)])
     return spec.with_linear_kinds(kinds), out
+
+
+def read_inputs(x: torch.Tensor, grouped: bool) -> torch.Tensor:
+    """Rows as the engine reads them for kinds with groups, or for all others."""
+    return groups_of_activations(x) if grouped else quantize_dequantize(x)
 
 
 def quantize_dequantize(x: torch.Tensor) -> torch.Tensor:

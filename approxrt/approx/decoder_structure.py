@@ -19,9 +19,9 @@ import numpy as np
 from approxrt.approx.decoder_round import Statistics, refit_kept
 from approxrt.approx.structure import QKV, Selection, Structure, head_rows, mean_biases
 from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec
-from approxrt.artifact.spec import TILE_N
+from approxrt.artifact.spec import GROUP_WEIGHTS
 
-GROUPS = 12  # of FFN units a layer, where the units' number allows it
+GROUPS = 12  # of FFN units a layer
 
 
 def kept_groups(layer: DecoderLayerSpec, heads: np.ndarray) -> np.ndarray:
@@ -34,9 +34,12 @@ def kept_groups(layer: DecoderLayerSpec, heads: np.ndarray) -> np.ndarray:
     return groups
 
 
-def unit_groups(spec: DecoderSpec, units: int) -> list[np.ndarray]:
-    """FFN units by the groups in which they leave: whole strips, and whole blocks of the transform before `down`."""
-    size = max(spec.down_block, TILE_N * max(1, round(units / GROUPS / TILE_N)))
+def unit_groups(spec: DecoderSpec, units: int, groups: int = GROUPS) -> list[np.ndarray]:
+    """FFN units by the groups in which they leave, `groups` of them where the units' number allows it.
+
+    Whole strips, whole groups of inputs with one scale, and whole blocks of the transform before `down`.
+    """
+    size = max(spec.down_block, GROUP_WEIGHTS * max(1, round(units / groups / GROUP_WEIGHTS)))
     if spec.down_block:
         size = spec.down_block * max(1, round(size / spec.down_block))
     return [np.arange(start, min(start + size, units)) for start in range(0, units, size)]
@@ -107,8 +110,7 @@ def remove(
         kept[indices] = True
         out[f"{name}.weight"], more = refit_kept(tensors[f"{name}.weight"], kept, found)
         out[f"{name}.bias"] = tensors[f"{name}.bias"] + more
-        square = np.ix_(indices, indices)
-        left[name] = Statistics(found.weighted[square], found.moments[square], found.mean[indices], found.weight)
+        left[name] = found.select(indices)
     for name, selection in chosen.items():
         value = selection.apply(out[name])
         if value is None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr
 from approxrt.approx.int4 import tile_groups
@@ -19,6 +20,7 @@ from approxrt.approx.quantize4 import quantize_rows4, quantize_tiles4
 from approxrt.approx.student import Student
 from approxrt.artifact.spec import GROUP_WEIGHTS
 
+MAX_SHIFT = 7  # of a group of activations; runtime/group_reference.py
 REFRESH = 50  # steps between searches of int4 scales, which a weight hardly leaves meanwhile
 
 
@@ -42,6 +44,26 @@ def quantize_activations(x: Tensor) -> Tensor:
         rounded = torch.round(x / scale).clamp_(-127, 127).mul_(scale)
     result: Tensor = _Straight.apply(x, rounded)
     return result
+
+
+def quantize_activations_in_groups(x: Tensor) -> Tensor:
+    """Rows of x (last axis) as linears of kinds g4, g6 and g8 read them: see `groups_of_activations`."""
+    with torch.no_grad():
+        rounded = groups_of_activations(x)
+    result: Tensor = _Straight.apply(x, rounded)
+    return result
+
+
+def groups_of_activations(x: Tensor) -> Tensor:
+    """f32[..., K]: int8 with a scale a row and a power of two for 32 of it (csrc/args.h; `runtime.group_reference`)."""
+    k = x.shape[-1]
+    groups = functional.pad(x.float(), (0, -k % GROUP_WEIGHTS)).unflatten(-1, (-1, GROUP_WEIGHTS))
+    peaks = groups.abs().amax(-1)
+    most = peaks.amax(-1, keepdim=True)
+    # Exponents as the engine takes them: of the difference of the bits.
+    e = ((most.view(torch.int32) - peaks.view(torch.int32)) >> 23).clamp_(max=MAX_SHIFT)
+    step = (most.clamp(min=1e-30) / 127 * torch.exp2(-e.float()))[..., None]
+    return torch.round(groups / step).clamp_(-127, 127).mul_(step).flatten(-2)[..., :k]
 
 
 def quantize_weight8(weight: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ inputs that a strip of 16 outputs keeps and U the upper Cholesky factor of H^-1,
 
     q_j = round(w_j / step_j)        w_k -= (w_j - q_j step_j) U_jk / U_jj   for k > j
 
-with w - m, m the group's offset, for w where a kind has offsets (5 bits: g4).
+with w - m, m the group's offset, for w where a kind has offsets (g4, and g6 with -32 steps).
 
 Steps come first, from the plain search (`approxrt.approx.quantize`): per output for int8; for int4 with the artifact's
 group scales, which belong to places in the matrix. So inputs may go in any order, and those of the largest energy go
@@ -20,35 +20,43 @@ import numpy as np
 import torch
 
 from approxrt.approx.bsr import bsr_to_dense, expand_mask, to_tiles
-from approxrt.approx.groups import dequantize_groups, pack_unsigned
+from approxrt.approx.groups import dequantize_groups, pack_quarters, pack_unsigned
 from approxrt.approx.int4 import pack_nibbles, row_integers, tile_groups, tile_integers
 from approxrt.approx.quantize import quantize_linear
 from approxrt.artifact.spec import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
 
-_LIMITS = {8: (-127, 127), 5: (0, 15), 4: (-7, 7)}
+LIMITS = {9: (-127, 127), 8: (-127, 127), 6: (0, 63), 5: (0, 15), 4: (-7, 7)}
+
+# What so many bits are called in the artifact, without tiles.
+FORMS: dict[int, LinearKind] = {9: "g8", 8: "s8", 6: "g6", 5: "g4", 4: "s4"}
 
 BLOCK = 64  # inputs whose errors are passed on at once to those behind them
 ROWS = 1024  # outputs at a time: a block of inputs of so many stays in the L2 cache
 
 
 def round_weights(
-    weight: np.ndarray, mask: np.ndarray | None, hessian: np.ndarray, bits: int, dampening: float = 1e-2
+    weight: np.ndarray,
+    mask: np.ndarray | None,
+    hessian: np.ndarray,
+    bits: int,
+    dampening: float = 1e-2,
+    grid: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, LinearKind, dict[str, np.ndarray]]:
-    """(what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias), for 8, 5 or 4 bits.
+    """(what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias).
+
+    bits       8, 4, or 5, 6 and 9 for g4, g6 and g8 (`approxrt.approx.quantize.quantize_linear`)
 
     weight     f32[N, K]
-    mask       bool[strips, columns] of the tiles that stay, or None for a dense linear; None with 5 bits
+    mask       bool[strips, columns] of the tiles that stay, or None for a dense linear; None for g4, g6 and g8
     hessian    A f32[K, K]: E[x x^T], or the covariance where the bias takes over the mean of the error
     dampening  lambda as a share of the mean of A's diagonal
+    grid       tensors of the same kind and shape whose scales (and offsets) are kept; None chooses them
     """
     n, k = weight.shape
     kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
     weight = np.asarray(weight, np.float32) * kept
-    kind, tensors = quantize_linear(weight, bits, mask)
-    steps, limits = _steps(tensors, n, k), _LIMITS[bits]
-    offsets = np.zeros((1, k))
-    if "group_offset" in tensors:
-        offsets = np.repeat(tensors["group_offset"].astype(np.float64), GROUP_WEIGHTS, axis=1)[:, :k]
+    kind, tensors = quantize_linear(weight, bits, mask) if grid is None else (FORMS[bits], grid)
+    steps, limits, offsets = steps_of(tensors, n, k), LIMITS[bits], offsets_of(tensors, k)
     q = np.zeros((n, k), np.int8)
     h = np.asarray(hessian, np.float64)
     mean = float(np.diagonal(h).mean())
@@ -66,7 +74,7 @@ def round_weights(
         factor = _inverse_factor(h[np.ix_(columns, columns)], damp)
         shifted = weight[place].astype(np.float64) - np.broadcast_to(offsets, (n, k))[place]
         q[place] = _round(shifted, steps[place], factor, limits)
-    tensors = _with_integers(tensors, q, mask)
+    tensors = with_integers(tensors, q, mask)
     return dequantized_linear(tensors, n, k), kind, tensors
 
 
@@ -125,7 +133,16 @@ def _round(weight: np.ndarray, steps: np.ndarray, factor: np.ndarray, limits: tu
     return q
 
 
-def _steps(tensors: dict[str, np.ndarray], n: int, k: int) -> np.ndarray:
+def offsets_of(tensors: dict[str, np.ndarray], k: int) -> np.ndarray:
+    """f64[N, K] that the integers of a g4 or g6 matrix count from, or f64[1, K] zeros."""
+    if "q2" in tensors:
+        return np.repeat(-32 * tensors["group_scale"].astype(np.float64), GROUP_WEIGHTS, axis=1)[:, :k]
+    if "group_offset" in tensors:
+        return np.repeat(tensors["group_offset"].astype(np.float64), GROUP_WEIGHTS, axis=1)[:, :k]
+    return np.zeros((1, k))
+
+
+def steps_of(tensors: dict[str, np.ndarray], n: int, k: int) -> np.ndarray:
     """f64[N, K]: scale, or scale * m, of every weight; 1 where nothing is stored."""
     if "scale" not in tensors:
         # A group of equal weights has no step: any will do, all of them are 0 steps from its offset.
@@ -144,10 +161,15 @@ def _steps(tensors: dict[str, np.ndarray], n: int, k: int) -> np.ndarray:
     return spread * scale
 
 
-def _with_integers(tensors: dict[str, np.ndarray], q: np.ndarray, mask: np.ndarray | None) -> dict[str, np.ndarray]:
+def with_integers(
+    tensors: dict[str, np.ndarray], q: np.ndarray, mask: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The tensors with other integers i8[N, K], on the same scales."""
     if "q" in tensors:
         return tensors | {"q": q}
+    if "q2" in tensors:
+        flat = q.astype(np.uint8)
+        return tensors | {"q4": pack_unsigned(flat & 15), "q2": pack_quarters(flat >> 4)}
     if "group_offset" in tensors:
         return tensors | {"q4": pack_unsigned(q.astype(np.uint8))}
     if "q4" in tensors:

@@ -155,11 +155,12 @@ def quantize_linear(
     mask: np.ndarray | None = None,
     clip_ratios: tuple[float, ...] = CLIP_RATIOS,
 ) -> tuple[LinearKind, dict[str, np.ndarray]]:
-    """f32[N, K] -> (kind, its tensors but the bias) for 8, 5 or 4 bits; with a mask of tiles (not 5), block-sparse.
+    """f32[N, K] -> (kind, its tensors but the bias) for 8 or 4 bits, with a mask of tiles block-sparse.
 
-    `clip_ratios` are those tried for int8."""
-    if bits == 5:
-        return "g4", quantize_groups4(weight)
+    5, 6 and 9 bits: g4, g6 and g8, which are dense. `clip_ratios` are those tried for int8."""
+    grouped = {5: ("g4", quantize_groups4), 6: ("g6", quantize_groups6), 9: ("g8", quantize_groups8)}.get(bits)
+    if grouped is not None:
+        return cast(LinearKind, grouped[0]), grouped[1](weight)
     if bits == 4:
         if mask is not None:
             return "bsr_s4", quantize_tiles4(weight, mask)

@@ -87,7 +87,7 @@ def command(
             progress=show,
             log=output.log,
         )
-    if not keep_work:
+    if report.finished and not keep_work:
         remove_work(out)
     if json:
         output.emit_json(report.to_json())

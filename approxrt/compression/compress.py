@@ -150,6 +150,7 @@ def _compress_lm(
         dev=compression.evaluate(Path(best.path), _lm_eval_file(data, eval)),
         notes=tuple(compression.notes),
         seconds=round(time.monotonic() - started, 1),
+        finished=compression.finished,
     )
     source = compression.checkpoint.source
     card = card_of(report) | {

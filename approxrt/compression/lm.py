@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from approxrt.analysis.decoder_latency import InMemory, decode_run, steps_of
+from approxrt.analysis.decoder_options import HEAD
 from approxrt.analysis.latency import cpu_name
 from approxrt.analysis.workload import take_turns
 from approxrt.approx.build import folder_bytes
@@ -36,7 +37,8 @@ from approxrt.approx.rotate import can_rotate, rotate
 from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
-from approxrt.compression.lm_search import Search
+from approxrt.compression.lm_build import Own, untied
+from approxrt.compression.lm_search import BudgetSpent, Search
 from approxrt.compression.lm_text import SEQUENCE, split, text_file, token_ids
 from approxrt.compression.lm_train import starting_state, train
 from approxrt.compression.options import CompressOptions
@@ -52,10 +54,6 @@ OWN_F32 = "approxrt-f32"
 # Shares of the budget that steps may take at most, where they have a choice.
 SHARES = {"statistics": 0.12, "removal": 0.08, "rounding": 0.12}
 TIMING_SECONDS = 3.0  # of a candidate beside float32
-
-
-class BudgetSpent(Exception):
-    """The budget ended amid a step; what was measured before stays."""
 
 
 class LmCompression:
@@ -79,17 +77,18 @@ class LmCompression:
         self.sequence = min(SEQUENCE, self.spec.max_positions)
         ids = token_ids(self.checkpoint.tokenizer_json, text_file(data))
         self.calibrating, self.validating = split(ids, self.sequence)
-        self.notes: list[str] = []
         identity = options.identity() | {
             "task": "lm",
             "checkpoint": self.checkpoint.source["name"],
             "tokens": [len(self.calibrating), len(self.validating)],
         }
         self.work = Work(out, identity)
+        self.notes: list[str] = list(self.work.read("notes") or [])
         clock = self.work.read("clock") or {"seconds": 0.0, "check": 0.0}
         self.spent = float(clock["seconds"])
         self.cost = "bytes" if options.objective == ("size",) else "seconds"
         self.allowed = math.log1p(options.max_drop)
+        self.own = self._own()
         self.dense_engine = DecoderEngine(InMemory(self.spec, self.tensors), self.threads)
         self.last_check = float(clock["check"])  # seconds that checking a candidate took, at most
 
@@ -163,40 +162,67 @@ class LmCompression:
         with _torch_threads(self.threads):
             self.baseline()
             spec, tensors = self.spec, self.tensors
-            if can_rotate(spec):
-                self.say("rotating")
-                spec, tensors = rotate(spec, tensors)
+            if self.own is not None:
+                # What a rotation and rounding make of a file with grids of its own cannot be closer to it than those.
+                if not self.work.candidates():
+                    self.say("as in the file")
+                    kept = quantize_model(spec, tensors, 5, grouped=self.checkpoint.grouped)
+                    self.add(InMemory(*kept), {"plan": "as in the file"})
+                spec, tensors = untied(spec, tensors)
             else:
-                self.note("layer norms: activations are not rotated, so their outliers cost some accuracy")
-            if not self.work.candidates():
-                self.say("int8")
-                self.add(InMemory(*quantize_model(spec, tensors, 8)), {"plan": "int8, rounded to nearest"})
-            if self.checkpoint.grouped and len(self.work.candidates()) == 1:
-                # What rounding made of a file with grids of its own cannot be closer to it than those.
-                kept = quantize_model(self.spec, self.tensors, 5, grouped=self.checkpoint.grouped)
-                self.add(InMemory(*kept), {"plan": "int4 and int8 as in the file"})
+                if can_rotate(spec):
+                    self.say("rotating")
+                    spec, tensors = rotate(spec, tensors)
+                else:
+                    self.note("layer norms: activations are not rotated, so their outliers cost some accuracy")
+                if not self.work.candidates():
+                    self.say("int8")
+                    self.add(InMemory(*quantize_model(spec, tensors, 8)), {"plan": "int8, rounded to nearest"})
             try:
                 self._improve(spec, tensors)
                 self.work.write("done", True)
             except BudgetSpent:
-                self.note("the budget ended before the search did; more time may find a better one")
+                self.save_clock()
+                self.note("the budget ended before the search did; the same command with more of it goes on", False)
         return self.work.candidates()
+
+    @property
+    def finished(self) -> bool:
+        """Whether more budget would change nothing."""
+        return self.work.read("done") is not None
+
+    def _own(self) -> Own | None:
+        """The checkpoint's own grids, where most of the weights in layers have some."""
+        grouped = self.checkpoint.grouped
+        sizes = {name: linear.out_features * linear.in_features for name, linear in self.spec.linears()}
+        if 2 * sum(size for name, size in sizes.items() if name in grouped) < sum(sizes.values()):
+            return None
+        tied = self.spec.tied_embeddings
+        head = {HEAD: grouped["embeddings.word"]} if tied and "embeddings.word" in grouped else {}
+        return Own({**grouped, **head}, tied, self.cost == "seconds")
 
     def _improve(self, spec: DecoderSpec, tensors: dict[str, np.ndarray]) -> None:
         state = self.work.load_state()
-        if state is None and self.left() > 0:
+        if state is None:
+            if self.left() <= 0:
+                raise BudgetSpent
             found = Search(self, spec, tensors).run()
             if found is not None:
+                self.say("preparing distillation")
                 state = starting_state(*found)
                 self.work.save_state(state)
                 self.save_clock()
         if state is not None:
             train(self, spec, tensors, state)
 
-    def note(self, text: str) -> None:
-        """Something for the log now and for the report."""
+    def note(self, text: str, lasting: bool = True) -> None:
+        """Something for the log now and for the report: of a run that goes on after this one, too, if it is lasting."""
         self.log(text)
+        if text in self.notes:
+            return
         self.notes.append(text)
+        if lasting:
+            self.work.write("notes", [*(self.work.read("notes") or []), text])
 
     def teach(self, ids: list[int]) -> np.ndarray:
         """The dense model's logits f32[tokens, vocab]."""

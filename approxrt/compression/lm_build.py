@@ -2,24 +2,30 @@
 
 Rounded linears are kept by name and kind, so that a plan that differs from the last in a few of them is built in
 seconds. `build_in_sequence` rounds each linear with the inputs that the rounded ones before it give.
+
+A checkpoint may have grids of its own (`Own`). A linear that stays whole, or loses outputs, then stays what it is, to
+the bit. One that loses inputs is refitted, and rounded to what is left of its grid; where that loses more than leaving
+its weights alone, they are left alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from approxrt.analysis.decoder_latency import DecoderLatency, InMemory
-from approxrt.analysis.decoder_options import KINDS, Choices, Kind, LinearOption, Plan
+from approxrt.analysis.decoder_options import HEAD, Choices, Kind, LinearOption, Plan, kind_of_form, kinds_of
 from approxrt.analysis.obs import tile_curve
 from approxrt.approx.bsr import to_tiles
-from approxrt.approx.decoder_round import Statistics, predicted_loss, refit_kept, round_decoder
+from approxrt.approx.decoder_round import Statistics, activation_loss, predicted_loss, refit_kept, round_decoder
 from approxrt.approx.decoder_structure import remove, selections, shrunk_spec
 from approxrt.approx.gptq import dequantized_linear, round_weights
+from approxrt.approx.group_grids import parts_of, selected
+from approxrt.approx.groups import kind_of
 from approxrt.approx.quantize import quantize_rows
 from approxrt.approx.structure import Structure
 from approxrt.artifact.decoder_spec import DecoderSpec
@@ -30,27 +36,50 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Own:
+    """Grids that a checkpoint has: `parts` by linear, "embeddings.word" and, where it is tied, "head.out" as well.
+
+    The decoder is untied for the search (`untied`): the head is a linear like others then. `keeps_table`: a head that
+    leaves its grid gets a matrix of its own, and the table stays; else the two stay one.
+    """
+
+    parts: Mapping[str, Mapping[str, np.ndarray]]
+    tied: bool
+    keeps_table: bool
+
+    def kind(self, name: str) -> Kind | None:
+        """What the linear is."""
+        return kind_of_form(kind_of(self.parts[name])) if name in self.parts else None
+
+
+@dataclass(frozen=True)
 class Cut:
-    """A decoder after a plan's structure was taken out: all f32; masks of tiles that its kinds keep."""
+    """A decoder after a plan's structure was taken out: all f32; masks of tiles that its kinds keep.
+
+    `grids`: what is left of a checkpoint's own, of linears whose weights are on it still or may be put on it again.
+    """
 
     spec: DecoderSpec
     tensors: Tensors
     stats: Mapping[str, Statistics]
     masks: Mapping[str, np.ndarray]
+    grids: Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class _Rounded:
     kind: LinearKind
     parts: dict[str, np.ndarray]
-    bias: np.ndarray  # what it gains
+    bias: np.ndarray | np.float32  # what it gains
 
 
 class Builder:
     """See the module's text. `scores` of tiles by linear (`approxrt.analysis.obs`); empty: no kinds with tiles."""
 
-    def __init__(self, spec: DecoderSpec, tensors: Tensors, stats: Mapping[str, Statistics]) -> None:
-        self.spec, self.tensors, self.stats = spec, tensors, stats
+    def __init__(
+        self, spec: DecoderSpec, tensors: Tensors, stats: Mapping[str, Statistics], own: Own | None = None
+    ) -> None:
+        self.spec, self.tensors, self.stats, self.own = spec, tensors, stats, own
         self.scores: dict[str, np.ndarray] = {}
         self._rounded: dict[tuple[str, Kind], _Rounded] = {}
 
@@ -73,37 +102,57 @@ class Builder:
         self.scores = found
         return True
 
-    def choices(self, latency: DecoderLatency, say: Say, enough: Callable[[], bool]) -> Choices:
-        """The options of every linear. int8 and int4 are rounded in earnest, kinds with tiles estimated by scores.
+    def choices(self, latency: DecoderLatency, say: Say, enough: Callable[[], bool], cost: str = "seconds") -> Choices:
+        """The options of every linear. Dense kinds are rounded in earnest, kinds with tiles estimated by scores.
 
         enough   true when the time for this is over: the other linears are then judged by plain rounding
+        cost     "seconds" or "bytes": what takes no less of it than the checkpoint's own kind is no option
         """
         linears: dict[str, list[LinearOption]] = {}
         known = [(name, linear) for name, linear in self.spec.linears() if name in self.stats]
         for place, (name, linear) in enumerate(known):
             n, k = linear.out_features, linear.in_features
-            weight, options, noise = self.tensors[f"{name}.weight"], [], {}
-            for kind in KINDS:
+            weight, noise = self.tensors[f"{name}.weight"], dict[int, float]()
+            options: list[LinearOption] = []
+            for kind in self.kinds(name):
                 if kind.sparse and name not in self.scores:
                     continue
+                option = LinearOption(kind, 0.0, latency.seconds(name, linear, kind), kind.bytes(n, k))
+                if self.own is not None and options and getattr(option, cost) >= getattr(options[0], cost):
+                    continue
                 if kind.bits not in noise:
-                    parts = self._plain(name, kind.bits) if enough() else self._round(name, Kind(kind.bits)).parts
-                    noise[kind.bits] = predicted_loss(dequantized_linear(parts, n, k) - weight, self.stats[name])
+                    if self.own is not None and kind == self.own.kind(name):
+                        noise[kind.bits] = 0.0
+                    else:
+                        parts = self._plain(name, kind.bits) if enough() else self._round(name, Kind(kind.bits)).parts
+                        rounded = dequantized_linear(parts, n, k)
+                        noise[kind.bits] = predicted_loss(rounded - weight, self.stats[name])
+                        noise[kind.bits] += 0.0 if kind.grouped else activation_loss(rounded, self.stats[name])
                 loss = noise[kind.bits]
                 if kind.sparse:
                     ordered = np.sort(self.scores[name].ravel())
                     loss = loss * kind.density + float(ordered[: round((1 - kind.density) * len(ordered))].sum())
-                options.append(LinearOption(kind, loss, latency.seconds(name, linear, kind), kind.bytes(n, k)))
+                options.append(replace(option, loss=loss))
             linears[name] = options
             say(f"rounding {place + 1} of {len(known)}")
         return Choices(self.spec, linears)
 
+    def kinds(self, name: str) -> list[Kind]:
+        """What the linear may become."""
+        return kinds_of(name, None if self.own is None else self.own.kind(name) or Kind(9))
+
     def cut(self, plan: Plan) -> Cut:
         """The plan's structure and masks."""
         masks = {name: self._mask(name, kind) for name, kind in plan.kinds.items() if kind.sparse}
+        of_plan = [name for name, kind in plan.kinds.items() if self.own is not None and kind == self.own.kind(name)]
+        grids = {name: dict(self.own.parts[name]) for name in of_plan if self.own is not None}
         if plan.keep.is_all_of(self.spec):
-            return Cut(self.spec, self.tensors, self.stats, masks)
+            return Cut(self.spec, self.tensors, self.stats, masks, grids)
         chosen = selections(self.spec, plan.keep)
+        for name in list(grids):
+            if f"{name}.weight" in chosen:
+                left = selected(grids.pop(name), chosen[f"{name}.weight"])
+                grids |= {} if left is None else {name: left}
         for name in list(masks):
             selection = chosen.get(f"{name}.weight")
             if selection is not None:
@@ -111,22 +160,38 @@ class Builder:
                 assert rows is not None
                 masks[name] = _top(to_tiles(rows).sum(axis=(2, 3), dtype=np.float64), plan.kinds[name].density)
         spec, tensors, stats = remove(self.spec, self.tensors, plan.keep, self.stats)
-        return Cut(spec, tensors, stats, masks)
+        for name, grid in grids.items():
+            selection = chosen.get(f"{name}.weight")
+            if selection is not None and selection.axis == 1 and selection.indices is not None:
+                gone = np.setdiff1d(np.arange(self.tensors[f"{name}.weight"].shape[1]), selection.indices)
+                mean = self.tensors[f"{name}.weight"][:, gone] @ self.stats[name].mean[gone]
+                alone = self.tensors[f"{name}.bias"] + mean.astype(np.float32)
+                _put_on_grid(name, tensors, grid, stats[name], plan.kinds[name].bits, alone)
+        return Cut(spec, tensors, stats, masks, grids)
 
     def build(self, plan: Plan) -> InMemory:
         """The artifact's spec and tensors, each linear rounded by the statistics of the dense model."""
-        cut = self.cut(plan)
-        out, kinds = dict(cut.tensors), {}
+        return with_words(*self.linears(plan, self.cut(plan)), self.own)
+
+    def linears(self, plan: Plan, cut: Cut) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
+        """The same before the word table gets its form."""
+        out, kinds = dict(cut.tensors), dict[str, LinearKind]()
         for name, kind in plan.kinds.items():
             weight = out.pop(f"{name}.weight")
-            if weight is self.tensors.get(f"{name}.weight"):
+            if name in cut.grids:
+                found = _Rounded(kind.form, dict(cut.grids[name]), np.float32(0))
+            elif weight is self.tensors.get(f"{name}.weight"):
                 found = self._round(name, kind)
             else:
                 found = _round(weight, cut.masks.get(name), cut.stats[name], kind.bits)
             kinds[name] = found.kind
             out |= {f"{name}.{part}": array for part, array in found.parts.items()}
             out[f"{name}.bias"] = out[f"{name}.bias"] + found.bias
-        return with_int8_words(cut.spec.with_linear_kinds(kinds), out)
+        return cut.spec.with_linear_kinds(kinds), out
+
+    def rounded(self, name: str, kind: Kind) -> np.ndarray:
+        """What a linear of the whole decoder stands for in a kind, f32[N, K]."""
+        return dequantized_linear(self._round(name, kind).parts, *self.tensors[f"{name}.weight"].shape)
 
     def _round(self, name: str, kind: Kind) -> _Rounded:
         if (name, kind) not in self._rounded:
@@ -162,21 +227,61 @@ def build_in_sequence(
     spec: DecoderSpec,
     tensors: Tensors,
     masks: Mapping[str, np.ndarray],
+    grids: Mapping[str, Mapping[str, np.ndarray]],
     plan: Plan,
     batch: torch.Tensor,
+    own: Own | None,
     say: Say | None = None,
 ) -> InMemory:
-    """Of a decoder that was cut and refitted: see `approxrt.approx.decoder_round.round_decoder`."""
+    """Of a decoder that was cut and refitted, linears of `grids` as they are: see `round_decoder`."""
     bits = {name: kind.bits for name, kind in plan.kinds.items()}
-    return with_int8_words(*round_decoder(spec, tensors, batch, bits, masks, say))
+    return with_words(*round_decoder(spec, tensors, batch, bits, masks, say, grids), own)
 
 
-def with_int8_words(spec: DecoderSpec, tensors: Tensors) -> InMemory:
-    """The word table in int8."""
+def untied(spec: DecoderSpec, tensors: Tensors) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
+    """The same function with the head's matrix as a linear of its own; its array is the table's."""
+    if not spec.tied_embeddings:
+        return spec, dict(tensors)
+    head = {"head.out.weight": tensors["embeddings.word.weight"], "head.out.bias": np.zeros(spec.vocab_size, "f4")}
+    return dataclasses.replace(spec, tied_embeddings=False), dict(tensors) | head
+
+
+def with_words(spec: DecoderSpec, tensors: Tensors, own: Own | None) -> InMemory:
+    """The word table as the checkpoint has it, in int8 where that is float32; one with the head again where it was."""
     out = dict(tensors)
-    q, scale = quantize_rows(out.pop("embeddings.word.weight"))
-    out |= {"embeddings.word.q": q, "embeddings.word.scale": scale}
-    return InMemory(dataclasses.replace(spec, embedding_kind="s8"), out)
+    words = out.pop("embeddings.word.weight")
+    if own is None or "embeddings.word" not in own.parts:
+        q, scale = quantize_rows(words)
+        out |= {"embeddings.word.q": q, "embeddings.word.scale": scale}
+        return InMemory(dataclasses.replace(spec, embedding_kind="s8"), out)
+    table, head = dict(own.parts["embeddings.word"]), parts_of(HEAD, out)
+    same = table.keys() == head.keys() and all(np.array_equal(array, head[part]) for part, array in table.items())
+    if own.tied and (same or not own.keeps_table):
+        table = head
+        for name in (*(f"{HEAD}.{part}" for part in head), f"{HEAD}.bias"):
+            del out[name]
+        spec = dataclasses.replace(spec, tied_embeddings=True, head_kind="f32")
+    out |= {f"embeddings.word.{part}": array for part, array in table.items()}
+    return InMemory(dataclasses.replace(spec, embedding_kind=kind_of(table)), out)  # type: ignore[arg-type]
+
+
+def _put_on_grid(
+    name: str, tensors: dict[str, np.ndarray], grid: dict[str, np.ndarray], stats: Statistics, bits: int,
+    alone: np.ndarray,
+) -> None:  # fmt: skip
+    """A refitted linear's weights in `tensors` to `grid`, whose integers change; or as they were, with bias `alone`."""
+    refit = tensors[f"{name}.weight"]
+    left = dequantized_linear(grid, *refit.shape)
+    rounded, _, parts = round_weights(refit, None, stats.moments, bits, grid=grid)
+    change, shift = left - refit, alone - tensors[f"{name}.bias"]
+    # About the refit, where the slope is nothing: 1/2 E[g^2 |change x + shift|^2].
+    cross = float(shift @ (change @ stats.mean)) * stats.weight
+    kept = predicted_loss(change, stats) + cross + 0.5 * stats.weight * float(shift @ shift)
+    if kept <= predicted_loss(rounded - refit, stats):
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = left, alone
+    else:
+        tensors[f"{name}.weight"] = rounded
+        grid.update(parts)
 
 
 def cut_without_statistics(

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from approxrt.analysis.decoder_latency import DecoderLatency, measure_latency
-from approxrt.analysis.decoder_options import KINDS, Choices, Kind, Plan, block_options, with_measured_blocks
-from approxrt.analysis.decoder_removal import DecoderElement, measure_removals
+from approxrt.analysis.decoder_options import (
+    HEAD,
+    INT8,
+    KINDS,
+    Choices,
+    Kind,
+    LinearOption,
+    Plan,
+    block_options,
+    with_measured_blocks,
+)
+from approxrt.analysis.decoder_removal import DecoderElement, head_divergence, measure_removals
 from approxrt.approx.decoder_round import calibration, statistics
+from approxrt.approx.decoder_structure import GROUPS
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.compression.lm_build import Builder, Cut, build_in_sequence, refitted
+from approxrt.compression.lm_build import Builder, build_in_sequence, refitted
 from approxrt.compression.report import SLACK, choose, violation
 from approxrt.compression.work import Candidate
 
 if TYPE_CHECKING:
     from approxrt.compression.lm import LmCompression
 
-STATISTICS_SEQUENCES, ROUNDING_SEQUENCES, REMOVAL_SEQUENCES = 8, 12, 2
+STATISTICS_SEQUENCES, ROUNDING_SEQUENCES, REMOVAL_SEQUENCES, HEAD_SEQUENCES = 8, 12, 2, 2
+FINE_GROUPS = 48  # of FFN units a layer, where no transform binds them together and no tiles are scored
 TRIES_UNTIL = 0.45  # of the budget, where training follows
 TRIES = 3
 TILES_SHARE = 0.2  # of the budget, that scoring tiles may take
@@ -29,15 +42,26 @@ FIRST_SCALE = 1.0
 BEFORE_TRAINING = 3.0
 
 
+class BudgetSpent(Exception):
+    """The budget ended amid a step; what was measured before stays."""
+
+
 class Search:
     """Of one compression, on a decoder in the coordinates in which it is rounded."""
 
     def __init__(self, compression: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray]) -> None:
         self.c, self.spec, self.tensors = compression, spec, tensors
+        self.reachable = True
+        self.linear_bytes = 0  # of the first candidate
 
-    def run(self) -> tuple[Cut, Plan] | None:
-        """Make candidates; what training starts from, or None where there is nothing to train or to win."""
+    def run(self) -> tuple[Builder, Plan] | None:
+        """Make candidates; what training starts from, or None where there is nothing to train or to win.
+
+        Raises BudgetSpent where time ran out before that was found.
+        """
         builder, choices = self._choices()
+        self.linear_bytes = sum(options[0].bytes for options in choices.linears.values())
+        self._check_reach(choices)
         tries: list[dict[str, float]] = list(self.c.work.read("tries") or [])
         plan: Plan | None = None
         trains = self.c.options.recipe == "train"
@@ -53,43 +77,83 @@ class Search:
             self.c.work.write("tries", tries)
             if self._good_enough(candidate, tries[-1]):
                 break
-        best = self._best_plan()
+        best = self._best_plan() if builder.own is None or self._rounds(self._best_plan(), builder) else None
         again = any("rounded" in candidate.about for candidate in self.c.work.candidates())
         if best is not None and not again and self.c.left() > 2 * self.c.last_check:
             self.c.tick("rounding in sequence")
             batch = calibration(self.c.calibrating, ROUNDING_SEQUENCES, self.c.sequence)
             cut = builder.cut(best)
-            built = build_in_sequence(cut.spec, refitted(cut), cut.masks, best, batch, self.c.tick)
+            built = build_in_sequence(
+                cut.spec, refitted(cut), cut.masks, cut.grids, best, batch, builder.own, self.c.tick
+            )
             self.c.add(built, {"plan": best.to_json(), "trained": 0, "rounded": "in sequence"})
-        if not trains or not tries:
+        if not trains:
             return None
+        if not tries:
+            raise BudgetSpent
         if self._target() is not None:
             if self._met():
                 return None
             wanted = self._best_plan() or plan
         else:
             wanted = self._plan(choices, tries, BEFORE_TRAINING * self.c.allowed)
-        if wanted is None or self.c.left() < 2 * self.c.last_check:
+        if wanted is None:
             return None
-        return builder.cut(wanted), wanted
+        if self.c.left() < 2 * self.c.last_check:
+            self.c.note("the time left is too short for distillation", False)
+            raise BudgetSpent
+        return builder, wanted
+
+    def _rounds(self, plan: Plan | None, builder: Builder) -> bool:
+        """Whether a linear of the plan's layers is not on the checkpoint's own grid."""
+        assert builder.own is not None
+        kinds = {} if plan is None else plan.kinds
+        return any(kind != builder.own.kind(name) for name, kind in kinds.items() if name != HEAD)
+
+    def _check_reach(self, choices: Choices) -> None:
+        """What is asked for may lie beyond all plans: then say so, and be as good as `max_drop` allows."""
+        target = self._target()
+        if target is None:
+            return
+        factor = 1.0 if self.c.cost == "bytes" else self._first_factor(choices)
+        # What the model knows over one that knows nothing: a plan that is predicted to lose all of it is none.
+        known = max(1.0, math.log(self.spec.vocab_size / self.c.baseline()["metrics"]["perplexity"]))
+        end = choices.within(lambda plan: plan.loss <= known, self.c.cost)
+        cost = factor * getattr(end, self.c.cost)
+        if cost <= target:
+            return
+        self.reachable = False
+        baseline = self.c.baseline()
+        if self.c.cost == "bytes":
+            first = self.c.work.candidates()[0]
+            asked, most = self.c.options.shrink, baseline["f32_bytes"] / (first.bytes - self.linear_bytes + cost)
+        else:
+            asked, most = self.c.options.speedup, baseline["ms"] / 1e3 / cost
+        self.c.note(
+            f"{asked:g}x is out of reach: the {'smallest' if self.c.cost == 'bytes' else 'fastest'} plan that leaves "
+            f"anything of the model is predicted at {most:.1f}x; looking for the best within "
+            f"{100 * self.c.options.max_drop:g} % of perplexity instead"
+        )
 
     def _choices(self) -> tuple[Builder, Choices]:
         """Statistics, measured times, losses of removal, scores of tiles: the options."""
-        spec, tensors = self.spec, self.tensors
-        batch = calibration(self.c.calibrating, STATISTICS_SEQUENCES, self.c.sequence)
-        stats = statistics(spec, tensors, batch, self.c.tick, self.c.within_share("statistics"))
+        spec, tensors, own = self.spec, self.tensors, self.c.own
         latency = self._latency(spec)
-        builder = Builder(spec, tensors, stats)
+        batch = calibration(self.c.calibrating, STATISTICS_SEQUENCES, self.c.sequence)
+        stats = statistics(spec, tensors, batch, self.c.tick, self.c.within_share("statistics"), own is not None)
+        builder = Builder(spec, tensors, stats, own)
         begun, allowed = self.c.elapsed(), TILES_SHARE * self.c.options.budget
 
         def afford(share: float) -> bool:
             spent = self.c.elapsed() - begun
             return share < 0.02 or spent / share <= allowed
 
-        if not builder.score(afford, self.c.tick):
+        if own is None and not builder.score(afford, self.c.tick):
             self.c.note("sparse tiles were left out: scoring them would take more than a fifth of the budget")
-        choices = builder.choices(latency, self.c.tick, self.c.within_share("rounding"))
-        blocks = block_options(spec, tensors, stats, self.c.tick)
+        choices = builder.choices(latency, self.c.tick, self.c.within_share("rounding"), self.c.cost)
+        if own is not None and HEAD in choices.linears:
+            choices.linears[HEAD] = self._measured_head(builder, choices.linears[HEAD])
+        blocks = block_options(spec, tensors, stats, self.c.tick, GROUPS if own is None else FINE_GROUPS)
         measured = self._removals(spec, tensors, blocks, {name: found.mean for name, found in stats.items()})
         # What nobody has measured stays in part.
         choices.blocks = {
@@ -102,7 +166,11 @@ class Search:
         known = self.c.work.read("latency")
         named = {kind.name: kind for kind in KINDS}
         if known is None:
-            found = measure_latency(spec, KINDS, self.c.threads, progress=self.c.tick)
+            wanted = Builder(spec, {}, {}, self.c.own)
+            of_names = {name: wanted.kinds(name) for name, _ in spec.linears()}
+            heads = [kind for kind in of_names.pop(HEAD, [INT8]) if not kind.sparse]
+            kinds = list(dict.fromkeys(kind for kinds in of_names.values() for kind in kinds))
+            found = measure_latency(spec, kinds, heads, self.c.threads, progress=self.c.tick)
             known = {
                 part: {kind.name: value for kind, value in table.items()}
                 for part, table in (("per_byte", found.per_byte), ("head", found.head))
@@ -113,6 +181,29 @@ class Search:
         ]
         return DecoderLatency(*tables)
 
+    def _measured_head(self, builder: Builder, options: list[LinearOption]) -> list[LinearOption]:
+        """With KL(dense || rounded) of the next token on text, nats: of outputs as many as words the Fisher information
+        is not the same, so second-order losses say little."""
+        text = self._other_text()
+        batch = calibration(text, HEAD_SEQUENCES, self.c.sequence)
+        assert builder.own is not None
+        with_table = builder.own.tied and not builder.own.keeps_table
+        out = []
+        for option in options:
+            if option.kind == builder.own.kind(HEAD):
+                out.append(option)
+                continue
+            self.c.tick(f"measuring the head in {option.kind.name}")
+            weight = builder.rounded(HEAD, option.kind)
+            loss = head_divergence(self.spec, self.tensors, weight, batch, with_table)
+            out.append(replace(option, loss=loss))
+        return out
+
+    def _other_text(self) -> list[int]:
+        """Other tokens than those of the statistics, where there are as many."""
+        long = len(self.c.calibrating) >= 2 * self.c.sequence
+        return self.c.calibrating[self.c.sequence :] if long else self.c.calibrating
+
     def _removals(self, spec: Any, tensors: Any, blocks: Any, means: Any) -> dict[str, float]:
         """Measured nats of removing whole blocks, those of the least predicted loss first, as far as time goes."""
         known = self.c.work.read("removals")
@@ -121,13 +212,7 @@ class Search:
         elements = {f"layers.{i}.{kind}": DecoderElement(i, kind) for i in range(len(spec.layers))
                     for kind in ("attention", "ffn")}  # fmt: skip
         order = sorted(blocks, key=lambda name: blocks[name][-1].loss)
-        # Other tokens than those of the statistics, where there are as many.
-        text = (
-            self.c.calibrating[self.c.sequence :]
-            if len(self.c.calibrating) >= 2 * self.c.sequence
-            else self.c.calibrating
-        )
-        batch = calibration(text, REMOVAL_SEQUENCES, self.c.sequence)
+        batch = calibration(self._other_text(), REMOVAL_SEQUENCES, self.c.sequence)
         _, found = measure_removals(
             spec, tensors, batch, means, [elements[name] for name in order],
             lambda done, total, text: self.c.tick(text), self.c.within_share("removal"),
@@ -141,12 +226,13 @@ class Search:
     def _target(self) -> float | None:
         """Seconds a token, or bytes of linears, that are asked for; None: as good as max_drop allows."""
         baseline = self.c.baseline()
+        if not self.reachable:
+            return None
         if self.c.cost == "bytes":
             if self.c.options.shrink is None or self.c.options.shrink <= 1:
                 return None
             first = self.c.work.candidates()[0]
-            linears = sum(KINDS[0].bytes(l.out_features, l.in_features) for _, l in self.spec.linears())
-            return max(1.0, baseline["f32_bytes"] / self.c.options.shrink - (first.bytes - linears))
+            return max(1.0, baseline["f32_bytes"] / self.c.options.shrink - (first.bytes - self.linear_bytes))
         wanted = self.c.options.speedup
         return None if wanted is None or wanted <= 1 else baseline["ms"] / 1e3 / wanted
 
@@ -158,14 +244,18 @@ class Search:
             return choices.within(
                 lambda plan: getattr(plan, self.c.cost) * factor <= target, self.c.cost, cheapest=True
             )
-        scale = tries[-1]["scale"] if tries else FIRST_SCALE
-        return choices.within(lambda plan: scale * plan.loss <= allowed, self.c.cost)
+        scale, base = tries[-1]["scale"] if tries else FIRST_SCALE, self._base()
+        return choices.within(lambda plan: base + scale * plan.loss <= allowed, self.c.cost)
+
+    def _base(self) -> float:
+        """Nats that activations cost where weights are the checkpoint's own: what no prediction knows of."""
+        return math.log1p(self.c.work.candidates()[0].drop) if self.c.own is not None else 0.0
 
     def _learnt(self, plan: Plan, candidate: Candidate) -> dict[str, float]:
         """What a built plan says of the predictions."""
         loss = math.log1p(candidate.drop)
         # All of the loss may be due to activations, so never below a tenth.
-        scale = max(0.1, loss / plan.loss) if plan.loss > 0 else FIRST_SCALE
+        scale = max(0.1, (loss - self._base()) / plan.loss) if plan.loss > 0 else FIRST_SCALE
         if self.c.cost == "bytes":
             return {"scale": scale, "cost": 1.0, "predicted_cost": 1.0, "loss": loss}
         return {"scale": scale, "cost": self._seconds(candidate), "predicted_cost": plan.seconds, "loss": loss}
@@ -175,7 +265,7 @@ class Search:
         return float(self.c.baseline()["ms"]) / 1e3 / candidate.speedup
 
     def _first_factor(self, choices: Choices) -> float:
-        """Measured over predicted cost of int8, the first candidate."""
+        """Measured over predicted cost of the first candidate: int8, or what the file has."""
         if self.c.cost == "bytes":
             return 1.0
         predicted = sum(options[0].seconds for options in choices.linears.values())

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from approxrt.analysis.decoder_latency import InMemory
-from approxrt.analysis.decoder_options import Plan
+from approxrt.analysis.decoder_options import HEAD, Plan
 from approxrt.approx.decoder_recover import DecoderRecovery, DecoderRecoveryOptions, on_grid
 from approxrt.approx.decoder_round import calibration
+from approxrt.approx.gptq import dequantized_linear
+from approxrt.approx.group_grids import parts_of
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.compression.lm_build import Cut, build_in_sequence, cut_without_statistics, refitted, with_int8_words
-from approxrt.compression.lm_search import ROUNDING_SEQUENCES
+from approxrt.compression.lm_build import Builder, build_in_sequence, cut_without_statistics, refitted, with_words
+from approxrt.compression.lm_search import ROUNDING_SEQUENCES, BudgetSpent
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.training import has_bf16
 
@@ -26,61 +28,96 @@ MOST_EPOCHS = 8.0  # whatever the budget
 LOOKS = 3  # at validation
 
 
-def starting_state(cut: Cut, plan: Plan) -> dict[str, Any]:
-    """The state of a training that has not begun."""
-    weights = {name: array for name, array in refitted(cut).items() if name.startswith("layers.")}
+def starting_state(builder: Builder, plan: Plan) -> dict[str, Any]:
+    """The state of a training that has not begun.
+
+    With grids of a checkpoint the student starts on the artifact's, rounded by statistics where that is not the
+    checkpoint's own; else from floats.
+    """
+    cut, grids = builder.cut(plan), dict[str, dict[str, np.ndarray]]()
+    if builder.own is None:
+        weights = {name: array for name, array in refitted(cut).items() if name.startswith("layers.")}
+    else:
+        _, tensors = builder.linears(plan, cut)
+        weights = {name: tensors.get(name, array) for name, array in cut.tensors.items() if name.startswith("layers.")}
+        for name in plan.kinds:
+            grids[name] = parts_of(name, tensors)
+            weight = dequantized_linear(grids[name], *cut.tensors[f"{name}.weight"].shape)
+            weights[f"{name}.weight"] = weight
     return {
         "plan": plan.to_json(),
         "masks": {name: torch.from_numpy(mask) for name, mask in cut.masks.items()},
-        "weights": {name: torch.from_numpy(np.array(array)) for name, array in weights.items()},
+        "weights": _torch(weights),
+        "grids": {name: _torch(parts) for name, parts in grids.items()},
         "recovery": None,
         "best": None,
     }
 
 
+def _torch(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def _numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
 def train(c: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-    """Distil for the time that is left; two candidates, on the training's grids and rounded in sequence."""
-    plan = Plan.from_json(state["plan"])
-    masks = {name: mask.numpy() for name, mask in state["masks"].items()}
+    """Distil for the time that is left; a candidate on the training's grids, and one that is rounded in sequence.
+
+    The latter not with grids of a checkpoint, which rounding would lose. Raises BudgetSpent where there is no time.
+    """
+    plan, own = Plan.from_json(state["plan"]), c.own
+    masks = _numpy(state["masks"])
     bits = {name: kind.bits for name, kind in plan.kinds.items()}
-    start = {name: value.numpy() for name, value in state["weights"].items()}
-    cut_spec, cut_tensors = cut_without_statistics(spec, tensors, plan.keep, start)
+    grids = {name: _numpy(parts) for name, parts in state["grids"].items()}
+    cut_spec, cut_tensors = cut_without_statistics(spec, tensors, plan.keep, _numpy(state["weights"]))
     count = len(c.calibrating) // c.sequence
     pieces = torch.tensor(c.calibrating[: count * c.sequence]).reshape(count, c.sequence)
-    options = DecoderRecoveryOptions(lr=LR_SHARE * c.options.lr, seed=c.options.seed, bf16=has_bf16())
-    recovery = DecoderRecovery(cut_spec, cut_tensors, masks, bits, pieces, c.teach, options)
-    best: tuple[float, int, dict[str, np.ndarray]] | None = None  # perplexity, step, weights
+    # A head that leaves the checkpoint's grid is a matrix of its own, and learns; one that is the table does not.
+    trains_head = own is not None and own.keeps_table and HEAD in plan.kinds and plan.kinds[HEAD] != own.kind(HEAD)
+    options = DecoderRecoveryOptions(LR_SHARE * c.options.lr, seed=c.options.seed, bf16=has_bf16(),
+                                     trains_head=trains_head)  # fmt: skip
+    if own is not None and own.tied and not own.keeps_table:
+        cut_tensors["embeddings.word.weight"] = cut_tensors[f"{HEAD}.weight"]
+    recovery = DecoderRecovery(cut_spec, cut_tensors, masks, bits, pieces, c.teach, options, grids)
+    # Perplexity, step, weights, grids.
+    best: tuple[float, int, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]] | None = None
     if state["recovery"] is not None:
         recovery.restore(state["recovery"])
         if (kept := state["best"]) is not None:
-            best = kept["perplexity"], kept["step"], {n: v.numpy() for n, v in kept["weights"].items()}
+            learnt = {name: _numpy(parts) for name, parts in kept["grids"].items()}
+            best = kept["perplexity"], kept["step"], _numpy(kept["weights"]), learnt
     limit = (c.options.epochs or MOST_EPOCHS) * recovery.steps_per_epoch
 
-    def build(weights: dict[str, np.ndarray]) -> InMemory:
+    def build(weights: dict[str, np.ndarray], grids: dict[str, dict[str, np.ndarray]]) -> InMemory:
         _, whole = cut_without_statistics(spec, tensors, plan.keep, weights)
-        return with_int8_words(*on_grid(cut_spec, whole, masks, bits))
+        return with_words(*on_grid(cut_spec, whole, masks, bits, grids), own)
 
     def save() -> None:
         kept = None
         if best is not None:
-            weights = {name: torch.from_numpy(value) for name, value in best[2].items()}
-            kept = {"perplexity": best[0], "step": best[1], "weights": weights}
+            learnt = {name: _torch(parts) for name, parts in best[3].items()}
+            kept = {"perplexity": best[0], "step": best[1], "weights": _torch(best[2]), "grids": learnt}
         c.work.save_state(state | {"recovery": recovery.state(), "best": kept})
         c.save_clock()
 
     def look() -> None:
         nonlocal best
-        weights = recovery.weights()
-        engine = DecoderEngine(build(weights), c.threads)
+        weights, learnt = recovery.weights(), recovery.grids()
+        engine = DecoderEngine(build(weights, learnt), c.threads)
         found = c.metrics(engine)["perplexity"]
         c.log(f"step {recovery.step}: loss {recovery.loss:.4f}, validation perplexity {found:.3f}")
         if best is None or found < best[0]:
-            best = found, recovery.step, weights
+            best = found, recovery.step, weights, learnt
 
     begun, taken, saved, looked = c.elapsed(), 0, c.elapsed(), 0
     look_seconds = c.last_check
     # What follows: looks, a plain and a sequential rounding with their checks.
     allowed = c.left() - (LOOKS + 3) * look_seconds
+    if allowed <= 0:
+        c.note("the time left is too short for distillation", False)
+        raise BudgetSpent
     done = 0.0
     while done < 1:
         recovery.advance(done)
@@ -88,8 +125,8 @@ def train(c: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray], s
         spent = c.elapsed() - begun
         each = max(spent / taken, 1e-6)
         if taken == 1 and min(allowed / each, limit) < LEAST_STEPS and c.options.epochs is None:
-            c.note(f"no time for distillation: a step takes {each:.0f} s")
-            return
+            c.note(f"no time for distillation: a step takes {each:.1f} s, and {allowed:.0f} s are left for it", False)
+            raise BudgetSpent
         done = max(recovery.step / limit, (spent + each) / max(allowed, 1e-9))
         c.say(f"distilling, step {recovery.step}, loss {recovery.loss:.3f}")
         if done >= 1 or done >= (looked + 1) / LOOKS:
@@ -100,10 +137,10 @@ def train(c: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray], s
             saved = c.elapsed()
     assert best is not None
     about = {"plan": plan.to_json(), "trained": best[1]}
-    c.add(build(best[2]), about)
-    if c.left() > 2 * c.last_check:
+    c.add(build(best[2], best[3]), about)
+    if own is None and c.left() > 2 * c.last_check:
         c.tick("rounding in sequence")
         _, whole = cut_without_statistics(spec, tensors, plan.keep, best[2])
         batch = calibration(c.calibrating, ROUNDING_SEQUENCES, c.sequence)
-        built = build_in_sequence(cut_spec, whole, masks, plan, batch, c.tick)
+        built = build_in_sequence(cut_spec, whole, masks, {}, plan, batch, None, c.tick)
         c.add(built, about | {"rounded": "in sequence"})

@@ -22,6 +22,7 @@ class Report:
     dense        the float32 checkpoint: metrics on validation (and on dev), fastest engine and its time, bytes
     chosen       the candidate at `artifact`; `pareto` has the others that nothing beats
     dev          metrics and flip rate of the dense model and of the artifact on dev: reported, never used
+    finished     false where a larger budget has something left to try, from what `OUT.work` holds
     """
 
     artifact: str
@@ -35,6 +36,7 @@ class Report:
     dev: dict[str, Any] | None
     notes: tuple[str, ...]
     seconds: float
+    finished: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json` and the card."""
