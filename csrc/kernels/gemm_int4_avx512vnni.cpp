@@ -12,6 +12,7 @@
 
 #include "../args.h"
 #include "gemm_int4_blocks.h"
+#include "products_avx512vnni.h"
 
 namespace approxrt {
 namespace {
@@ -38,41 +39,34 @@ inline __attribute__((always_inline)) __m512i expand_tile(const uint8_t* nibbles
     return _mm512_xor_si512(scaled, _mm512_set1_epi16(128));
 }
 
-// Pinned by assembly, as in gemm_int8_avx512vnni.cpp.
-template <int MR>
-inline __attribute__((always_inline)) void tile_product(__m512i w, const char* x, __m512i (&acc)[MR]) {
-#pragma GCC unroll 24
-    for (int r = 0; r < MR; ++r) {
-        int32_t group;
-        __builtin_memcpy(&group, x + r * kTileK, 4);
-        const __m512i u = _mm512_set1_epi32(group);
-        __asm__("vpdpbusd %[w], %[u], %[acc]" : [acc] "+v"(acc[r]) : [w] "v"(w), [u] "v"(u));
-    }
-}
-
 constexpr PanelLayout kPanels = byte_panels(24);
 
 template <int MR, bool kExpanded>
 inline void run_block(const Int4Block& b) {
-    __m512i acc[MR];
+    __m512i acc[1][MR];
 #pragma GCC unroll 24
-    for (int r = 0; r < MR; ++r) acc[r] = _mm512_load_si512(b.sums + r * kTileN);
+    for (int r = 0; r < MR; ++r) acc[0][r] = _mm512_load_si512(b.sums + r * kTileN);
     const auto at = [&](int32_t i) {
         return b.panel + (b.offsets ? b.offsets[i] : static_cast<size_t>(i) * kPanels.group_bytes());
     };
     if constexpr (kExpanded) {
-        for (int32_t i = 0; i < b.tiles; ++i) tile_product<MR>(_mm512_load_si512(b.bytes + i * kTileBytes), at(i), acc);
+        for (int32_t i = 0; i < b.tiles; ++i) {
+            const __m512i w[1] = {_mm512_load_si512(b.bytes + i * kTileBytes)};
+            tile_products<MR, 1>(w, at(i), acc);
+        }
     } else {
         const uint8_t* scales = b.scales;
         for (int32_t tile = 0; tile < b.tiles; tile += kGroupTiles, scales += kTileN) {
             const int32_t end = b.tiles - tile < kGroupTiles ? b.tiles : tile + kGroupTiles;
             const Scales s(scales);
-            for (int32_t i = tile; i < end; ++i)
-                tile_product<MR>(expand_tile(b.nibbles + i * kInt4TileBytes, s), at(i), acc);
+            for (int32_t i = tile; i < end; ++i) {
+                const __m512i w[1] = {expand_tile(b.nibbles + i * kInt4TileBytes, s)};
+                tile_products<MR, 1>(w, at(i), acc);
+            }
         }
     }
 #pragma GCC unroll 24
-    for (int r = 0; r < MR; ++r) _mm512_store_si512(b.sums + r * kTileN, acc[r]);
+    for (int r = 0; r < MR; ++r) _mm512_store_si512(b.sums + r * kTileN, acc[0][r]);
 }
 
 // Two strips of expanded tiles: a broadcast serves both.
@@ -88,15 +82,7 @@ struct StripPair {
         const char* x = b.panel;
         for (int32_t i = 0; i < b.tiles; ++i, tile += kTileBytes, x += kPanels.group_bytes()) {
             const __m512i w[2] = {_mm512_load_si512(tile), _mm512_load_si512(tile + kPairTiles * kTileBytes)};
-#pragma GCC unroll 12
-            for (int r = 0; r < MR; ++r) {
-                int32_t group;
-                __builtin_memcpy(&group, x + r * kTileK, 4);
-                const __m512i u = _mm512_set1_epi32(group);
-#pragma GCC unroll 2
-                for (int s = 0; s < 2; ++s)
-                    __asm__("vpdpbusd %[w], %[u], %[acc]" : [acc] "+v"(acc[s][r]) : [w] "v"(w[s]), [u] "v"(u));
-            }
+            tile_products<MR, 2>(w, x, acc);
         }
 #pragma GCC unroll 2
         for (int s = 0; s < 2; ++s)

@@ -11,14 +11,14 @@
 //   dense   6 tokens x 4 strips, or 12 x 2: a broadcast serves them all. 10 or 14 loads for 24 products in place of 25
 //           matter where two products a cycle can be had (Ice Lake: 1.7 times as fast); with one a cycle, loads hide
 //
-// Accumulators are pinned by inline assembly: through _mm512_dpbusd_epi32 in a loop GCC 12 spills the
-// array to the stack on every step. vpdpbusd sums four products into int32 without saturation.
+// vpdpbusd sums four products into int32 without saturation.
 //
 // u = q_x + 128, hence the correction 128 * sum of weights, constant an output.
 #include "vec_avx512.h"
 
 #include "../args.h"
 #include "gemm_int8_blocks.h"
+#include "products_avx512vnni.h"
 
 namespace approxrt {
 namespace {
@@ -26,18 +26,6 @@ namespace {
 constexpr int kPanelRows = 24;
 constexpr PanelLayout kLayout = byte_panels(kPanelRows);
 constexpr int64_t kTileBytes = kTileN * kTileK;
-
-template <int MR>
-inline __attribute__((always_inline)) void tile_product(const int8_t* tile, const char* x, __m512i (&acc)[MR]) {
-    const __m512i w = _mm512_load_si512(tile);
-#pragma GCC unroll 24
-    for (int r = 0; r < MR; ++r) {
-        int32_t group;
-        __builtin_memcpy(&group, x + r * kTileK, 4);
-        const __m512i u = _mm512_set1_epi32(group);
-        __asm__("vpdpbusd %[w], %[u], %[acc]" : [acc] "+v"(acc[r]) : [w] "v"(w), [u] "v"(u));
-    }
-}
 
 // Of a sparse matrix.
 template <int MR>
@@ -47,15 +35,17 @@ struct Rows {
         const PackedInt8& w = *a.w;
         const int32_t begin = w.indptr[block.strip], end = w.indptr[block.strip + 1];
         const int8_t* tile = w.tiles + begin * kTileBytes;
-        __m512i acc[MR];
+        __m512i acc[1][MR];
 #pragma GCC unroll 24
-        for (int r = 0; r < MR; ++r) acc[r] = _mm512_setzero_si512();
-        for (int32_t i = begin; i < end; ++i, tile += kTileBytes)
-            tile_product<MR>(tile, block.panel + w.offsets[i], acc);
+        for (int r = 0; r < MR; ++r) acc[0][r] = _mm512_setzero_si512();
+        for (int32_t i = begin; i < end; ++i, tile += kTileBytes) {
+            const __m512i of_tile[1] = {_mm512_load_si512(tile)};
+            tile_products<MR, 1>(of_tile, block.panel + w.offsets[i], acc);
+        }
         const __m512i correction = _mm512_load_si512(w.correction + static_cast<int64_t>(block.strip) * kTileN);
         alignas(64) int32_t sums[MR * kTileN];
 #pragma GCC unroll 24
-        for (int r = 0; r < MR; ++r) _mm512_store_si512(sums + r * kTileN, _mm512_sub_epi32(acc[r], correction));
+        for (int r = 0; r < MR; ++r) _mm512_store_si512(sums + r * kTileN, _mm512_sub_epi32(acc[0][r], correction));
         finish_int8(a, block.row, MR, block.strip, sums);
     }
 };
@@ -89,15 +79,7 @@ struct Dense {
                 __m512i w[kStrips];
 #pragma GCC unroll 4
                 for (int s = 0; s < kStrips; ++s) w[s] = _mm512_load_si512(tile + s * b.strip_bytes);
-#pragma GCC unroll 24
-                for (int r = 0; r < MR; ++r) {
-                    int32_t group;
-                    __builtin_memcpy(&group, x + r * kTileK, 4);
-                    const __m512i u = _mm512_set1_epi32(group);
-#pragma GCC unroll 4
-                    for (int s = 0; s < kStrips; ++s)
-                        __asm__("vpdpbusd %[w], %[u], %[acc]" : [acc] "+v"(acc[s][r]) : [w] "v"(w[s]), [u] "v"(u));
-                }
+                tile_products<MR, kStrips>(w, x, acc);
             }
 #pragma GCC unroll 4
             for (int s = 0; s < kStrips; ++s)
