@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ torch = pytest.importorskip("torch", reason="an analysis needs torch")
 pytest.importorskip("matplotlib", reason="the report's figures need matplotlib")
 
 from families import build_checkpoint  # noqa: E402
+from pages import read_page  # noqa: E402
 from typer.testing import CliRunner, Result  # noqa: E402
 
 from approxrt.analysis import plots, report, significance  # noqa: E402
@@ -124,37 +124,9 @@ def test_the_front_trades_loss_for_speed(written: tuple[dict[str, Any], str, Res
     assert losses == sorted(losses) and speedups == sorted(speedups)
 
 
-class Page(HTMLParser):
-    """What a page is made of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.headings: list[str] = []
-        self.heading = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.heading = tag == "h2"
-        for name, value in attrs:
-            assert not name.startswith("on")
-            if name in ("href", "src", "xlink:href"):
-                self.links.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-
-    def handle_data(self, data: str) -> None:
-        if self.heading:
-            self.headings.append(data)
-            self.heading = False
-
-
 def test_the_page(written: tuple[dict[str, Any], str, Result]) -> None:
     document, html, _ = written
-    page = Page()
-    page.feed(html)
+    page = read_page(html)
     assert page.headings == [
         "In short",
         "Blocks",
@@ -166,11 +138,6 @@ def test_the_page(written: tuple[dict[str, Any], str, Result]) -> None:
         "What a speedup would cost",
         "How it was measured",
     ]
-    assert {"svg", "table"} <= page.tags
-    assert not {"script", "img", "link", "iframe", "b"} & page.tags
-    assert [link for link in page.links if not link.startswith("#")] == []
-    assert len(page.ids) == len(set(page.ids))
-    assert {link[1:] for link in page.links} <= set(page.ids)
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; $co$" in html
     assert "a &lt;b&gt;model" in html
     for sentence in report.findings(document):

@@ -18,6 +18,7 @@ from approxrt.analysis import decoder_latency
 from approxrt.artifact.reader import read_artifact
 from approxrt.cli.main import app
 from approxrt.compression import lm, lm_search, lm_train
+from approxrt.compression.lm_text import split
 from approxrt.compression.report import Report
 from approxrt.errors import DataError, InputError
 from approxrt.runtime.decoder_reference import DecoderReference
@@ -50,6 +51,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def compress(checkpoint: Path, data: Path, out: Path, **options: Any) -> Report:
     return approxrt.compress(checkpoint, data, out=out, task="lm", threads=1, **{"budget": 60.0, **options})
+
+
+def test_validation_lies_apart() -> None:
+    """Pieces of the last fifth, spread over it, none of them beside what calibrates."""
+    calibrating, validating = split(list(range(250_000)), 512)
+    assert calibrating == list(range(200_000)) and len(validating) == 8192
+    pieces = np.array(validating).reshape(16, 512)
+    assert (np.diff(pieces, axis=1) == 1).all() and pieces[0, 0] == 200_000 + 8 * 512
+    assert (np.diff(pieces[:, 0]) > 2500).all() and pieces[-1, -1] > 249_900
+    calibrating, validating = split(list(range(1000)), 64)
+    assert calibrating == list(range(800)) and validating == list(range(850, 1000))
+    with pytest.raises(DataError, match=r"70 tokens; at least 81"):
+        split(list(range(70)), 64)
 
 
 def test_as_fast_as_the_limit_allows(checkpoint: Path, data: Path, tmp_path: Path) -> None:

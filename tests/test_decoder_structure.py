@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from decoders import build_decoder, small_decoder_spec
 from families import CORPUS
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import read_page
 from specs import random_tensors
 from test_decoder import gpt_like
 from typer.testing import CliRunner
@@ -32,6 +34,7 @@ from approxrt.analysis.decoder_options import (
     with_measured_blocks,
 )
 from approxrt.analysis.decoder_removal import DecoderElement, elements_of, measure_removals
+from approxrt.analysis.decoder_report import decoder_findings
 from approxrt.approx.decoder_recover import DecoderRecovery, DecoderRecoveryOptions, on_grid
 from approxrt.approx.decoder_round import Statistics, refit_kept, statistics
 from approxrt.approx.decoder_structure import kept_groups, remove, unit_groups
@@ -321,7 +324,7 @@ def test_analyze_a_decoder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "train.txt").write_text(" ".join(CORPUS[i] for i in rng.integers(0, len(CORPUS), 60)))
     arguments = ["analyze", str(folder), "--task", "lm", "--data", str(tmp_path), "--samples", "100", "--threads", "1"]
-    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "r.json")])
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "r.html")])
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "r.json").read_text())
     assert {row["name"] for row in document["blocks"]} == set(document["ranking"])
@@ -332,5 +335,12 @@ def test_analyze_a_decoder(tmp_path: Path) -> None:
     for row in document["blocks"]:
         assert row["loss"] == pytest.approx(dense["loss"] + row["change"]) and row["second_order"] >= 0
         assert row["metric"] == pytest.approx(np.exp(row["loss"]))
-    refused = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "r.html")])
-    assert refused.exit_code == 2 and ".json" in refused.output
+    assert [row["part"] for row in document["units"][:2]] == [0, 1]
+    layers, hidden = document["model"]["layers"], document["model"]["hidden_size"]
+    assert document["weights"]["head"] % hidden == 0 and document["weights"]["ffn"] % (3 * layers * hidden) == 0
+    html = (tmp_path / "r.html").read_text()
+    page = read_page(html)
+    assert page.headings == ["In short", "What a token costs", "Blocks", "Key-value groups", "Query heads",
+                             "Groups of FFN units", "How it was measured"]  # fmt: skip
+    for sentence in decoder_findings(document):
+        assert escape(sentence) in html and sentence[:40] in result.output

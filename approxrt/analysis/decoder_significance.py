@@ -45,6 +45,7 @@ def analyze_decoder(
       groups    the same of each key-value group with its query heads, with `part` (its number)
       heads     the same of each query head, where several share keys and values
       units     the same of each group of FFN units, with `units` [first, last]
+      weights   of "attention", "ffn" and "head": how many are read for each token that is written
       ranking   names of the blocks, the least significant first
       seconds   of the whole analysis
 
@@ -127,6 +128,11 @@ def _analyze(
         "heads": rows(of_parts, "head"),
         "units": rows(of_parts, "units"),
     }
+    weights = dict.fromkeys(("attention", "ffn"), 0) | {"head": spec.vocab_size * spec.hidden_size}
+    for name, linear in spec.linears():
+        if name.startswith("layers."):
+            weights[name.split(".")[2]] += linear.out_features * linear.in_features
+    document["weights"] = weights
     ranked = sorted(document["blocks"], key=lambda row: row["change"])
     return document | {"ranking": [row["name"] for row in ranked], "seconds": round(time.monotonic() - started, 1)}
 
@@ -145,7 +151,7 @@ def _row(removal: DecoderRemoval, dense: float, predicted: float, spec: Any) -> 
     if element.part == "units":
         units = unit_groups(spec, spec.layers[element.layer].intermediate_size)[element.index]
         row["units"] = [int(units[0]), int(units[-1])]
-    elif element.part is not None:
+    if element.part is not None:
         row["part"] = element.index
     return row
 

@@ -53,11 +53,14 @@ def block_bars(blocks: Sequence[Mapping[str, Any]]) -> str:
         colours = [BLUE if b["kind"] == "attention" else ORANGE for b in blocks]
         errors = [2 * b["stderr"] for b in blocks]
         axes.barh(places, [b["change"] for b in blocks], xerr=errors, color=colours, height=0.7, ecolor=INK, capsize=2)
-        axes.plot([b["zero_change"] for b in blocks], places, "D", color=INK, markersize=3.5, markerfacecolor="white")
+        zeros = [b["zero_change"] for b in blocks if "zero_change" in b]
+        if zeros:
+            axes.plot(zeros, places, "D", color=INK, markersize=3.5, markerfacecolor="white")
         axes.set_yticks(places, labels)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel("change of the mean loss without the block (bars: mean output kept; diamonds: nothing kept)")
-        _signed_log(axes, [b["change"] for b in blocks] + [b["zero_change"] for b in blocks])
+        what = "bars: mean output kept; diamonds: nothing kept" if zeros else "its mean output is kept"
+        axes.set_xlabel(f"change of the mean loss without the block ({what})")
+        _signed_log(axes, [b["change"] for b in blocks] + zeros)
         axes.grid(axis="x")
 
     return _svg("blocks", draw, 0.28 * len(blocks) + 0.9, "Change of the loss without each block")

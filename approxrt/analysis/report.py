@@ -12,36 +12,7 @@ from typing import Any
 
 from approxrt import __version__
 from approxrt.analysis import plots
-
-STYLE = """
-:root { --ink: #22262c; --soft: #5b626d; --line: #dfe2e7; --wash: #f6f7f9; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.55 Georgia, "Times New Roman", serif; }
-main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1, h2, h3, table, figcaption, .facts, svg text { font-family: "Helvetica Neue", Helvetica, Arial, sans-serif; }
-svg text { font-family: "Helvetica Neue", Helvetica, Arial, sans-serif !important; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; font-weight: 600; }
-h2 { font-size: 1.2rem; margin: 2.8rem 0 .5rem; padding-top: 1.1rem; border-top: 1px solid var(--line); }
-p { margin: .5rem 0 .8rem; max-width: 46rem; }
-.lead { color: var(--soft); margin: 0 0 1.4rem; }
-.finding { border-left: 3px solid #0072B2; padding: .1rem 0 .1rem .9rem; }
-.note { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: .6rem .9rem; }
-.note, figcaption, .facts { font-size: .88rem; }
-figure { margin: 1rem 0; }
-figure svg { width: 100%; height: auto; display: block; }
-figcaption { color: var(--soft); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .82rem; margin: .8rem 0; min-width: 24rem; }
-th, td { padding: .28rem .65rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); }
-th:first-child, td:first-child { text-align: left; }
-td { font-variant-numeric: tabular-nums; }
-dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 1rem 0; }
-dl.facts dt { color: var(--soft); } dl.facts dd { margin: 0; }
-ul { max-width: 46rem; padding-left: 1.2rem; } li { margin: .25rem 0; }
-details > summary { cursor: pointer; color: var(--soft); font: .88rem Helvetica, Arial, sans-serif; }
-@media print { h2, figure { break-inside: avoid; } main { padding: 0; } }
-"""
+from approxrt.analysis.page import block_name, details, number, page, percent, section, table
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -59,14 +30,7 @@ def render(document: Mapping[str, Any]) -> str:
         _front(document),
         _method(document),
     ]
-    body = "\n".join(section for section in sections if section)
-    return (
-        "<!DOCTYPE html>\n"
-        '<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n"
-    )
+    return page(title, sections)
 
 
 # -- what follows for this model --------------------------------------------------
@@ -78,12 +42,12 @@ def findings(document: Mapping[str, Any]) -> list[str]:
     out = []
     for name in document["ranking"][:3]:
         block = blocks[name]
-        out.append(f"{_title(block)}: {_verdict(block, dense)}")
+        out.append(f"{block_title(block)}: {verdict(block, dense)}")
     if document["ranking"]:
         worst = blocks[document["ranking"][-1]]
         metric = dense["metric"]
         out.append(
-            f"{_title(worst)} matters most: without it the loss rises by {_number(worst['change'])} "
+            f"{block_title(worst)} matters most: without it the loss rises by {number(worst['change'])} "
             f"({metric} {dense['value']:.3f} → {worst['metric']:.3f})."
         )
     heads = document["heads"]
@@ -95,27 +59,27 @@ def findings(document: Mapping[str, Any]) -> list[str]:
         )
     e = document["embeddings"]
     out.append(
-        f"The training texts use {e['used']:,} of {e['rows']:,} embedding rows ({_percent(e['used_share'])}); "
-        f"the table is {_percent(e['parameter_share'])} of all parameters."
+        f"The training texts use {e['used']:,} of {e['rows']:,} embedding rows ({percent(e['used_share'])}); "
+        f"the table is {percent(e['parameter_share'])} of all parameters."
     )
     return out
 
 
-def _verdict(block: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
+def verdict(block: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
     change, noise = block["change"], 2 * block["stderr"]
     value = f"{dense['metric']} {dense['value']:.3f} → {block['metric']:.3f}"
     if change < -noise:
-        return f"removing it alone lowers the loss by {_number(-change)} ({value}): it does harm."
+        return f"removing it alone lowers the loss by {number(-change)} ({value}): it does harm."
     if change <= noise:
-        return f"it can go: the change of the loss, {_number(change, True)} ± {_number(noise)}, is noise ({value})."
+        return f"it can go: the change of the loss, {number(change, True)} ± {number(noise)}, is noise ({value})."
     share = change / dense["loss"] if dense["loss"] > 0 else float("inf")
     ease = "it can go at a small price" if share < 0.1 else "it is the next to go, at a price"
-    return f"{ease}: the loss rises by {_number(change)} ± {_number(noise)} ({value})."
+    return f"{ease}: the loss rises by {number(change)} ± {number(noise)} ({value})."
 
 
 def _summary(document: Mapping[str, Any]) -> str:
     model, data, dense = document["model"], document["data"], document["dense"]
-    labels = ", ".join(f"{escape(name)} {_percent(share)}" for name, share in data["labels"].items()) or "scores"
+    labels = ", ".join(f"{escape(name)} {percent(share)}" for name, share in data["labels"].items()) or "scores"
     facts = {
         "Model": f"{escape(model['architecture'])}, {model['layers']} layers, hidden size {model['hidden_size']}, "
         f"{model['parameters'] / 1e6:.1f} M parameters, {model['embedding_parameters'] / 1e6:.1f} M of them embeddings",
@@ -144,28 +108,28 @@ def _blocks(document: Mapping[str, Any]) -> str:
     blocks, dense = document["blocks"], document["dense"]
     by_name = {b["name"]: b for b in blocks}
     least = [by_name[name] for name in document["ranking"][:1]]
-    follows = "".join(f"<strong>{escape(_title(b))}</strong>: {escape(_verdict(b, dense))} " for b in least)
+    follows = "".join(f"<strong>{escape(block_title(b))}</strong>: {escape(verdict(b, dense))} " for b in least)
     rows = [
         [
-            _title(b),
-            _number(b["change"], True),
-            "± " + _number(2 * b["stderr"]),
-            _number(b["zero_change"], True),
+            block_title(b),
+            number(b["change"], True),
+            "± " + number(2 * b["stderr"]),
+            number(b["zero_change"], True),
             f"{b['metric']:.4f}",
-            _percent(b["improved"]),
-            _number(b["second_order"], True),
+            percent(b["improved"]),
+            number(b["second_order"], True),
         ]
         for b in sorted(blocks, key=lambda b: b["change"])
     ]
     head = ["block", "loss", "noise", "loss, no mean kept", dense["metric"], "texts better", "predicted"]
-    return _section(
+    return section(
         "Blocks",
         "Each bar is the change of the mean loss when one attention or FFN block is taken out and leaves only its "
         "average output; whiskers are two standard errors. A bar whose whisker reaches zero is a block that this task "
         "does not need by itself. Several such blocks together can still matter: each was tried alone.",
         follows,
         plots.block_bars(blocks),
-        _details("All numbers", _table(head, rows)),
+        details("All numbers", table(head, rows)),
     )
 
 
@@ -190,23 +154,23 @@ def _parts(document: Mapping[str, Any], key: str) -> str:
     )
     follows = (
         f"{len(harmless)} of {len(entries)} have no effect beyond two standard errors. Most needed is {what} "
-        f"{worst['part'] + 1} of layer {worst['layer'] + 1} ({_number(worst['change'], True)}); least needed is {what} "
-        f"{best[0]['part'] + 1} of layer {best[0]['layer'] + 1} ({_number(best[0]['change'], True)})."
+        f"{worst['part'] + 1} of layer {worst['layer'] + 1} ({number(worst['change'], True)}); least needed is {what} "
+        f"{best[0]['part'] + 1} of layer {best[0]['layer'] + 1} ({number(best[0]['change'], True)})."
     )
     rows = [
         [
             f"layer {e['layer'] + 1}, {what} {e['part'] + 1}",
-            _number(e["change"], True),
-            "± " + _number(2 * e["stderr"]),
-            _percent(e["improved"]),
-            _number(e["second_order"], True),
-            _number(e["fisher"]),
+            number(e["change"], True),
+            "± " + number(2 * e["stderr"]),
+            percent(e["improved"]),
+            number(e["second_order"], True),
+            number(e["fisher"]),
         ]
         for e in best
     ]
-    table = _table([what, "loss", "noise", "texts better", "predicted", "Fisher"], rows)
+    numbers = table([what, "loss", "noise", "texts better", "predicted", "Fisher"], rows)
     figure = plots.part_heatmap(entries, document["model"]["layers"], what)
-    return _section(title, text, escape(follows), figure, _details("All numbers", table))
+    return section(title, text, escape(follows), figure, details("All numbers", numbers))
 
 
 def _tiles(document: Mapping[str, Any]) -> str:
@@ -216,24 +180,24 @@ def _tiles(document: Mapping[str, Any]) -> str:
     quarter = sorted(linears, key=lambda x: _held(x["curve"], 0.25))
     even, peaked = quarter[0], quarter[-1]
     follows = (
-        f"A quarter of the tiles holds {_percent(_held(peaked['curve'], 0.25))} of the significance of "
-        f"{peaked['name']}, but only {_percent(_held(even['curve'], 0.25))} of that of {even['name']}: the first can "
+        f"A quarter of the tiles holds {percent(_held(peaked['curve'], 0.25))} of the significance of "
+        f"{peaked['name']}, but only {percent(_held(even['curve'], 0.25))} of that of {even['name']}: the first can "
         "be pruned hard, the second hardly."
     )
     shares = (0.1, 0.25, 0.5, 0.75)
     rows = [
-        [x["name"], f"{x['tiles']:,}", *(_percent(_held(x["curve"], s)) for s in shares), _number(x["loss"])]
+        [x["name"], f"{x['tiles']:,}", *(percent(_held(x["curve"], s)) for s in shares), number(x["loss"])]
         for x in linears
     ]
-    head = ["linear", "tiles", *(f"best {_percent(s)}" for s in shares), "loss if all go"]
-    return _section(
+    head = ["linear", "tiles", *(f"best {percent(s)}" for s in shares), "loss if all go"]
+    return section(
         "Weights within blocks",
         "Weights are kept or dropped in tiles of 16 outputs by 4 inputs, the unit of the CPU kernels. Each line is one "
         "weight matrix: the further it bends to the upper left, the fewer of its tiles hold its significance, and the "
         "more of them can go. The dotted diagonal is a matrix whose tiles all matter alike.",
         escape(follows),
         plots.tile_curves(linears),
-        _details("All numbers", _table(head, rows)),
+        details("All numbers", table(head, rows)),
     )
 
 
@@ -241,14 +205,14 @@ def _embeddings(document: Mapping[str, Any]) -> str:
     e = document["embeddings"]
     ten = _held(e["curve"], 0.1)
     follows = (
-        f"{e['rows'] - e['used']:,} of {e['rows']:,} rows ({_percent(1 - e['used_share'])}) are never used by the "
-        f"training texts. A tenth of the rows holds {_percent(ten)} of the significance. "
-        f"{_percent(e['unseen_tokens'], 2)} of the tokens of the held-out texts are pieces that training never showed: "
+        f"{e['rows'] - e['used']:,} of {e['rows']:,} rows ({percent(1 - e['used_share'])}) are never used by the "
+        f"training texts. A tenth of the rows holds {percent(ten)} of the significance. "
+        f"{percent(e['unseen_tokens'], 2)} of the tokens of the held-out texts are pieces that training never showed: "
         "so many words would be spelt from shorter pieces by a vocabulary that is cut to the task."
     )
-    return _section(
+    return section(
         "Embedding rows",
-        f"The table of word pieces is {_percent(e['parameter_share'])} of the model. The line is the share of its "
+        f"The table of word pieces is {percent(e['parameter_share'])} of the model. The line is the share of its "
         "significance (how much the loss reacts to a row's values) that the best rows hold; right of the dashed line "
         "are rows that no training text uses.",
         escape(follows),
@@ -262,9 +226,9 @@ def _latency(document: Mapping[str, Any]) -> str:
         f"The whole model takes {t['f32_ms']:.1f} ms in float32 and {t['int8_ms']:.1f} ms in int8 for {t['texts']} "
         f"texts of the task ({t['tokens']:,} tokens) on {t['threads']} thread{'s' if t['threads'] != 1 else ''} "
         f"of {t['cpu']}. The parts below are measured one by one; together they predict "
-        f"{_percent(1 / t['correction'])} of the measured time."
+        f"{percent(1 / t['correction'])} of the measured time."
     )
-    return _section(
+    return section(
         "Time",
         "Significance says what a part is worth; this says what it costs. Left: where the time goes. Right: what one "
         "block costs when only some of its weight tiles, heads or neurons are kept.",
@@ -281,35 +245,35 @@ def _front(document: Mapping[str, Any]) -> str:
     head = ["block", *(f"{p['speedup']:.2g}x" for p in front)]
     rows = []
     for name in names:
-        row = [_name(name)]
+        row = [block_name(name)]
         for point in front:
             row.append(_choice(point["blocks"][name], "attention" in name))
         rows.append(row)
     totals = [
-        ["loss, predicted", *(_number(p["loss"], True) for p in front)],
+        ["loss, predicted", *(number(p["loss"], True) for p in front)],
         ["over float32", *(f"{p['speedup_f32']:.1f}x" for p in front)],
     ]
     fastest = front[-1]
-    gone = [_name(name) for name in names if not fastest["blocks"][name]["size"]]
+    gone = [block_name(name) for name in names if not fastest["blocks"][name]["size"]]
     what = f"{len(gone)} of {len(names)} blocks are gone ({', '.join(gone)})" if gone else "no block is gone whole"
     follows = (
         f"At {fastest['speedup']:.2g} times the speed of the dense int8 model {what}. "
         "Predicted losses are for pruning without any training, summed over blocks; they are a guide to where to cut, "
         "and exceed what is measured once cuts are large. Training afterwards wins most of it back."
     )
-    return _section(
+    return section(
         "What a speedup would cost",
         "Each point is the choice of heads, neurons and tiles with the least predicted loss for one time budget, from "
         "the significance and the times above. The table says what each block keeps: its heads or neurons, and of "
         "their weight tiles which share; the paler, the less.",
         escape(follows),
         plots.front_curve(front),
-        f'<div class="scroll">{_table(head, totals)}{_table(head, rows, raw=True)}</div>',
+        f'<div class="scroll">{table(head, totals)}{table(head, rows, raw=True)}</div>',
     )
 
 
 def _method(document: Mapping[str, Any]) -> str:
-    return _section(
+    return section(
         "How it was measured",
         "Removal follows Nagarajan et al. 2020 (arXiv 2010.03688): a block that is taken out keeps its residual path "
         "and its layer norm. “Predicted” is the second-order estimate of the increase (optimal brain surgeon with the "
@@ -321,29 +285,6 @@ def _method(document: Mapping[str, Any]) -> str:
     )
 
 
-# -- bits of HTML -------------------------------------------------------------------
-
-
-def _section(title: str, text: str, follows: str, *rest: str) -> str:
-    figures = "".join(f"<figure>{part}</figure>" if part.startswith("<svg") else part for part in rest)
-    finding = f'<p class="finding">{follows}</p>' if follows else ""
-    return f"<section><h2>{escape(title)}</h2><p>{escape(text)}</p>{finding}{figures}</section>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], raw: bool = False) -> str:
-    """`raw`: cells after the first are HTML already, with their <td>."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = []
-    for row in rows:
-        cells = "".join(row[1:]) if raw else "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        body.append(f"<tr><td>{escape(row[0])}</td>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
-
-
 def _choice(choice: Mapping[str, Any], heads: bool) -> str:
     """A cell whose blue is the share of the block's weights that stay."""
     if not choice["size"]:
@@ -352,30 +293,12 @@ def _choice(choice: Mapping[str, Any], heads: bool) -> str:
     # sky blue at full strength, white at none: dark text stays readable on all of it
     red, green, blue = (round(255 - (255 - c) * share * 0.75) for c in (86, 180, 233))
     size = f"{choice['size']} h" if heads else f"{choice['size']} n"
-    return f'<td style="background:rgb({red},{green},{blue})">{size}, {_percent(choice["density"])}</td>'
+    return f'<td style="background:rgb({red},{green},{blue})">{size}, {percent(choice["density"])}</td>'
 
 
-def _title(block: Mapping[str, Any]) -> str:
-    return _name(block["name"])
-
-
-def _name(name: str) -> str:
-    """ "layers.3.ffn" -> "FFN of layer 4"."""
-    _, layer, kind = name.split(".")
-    return f"{'Attention' if kind == 'attention' else 'FFN'} of layer {int(layer) + 1}"
+def block_title(block: Mapping[str, Any]) -> str:
+    return block_name(block["name"])
 
 
 def _held(curve: Sequence[Sequence[float]], share: float) -> float:
     return float(min(curve, key=lambda point: abs(point[0] - share))[1])
-
-
-def _number(value: float, sign: bool = False) -> str:
-    """Three digits that count, no needless exponent."""
-    if value == 0:
-        return "0"
-    digits = f"{value:.3g}" if 1e-4 <= abs(value) < 1e4 else f"{value:.1e}"
-    return f"+{digits}" if sign and value > 0 else digits.replace("-", "\u2212")
-
-
-def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"

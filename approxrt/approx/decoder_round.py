@@ -40,20 +40,17 @@ class Statistics:
     moments   E[x x^T] f32[K, K]; linears that read the same inputs share the array
     mean      E[g^2 x] / E[g^2] f32[K]: the constant that stands for x at the least loss
     weight    E[g^2]
-    noise     E[g^2 e^2] f32[K], e what inputs change by on the grid of kinds without groups; None where x is on it
     """
 
     weighted: np.ndarray
     moments: np.ndarray
     mean: np.ndarray
     weight: float
-    noise: np.ndarray | None = None
 
     def select(self, inputs: np.ndarray) -> Statistics:
         """Of some of the inputs."""
         square = np.ix_(inputs, inputs)
-        noise = None if self.noise is None else self.noise[inputs]
-        return Statistics(self.weighted[square], self.moments[square], self.mean[inputs], self.weight, noise)
+        return Statistics(self.weighted[square], self.moments[square], self.mean[inputs], self.weight)
 
 
 def calibration(ids: list[int], sequences: int, tokens: int) -> torch.Tensor:
@@ -79,25 +76,23 @@ def statistics(
     grouped  linears read their inputs as those of kinds g4, g6 and g8 do
     """
     model = TorchDecoder(spec, tensors)
-    weighted: dict[str, tuple[torch.Tensor, ...]] = {}  # sums of g^2 x x^T, of g^2 x, of g^2, of g^2 e^2
+    weighted: dict[str, tuple[torch.Tensor, ...]] = {}  # sums of g^2 x x^T, of g^2 x, of g^2
     inputs: dict[str, tuple[torch.Tensor, ...]] = {}  # of x x^T
-    last: list[Any] = [None, None, "", None]  # inputs, as the engine reads them, the linear that read them first, e^2
+    last: list[Any] = [None, None, ""]  # inputs, as the engine reads them, the linear that read them first
     readers: dict[str, str] = {}
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         y = model.linear(name, x)
         if last[0] is not x:
             flat = read_inputs(x.detach(), grouped).reshape(-1, x.shape[-1])
-            squared = (quantize_dequantize(x.detach()).reshape(flat.shape) - flat).square() if grouped else None
-            last[:] = [x, flat, name, squared]
+            last[:] = [x, flat, name]
             _sum_up(inputs, name, (flat.T @ flat,))
-        readers[name], flat, noise = last[2], last[1], last[3]
+        readers[name], flat = last[2], last[1]
 
         def add(gradient: torch.Tensor) -> None:
             squares = gradient.reshape(-1, gradient.shape[-1]).square().mean(1, keepdim=True)
             rows = flat * squares.sqrt()
-            more = () if noise is None else ((noise * squares).sum(0),)
-            _sum_up(weighted, name, (rows.T @ rows, (flat * squares).sum(0), squares.sum(), *more))
+            _sum_up(weighted, name, (rows.T @ rows, (flat * squares).sum(0), squares.sum()))
 
         y.register_hook(add)
         return y
@@ -121,9 +116,8 @@ def statistics(
             moments[readers[name]],
             (sums / squares.clamp(min=1e-38)).numpy(),
             float(squares) / count,
-            (noise[0] / count).numpy() if noise else None,
         )
-        for name, (products, sums, squares, *noise) in weighted.items()
+        for name, (products, sums, squares) in weighted.items()
     }
 
 
@@ -138,13 +132,6 @@ def _sum_up(sums: dict[str, tuple[torch.Tensor, ...]], name: str, new: tuple[tor
 def predicted_loss(change: np.ndarray, stats: Statistics) -> float:
     """Nats a token that a change f32[N, K] of a linear's weights adds."""
     return 0.5 * output_error(change, stats.weighted)
-
-
-def activation_loss(weight: np.ndarray, stats: Statistics) -> float:
-    """Nats a token that inputs on one scale a token add, those of the statistics being on grids of groups."""
-    if stats.noise is None:
-        return 0.0
-    return 0.5 * float(np.square(weight, dtype=np.float64).sum(0) @ stats.noise.astype(np.float64))
 
 
 def refit_kept(

@@ -34,8 +34,6 @@ def command(
     from approxrt.analysis.significance import analyze
 
     if out is not None:
-        if task == "lm" and out.suffix != ".json":
-            output.usage(f"--out is {str(out)!r}; the report on a decoder is JSON: it must end in .json")
         _check_target(out)
     with output.progress("preparing", 1000) as advance:
         shown = 0
@@ -77,8 +75,10 @@ def write(document: dict[str, Any], out: Path) -> list[Path]:
         out.with_suffix(".json"): json_format.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     }
     if out.suffix == ".html":
-        from approxrt.analysis.report import render
-
+        if document["data"]["task"] == "lm":
+            from approxrt.analysis.decoder_report import render_decoder as render
+        else:
+            from approxrt.analysis.report import render
         files = {out: render(document), **files}
     for path, text in files.items():
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -124,6 +124,7 @@ def _unwritable(path: Path, error: OSError) -> Exception:
 def _show(document: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from approxrt.analysis.decoder_report import decoder_findings
     from approxrt.analysis.report import findings
 
     dense = document["dense"]
@@ -139,18 +140,5 @@ def _show(document: dict[str, Any]) -> None:
             f"{block['metric']:.4f}",
         )
     output.stdout.print(table)
-    for text in findings(document) if "embeddings" in document else _decoder_findings(document):
+    for text in findings(document) if "embeddings" in document else decoder_findings(document):
         output.stdout.print(f"- {text}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _decoder_findings(document: dict[str, Any]) -> list[str]:
-    """Which parts of a decoder can each go within the noise."""
-    out = []
-    for key, name in (("groups", "key-value groups"), ("heads", "query heads"), ("units", "groups of FFN units")):
-        rows = document[key]
-        harmless = sum(row["change"] <= 2 * row["stderr"] for row in rows)
-        if rows:
-            out.append(
-                f"{harmless} of {len(rows)} {name} can each be removed without a loss that stands out from noise."
-            )
-    return out

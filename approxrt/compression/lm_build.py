@@ -21,7 +21,7 @@ from approxrt.analysis.decoder_latency import DecoderLatency, InMemory
 from approxrt.analysis.decoder_options import HEAD, Choices, Kind, LinearOption, Plan, kind_of_form, kinds_of
 from approxrt.analysis.obs import tile_curve
 from approxrt.approx.bsr import to_tiles
-from approxrt.approx.decoder_round import Statistics, activation_loss, predicted_loss, refit_kept, round_decoder
+from approxrt.approx.decoder_round import Statistics, predicted_loss, refit_kept, round_decoder
 from approxrt.approx.decoder_structure import remove, selections, shrunk_spec
 from approxrt.approx.gptq import dequantized_linear, round_weights
 from approxrt.approx.group_grids import parts_of, selected
@@ -127,7 +127,6 @@ class Builder:
                         parts = self._plain(name, kind.bits) if enough() else self._round(name, Kind(kind.bits)).parts
                         rounded = dequantized_linear(parts, n, k)
                         noise[kind.bits] = predicted_loss(rounded - weight, self.stats[name])
-                        noise[kind.bits] += 0.0 if kind.grouped else activation_loss(rounded, self.stats[name])
                 loss = noise[kind.bits]
                 if kind.sparse:
                     ordered = np.sort(self.scores[name].ravel())

@@ -11,6 +11,7 @@ from approxrt.tasks.readers import TEXT_SUFFIXES, find_split
 
 SEQUENCE = 512  # tokens of a piece of text, and of a window of validation text
 VALIDATION_TOKENS = 8192
+GAP_SEQUENCES = 8  # between the texts of the two, at most
 
 
 def text_file(data: Any) -> Path:
@@ -33,11 +34,22 @@ def token_ids(tokenizer_json: bytes, path: Path) -> list[int]:
 
 
 def split(ids: list[int], sequence: int) -> tuple[list[int], list[int]]:
-    """(calibration, validation): the last fifth validates, at most VALIDATION_TOKENS of it."""
+    """(calibration, validation) of a text: its first four fifths, and pieces of its last fifth.
+
+    Validation is `VALIDATION_TOKENS` at most, in pieces of `sequence` tokens that are spread evenly, the first of them
+    `GAP_SEQUENCES` behind what calibrates where there is room for that: a document that lies across the border, or the
+    only one that validates, would make a student that has learnt it look better than it is. Raises DataError.
+    """
     cut = len(ids) - len(ids) // 5
     if cut < sequence or len(ids) - cut < 2:
         raise DataError(
             f"the text has {len(ids)} tokens; at least {sequence + sequence // 4 + 1} are needed to calibrate and "
             "validate"
         )
-    return ids[:cut], ids[cut : cut + VALIDATION_TOKENS]
+    rest = ids[cut:]
+    rest = rest[min(GAP_SEQUENCES * sequence, len(rest) // 4) :]
+    count = VALIDATION_TOKENS // sequence
+    if len(rest) > count * sequence:
+        step = (len(rest) - sequence) // (count - 1) if count > 1 else 0
+        rest = [token for piece in range(count) for token in rest[piece * step : piece * step + sequence]]
+    return ids[:cut], rest

@@ -1,0 +1,156 @@
+"""The analysis of a decoder as one HTML page: `approxrt.analysis.report`, for what text a decoder writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from approxrt import __version__
+from approxrt.analysis import plots
+from approxrt.analysis.page import details, number, page, percent, section, table
+from approxrt.analysis.report import block_title, verdict
+
+PARTS = {
+    "groups": ("key-value group", "Key-value groups", "a key and a value head with the query heads that read them"),
+    "heads": ("query head", "Query heads", "one of the query heads that share keys and values"),
+    "units": ("group of FFN units", "Groups of FFN units", "some neighbouring units of a feed-forward block"),
+}
+
+
+def render_decoder(document: Mapping[str, Any]) -> str:
+    """The page of an `approxrt.analysis.decoder_significance.analyze_decoder` document. Needs matplotlib."""
+    model = document["model"]
+    title = f"What {model['name']} needs to write its text"
+    parts = [_parts(document, key) for key in PARTS]
+    return page(title, [_summary(document), _weights(document), _blocks(document), *parts, _method(document)])
+
+
+def decoder_findings(document: Mapping[str, Any]) -> list[str]:
+    """Plain sentences on what can go, the most useful first; not escaped."""
+    dense, blocks = document["dense"], {b["name"]: b for b in document["blocks"]}
+    ranking = document["ranking"]
+    out = [f"{block_title(blocks[name])}: {verdict(blocks[name], dense)}" for name in ranking[:3]]
+    if ranking:
+        worst = blocks[ranking[-1]]
+        out.append(
+            f"{block_title(worst)} matters most: without it the loss rises by {number(worst['change'])} "
+            f"({dense['metric']} {dense['value']:.2f} → {worst['metric']:.2f})."
+        )
+    for key, (what, *_) in PARTS.items():
+        rows = document[key]
+        if rows:
+            plural = what.replace("group of", "groups of") if " of " in what else what + "s"
+            out.append(
+                f"{_harmless(rows)} of {len(rows)} {plural} can each be removed without a loss that stands out from "
+                "noise."
+            )
+    return out
+
+
+def _harmless(rows: list[Mapping[str, Any]]) -> int:
+    return sum(row["change"] <= 2 * row["stderr"] for row in rows)
+
+
+def _summary(document: Mapping[str, Any]) -> str:
+    model, data, dense = document["model"], document["data"], document["dense"]
+    facts = {
+        "Model": f"{escape(model['architecture'])}, {model['layers']} layers, hidden size {model['hidden_size']}, "
+        f"{model['parameters'] / 1e6:.1f} M parameters",
+        "Text": f"{data['tokens']:,} tokens; the first four fifths give statistics, losses are measured on "
+        f"{data['samples']:,} tokens of the rest (without parts of a block: {data['part_samples']:,})",
+        "Whole model": f"loss {dense['loss']:.4f} nats a token, {escape(dense['metric'])} {dense['value']:.3f}",
+    }
+    items = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items())
+    points = "".join(f"<li>{escape(text)}</li>" for text in decoder_findings(document))
+    return (
+        '<p class="lead">A model that writes one kind of text carries much that this text does not need. This page '
+        "shows where: parts are taken out one at a time, on text that is held out, and the loss is measured.</p>"
+        f'<dl class="facts">{items}</dl><h2>In short</h2><ul>{points}</ul>'
+    )
+
+
+def _weights(document: Mapping[str, Any]) -> str:
+    weights = document["weights"]
+    total = sum(weights.values())
+    names = {"attention": "attention blocks", "ffn": "feed-forward blocks", "head": "head (all words' logits)"}
+    rows = [[names[key], f"{count / 1e6:.1f} M", percent(count / total)] for key, count in weights.items()]
+    largest = max(weights, key=weights.__getitem__)
+    return section(
+        "What a token costs",
+        "To write one token every weight below is read once, and reading them is what takes the time: a part's share "
+        "of the weights is its share of the time, and fewer bits a weight, or fewer weights, are less of it.",
+        escape(f"The {names[largest]} are {percent(weights[largest] / total)} of it."),
+        table(["part", "weights read a token", "share"], rows),
+    )
+
+
+def _blocks(document: Mapping[str, Any]) -> str:
+    blocks, dense = document["blocks"], document["dense"]
+    by_name = {b["name"]: b for b in blocks}
+    least = [by_name[name] for name in document["ranking"][:1]]
+    follows = "".join(f"<strong>{escape(block_title(b))}</strong>: {escape(verdict(b, dense))} " for b in least)
+    rows = [
+        [
+            block_title(b),
+            number(b["change"], True),
+            "± " + number(2 * b["stderr"]),
+            f"{b['metric']:.3f}",
+            percent(b["improved"]),
+            number(b["second_order"], True),
+        ]
+        for b in sorted(blocks, key=lambda b: b["change"])
+    ]
+    head = ["block", "loss", "noise", dense["metric"], "tokens better", "predicted"]
+    return section(
+        "Blocks",
+        "Each bar is the change of the mean loss when one attention or feed-forward block is taken out and leaves only "
+        "its average output; whiskers are two standard errors. A bar whose whisker reaches zero is a block that this "
+        "text does not need by itself. Several such blocks together can still matter: each was tried alone.",
+        follows,
+        plots.block_bars(blocks),
+        details("All numbers", table(head, rows)),
+    )
+
+
+def _parts(document: Mapping[str, Any], key: str) -> str:
+    entries = document[key]
+    if not entries:
+        return ""
+    what, title, explained = PARTS[key]
+    ranked = sorted(entries, key=lambda e: e["change"])
+    text = (
+        f"Each cell is {explained}. Its number or colour is the change of the loss without it, in "
+        f"{plots.part_unit(entries)}: orange rises, blue falls, white is no effect."
+    )
+    follows = (
+        f"{_harmless(entries)} of {len(entries)} have no effect beyond two standard errors. Most needed is {what} "
+        f"{ranked[-1]['part'] + 1} of layer {ranked[-1]['layer'] + 1} ({number(ranked[-1]['change'], True)}); least "
+        f"needed is {what} {ranked[0]['part'] + 1} of layer {ranked[0]['layer'] + 1} "
+        f"({number(ranked[0]['change'], True)})."
+    )
+    rows = [
+        [
+            f"layer {e['layer'] + 1}, {what} {e['part'] + 1}",
+            number(e["change"], True),
+            "± " + number(2 * e["stderr"]),
+            percent(e["improved"]),
+            number(e["second_order"], True),
+        ]
+        for e in ranked
+    ]
+    figure = plots.part_heatmap(entries, document["model"]["layers"], what)
+    numbers = details("All numbers", table([what, "loss", "noise", "tokens better", "predicted"], rows))
+    return section(title, text, escape(follows), figure, numbers)
+
+
+def _method(document: Mapping[str, Any]) -> str:
+    return section(
+        "How it was measured",
+        "Removal follows Nagarajan et al. 2020 (arXiv 2010.03688): a block that is taken out keeps its residual path, "
+        "and its mean output stays as a constant. “Predicted” is the second-order estimate of the increase (optimal "
+        "brain surgeon with the empirical Fisher information of outputs) once all other weights of the block's last "
+        "linear have made up for what went. Losses are cross entropies of the next token in nats; noise is twice the "
+        "standard error over tokens, of differences token by token.",
+        f"Made by approxrt {escape(__version__)} in {document['seconds']:.0f} s.",
+    )
