@@ -17,12 +17,15 @@ def table(folder: Path) -> str:
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not rows:
         return ""
+    cpus = sorted({_cpu(row) for row in rows})
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(_key(row), []).append(row)
+        # Times of two machines have no mean.
+        machine = (_cpu(row),) if len(cpus) > 1 else ()
+        groups.setdefault((*_key(row), *machine), []).append(row)
     seconds = sorted({row["seconds"] for row in rows})
     lines = [
-        f"**Compressions** of fine-tuned MiniLM on {rows[0]['machine']['cpu']}, from `approxrt compress` "
+        f"**Compressions** of fine-tuned MiniLM on {' and '.join(cpus)}, from `approxrt compress` "
         f"({seconds[0] / 60:.0f} to {seconds[-1] / 60:.0f} minutes each, sometimes two at once). Dev metrics of the "
         "float32 checkpoint and of the artifact, mean over runs (each fine-tuned and compressed anew) and, where "
         "there are several, least to largest; nothing was selected on dev. Times: all engines in turns on 128 of the "
@@ -32,13 +35,19 @@ def table(folder: Path) -> str:
         "evaluation; some of the models were trained a few commits before. Differences of one run under a point "
         "are noise.",
         "",
-        "| task | asked for | runs | metric | float32 | artifact | loss % | flips % | MB | smaller | "
-        "torch eager | best f32 peer | OpenVINO int8 |",
-        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| task | asked for |{' CPU |' if len(cpus) > 1 else ''} runs | metric | float32 | artifact | loss % | "
+        "flips % | MB | smaller | torch eager | best f32 peer | OpenVINO int8 |",
+        f"|---|---|{'---|' if len(cpus) > 1 else ''}---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for key in sorted(groups, key=str):
         lines.append(_line(key, groups[key]))
     return "\n".join(lines)
+
+
+def _cpu(row: Row) -> str:
+    """The maker's name for it, without marks and clock."""
+    name = row["machine"]["cpu"].split("@")[0].replace("(R)", "").replace("Processor", "")
+    return " ".join(name.split())
 
 
 def _key(row: Row) -> tuple[Any, ...]:
