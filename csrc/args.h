@@ -63,6 +63,7 @@ struct PackedInt8 {
     const float* scale;         // [strips * 16], 0 in the padding
     const float* bias;          // [strips * 16], 0 in the padding
     const int32_t* correction;  // [strips * 16]: layout.bias * sum of the output's kept weights
+    bool token_lanes;           // a sparse matrix whose level has both: sums with tokens, not outputs, in lanes
 };
 
 // y[t, o] = act(s_t * s_o * (sum_k u[t, k] q[o, k] - correction[o]) + b[o]) (+ residual[t, o]).

@@ -100,6 +100,7 @@ KernelTable make_table(Isa level) {
     t.int4_layout = layouts.gemm_int4;
     t.tile_order = t.layout.element_size == 2 ? kOrders.pairs : kOrders.canonical;
     t.fast_gemv = level == Isa::kScalar || t.gemv_int8 != gemv_int8_scalar;
+    t.token_lanes = level == Isa::kAvx512Vnni && two_wide_products();
     t.peak_int8 = peak_int8_scalar;
     t.peak_f32 = peak_f32_scalar;
 #if APPROXRT_X86

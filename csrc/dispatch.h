@@ -42,6 +42,8 @@ struct KernelTable {
     void (*gemv_int4)(const GemvInt4Args&);
     // Whether the gemv kernels are the level's own. Where they are only the definition, few tokens go through gemm_*.
     bool fast_gemv;
+    // Whether sparse int8 matrices are multiplied with tokens in lanes (PackedInt8).
+    bool token_lanes;
     // Executes `iterations` rounds of register-only multiply-adds and returns how many products that
     // were: timed by the caller, the peak that benchmarks give shares of.
     int64_t (*peak_int8)(int64_t iterations);

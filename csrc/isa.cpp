@@ -65,6 +65,16 @@ const std::vector<Isa>& supported_isas() {
 
 Isa detected_isa() { return supported_isas().back(); }
 
+bool two_wide_products() {
+#if APPROXRT_X86
+    uint32_t a, b, c, d;
+    constexpr uint32_t kGenu = 0x756e6547, kIneI = 0x49656e69, kNtel = 0x6c65746e;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == kGenu && d == kIneI && c == kNtel;
+#else
+    return false;
+#endif
+}
+
 Isa resolve_isa(const std::string& name) {
     if (name.empty()) return detected_isa();
     const std::vector<Isa>& here = supported_isas();

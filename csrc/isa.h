@@ -43,6 +43,10 @@ const std::vector<Isa>& supported_isas();
 // The last of them.
 Isa detected_isa();
 
+// Whether the CPU is of those that execute two 512-bit products a cycle, but load few broadcasts: Intel's with AVX-512.
+// (Its small ones execute one, and lose little by being taken for the others.)
+bool two_wide_products();
+
 // Parses a level's name; empty means `detected_isa()`. Throws std::invalid_argument on an unknown
 // name and on a level that this CPU lacks: a forced level never falls back.
 Isa resolve_isa(const std::string& name);

@@ -137,7 +137,8 @@ Int8Weights::Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const
                tiles_.as<int8_t>(),
                scale_.as<float>(),
                bias_.as<float>(),
-               correction_.as<int32_t>()};
+               correction_.as<int32_t>(),
+               false};
 }
 
 Int8Weights Int8Weights::from_dense(const KernelTable& table, int32_t n, int32_t k, const int8_t* q, const float* scale,
@@ -174,6 +175,7 @@ Int8Weights Int8Weights::from_bsr(const KernelTable& table, int32_t n, int32_t k
                                   const uint16_t* indices, const int8_t* tiles, const float* scale, const float* bias) {
     const int32_t strips = strips_of(n);
     Int8Weights w(n, k, indptr[strips], true, scale, bias);
+    w.set_token_lanes(table.token_lanes);
     std::memcpy(w.indptr_.as<int32_t>(), indptr, sizeof(int32_t) * (strips + 1));
     auto* offsets = w.offsets_.as<uint32_t>();
     auto* packed = w.tiles_.as<int8_t>();

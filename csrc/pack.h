@@ -45,6 +45,8 @@ class Int8Weights {
     static Int8Weights from_bsr(const KernelTable& table, int32_t n, int32_t k, const int32_t* indptr,
                                 const uint16_t* indices, const int8_t* tiles, const float* scale, const float* bias);
     const PackedInt8& packed() const { return packed_; }
+    // For tests: the table says what suits the CPU.
+    void set_token_lanes(bool on) { packed_.token_lanes = on; }
     size_t bytes() const;
 
   private:

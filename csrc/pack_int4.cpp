@@ -55,7 +55,7 @@ Int4Weights::Int4Weights(int32_t n, int32_t k, const int32_t* indptr, bool spars
     correction_ = AlignedBuffer(sizeof(int32_t) * strips * kTileN);
     std::memset(correction_.as<int32_t>(), 0, correction_.size());
     packed_ = {{n, k, strips, indptr_.as<int32_t>(), sparse ? offsets_.as<uint32_t>() : nullptr, tiles_.as<int8_t>(),
-                scale_.as<float>(), bias_.as<float>(), correction_.as<int32_t>()},
+                scale_.as<float>(), bias_.as<float>(), correction_.as<int32_t>(), false},
                group_ptr,
                group_scale_.as<uint8_t>()};
 }

@@ -99,6 +99,38 @@ def test_sparse_accumulators_are_exact(isa: str, shape: tuple[int, int, int], de
         np.testing.assert_array_equal(sums, same.accumulate(kernels.panels_from_int8(x, isa)))
 
 
+@pytest.mark.skipif("avx512vnni" not in SUPPORTED, reason="this CPU or system has no avx512vnni")
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_either_way_round_sums_are_the_same(density: float) -> None:
+    """Outputs in lanes or tokens in lanes: every number of tokens up to two panels and some; residual, activation."""
+    n, k, isa = 100, 70, "avx512vnni"
+    rng = np.random.default_rng(1)
+    indptr, indices, tiles = random_bsr(rng, n, k, density)
+    scale, bias = rng.random(n, np.float32) / 1000, rng.standard_normal(n).astype(np.float32)
+    linear = kernels.Int8Linear.bsr(n, k, indptr, indices, tiles, scale, bias, isa)
+    x = rng.standard_normal((99, k)).astype(np.float32)
+    residual = rng.standard_normal((99, 112)).astype(np.float32)
+    for rows in range(1, 100):
+        panels, found = kernels.quantize_rows(x[:rows], isa), []
+        for lanes in (False, True):
+            linear.token_lanes = lanes
+            assert linear.token_lanes == lanes
+            found.append((linear.accumulate(panels), linear.forward(panels, residual[:rows], "gelu")))
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_tokens_in_lanes_need_tiles_and_vnni() -> None:
+    w = np.ones((16, 4), np.int8)
+    with pytest.raises(ValueError, match="only sparse weights of level avx512vnni"):
+        kernels.Int8Linear.dense(w, *unit(16), SUPPORTED[-1]).token_lanes = True
+    linear = kernels.Int8Linear.bsr(
+        16, 4, np.array([0, 1], np.int32), np.zeros(1, np.uint16), w[None], *unit(16), "scalar"
+    )
+    with pytest.raises(ValueError, match="only sparse weights of level avx512vnni"):
+        linear.token_lanes = True
+
+
 @every_level
 def test_empty_strips_give_the_bias(isa: str) -> None:
     n, k = 48, 20

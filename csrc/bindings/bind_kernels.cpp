@@ -339,6 +339,14 @@ void bind_kernels(py::module_& parent) {
              "float32 [rows, round_up(n, 16)].")
         .def("gemv", &int8_gemv, py::arg("tokens"),
              "(float32, int32 sums), both [rows, round_up(n, 16)], by the kernel of few tokens.")
+        .def_property(
+            "token_lanes", [](const Int8Linear& l) { return l.weights.packed().token_lanes; },
+            [](Int8Linear& l, bool on) {
+                expect(!on || (l.kernels->isa == Isa::kAvx512Vnni && l.weights.packed().offsets),
+                       "only sparse weights of level avx512vnni can be multiplied with tokens in lanes");
+                l.weights.set_token_lanes(on);
+            },
+            "Whether products have tokens, not outputs, in a register's lanes: what suits the CPU, until it is set.")
         .def_property_readonly("tiles",
                                [](const Int8Linear& l) { return l.weights.packed().indptr[l.weights.packed().strips]; })
         .def_property_readonly("bytes", [](const Int8Linear& l) { return l.weights.bytes(); });

@@ -40,22 +40,27 @@ inline void with_act(Act act, const Body& body) {
             for (int o = 0; o < kTileN; ++o)
                 a.accumulators[(row + r) * static_cast<int64_t>(w.strips) * kTileN + column + o] = sums[r * kTileN + o];
     const int64_t behind = strip - a.strip_begin;
-    float* out = a.y + behind * a.y_strip;
-    const float* residual = a.residual ? a.residual + behind * kTileN : nullptr;
-    Vec scale[kCount], bias[kCount];
-    for (int v = 0; v < kCount; ++v) {
-        scale[v] = load(w.scale + column + v * W);
-        bias[v] = load(w.bias + column + v * W);
-    }
     with_act(a.act, [&](auto act) {
-        for (int32_t r = 0; r < rows; ++r) {
-            const int64_t t = row + r;
-            const Vec s = broadcast(a.act_scales + t);
-            for (int v = 0; v < kCount; ++v) {
-                Vec y = act(fma(load_i32(sums + r * kTileN + v * W), mul(s, scale[v]), bias[v]));
-                if (residual) y = add(y, load(residual + t * a.ldr + v * W));
-                store(out + t * a.ldy + v * W, y);
+        // Copies: vectors may be stored over anything, so that what is only referred to would be loaded again a row.
+        const int32_t* from = sums;
+        const float* scales = a.act_scales + row;
+        const int64_t ldy = a.ldy, ldr = a.ldr;
+        float* out = a.y + behind * a.y_strip + row * ldy;
+        const float* residual = a.residual ? a.residual + behind * kTileN + row * ldr : nullptr;
+        Vec scale[kCount], bias[kCount];
+        for (int v = 0; v < kCount; ++v) {
+            scale[v] = load(w.scale + column + v * W);
+            bias[v] = load(w.bias + column + v * W);
+        }
+        for (int32_t r = rows; r; --r, from += kTileN, ++scales, out += ldy) {
+            const Vec s = broadcast(scales);
+            Vec y[kCount];
+            for (int v = 0; v < kCount; ++v) y[v] = act(fma(load_i32(from + v * W), mul(s, scale[v]), bias[v]));
+            if (residual) {
+                for (int v = 0; v < kCount; ++v) y[v] = add(y[v], load(residual + v * W));
+                residual += ldr;
             }
+            for (int v = 0; v < kCount; ++v) store(out + v * W, y[v]);
         }
     });
 }
@@ -63,17 +68,23 @@ inline void with_act(Act act, const Body& body) {
 // sums [rows][16], bias not yet added.
 [[maybe_unused]] __attribute__((noinline)) void finish_f32(const GemmF32Args& a, int32_t row, int32_t rows,
                                                            int32_t strip, const float* sums) {
-    const int64_t column = static_cast<int64_t>(strip) * kTileN, behind = strip - a.strip_begin;
-    float* out = a.y + behind * a.y_strip;
-    const float* residual = a.residual ? a.residual + behind * kTileN : nullptr;
+    constexpr int W = Vec::kWidth, kCount = kTileN / W;
+    const int64_t behind = strip - a.strip_begin;
     with_act(a.act, [&](auto act) {
-        for (int32_t r = 0; r < rows; ++r) {
-            const int64_t t = row + r;
-            for (int o = 0; o < kTileN; o += Vec::kWidth) {
-                Vec y = act(add(load(sums + r * kTileN + o), load(a.w->bias + column + o)));
-                if (residual) y = add(y, load(residual + t * a.ldr + o));
-                store(out + t * a.ldy + o, y);
+        const float* from = sums;
+        const int64_t ldy = a.ldy, ldr = a.ldr;
+        float* out = a.y + behind * a.y_strip + row * ldy;
+        const float* residual = a.residual ? a.residual + behind * kTileN + row * ldr : nullptr;
+        Vec bias[kCount];
+        for (int v = 0; v < kCount; ++v) bias[v] = load(a.w->bias + static_cast<int64_t>(strip) * kTileN + v * W);
+        for (int32_t r = rows; r; --r, from += kTileN, out += ldy) {
+            Vec y[kCount];
+            for (int v = 0; v < kCount; ++v) y[v] = act(add(load(from + v * W), bias[v]));
+            if (residual) {
+                for (int v = 0; v < kCount; ++v) y[v] = add(y[v], load(residual + v * W));
+                residual += ldr;
             }
+            for (int v = 0; v < kCount; ++v) store(out + v * W, y[v]);
         }
     });
 }

@@ -36,19 +36,25 @@ struct G8 {
 // y <- act(sums * s_t + bias) (+ residual) of tokens row .. row + rows - 1.
 [[maybe_unused]] __attribute__((noinline)) void finish_groups(const GemmGroupsArgs& a, int32_t row, int32_t rows,
                                                               int32_t strip, const float* sums) {
-    constexpr int W = Vec::kWidth;
-    const int64_t column = static_cast<int64_t>(strip) * kTileN, behind = strip - a.strip_begin;
-    float* out = a.y + behind * a.y_strip;
-    const float* residual = a.residual ? a.residual + behind * kTileN : nullptr;
+    constexpr int W = Vec::kWidth, kCount = kTileN / W;
+    const int64_t behind = strip - a.strip_begin;
     with_act(a.act, [&](auto act) {
-        for (int32_t r = 0; r < rows; ++r) {
-            const int64_t t = row + r;
-            const Vec s = broadcast(a.act_scales + t);
-            for (int o = 0; o < kTileN; o += W) {
-                Vec y = act(fma(load(sums + r * kTileN + o), s, load(a.w->bias + column + o)));
-                if (residual) y = add(y, load(residual + t * a.ldr + o));
-                store(out + t * a.ldy + o, y);
+        // Copies, as in finish_int8.
+        const float *from = sums, *scales = a.act_scales + row;
+        const int64_t ldy = a.ldy, ldr = a.ldr;
+        float* out = a.y + behind * a.y_strip + row * ldy;
+        const float* residual = a.residual ? a.residual + behind * kTileN + row * ldr : nullptr;
+        Vec bias[kCount];
+        for (int v = 0; v < kCount; ++v) bias[v] = load(a.w->bias + static_cast<int64_t>(strip) * kTileN + v * W);
+        for (int32_t r = rows; r; --r, from += kTileN, ++scales, out += ldy) {
+            const Vec s = broadcast(scales);
+            Vec y[kCount];
+            for (int v = 0; v < kCount; ++v) y[v] = act(fma(load(from + v * W), s, bias[v]));
+            if (residual) {
+                for (int v = 0; v < kCount; ++v) y[v] = add(y[v], load(residual + v * W));
+                residual += ldr;
             }
+            for (int v = 0; v < kCount; ++v) store(out + v * W, y[v]);
         }
     });
 }

@@ -7,7 +7,8 @@
 // signed one, and ours is unsigned.
 //
 // 24 accumulators hide vpdpbusd's latency (4 to 5 cycles) and leave registers for weights and broadcasts in flight.
-//   sparse  24 tokens x 1 strip: strips have tiles of different groups, so each product needs its own broadcast
+//   sparse  24 tokens x 1 strip: strips have tiles of different groups, so each product needs its own broadcast, which
+//           CPUs with two 512-bit products a cycle cannot load: there, token_lanes_avx512vnni.h
 //   dense   6 tokens x 4 strips, or 12 x 2: a broadcast serves them all. 10 or 14 loads for 24 products in place of 25
 //           matter where two products a cycle can be had (Ice Lake: 1.7 times as fast); with one a cycle, loads hide
 //
@@ -19,6 +20,7 @@
 #include "../args.h"
 #include "gemm_int8_blocks.h"
 #include "products_avx512vnni.h"
+#include "token_lanes_avx512vnni.h"
 
 namespace approxrt {
 namespace {
@@ -56,8 +58,9 @@ struct DenseBlock {
     const int8_t* tiles;  // of the first strip
     int64_t strip_bytes;  // from one strip's tiles to the next one's
     int32_t groups;
-    int32_t* sums;       // [strips][kPanelRows][16]
-    const int8_t* next;  // tiles of a strip that is needed soon: one is fetched into L2 a step; null: none
+    const int32_t* correction;  // of the first strip
+    int32_t* sums;              // [strips][kPanelRows][16], corrected
+    const int8_t* next;         // tiles of a strip that is needed soon: one is fetched into L2 a step; null: none
 };
 
 template <int kStrips>
@@ -71,9 +74,12 @@ struct Dense {
             const char* x = b.panel;
             __m512i acc[kStrips][MR];
 #pragma GCC unroll 4
-            for (int s = 0; s < kStrips; ++s)
+            for (int s = 0; s < kStrips; ++s) {
+                const __m512i less = _mm512_load_si512(b.correction + s * kTileN);
+                acc[s][0] = _mm512_sub_epi32(_mm512_setzero_si512(), less);
 #pragma GCC unroll 24
-                for (int r = 0; r < MR; ++r) acc[s][r] = _mm512_setzero_si512();
+                for (int r = 1; r < MR; ++r) acc[s][r] = acc[s][0];
+            }
             for (int32_t i = 0; i < b.groups; ++i, tile += kTileBytes, x += kLayout.group_bytes()) {
                 if (b.next) _mm_prefetch(b.next + i * kTileBytes, _MM_HINT_T1);
                 __m512i w[kStrips];
@@ -105,25 +111,39 @@ struct Dense {
                 // The next strips' tiles come from L3 or further, and would be waited for: fetched while these are
                 // used.
                 const bool fetch = t == 0 && i < kStrips && begin + kStrips + i < w.strips;
-                with_rows<kRows, Rows>(
-                    count, DenseBlock{panel + first * kTileK, tiles, groups * kTileBytes, groups, sums + first * kTileN,
-                                      fetch ? tiles + (kStrips + i) * groups * kTileBytes : nullptr});
+                with_rows<kRows, Rows>(count,
+                                       DenseBlock{panel + first * kTileK, tiles, groups * kTileBytes, groups,
+                                                  w.correction + begin * int64_t{kTileN}, sums + first * kTileN,
+                                                  fetch ? tiles + (kStrips + i) * groups * kTileBytes : nullptr});
             }
-            for (int32_t s = 0; s < kStrips; ++s) {
-                int32_t* of_strip = sums + s * kPanelRows * kTileN;
-                const __m512i correction = _mm512_load_si512(w.correction + (begin + s) * static_cast<int64_t>(kTileN));
-                for (int32_t r = 0; r < rows; ++r)
-                    _mm512_store_si512(of_strip + r * kTileN,
-                                       _mm512_sub_epi32(_mm512_load_si512(of_strip + r * kTileN), correction));
-                finish_int8(a, t, rows, begin + s, of_strip);
-            }
+            for (int32_t s = 0; s < kStrips; ++s) finish_int8(a, t, rows, begin + s, sums + s * kPanelRows * kTileN);
         }
     }
 };
 
+// Panels are outside, as in gemm_int8_blocks.h.
+void gemm_in_token_lanes(const GemmInt8Args& a) {
+    const size_t panel_bytes = kLayout.panel_bytes(a.w->k);
+    const char* panel = static_cast<const char*>(a.panels);
+    for (int32_t t = 0; t < a.rows;) {
+        const int32_t left = a.rows - t;
+        if (left >= kLeastLanes) {
+            const int32_t rows = left < 2 * kPanelRows ? left : 2 * kPanelRows;
+            strips_in_lanes(a, t, rows, panel, panel + panel_bytes);
+            t += rows, panel += 2 * panel_bytes;
+        } else {
+            const int32_t rows = left < kPanelRows ? left : kPanelRows;
+            for (int32_t g = a.strip_begin; g < a.strip_end; ++g)
+                with_rows<kPanelRows, Rows>(rows, Int8Block{&a, panel, t, g});
+            t += rows, panel += panel_bytes;
+        }
+    }
+}
+
 }  // namespace
 
 void gemm_int8_avx512vnni(const GemmInt8Args& a) {
+    if (a.w->token_lanes) return gemm_in_token_lanes(a);
     if (a.w->offsets) return gemm_int8_blocks<kPanelRows, Rows>(a, kLayout);
     int32_t strip = a.strip_begin;
     for (; strip + 4 <= a.strip_end; strip += 4) Dense<4>::run(a, strip);
