@@ -36,8 +36,12 @@ install: $(VENV)/.installed  ## Make .venv and install approxrt into it, with wh
 build: install   ## Compile the extension again after a change in csrc/
 	$(BIN)/python setup.py -q build_ext --inplace
 
+# A file's tests stay together: they share what its fixtures train or convert. Few workers, since many of these tests run
+# all of the machine's threads.
+TEST_ARGS ?= -n auto --maxprocesses=2 --dist=loadfile
+
 test: build lint ## Build, lint, type-check and run all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(TEST_ARGS)
 
 lint: install    ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

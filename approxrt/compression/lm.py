@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from approxrt.compression.lm_text import SEQUENCE, split, text_file, token_ids
 from approxrt.compression.lm_train import starting_state, train
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.work import Candidate, Work
+from approxrt.errors import InputError
 from approxrt.models.decoder import is_gguf, load_any_decoder, load_decoder
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.threads import resolve_threads
@@ -51,6 +53,9 @@ from approxrt.tasks.lm import engine_score, perplexity
 Progress = Callable[[float, str], None]
 
 OWN_F32 = "approxrt-f32"
+AS_IN_THE_FILE, PREVIEWED = "as in the file", "as in the file, the head previewed"
+# Of the allowed increase, what a head's preview may cost.
+PREVIEW_SHARE = 0.3
 # Shares of the budget that steps may take at most, where they have a choice.
 SHARES = {"statistics": 0.12, "removal": 0.08, "rounding": 0.12}
 TIMING_SECONDS = 3.0  # of a candidate beside float32
@@ -89,6 +94,7 @@ class LmCompression:
         self.cost = "bytes" if options.objective == ("size",) else "seconds"
         self.allowed = math.log1p(options.max_drop)
         self.own = self._own()
+        self.preview: InMemory | None = None  # whose tensors of a preview others take, too
         self.dense_engine = DecoderEngine(InMemory(self.spec, self.tensors), self.threads)
         self.last_check = float(clock["check"])  # seconds that checking a candidate took, at most
 
@@ -164,10 +170,11 @@ class LmCompression:
             spec, tensors = self.spec, self.tensors
             if self.own is not None:
                 # What a rotation and rounding make of a file with grids of its own cannot be closer to it than those.
+                kept = InMemory(*quantize_model(spec, tensors, 5, grouped=self.checkpoint.grouped))
                 if not self.work.candidates():
                     self.say("as in the file")
-                    kept = quantize_model(spec, tensors, 5, grouped=self.checkpoint.grouped)
-                    self.add(InMemory(*kept), {"plan": "as in the file"})
+                    self.add(kept, {"plan": AS_IN_THE_FILE})
+                self._preview_head(kept)
                 spec, tensors = untied(spec, tensors)
             else:
                 if can_rotate(spec):
@@ -201,6 +208,46 @@ class LmCompression:
         head = {HEAD: grouped["embeddings.word"]} if tied and "embeddings.word" in grouped else {}
         return Own({**grouped, **head}, tied, self.cost == "seconds")
 
+    def _preview_head(self, kept: InMemory) -> None:
+        """A candidate whose head is previewed, and what the others' heads are previewed with."""
+        from approxrt.approx.head_preview import MAX_KL, with_preview
+
+        if self.cost != "seconds":
+            return
+        done = next((c for c in self.work.candidates() if c.about["plan"] == PREVIEWED), None)
+        if done is not None:
+            artifact = read_artifact(Path(done.path))
+            self.preview = InMemory(artifact.decoder_spec, artifact.tensors)
+            return
+        self.say("fitting a preview of the head")
+        try:
+            most = min(MAX_KL, PREVIEW_SHARE * self.allowed)
+            spec, tensors, found = with_preview(kept, self.calibrating, most, self.threads)
+        except InputError as error:
+            self.note(f"the head is not previewed: {error}")
+            return
+        about = {"kl": found.kl, "rows": found.rows, "bytes": found.bytes, "agreement": found.agreement}
+        built = InMemory(spec, tensors)
+        self.add(built, {"plan": PREVIEWED, "preview": about})
+        self.preview = built
+
+    def preview_cost(self) -> tuple[float, float] | None:
+        """(nats a token, bytes that a token reads) of the previewed head."""
+        about = next((c.about["preview"] for c in self.work.candidates() if c.about["plan"] == PREVIEWED), None)
+        return None if about is None else (about["kl"], about["bytes"])
+
+    def _previewed(self, built: InMemory) -> InMemory:
+        """With the preview, where the head still is the word table that it was fitted to."""
+        spec = built.decoder_spec
+        if self.preview is None or spec.head_preview is not None or not spec.tied_embeddings:
+            return built
+        names = [name for name in self.preview.tensors if name.startswith(("embeddings.word.", "head.preview."))]
+        words = [name for name in names if name.startswith("embeddings.word.")]
+        if any(not np.array_equal(built.tensors.get(name, ()), self.preview.tensors[name]) for name in words):
+            return built
+        tensors = dict(built.tensors) | {name: self.preview.tensors[name] for name in names}
+        return InMemory(replace(spec, head_preview=self.preview.decoder_spec.head_preview), tensors)
+
     def _improve(self, spec: DecoderSpec, tensors: dict[str, np.ndarray]) -> None:
         state = self.work.load_state()
         if state is None:
@@ -233,6 +280,7 @@ class LmCompression:
     def add(self, built: InMemory, about: dict[str, Any]) -> Candidate:
         """Write, load and measure an artifact; note it as the next candidate."""
         begun = time.monotonic()
+        built = self._previewed(built)
         baseline, index = self.baseline(), len(self.work.candidates())
         path = self.work.candidate_path(index)
         self.say("checking a candidate")

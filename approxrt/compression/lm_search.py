@@ -155,7 +155,7 @@ class Search:
             self.c.note("sparse tiles were left out: scoring them would take more than a fifth of the budget")
         choices = builder.choices(latency, self.c.tick, self.c.within_share("rounding"), self.c.cost)
         if own is not None and HEAD in choices.linears:
-            choices.linears[HEAD] = self._measured_head(builder, choices.linears[HEAD])
+            choices.linears[HEAD] = self._previewed_head(self._measured_head(builder, choices.linears[HEAD]))
         blocks = block_options(spec, tensors, stats, self.c.tick, GROUPS if own is None else FINE_GROUPS)
         measured = self._removals(spec, tensors, blocks, {name: found.mean for name, found in stats.items()})
         # What nobody has measured stays in part.
@@ -201,6 +201,15 @@ class Search:
             loss = head_divergence(self.spec, self.tensors, weight, batch, with_table)
             out.append(replace(option, loss=loss))
         return out
+
+    def _previewed_head(self, options: list[LinearOption]) -> list[LinearOption]:
+        """The checkpoint's own head reads, and loses, what its preview does."""
+        cost = self.c.preview_cost()
+        if cost is None:
+            return options
+        own = options[0]
+        loss, size = cost
+        return [replace(own, loss=loss, seconds=own.seconds * size / own.bytes), *options[1:]]
 
     def _other_text(self) -> list[int]:
         """Other tokens than those of the statistics, where there are as many."""
@@ -276,11 +285,12 @@ class Search:
         return float(self.c.baseline()["ms"]) / 1e3 / candidate.speedup
 
     def _first_factor(self, choices: Choices) -> float:
-        """Measured over predicted cost of the first candidate: int8, or what the file has."""
+        """Measured over predicted cost of what is there before any plan: int8, or what the file has, previewed."""
         if self.c.cost == "bytes":
             return 1.0
         predicted = sum(options[0].seconds for options in choices.linears.values())
-        return self._seconds(self.c.work.candidates()[0]) / predicted
+        unplanned = [c for c in self.c.work.candidates() if isinstance(c.about["plan"], str)]
+        return self._seconds(unplanned[-1]) / predicted
 
     def _good_enough(self, candidate: Candidate, learnt: dict[str, float]) -> bool:
         target = self._target()
