@@ -185,4 +185,32 @@ struct GemvInt4Args {
     int32_t panel_rows;
 };
 
+// -- a previewed head -------------------------------------------------------------
+
+// Which logits come near enough to the largest to be computed exactly. One pass over logits[0 .. count - 1]:
+//   *largest   the greatest of them, NaN apart; -infinity where there is none
+//   ids        first + i of those that are at least `threshold`, ascending; *found of them; room for `count`
+struct ShortlistArgs {
+    const float* logits;
+    int32_t count;
+    float threshold;
+    int32_t first;
+    float* largest;
+    int32_t* ids;
+    int32_t* found;
+};
+
+// logits[ids[i]] of one token over a g8 word table that lies by rows, to the bit what gemm_groups makes of it (args.h):
+// for a few words of many, which are read where they are.
+struct WordLogitsArgs {
+    const int8_t* q;        // [vocab, k]: signed, as artifacts store it
+    const uint16_t* scale;  // float16 [vocab, ceil(k / 32)]
+    int32_t k;
+    const void* panel;  // the token, GroupPanels{1}
+    float act_scale;
+    const int32_t* ids;
+    int32_t count;
+    float* logits;
+};
+
 }  // namespace approxrt

@@ -30,6 +30,8 @@ using ArgsOf_sign_cached_attention = SignCachedAttentionArgs;
 using ArgsOf_quantize_tokens = QuantizeTokensArgs;
 using ArgsOf_gemv_int8 = GemvInt8Args;
 using ArgsOf_gemv_int4 = GemvInt4Args;
+using ArgsOf_shortlist = ShortlistArgs;
+using ArgsOf_word_logits = WordLogitsArgs;
 
 #define KERNEL(family, isa, mr, nr, kr) void family##_##isa(const ArgsOf_##family&);
 #include "kernel_list.inc"

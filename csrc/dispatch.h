@@ -40,6 +40,8 @@ struct KernelTable {
     void (*quantize_tokens)(const QuantizeTokensArgs&);
     void (*gemv_int8)(const GemvInt8Args&);
     void (*gemv_int4)(const GemvInt4Args&);
+    void (*shortlist)(const ShortlistArgs&);
+    void (*word_logits)(const WordLogitsArgs&);
     // Whether the gemv kernels are the level's own. Where they are only the definition, few tokens go through gemm_*.
     bool fast_gemv;
     // Whether sparse int8 matrices are multiplied with tokens in lanes (PackedInt8).

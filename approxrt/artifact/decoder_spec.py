@@ -48,6 +48,8 @@ DENSE_DECODER_ATTENTION: dict[str, Any] = {
     "attention_keep": 0, "sign_from": 0, "sign_window": 0, "sign_codes": 0, "attention_rest": False
 }  # fmt: skip
 
+PREVIEW_PROJECT, PREVIEW_OUT = "head.preview.project", "head.preview.out"
+
 _PARTS = {
     "attention.query": "query",
     "attention.key": "key",
@@ -135,12 +137,29 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class HeadPreviewSpec:
+    """A head in two steps (after SVD-softmax, Shim et al. 2017), over a tied word table E of kind g8:
+
+        logits = out(project(h)), linears hidden -> width -> vocab, `head.preview.project` and `head.preview.out`;
+        words whose logit is at least the largest less `margin` get the head's, E h, instead
+
+    A token at a time, in float32: the comparison is of logits as they are computed with the largest of them - margin.
+    """
+
+    width: int
+    margin: float
+    project: LinearKind = "g8"
+    out: LinearKind = "g4"
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """A decoder with its head. Sizes in elements; `max_positions` in tokens.
 
     eos_token_ids   a text ends with any of these
     chat_template   the Jinja template of a conversation, "" where there is none
     special_tokens  names that the template may use: "bos_token", "eos_token", ... -> text
+    head_preview    how the head is previewed; None: it is not
     """
 
     architecture: str
@@ -161,6 +180,7 @@ class DecoderSpec:
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str = ""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    head_preview: HeadPreviewSpec | None = None
     task_type: Literal["generation"] = "generation"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -203,6 +223,9 @@ class DecoderSpec:
                 yield f"layers.{i}.ffn.down", LinearSpec(layer.intermediate_size, self.hidden_size, layer.ffn_down)
         if not self.tied_embeddings:
             yield "head.out", LinearSpec(self.hidden_size, self.vocab_size, self.head_kind)
+        if (preview := self.head_preview) is not None:
+            yield PREVIEW_PROJECT, LinearSpec(self.hidden_size, preview.width, preview.project)
+            yield PREVIEW_OUT, LinearSpec(preview.width, self.vocab_size, preview.out)
 
     def stays_f32(self, name: str) -> bool:
         """Whether a conversion leaves the linear in float32: none of a decoder's."""
@@ -227,7 +250,15 @@ class DecoderSpec:
                 attr: kinds[f"layers.{i}.{part}"] for part, attr in _PARTS.items() if f"layers.{i}.{part}" in kinds
             }
             layers.append(dataclasses.replace(layer, **changes))
-        return dataclasses.replace(self, layers=tuple(layers), head_kind=kinds.get("head.out", self.head_kind))
+        preview = self.head_preview
+        if preview is not None:
+            preview = dataclasses.replace(
+                preview,
+                project=kinds.get(PREVIEW_PROJECT, preview.project),
+                out=kinds.get(PREVIEW_OUT, preview.out),
+            )
+        head_kind = kinds.get("head.out", self.head_kind)
+        return dataclasses.replace(self, layers=tuple(layers), head_kind=head_kind, head_preview=preview)
 
     def dense_tensors(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """(name, dtype, shape) of every tensor whose shape the spec alone decides; see `ModelSpec.dense_tensors`."""
@@ -264,6 +295,9 @@ class DecoderSpec:
         data["eos_token_ids"] = list(self.eos_token_ids)
         data["special_tokens"] = dict(self.special_tokens)
         data["extra"] = dict(self.extra)
+        if self.head_preview is None:
+            # So that releases which know of no preview read what has none.
+            del data["head_preview"]
         return data
 
 

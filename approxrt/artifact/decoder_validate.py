@@ -20,13 +20,24 @@ from approxrt.artifact.decoder_spec import (
     TASK,
     DecoderLayerSpec,
     DecoderSpec,
+    HeadPreviewSpec,
     RopeSpec,
 )
-from approxrt.artifact.spec import EMBEDDING_KINDS, LINEAR_KINDS, MAX_DIM, MAX_LAYERS, MAX_SIGN_DIM, MAX_VOCAB
+from approxrt.artifact.spec import (
+    EMBEDDING_KINDS,
+    GROUP_KINDS,
+    GROUP_WEIGHTS,
+    LINEAR_KINDS,
+    MAX_DIM,
+    MAX_LAYERS,
+    MAX_SIGN_DIM,
+    MAX_VOCAB,
+)
 from approxrt.artifact.validate import MAX_NAME, build_object, is_text, object_fields, show
 
 MAX_TEMPLATE = 1 << 18  # characters of a chat template
 MAX_CONTEXT = 1 << 22  # positions: rotary ones need no table
+MAX_MARGIN = 1e30  # of a preview: a float32 that every logit is far below
 MAX_ENDS = 64  # tokens that end a text
 
 _INTS = ("vocab_size", "hidden_size", "max_positions", "down_block")
@@ -69,6 +80,8 @@ def decoder_from_json(data: Any) -> tuple[DecoderSpec | None, list[str]]:
         fields["eos_token_ids"] = tuple(ends)
     else:
         faults.append(f"model.eos_token_ids is {show(ends)}; a list is needed")
+    if fields.get("head_preview") is not None:
+        fields["head_preview"] = build_object(fields["head_preview"], HeadPreviewSpec, "model.head_preview", faults)
     if faults:
         return None, faults
     spec = DecoderSpec(**fields)
@@ -116,6 +129,14 @@ def _type_faults(spec: DecoderSpec) -> list[str]:
             need(type(original) is int, "model.rope.original_positions", original, "an integer")
         else:
             need(False, "model.rope", spec.rope, "an object or null")
+    if isinstance(spec.head_preview, HeadPreviewSpec):
+        preview = spec.head_preview
+        need(type(preview.width) is int, "model.head_preview.width", preview.width, "an integer")
+        need(type(preview.margin) in (int, float), "model.head_preview.margin", preview.margin, "a number")
+        for name in ("project", "out"):
+            need(is_text(getattr(preview, name)), f"model.head_preview.{name}", getattr(preview, name), "a string")
+    elif spec.head_preview is not None:
+        need(False, "model.head_preview", spec.head_preview, "an object or null")
     if not isinstance(spec.layers, tuple):
         need(False, "model.layers", spec.layers, "a sequence of layers")
         return faults
@@ -177,6 +198,28 @@ def _range_faults(spec: DecoderSpec) -> Iterator[str]:
             )
 
 
+def _preview_faults(spec: DecoderSpec) -> Iterator[str]:
+    """A preview stands before a head that can be had a word at a time, out of the word table's rows."""
+    preview, where = spec.head_preview, "model.head_preview"
+    if preview is None:
+        return
+    if not spec.tied_embeddings or spec.embedding_kind != "g8":
+        table = f"{'tied' if spec.tied_embeddings else 'not tied'}, the word table {show(spec.embedding_kind)}"
+        yield (
+            f"{where} is there, and the head is {table}; it must be a tied word table of kind 'g8' "
+            "(convert with bits=5, or leave the preview out)"
+        )
+    if not (GROUP_WEIGHTS <= preview.width <= MAX_DIM and preview.width % GROUP_WEIGHTS == 0):
+        width = show(preview.width)
+        yield f"{where}.width is {width}; it must be a multiple of {GROUP_WEIGHTS} from {GROUP_WEIGHTS} to {MAX_DIM}"
+    if not 0 <= preview.margin <= MAX_MARGIN:
+        yield f"{where}.margin is {show(preview.margin)}; it must be between 0 and {MAX_MARGIN:g}"
+    for name, allowed in (("project", ("f32", *GROUP_KINDS)), ("out", GROUP_KINDS)):
+        kind = getattr(preview, name)
+        if kind not in allowed:
+            yield f"{where}.{name} is {show(kind)}; it must be one of {', '.join(allowed)}"
+
+
 def _sign_faults(where: str, layer: DecoderLayerSpec) -> Iterator[str]:
     keep = layer.attention_keep
     if keep == 0:
@@ -232,6 +275,7 @@ def _choice_faults(spec: DecoderSpec) -> Iterator[str]:
                 yield f"{where}.{name} is {show(getattr(layer, name))}; it must be 'f32' for a linear that is not there"
     if not 0 < len(spec.architecture) <= MAX_NAME:
         yield f"model.architecture has {len(spec.architecture)} characters; it must have 1 to {MAX_NAME}"
+    yield from _preview_faults(spec)
 
 
 def _token_faults(spec: DecoderSpec) -> Iterator[str]:

@@ -8,6 +8,7 @@ names the blocks that multiply nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,7 @@ def summarize(artifact: Artifact) -> dict[str, Any]:
         "linears": linears,
         "removed": [block for block, _ in spec.removed_biases()],
         "sign_matching": _sign_matching(spec),
+        "head_preview": _head_preview(spec),
         "card": artifact.card,
     }
 
@@ -71,6 +73,12 @@ def _sign_matching(spec: AnySpec) -> list[dict[str, Any]]:
         for i, layer in enumerate(layers)
         if layer.attention_keep
     ]
+
+
+def _head_preview(spec: AnySpec) -> dict[str, Any] | None:
+    """How a decoder's head is previewed, where it is."""
+    preview = spec.head_preview if isinstance(spec, DecoderSpec) else None
+    return None if preview is None else dataclasses.asdict(preview)
 
 
 def linear_summary(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -76,6 +76,10 @@ class DecoderEngine:
         """
         return self._decoder.step(caches, tokens, all_logits)
 
+    def hidden(self, caches: Sequence[KvCache], tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        """Append tokens[i] to caches[i]; float32 [tokens, hidden] that the head would read, after its norm."""
+        return self._decoder.step(caches, tokens, hidden=True)
+
     def prefill(self, cache: KvCache, tokens: Sequence[int]) -> np.ndarray:
         """Append a prompt in chunks; float32 [vocab] of its last token."""
         logits = None
@@ -112,6 +116,7 @@ class DecoderEngine:
 
 def decoder_config(spec: DecoderSpec) -> dict[str, Any]:
     """The sizes that the C++ decoder is built from."""
+    preview = spec.head_preview
     dims = {layer.head_dim for layer in spec.layers if layer.has_attention}
     frequencies = np.zeros(0, np.float32)
     if spec.rope is not None and dims:
@@ -128,6 +133,7 @@ def decoder_config(spec: DecoderSpec) -> dict[str, Any]:
         "positions": spec.positions,
         "frequencies": frequencies,
         "tied_embeddings": spec.tied_embeddings,
+        "head_preview": None if preview is None else {"width": preview.width, "margin": preview.margin},
         "layers": [
             {
                 "num_heads": layer.num_heads,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from approxrt.approx.rotate import hadamard
-from approxrt.artifact.decoder_spec import SUM_BLOCK, DecoderLayerSpec, DecoderSpec
+from approxrt.artifact.decoder_spec import PREVIEW_OUT, PREVIEW_PROJECT, SUM_BLOCK, DecoderLayerSpec, DecoderSpec
 from approxrt.artifact.spec import GROUP_KINDS
 from approxrt.runtime.reference import Reference, kept_keys
 
@@ -63,7 +63,17 @@ class DecoderReference(Reference):
                 x = x + self._linear(f"{at}.ffn.down", inner)
             else:
                 x = x + self.weights[f"{at}.ffn.down.bias"]
-        return cast(np.ndarray, self._linear(self.head, self._pre_norm("head.norm", x)).numpy())
+        return cast(np.ndarray, self.head_logits(self._pre_norm("head.norm", x)).numpy())
+
+    def head_logits(self, h: torch.Tensor) -> torch.Tensor:
+        """[tokens, vocab] of h [tokens, hidden], after the last norm; see `HeadPreviewSpec`."""
+        logits = self._linear(self.head, h)
+        preview = self.decoder.head_preview
+        if preview is None:
+            return logits
+        near = self._linear(PREVIEW_OUT, self._linear(PREVIEW_PROJECT, h))
+        refined = near >= near.amax(dim=-1, keepdim=True) - preview.margin
+        return torch.where(refined, logits, near)
 
     def _pre_norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         if self.decoder.norm == "layer":

@@ -104,7 +104,7 @@ class Entered {
 
 // Plain sequences: between two steps of one token, which leave little else in the caches, every call of numpy is slow.
 py::object step(PyDecoder& self, const std::vector<KvCache*>& caches, const std::vector<std::vector<int32_t>>& tokens,
-                bool all_logits) {
+                bool all_logits, bool hidden) {
     expect(tokens.size() == caches.size(),
            "the step has " + std::to_string(caches.size()) + " caches and tokens for " + std::to_string(tokens.size()));
     std::vector<int32_t> ids;
@@ -116,18 +116,18 @@ py::object step(PyDecoder& self, const std::vector<KvCache*>& caches, const std:
     }
     const Decoder& decoder = self.ready();
     const Entered entered(caches);
-    Step step{ids.data(), runs.data(), static_cast<int32_t>(runs.size()), static_cast<int32_t>(ids.size()),
-              all_logits, nullptr};
+    Step step{ids.data(), runs.data(), static_cast<int32_t>(runs.size()), static_cast<int32_t>(ids.size()), all_logits,
+              nullptr,    hidden};
     decoder.check(step);
-    const int64_t vocab = decoder.model().vocab, padded = round_up(vocab, kTileN);
+    const int64_t width = hidden ? decoder.model().hidden : decoder.model().vocab, padded = round_up(width, kTileN);
     Array<float> out({static_cast<int64_t>(step.logit_rows()), padded});
     step.logits = out.mutable_data();
     {
         py::gil_scoped_release release;
         decoder.run(step);
     }
-    if (padded == vocab) return std::move(out);
-    return out[py::make_tuple(py::ellipsis(), py::slice(0, vocab, 1))];
+    if (padded == width) return std::move(out);
+    return out[py::make_tuple(py::ellipsis(), py::slice(0, width, 1))];
 }
 
 }  // namespace
@@ -147,7 +147,10 @@ void bind_decoder(py::module_& module) {
         .def("cache", &make_cache, py::arg("capacity"), py::arg("kind") = "f16",
              "A cache for one sequence of at most `capacity` tokens: f32, f16 or int8.")
         .def("step", &step, py::arg("caches"), py::arg("tokens"), py::arg("all_logits") = false,
-             "Append the ids tokens[i] to caches[i] -> float32 [caches, vocab], or [tokens, vocab] with all_logits.")
+             py::arg("hidden") = false,
+             "Append the ids tokens[i] to caches[i] -> float32 [caches, vocab], or [tokens, vocab] with all_logits; "
+             "with "
+             "hidden [tokens, hidden], what the head would read.")
         .def(
             "set_profiling", [](PyDecoder& d, bool on) { d.ready().set_profiling(on); }, py::arg("on"),
             "Time steps by operator from now on, or stop.")

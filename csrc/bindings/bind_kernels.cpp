@@ -9,6 +9,7 @@ namespace approxrt {
 
 void bind_decoder_kernels(py::module_& kernels);
 void bind_groups(py::module_& kernels);
+void bind_preview(py::module_& kernels);
 void bind_int4(py::module_& kernels);
 void bind_sign_attention(py::module_& kernels);
 
@@ -353,6 +354,7 @@ void bind_kernels(py::module_& parent) {
     bind_decoder_kernels(module);
     bind_int4(module);
     bind_groups(module);
+    bind_preview(module);
     bind_sign_attention(module);
     py::class_<F32Linear>(module, "F32Linear", "Packed float32 weights.")
         .def(py::init<const py::array&, const py::array&>(), py::arg("w"), py::arg("bias"))

@@ -72,6 +72,7 @@ class DecoderBuilder : public LinearBuilder {
         }
         positions(before);
         m.head_norm = norm("head.norm");
+        if (preview(m)) return;
         if (config_["tied_embeddings"].cast<bool>()) {
             biases_.emplace_back(m.vocab, 0.0f);
             later(m.head, linear("embeddings.word", m.vocab, m.hidden, biases_.back().data()));
@@ -89,6 +90,22 @@ class DecoderBuilder : public LinearBuilder {
         const auto beta = floats(name + ".bias", model_.hidden);
         n.beta.assign(beta.data(), beta.data() + model_.hidden);
         return n;
+    }
+
+    // Whether the head is previewed: then the word table is read where it lies.
+    bool preview(DecoderModel& m) {
+        const py::object any = config_["head_preview"];
+        if (any.is_none()) return false;
+        const auto given = any.cast<py::dict>();
+        const int32_t width = number(given, "width");
+        m.preview.emplace();
+        m.preview->margin = given["margin"].cast<float>();
+        expect(m.word_q && m.word_half_scale && config_["tied_embeddings"].cast<bool>(),
+               "head_preview needs a tied word table of kind g8");
+        expect(m.preview->margin >= 0.0f && width > 0, "head_preview: margin and width must not be negative");
+        later(m.preview->project, linear("head.preview.project", width, m.hidden));
+        later(m.preview->out, linear("head.preview.out", m.vocab, width));
+        return true;
     }
 
     void signs(DecoderLayer& layer, const py::dict& l, const std::string& at) {

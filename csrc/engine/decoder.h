@@ -13,12 +13,13 @@ namespace approxrt {
 struct Step {
     const int32_t* ids;  // [tokens]
     const SequenceRun* runs;
-    int32_t count;    // of runs
-    int32_t tokens;   // their sum
-    bool all_logits;  // of every token; else of each run's last one
-    float* logits;    // rows of round_up(vocab, 16)
+    int32_t count;        // of runs
+    int32_t tokens;       // their sum
+    bool all_logits;      // of every token; else of each run's last one
+    float* logits;        // rows of round_up(vocab, 16)
+    bool hidden = false;  // not logits but what the head would read of every token: rows of round_up(hidden, 16)
 
-    int32_t logit_rows() const { return all_logits ? tokens : count; }
+    int32_t logit_rows() const { return all_logits || hidden ? tokens : count; }
 };
 
 class Decoder {

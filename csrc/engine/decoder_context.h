@@ -60,10 +60,11 @@ struct DecoderThread {
     Scratch gate, wide;  // [rows, intermediate]
     Scratch keys, values;
     Scratch attention;
+    GroupRows exact;  // tokens of a previewed head, a panel each
 
     size_t bytes() const {
         return quantized.bytes() + few.bytes() + narrow.bytes() + gate.bytes() + wide.bytes() + keys.bytes() +
-               values.bytes() + attention.bytes();
+               values.bytes() + attention.bytes() + exact.bytes();
     }
 };
 
@@ -74,7 +75,19 @@ struct Chunk {
 
 // A step of a few tokens between two meetings of the threads.
 struct FewStage {
-    enum class What { kEmbed, kQueryKeyValue, kAttend, kOutput, kUp, kDown, kHead };
+    enum class What {
+        kEmbed,
+        kQueryKeyValue,
+        kAttend,
+        kOutput,
+        kUp,
+        kDown,
+        kHead,
+        kProject,
+        kPreview,
+        kShortlist,
+        kRefine,  // in the place of kHead where the head is previewed
+    };
     What what;
     int32_t layer;
 };
@@ -89,6 +102,11 @@ struct DecoderContext {
     Scratch shared;     // [tokens, intermediate] of a few tokens
     Scratch last;       // [rows, hidden]: what the head reads
     QuantizedRows last_quantized;
+    // Of a previewed head.
+    Scratch preview;  // [rows, the projection's outputs]
+    QuantizedRows preview_quantized;
+    Scratch shortlist;       // [rows or threads, vocab]: words whose logits are refined
+    Scratch found, largest;  // [parts, kGemvTokens]: how many of them a part found; its largest logit
     std::vector<Chunk> chunks;
     std::vector<FewStage> few_stages;
     std::vector<Stages::Claim> claims;  // one a thread
@@ -97,7 +115,8 @@ struct DecoderContext {
 
     size_t bytes() const {
         size_t sum = positions.bytes() + rows.bytes() + cos.bytes() + sin.bytes() + x.bytes() + query.bytes() +
-                     attended.bytes() + shared.bytes() + last.bytes() + last_quantized.bytes();
+                     attended.bytes() + shared.bytes() + last.bytes() + last_quantized.bytes() + preview.bytes() +
+                     preview_quantized.bytes() + shortlist.bytes() + found.bytes() + largest.bytes();
         for (const DecoderThread& t : threads) sum += t.bytes();
         return sum;
     }

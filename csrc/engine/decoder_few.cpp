@@ -53,7 +53,12 @@ void DecoderPass::plan_few() {
         if (m_.layers[i].intermediate)
             for (const What what : {What::kUp, What::kDown}) c_.few_stages.push_back({what, i});
     }
-    c_.few_stages.push_back({What::kHead, 0});
+    if (m_.preview) {
+        for (const What what : {What::kProject, What::kPreview, What::kShortlist, What::kRefine})
+            c_.few_stages.push_back({what, 0});
+    } else {
+        c_.few_stages.push_back({What::kHead, 0});
+    }
     const size_t threads = pool_.threads();
     if (c_.claims.size() != threads) c_.claims = std::vector<Stages::Claim>(threads);
 }
@@ -76,6 +81,14 @@ void DecoderPass::few_stage(const FewStage& stage, int part, int parts, Ahead& a
             return few_down(stage.layer, part, parts, ahead);
         case FewStage::What::kHead:
             return few_head(part, parts);
+        case FewStage::What::kProject:
+            return few_project(part, parts);
+        case FewStage::What::kPreview:
+            return few_preview(step_.logit_rows(), part, parts);
+        case FewStage::What::kShortlist:
+            return few_shortlist(step_.logit_rows(), part, parts);
+        case FewStage::What::kRefine:
+            return few_refine(c_.threads[part].narrow.data<float>(), step_.logit_rows(), part, parts);
     }
 }
 
@@ -114,6 +127,14 @@ void DecoderPass::few_ahead(const FewStage& stage, int part, int parts, Ahead& a
             return share(l.down);
         case FewStage::What::kHead:
             return share(m_.head);
+        case FewStage::What::kProject:
+            share(m_.preview->project);
+            return share(m_.preview->out);
+        case FewStage::What::kPreview:
+            return share(m_.preview->out);
+        case FewStage::What::kShortlist:
+        case FewStage::What::kRefine:
+            return;
     }
 }
 
@@ -245,24 +266,6 @@ void DecoderPass::few_down(int32_t layer, int part, int parts, Ahead& ahead) {
     float* y = c_.x.get<float>(0) + strips.begin * kTileN;
     few_linear(Op::kDown, l.down, up, wide_, step_.tokens, c_.threads[part].few, {y, hidden_, y, hidden_}, strips.begin,
                strips.end, account(part));
-}
-
-void DecoderPass::few_head(int part, int parts) {
-    const int32_t rows = step_.logit_rows();
-    DecoderThread& s = c_.threads[part];
-    OpTimes* account = this->account(part);
-    float* in = s.narrow.get<float>(0);
-    for (int32_t i = 0; i < rows; ++i) norm(m_.head_norm, logit_row(i), 1, in + i * hidden_, account);
-    few_logits(in, rows, part, parts);
-}
-
-// Logits of rows that are normalised, the part's share of them.
-void DecoderPass::few_logits(const float* x, int32_t rows, int part, int parts) {
-    const Part strips(m_.head.strips(), part, parts);
-    if (strips.begin == strips.end) return;
-    few_quantize({&m_.head}, x, hidden_, rows, m_.hidden, part);
-    few_linear(Op::kHead, m_.head, x, hidden_, rows, c_.threads[part].few,
-               {step_.logits + strips.begin * kTileN, m_.head.n_padded()}, strips.begin, strips.end, account(part));
 }
 
 void DecoderPass::few_quantize(Forms forms, const float* x, int64_t ldx, int32_t rows, int32_t k, int part) {

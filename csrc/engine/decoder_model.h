@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "weights.h"
@@ -27,6 +28,13 @@ struct DecoderLayer {
     int32_t group() const { return num_heads / num_kv_heads; }
 };
 
+// Two small linears that say nearly what the head would; words within `margin` of a token's largest logit then get
+// those of the whole head, out of the word table (kind g8), which is not packed.
+struct HeadPreview {
+    Linear project, out;
+    float margin = 0.0f;
+};
+
 struct DecoderModel {
     int32_t hidden, vocab, max_positions;
     float eps;
@@ -50,7 +58,11 @@ struct DecoderModel {
     std::vector<float> frequencies;    // [head_dim / 2] of rotary positions; empty: there are none
     std::vector<DecoderLayer> layers;
     PreNorm head_norm;
-    Linear head;
+    Linear head;  // without weights where there is a preview
+    std::optional<HeadPreview> preview;
+
+    // Of a row of logits: whole strips.
+    int64_t logits_ld() const { return round_up(vocab, kTileN); }
 
     template <class Body>
     void each_linear(const Body& body) const {
@@ -62,7 +74,9 @@ struct DecoderModel {
                 for (const Linear* w : {&l.up, &l.down}) body(*w);
             }
         }
-        body(head);
+        if (!preview) return body(head);
+        body(preview->project);
+        body(preview->out);
     }
 
     // The first layer with attention from `layer` on; layers.size() where there is none.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace approxrt {
 
@@ -11,8 +10,6 @@ namespace {
 
 // Tokens of a prompt that an attention task takes: enough rows for the kernel's blocks, few enough to share out.
 constexpr int32_t kChunkTokens = 32;
-// Rows that the head takes at a time.
-constexpr int32_t kHeadRows = 96;
 
 }  // namespace
 
@@ -41,7 +38,7 @@ void DecoderPass::run() {
     divide(few() ? kGemvTokens : kChunkTokens);
     if (few()) return run_few();
     run_blocks();
-    head();
+    step_.hidden ? hidden() : head();
 }
 
 // Nothing is allocated, and nothing can throw, inside a parallel region.
@@ -56,7 +53,8 @@ void DecoderPass::reserve() {
         if (l.num_heads)
             attention = std::max({attention, cached_attention_scratch_floats(longest, l.head_dim),
                                   l.keep ? sign_cached_scratch_floats(longest, l.head_dim) : 0});
-    const int64_t inputs = std::max({static_cast<int64_t>(m_.hidden), query_ld_, wide_});
+    const int64_t inputs = std::max(
+        {static_cast<int64_t>(m_.hidden), query_ld_, wide_, m_.preview ? m_.preview->project.n_padded() : int64_t{0}});
     c_.positions.get<int32_t>(tokens);
     c_.rows.get<int32_t>(tokens);
     c_.cos.get<float>(tokens * half);
@@ -71,6 +69,7 @@ void DecoderPass::reserve() {
     const int32_t logits = step_.logit_rows();
     c_.last.get<float>(logits * hidden_);
     if (logits > kGemvTokens) c_.last_quantized.reserve(k_, forms_, kHeadRows, m_.hidden);
+    if (m_.preview) reserve_preview();
     for (DecoderThread& t : c_.threads) {
         t.narrow.get<float>(std::max<int64_t>(rows, kGemvTokens) * hidden_);
         t.keys.get<float>(rows * kv_ld_);
@@ -203,32 +202,6 @@ void DecoderPass::attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int
     matched.out += dense * a.ldo;
     matched.position += dense;
     k_.sign_cached_attention({matched, run.cache->sign_head(layer, kv_head), l.keep, l.window, nullptr});
-}
-
-// -- the head --------------------------------------------------------------------
-
-// After run_blocks.
-void DecoderPass::head() {
-    const int32_t rows = step_.logit_rows();
-    float* last = c_.last.get<float>(0);
-    for (int32_t i = 0; i < rows; ++i) std::memcpy(last + i * hidden_, logit_row(i), sizeof(float) * hidden_);
-    norm(m_.head_norm, last, rows, last, account(0));
-    const Linear& w = m_.head;
-    const int64_t ld = w.n_padded();
-    const int parts = pool_.threads();
-    if (rows <= kGemvTokens) return pool_.run(parts, [&](int part, int) { few_logits(last, rows, part, parts); });
-    for (int32_t begin = 0; begin < rows; begin += kHeadRows) {
-        const int32_t count = std::min(kHeadRows, rows - begin);
-        const float* in = last + begin * hidden_;
-        if (!w.is_f32()) c_.last_quantized.fill(k_, {&w}, 0, in, hidden_, count, m_.hidden);
-        pool_.run(parts, [&](int part, int thread) {
-            const Part strips(w.strips(), part, parts);
-            if (strips.begin == strips.end) return;
-            const Timed timed(account(thread), Op::kHead, w.macs(strips.begin, strips.end) * count);
-            w.run(k_, {in, hidden_, count, &c_.last_quantized}, {step_.logits + begin * ld + strips.begin * kTileN, ld},
-                  strips.begin, strips.end);
-        });
-    }
 }
 
 }  // namespace approxrt

@@ -13,6 +13,9 @@
 
 namespace approxrt {
 
+// Rows that the head takes at a time.
+constexpr int32_t kHeadRows = 96;
+
 class DecoderPass {
   public:
     DecoderPass(const DecoderModel& model, const KernelTable& kernels, Forms forms, ThreadPool& pool,
@@ -21,7 +24,7 @@ class DecoderPass {
 
   private:
     OpTimes* account(int thread) const { return c_.ops.empty() ? nullptr : &c_.ops[thread]; }
-    bool few() const { return step_.tokens <= kGemvTokens; }
+    bool few() const { return step_.tokens <= kGemvTokens && !step_.hidden; }
 
     void reserve();
     void place_tokens();
@@ -71,18 +74,31 @@ class DecoderPass {
     void few_output(int32_t layer, int part, int parts, Ahead& ahead);
     void few_up(int32_t layer, int part, int parts, Ahead& ahead);
     void few_down(int32_t layer, int part, int parts, Ahead& ahead);
-    void few_head(int part, int parts);
-    void few_logits(const float* x, int32_t rows, int part, int parts);
     void few_quantize(Forms forms, const float* x, int64_t ldx, int32_t rows, int32_t k, int part);
     void few_linear(Op op, const Linear& w, const float* x, int64_t ldx, int32_t rows, const FewRows& quantized,
                     const Linear::Out& out, int32_t strip_begin, int32_t strip_end, OpTimes* account) const;
 
     // The hidden state that row `i` of the logits is made of.
     const float* logit_row(int32_t i) const {
-        const int32_t token = step_.all_logits ? i : step_.runs[i].begin + step_.runs[i].count - 1;
+        const int32_t token = step_.logit_rows() == step_.tokens ? i : step_.runs[i].begin + step_.runs[i].count - 1;
         return c_.x.data<float>() + token * hidden_;
     }
+    // decoder_head.cpp: x are rows that are normalised. Of a few rows each part of the threads takes a share.
     void head();
+    void logits(const float* x, int32_t begin, int32_t rows);
+    void few_head(int part, int parts);
+    void few_logits(const float* x, int32_t rows, int part, int parts);
+    void hidden();
+
+    // decoder_preview.cpp: the same where the head is previewed, from one meeting of the threads to the next.
+    void reserve_preview();
+    void preview_logits(const float* x, int32_t begin, int32_t rows);
+    void few_project(int part, int parts);
+    void few_project(const float* x, int32_t rows, int part, int parts);
+    void few_preview(int32_t rows, int part, int parts);
+    void few_shortlist(int32_t rows, int part, int parts);
+    void few_refine(const float* x, int32_t rows, int part, int parts);
+    void refine(const GroupRows& tokens, int32_t token, const int32_t* ids, int32_t count, float* logits) const;
 
     const DecoderModel& m_;
     const KernelTable& k_;
