@@ -11,7 +11,8 @@ KERNEL_TESTS = tests/test_gemm_int8.py tests/test_gemm_int4.py tests/test_gemm_f
                tests/test_encoder.py tests/test_removed_blocks.py tests/test_plan.py \
                tests/test_rms_norm.py tests/test_rope.py tests/test_gated.py tests/test_hadamard.py tests/test_cache_write.py \
                tests/test_cached_attention.py tests/test_quantize_tokens.py tests/test_gemv_int8.py \
-               tests/test_gemv_int4.py tests/test_sign_cached.py tests/test_decoder.py tests/test_decoder_signs.py
+               tests/test_gemv_int4.py tests/test_sign_cached.py tests/test_decoder.py tests/test_decoder_signs.py \
+               tests/test_shortlist.py tests/test_word_logits.py tests/test_head_preview.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: help install build test lint format demo bench microbench cold readme asan tsan clean

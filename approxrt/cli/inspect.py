@@ -87,6 +87,11 @@ def _show(summary: dict[str, Any]) -> None:
     for kind in sorted({(x["keep"], x["sign_from"]) for x in summary["sign_matching"]}):
         layers = [str(x["layer"]) for x in summary["sign_matching"] if (x["keep"], x["sign_from"]) == kind]
         lines.append(f"sign matching: layers {', '.join(layers)} keep {kind[0]} keys in texts from {kind[1]} tokens on")
+    if (preview := summary["head_preview"]) is not None:
+        lines.append(
+            f"head previewed by linears of {preview['width']}; words within {preview['margin']:g} of the largest logit "
+            "are exact"
+        )
     lines.append(_gpu_line(summary["gpu"]))
     for line in lines:
         output.stdout.print(escape(line), highlight=False, soft_wrap=True)

@@ -35,6 +35,16 @@ inline __attribute__((always_inline)) void sums_of_words(__m512i (&v)[kWords], _
     second = _mm512_shuffle_i32x4(eight[0], eight[1], 0xdd);
 }
 
+// scales[p][w]: float16 bits of word w's groups g + 2 p (low half) and g + 2 p + 1.
+inline void order_scales(const uint16_t* const (&scale)[kWords], int64_t g, int64_t groups,
+                         uint32_t (&scales)[kPairsTogether][kWords]) {
+    const int64_t left = groups - g, pairs = left / 2 < kPairsTogether ? left / 2 : kPairsTogether;
+    for (int w = 0; w < kWords; ++w)
+        for (int64_t p = 0; p < pairs; ++p) __builtin_memcpy(&scales[p][w], scale[w] + g + 2 * p, 4);
+    if (pairs < kPairsTogether && left % 2)
+        for (int w = 0; w < kWords; ++w) scales[pairs][w] = scale[w][groups - 1];
+}
+
 // sum += a group's products. acc: sums with q, or with q + 128 already.
 template <class Level>
 inline __attribute__((always_inline)) __m512 with_group(__m512 sum, __m512i acc, __m256i halves, const char* block) {
@@ -71,14 +81,7 @@ inline void word_logits_batches(const WordLogitsArgs& a) {
         __m512 sum = _mm512_setzero_ps();
         for (int64_t g = 0; g < groups; g += 2, block += 2 * kGroupTokenBytes) {
             const int64_t pair = g / 2;
-            if (pair % kPairsTogether == 0)
-                for (int64_t p = 0; p < kPairsTogether && g + 2 * p < groups; ++p)
-                    for (int w = 0; w < kWords; ++w) {
-                        const int64_t at = g + 2 * p;
-                        uint32_t both = 0;
-                        __builtin_memcpy(&both, scale[w] + at, at + 1 < groups ? 4 : 2);
-                        scales[p][w] = both;
-                    }
+            if (pair % kPairsTogether == 0) order_scales(scale, g, groups, scales);
             const int64_t at = g * kGroupWeights, left = a.k - at;
             const __mmask64 there = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
             const bool two = g + 1 < groups;
