@@ -15,7 +15,7 @@ from approxrt.approx.groups import kind_of
 from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import BITS, TABLE_BITS, Spec, quantize_model
 from approxrt.approx.rotate import can_rotate, rotate
-from approxrt.artifact.decoder_spec import AnySpec
+from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import InputError
@@ -23,6 +23,7 @@ from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.models.decoder import DecoderCheckpoint, is_decoder_config, is_gguf, load_decoder
 from approxrt.models.weights import read_json
 from approxrt.runtime.gpu_layout import PRUNE_BLOCK
+from approxrt.tasks.lm import read_text
 
 _METHODS = {
     4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",
@@ -48,6 +49,7 @@ def convert(
     progress: Progress | None = None,
     target: str = "cpu",
     table_bits: int = 8,
+    head_preview: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Turn the checkpoint `model` (a folder, a hub id or, of a decoder, a .gguf file) into an artifact at `out`.
 
@@ -55,6 +57,8 @@ def convert(
               5: int4 with a float16 scale and offset for 32 weights, 5 bits a weight; a decoder's word table and head
               int8 with such scales. Q4_0, Q4_1 and Q8_0 tensors of a .gguf file have this form and stay as they are.
     table_bits  with bits=5, what the word table and head get: 8, or 6, which are faster to read and round.
+    head_preview  a text file, UTF-8: a decoder whose head is its word table (bits=5, table_bits=8) gets a preview that
+              is fitted to it (`approxrt.approx.head_preview`), and reads half of its head a token.
     density   share of tiles that each linear of the layers keeps, in (0, 1]; below 1 it needs bits=8 or 4.
     overwrite replace an artifact at `out`.
     inputs    "single", "pair" or "any": what an encoder accepts; None takes the checkpoint's word.
@@ -64,12 +68,22 @@ def convert(
     Returns the artifact's path.
 
     Raises InputError for wrong arguments, CheckpointError or UnsupportedModelError
-    for what cannot be read, ArtifactError when `out` cannot be written.
+    for what cannot be read, DataError for the text, ArtifactError when `out` cannot be written.
     """
     _check_arguments(bits, density, inputs, target, table_bits)
+    if head_preview is not None and (bits, table_bits) != (5, 8):
+        raise InputError(
+            f"head_preview with bits={bits}, table_bits={table_bits}: a previewed head needs a word table in int8 with "
+            "scales of groups; use bits=5 and table_bits=8, or leave the preview out"
+        )
+    text = None if head_preview is None else read_text(Path(head_preview))
     check_target(Path(out), overwrite)
     checkpoint, rotated = _load(model, bits == 5), False
     if isinstance(checkpoint, Checkpoint):
+        if text is not None:
+            raise InputError(
+                f"head_preview is for decoders, and {checkpoint.source['name']!r} is an encoder: leave it out"
+            )
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
         converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(
             encoder, checkpoint.tensors, bits, density, target, progress, {}, table_bits
@@ -86,6 +100,10 @@ def convert(
         if rotated:
             decoder, tensors = rotate(decoder, tensors)
         converted = _quantize(decoder, tensors, bits, density, target, progress, checkpoint.grouped, table_bits)
+    previewed: dict[str, Any] = {}
+    if text is not None:
+        with_head, parts, previewed = _previewed(*converted, checkpoint.tokenizer_json, text)
+        converted = with_head, parts
     weight_bytes = sum(array.nbytes for array in converted[1].values())
     card = _card(checkpoint, bits, density, target, weight_bytes)
     if rotated:
@@ -94,8 +112,24 @@ def convert(
         linears = {name: linear.kind for name, linear in converted[0].linears()}
         linears["embeddings.word"] = cast(LinearKind, converted[0].embedding_kind)
         kept = [name for name, parts in checkpoint.grouped.items() if linears[name] == kind_of(parts)]
-        card["method"] |= {"table_bits": table_bits, "matrices_as_in_the_file": len(kept)}
+        card["method"] |= {"table_bits": table_bits, "matrices_as_in_the_file": len(kept), **previewed}
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
+
+
+def _previewed(
+    spec: AnySpec, tensors: dict[str, np.ndarray], tokenizer_json: bytes, text: str
+) -> tuple[DecoderSpec, dict[str, np.ndarray], dict[str, Any]]:
+    """(spec, tensors, what the card says) of a decoder with a preview of its head."""
+    from tokenizers import Tokenizer
+
+    from approxrt.analysis.decoder_latency import InMemory
+    from approxrt.approx.head_preview import with_preview
+
+    assert isinstance(spec, DecoderSpec)
+    ids: list[int] = Tokenizer.from_str(tokenizer_json.decode("utf-8")).encode(text).ids
+    spec, tensors, preview = with_preview(InMemory(spec, tensors), ids)
+    card = {"kl_nats": preview.kl, "words_refined": preview.rows, "same_best_word": preview.agreement}
+    return spec, tensors, {"head_preview": card}
 
 
 def _load(model: str | os.PathLike[str], grouped: bool) -> Checkpoint | DecoderCheckpoint:

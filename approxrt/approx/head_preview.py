@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from approxrt.approx.groups import dequantize_groups, matrix_parts, quantize_gro
 from approxrt.artifact.decoder_spec import PREVIEW_OUT, PREVIEW_PROJECT, DecoderSpec, HeadPreviewSpec
 from approxrt.artifact.spec import GROUP_WEIGHTS
 from approxrt.errors import InputError
+from approxrt.runtime.decoder_cpu import DecoderEngine, DecoderWeights
 from approxrt.runtime.group_reference import dequantized_tokens
 
 MAX_KL = 0.003  # nats
@@ -105,7 +105,7 @@ def build_preview(
 
 
 def with_preview(
-    built: Any, ids: Sequence[int], max_kl: float = MAX_KL, threads: int | None = None
+    built: DecoderWeights, ids: Sequence[int], max_kl: float = MAX_KL, threads: int | None = None
 ) -> tuple[DecoderSpec, dict[str, np.ndarray], Preview]:
     """(spec, tensors, preview) of a finished decoder, previewed: fitted to its hidden states on a text of `ids`.
 
@@ -113,9 +113,7 @@ def with_preview(
     tokens; the last eighth of the pieces checks. Raises InputError, as `build_preview` and where the model's head is no
     tied word table of kind g8.
     """
-    from approxrt.runtime.decoder_cpu import DecoderEngine
-
-    spec: DecoderSpec = built.decoder_spec
+    spec = built.decoder_spec
     check_previewable(spec)
     engine = DecoderEngine(built, threads)
     length = min(SEQUENCE, spec.max_positions)

@@ -16,6 +16,9 @@ def command(
         8, "--bits", help="8 (int8 weights), 5 (int4 as in Q4_1 files), 4 (int4) or 32 (float32)."
     ),
     table_bits: int = typer.Option(8, "--table-bits", help="With --bits 5: 8, or 6, for the word table and the head."),
+    head_preview: Path | None = typer.Option(
+        None, "--head-preview", help="With --bits 5: a text file to fit a preview of a decoder's head to."
+    ),
     density: float = typer.Option(1.0, "--density", help="Share of weight tiles to keep, over 0 up to 1."),
     target: str = typer.Option("cpu", "--target", help="cpu (prunes tiles of 16x4 weights) or cuda (of 64x64)."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an artifact at --out."),
@@ -51,6 +54,7 @@ def command(
             progress=show,
             target=target,
             table_bits=table_bits,
+            head_preview=head_preview,
         )
     seconds = time.perf_counter() - start
     summary = summarize(read_artifact(path))

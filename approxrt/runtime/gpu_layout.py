@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import AnySpec
+from approxrt.artifact.decoder_spec import PREVIEW_OUT, PREVIEW_PROJECT, AnySpec
 from approxrt.artifact.spec import GROUP_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 # Outputs x inputs of a block, coarse first.
@@ -111,6 +111,8 @@ def products(spec: AnySpec) -> list[list[tuple[str, LinearSpec]]]:
     """A model's linears as the GPU multiplies them: query, key and value at once, and a decoder's gate and up."""
     out: list[list[tuple[str, LinearSpec]]] = []
     for name, linear in spec.linears():
+        if name in (PREVIEW_PROJECT, PREVIEW_OUT):
+            continue  # a GPU computes the whole head
         with_gate = name.endswith("ffn.up") and bool(out) and out[-1][-1][0].endswith("ffn.gate")
         if name.endswith(("attention.key", "attention.value")) or with_gate:
             out[-1].append((name, linear))

@@ -12,7 +12,7 @@ from specs import random_tensors
 
 pytest.importorskip("approxrt._C", reason="the CPU engine, to compare with, is not built")
 
-from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.decoder_spec import DecoderSpec, HeadPreviewSpec
 from approxrt.errors import InputError, TargetWarning
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.decoder_cuda import CudaDecoderEngine
@@ -174,3 +174,14 @@ def test_what_was_made_for_a_cpu_says_so() -> None:
     got = engine.step([engine.cache(90)], [ids])[0]
     want = DecoderReference(sparse.decoder_spec, sparse.tensors).next_logits(ids)[-1]
     assert distance(got, want) < 0.05
+
+
+def test_a_previewed_head_is_computed_whole() -> None:
+    weights = build("g8")
+    spec = dataclasses.replace(weights.decoder_spec, head_preview=HeadPreviewSpec(32, 0.5))
+    previewed = Weights(spec, random_tensors(spec) | weights.tensors)
+    logits = [
+        engine.step([engine.cache(len(PROMPT))], [PROMPT], True)
+        for engine in (CudaDecoderEngine(w, DEVICE) for w in (previewed, weights))
+    ]
+    np.testing.assert_array_equal(logits[0], logits[1])
