@@ -14,6 +14,7 @@ from decoders import small_decoder_spec
 from levels import every_level
 from specs import random_tensors
 
+from approxrt.approx.decoder_signs import dense
 from approxrt.artifact.decoder_spec import DecoderSpec, HeadPreviewSpec
 from approxrt.artifact.decoder_validate import decoder_faults, decoder_from_json
 from approxrt.artifact.tensors import tensor_faults
@@ -251,3 +252,10 @@ def test_inspect_shows_it(tmp_path: Path) -> None:
     summary = summarize(read_artifact(path))
     assert summary["head_preview"] == {"width": 64, "margin": 1.0, "project": "g8", "out": "g4"}
     assert {"head.preview.project", "head.preview.out"} <= {linear["name"] for linear in summary["linears"]}
+
+
+def test_the_float32_model_behind_it_has_none() -> None:
+    """What match-signs fits signs with: its own artifact keeps the preview."""
+    model = previewed(1.0)
+    spec, tensors = dense(model.decoder_spec, model.tensors)
+    assert decoder_faults(spec) == [] and tensor_faults(spec, tensors) == []

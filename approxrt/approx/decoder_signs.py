@@ -20,7 +20,7 @@ from torch import Tensor
 from approxrt.approx.gptq import dequantized_linear
 from approxrt.approx.sign_attention import fit_rotation
 from approxrt.approx.torch_decoder import TorchDecoder
-from approxrt.artifact.decoder_spec import DENSE_DECODER_ATTENTION, DecoderSpec
+from approxrt.artifact.decoder_spec import DENSE_DECODER_ATTENTION, PREVIEW_OUT, PREVIEW_PROJECT, DecoderSpec
 from approxrt.artifact.spec import MAX_SIGN_DIM, LinearKind
 from approxrt.runtime.reference import kept_keys
 
@@ -101,7 +101,11 @@ def with_codes(
 
 
 def dense(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """The f32 model that an artifact's weights stand for, exact attention everywhere."""
+    """The f32 model that an artifact's weights stand for, exact attention everywhere, the whole head."""
+    if spec.head_preview is not None:
+        previews = (f"{PREVIEW_PROJECT}.", f"{PREVIEW_OUT}.")
+        spec = dataclasses.replace(spec, head_preview=None)
+        tensors = {name: array for name, array in tensors.items() if not name.startswith(previews)}
     kinds: dict[str, LinearKind] = {name: "f32" for name, _ in spec.linears()}
     out = {}
     for name, linear in spec.linears():
