@@ -10,10 +10,10 @@
     python bench/bench_generate.py perplexity MODEL.gguf ARTIFACT... --data test.txt --out bench/results/perplexity.json
 
 `times`: tokens a second of a prompt of 512 tokens and of 64 tokens after 64, one a step, for every engine in turns;
-medians with the 20th and 80th percentile. For ours also 8 sequences at once, all of their tokens counted. `perplexity`
-adds to the same document: windows of --context tokens that move by --stride, for all engines the same token ids;
-what a document has for these windows already is not run again. `perplexity.json` is of the whole text, which takes an
-hour or more for some of them, and has no times.
+medians with the 20th and 80th percentile; of --data's first tokens, or of random ones. For ours also 8 sequences at
+once, all of their tokens counted. `perplexity` adds to the same document: windows of --context tokens that move by
+--stride, for all engines the same token ids; what a document has for these windows already is not run again.
+`perplexity.json` is of the whole text, which takes an hour or more for some of them, and has no times.
 llama.cpp runs the file as it is (its own kernels for its own quantisation).
 """
 
@@ -59,13 +59,14 @@ class Ours:
         return time.perf_counter() - begin
 
     def decode(self, ids: list[int], sequences: int = 1) -> float:
-        """Seconds for NEW steps of so many sequences."""
-        caches = [self.engine.cache(BEFORE + NEW) for _ in range(sequences)]
-        for cache in caches:
-            self.engine.prefill(cache, ids[:BEFORE])
+        """Seconds for NEW steps of so many sequences, each another piece of the ids."""
+        pieces = [ids[i * (BEFORE + NEW) :][: BEFORE + NEW] for i in range(sequences)]
+        caches = [self.engine.cache(BEFORE + NEW) for _ in pieces]
+        for cache, piece in zip(caches, pieces, strict=True):
+            self.engine.prefill(cache, piece[:BEFORE])
         begin = time.perf_counter()
-        for token in ids[BEFORE : BEFORE + NEW]:
-            logits = self.engine.step(caches, [[token]] * sequences)
+        for at in range(BEFORE, BEFORE + NEW):
+            logits = self.engine.step(caches, [[piece[at]] for piece in pieces])
             np.argmax(logits, axis=1)
         return time.perf_counter() - begin
 
@@ -110,13 +111,17 @@ def rates(seconds: list[float], tokens: int) -> dict[str, float]:
 
 def times(options: argparse.Namespace) -> dict[str, Any]:
     """All engines in turns."""
-    ids = np.random.default_rng(0).integers(5, 30000, PROMPT).tolist()
+    count = max(PROMPT, BATCH * (BEFORE + NEW))
+    # A previewed head refines more words of what is no text: then times depend on the ids.
+    ids = np.random.default_rng(0).integers(5, 30000, count).tolist()
+    if options.data is not None:
+        ids = approxrt.load(options.artifacts[0], threads=options.threads).tokenize(read_text(options.data))[:count]
     ours = [Ours(path, options.threads) for path in options.artifacts]
     engines: list[Any] = [*ours, LlamaCpp(options.gguf, options.threads)]
     measured: dict[str, dict[str, list[float]]] = {e.name: {"prompt": [], "decode": [], "batch": []} for e in engines}
     for turn in range(options.rounds + 1):
         for engine in engines:
-            found = {"prompt": engine.prompt(ids), "decode": engine.decode(ids)}
+            found = {"prompt": engine.prompt(ids[:PROMPT]), "decode": engine.decode(ids)}
             if isinstance(engine, Ours):
                 found["batch"] = engine.decode(ids, BATCH)
             if turn:  # the first one warms up
@@ -130,7 +135,14 @@ def times(options: argparse.Namespace) -> dict[str, Any]:
         if of["batch"]:
             row["batch"] = rates(of["batch"], NEW * BATCH)
         rows.append(row)
-    sizes = {"prompt_tokens": PROMPT, "before": BEFORE, "new_tokens": NEW, "batch": BATCH, "rounds": options.rounds}
+    sizes = {
+        "ids": "random" if options.data is None else options.data.name,
+        "prompt_tokens": PROMPT,
+        "before": BEFORE,
+        "new_tokens": NEW,
+        "batch": BATCH,
+        "rounds": options.rounds,
+    }
     return {"rows": rows, "sizes": sizes}
 
 
@@ -176,7 +188,7 @@ def main() -> None:
     parser.add_argument("artifacts", type=Path, nargs="+", help="artifacts of the same model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--data", type=Path, help="perplexity: a text file")
+    parser.add_argument("--data", type=Path, help="a text file; times: random ids without it")
     parser.add_argument("--tokens", type=int, default=None, help="perplexity: only the text's first tokens")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--stride", type=int, default=256)

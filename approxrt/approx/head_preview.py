@@ -37,7 +37,7 @@ LEAST_CHECKS = 16  # hidden states to measure on
 REGULARISER = 0.01  # of the covariance's mean variance, added to every direction
 MARGIN_STEP, MARGINS = 0.25, 128
 # Bytes of rows anywhere in a table take longer than those of a stream.
-ROW_COST = 1.5
+ROW_COST = 1.7
 LINE = 64  # bytes of a cache line
 
 CALIBRATION_TOKENS, CHECK_TOKENS, SEQUENCE = 16384, 512, 256

@@ -5,14 +5,21 @@
 // Reading the head's matrix is what a step of a few tokens spends a third of its time on; the preview reads a third of
 // that and some thousand rows. All operations are per token, so that a token's logits do not depend on others.
 //
-// Words that are refined are found in every part's own logits but shared out evenly: frequent words, which most often
-// are near, have neighbouring ids in many vocabularies.
+// Words that are refined are found in every part's own logits but shared out anew: frequent words, which most often are
+// near, have neighbouring ids in many vocabularies. One token's are shared out by their number; several tokens' by
+// blocks of words, in turns, so that a row which more than one token asks for comes from memory once.
 #include <algorithm>
 #include <limits>
 
 #include "decoder_pass.h"
 
 namespace approxrt {
+namespace {
+
+// Words of which several tokens are refined one after the other: their rows stay in L2.
+constexpr int32_t kSharedWords = 512;
+
+}  // namespace
 
 void DecoderPass::reserve_preview() {
     const int32_t rows = step_.logit_rows();
@@ -84,19 +91,31 @@ void DecoderPass::few_refine(const float* x, int32_t rows, int part, int parts) 
     const int64_t ld = m_.logits_ld();
     const int32_t strips = m_.preview->out.strips();
     GroupRows& tokens = c_.threads[part].exact;
-    for (int32_t r = 0; r < rows; ++r) {
-        int32_t total = 0;
-        for (int p = 0; p < parts; ++p) total += found[p * kGemvTokens + r];
-        const Part share(total, part, parts);
-        if (share.begin == share.end) continue;
-        tokens.fill(k_, r, x + r * hidden_, hidden_, 1, m_.hidden);
-        // The parts' lists one behind the other.
-        for (int p = 0, first = 0; p < parts; first += found[p * kGemvTokens + r], ++p) {
-            const int32_t from = std::max(share.begin - first, 0),
-                          to = std::min(share.end - first, found[p * kGemvTokens + r]);
-            const int32_t* ids = c_.shortlist.data<int32_t>() + r * ld + Part(strips, p, parts).begin * kTileN;
-            if (from < to) refine(tokens, r, ids + from, to - from, step_.logits + r * ld);
-        }
+    if (rows > 1) {
+        for (int32_t r = 0; r < rows; ++r) tokens.fill(k_, r, x + r * hidden_, hidden_, 1, m_.hidden);
+        for (int32_t block = part * kSharedWords; block < m_.vocab; block += parts * kSharedWords)
+            for (int32_t r = 0; r < rows; ++r)
+                for (int p = 0; p < parts; ++p) {
+                    const Part own(strips, p, parts);
+                    if (own.begin * kTileN >= block + kSharedWords || own.end * kTileN <= block) continue;
+                    const int32_t* ids = c_.shortlist.data<int32_t>() + r * ld + own.begin * kTileN;
+                    const int32_t* end = ids + found[p * kGemvTokens + r];
+                    const int32_t* from = std::lower_bound(ids, end, block);
+                    const int32_t* to = std::lower_bound(from, end, block + kSharedWords);
+                    if (from < to) refine(tokens, r, from, static_cast<int32_t>(to - from), step_.logits + r * ld);
+                }
+        return;
+    }
+    int32_t total = 0;
+    for (int p = 0; p < parts; ++p) total += found[p * kGemvTokens];
+    const Part share(total, part, parts);
+    if (share.begin == share.end) return;
+    tokens.fill(k_, 0, x, hidden_, 1, m_.hidden);
+    // The parts' lists one behind the other.
+    for (int p = 0, first = 0; p < parts; first += found[p * kGemvTokens], ++p) {
+        const int32_t from = std::max(share.begin - first, 0), to = std::min(share.end - first, found[p * kGemvTokens]);
+        const int32_t* ids = c_.shortlist.data<int32_t>() + Part(strips, p, parts).begin * kTileN;
+        if (from < to) refine(tokens, 0, ids + from, to - from, step_.logits);
     }
 }
 
