@@ -264,6 +264,45 @@ def test_as_fast_as_the_limit_allows(checkpoint: DecoderCheckpoint, data: Path, 
     assert approxrt.load(tmp_path / "a").generate("the", max_new_tokens=2)
 
 
+def test_the_head_is_previewed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted once; every later candidate whose head still is the word table has the same, and plans know its price."""
+    monkeypatch.setattr("approxrt.approx.head_preview.MAX_KL", 0.1)
+    # Of this few words 4 bits each are less still than a preview.
+    monkeypatch.setattr(lm_search.Search, "_measured_head", lambda self, builder, options: options[:1])
+    compress(data, tmp_path / "a", max_drop=0.5, recipe="one-shot")
+    found = candidates(tmp_path / "a.work")
+    about = found[1]["about"]
+    assert about["plan"] == lm.PREVIEWED and 0 < about["preview"]["kl"] <= 0.1
+    first = read_artifact(found[1]["path"])
+    assert (
+        first.decoder_spec.head_preview is not None
+        and read_artifact(found[0]["path"]).decoder_spec.head_preview is None
+    )
+    planned = [c for c in found if isinstance(c["about"]["plan"], dict)]
+    assert planned
+    for candidate in planned:
+        artifact = read_artifact(candidate["path"])
+        assert artifact.decoder_spec.head_preview == first.decoder_spec.head_preview
+        for name, array in first.tensors.items():
+            if name.startswith("head.preview."):
+                np.testing.assert_array_equal(artifact.tensors[name], array)
+    # A run that goes on takes it from the candidate.
+    monkeypatch.setattr("approxrt.approx.head_preview.with_preview", None)
+    (tmp_path / "a.work" / "done.json").unlink()
+    again = compress(data, tmp_path / "a", max_drop=0.5, recipe="one-shot", overwrite=True)
+    assert again.finished and approxrt.load(tmp_path / "a").generate("the", max_new_tokens=2)
+
+
+def test_a_head_that_is_not_previewed(data: Path, tmp_path: Path) -> None:
+    """None of this few words is worth it at the usual limit, which the report says; size has nothing to win by one."""
+    report = compress(data, tmp_path / "a", max_drop=0.05, recipe="one-shot")
+    assert any(note.startswith("the head is not previewed: no preview within") for note in report.notes)
+    report = compress(data, tmp_path / "b", objective="size", max_drop=0.05, recipe="one-shot")
+    assert not any("previewed" in note for note in report.notes)
+    for work in ("a.work", "b.work"):
+        assert not any(c["about"]["plan"] == lm.PREVIEWED for c in candidates(tmp_path / work))
+
+
 def test_a_smaller_one_learns(data: Path, tmp_path: Path) -> None:
     compress(data, tmp_path / "a", objective="size", shrink=8.0, max_drop=0.001, epochs=6.0, lr=1e-3)
     found = candidates(tmp_path / "a.work")
