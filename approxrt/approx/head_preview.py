@@ -51,6 +51,7 @@ class Preview:
     kl          nats, the mean over tokens of KL(whole head || previewed head)
     rows        words refined a token, on average
     bytes       that a token reads: both linears and the rows
+    cost        bytes of a stream that would take as long to read
     agreement   share of tokens whose largest logit is the same word's
     """
 
@@ -59,6 +60,7 @@ class Preview:
     kl: float
     rows: float
     bytes: float
+    cost: float
     agreement: float
 
 
@@ -93,7 +95,7 @@ def build_preview(
         if best is None or cost < best[0]:
             spec = HeadPreviewSpec(width, found.margin)
             read = streamed + found.rows * _row_bytes(k)
-            best = cost, width, Preview(spec, {}, found.kl, found.rows, read, found.agreement)
+            best = cost, width, Preview(spec, {}, found.kl, found.rows, read, cost, found.agreement)
     whole = sum(part.nbytes for part in table.values())
     if best is None or best[0] >= whole:
         least = "there is none" if best is None else f"the cheapest costs as much as {best[0] / 1e6:.2f} MB"
