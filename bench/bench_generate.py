@@ -4,8 +4,9 @@
     approxrt convert MODEL.gguf --out int8
     approxrt convert MODEL.gguf --out bits5 --bits 5
     approxrt convert MODEL.gguf --out bits5-table6 --bits 5 --table-bits 6
+    approxrt convert MODEL.gguf --out bits5-preview --bits 5 --head-preview valid.txt
     approxrt convert MODEL.gguf --out int4 --bits 4
-    python bench/bench_generate.py times MODEL.gguf ARTIFACT... --out bench/results/generate.json
+    python bench/bench_generate.py times MODEL.gguf ARTIFACT... --data test.txt --out bench/results/generate.json
     python bench/bench_generate.py perplexity MODEL.gguf ARTIFACT... --data test.txt --out bench/results/generate.json
     python bench/bench_generate.py perplexity MODEL.gguf ARTIFACT... --data test.txt --out bench/results/perplexity.json
 
