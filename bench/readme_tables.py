@@ -297,8 +297,8 @@ def generate_table(doc: dict[str, Any]) -> str:
         f"**{doc['model']}** on {machine['cpu']} ({isa}), {doc['threads']} threads, llama-cpp-python "
         f"{doc['versions']['llama-cpp-python']}. Tokens a second, medians of {sizes['rounds']} rounds in turns in one "
         f"run (p20 to p80); in brackets: times llama.cpp's. Prompt: {sizes['prompt_tokens']} tokens of {_ids(sizes)}. "
-        f"Decode: {sizes['new_tokens']} tokens after {sizes['before']}, one sequence; batch: {sizes['batch']} sequences, "
-        "all tokens counted.",
+        f"Decode: {sizes['new_tokens']} tokens after {sizes['before']}, one sequence; batch: "
+        f"{sizes['batch']} sequences, all tokens counted.",
         "",
         "| engine | MB of weights | perplexity | prompt | decode | batch |",
         "|---|---:|---:|---:|---:|---:|",
