@@ -49,11 +49,18 @@ class InMemory:
     tensors: Mapping[str, np.ndarray]
 
 
-def decode_run(engine: DecoderEngine, prompt: int = PROMPT, steps: int = STEPS) -> Run:
-    """A function that appends `steps` tokens, one by one, to a text of `prompt` (less where positions are few)."""
+def decode_run(
+    engine: DecoderEngine, text: Sequence[int] | None = None, prompt: int = PROMPT, steps: int = STEPS
+) -> Run:
+    """A function that appends `steps` tokens, one by one, to a text of `prompt` (less where positions are few).
+
+    text   the ids, where they matter: a previewed head refines more words of what is no text. Default: random
+    """
     steps = min(steps, max(1, engine.spec.max_positions // 2))
     prompt = max(1, min(prompt, engine.spec.max_positions - steps))
-    ids = np.random.default_rng(0).integers(0, engine.spec.vocab_size, prompt + steps).tolist()
+    ids = list(text or [])[: prompt + steps]
+    if len(ids) < prompt + steps:
+        ids = np.random.default_rng(0).integers(0, engine.spec.vocab_size, prompt + steps).tolist()
     cache = engine.cache(prompt + steps)
     engine.prefill(cache, ids[:prompt])
 
