@@ -66,10 +66,12 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         "quantize_tokens": "scalar-1x576",
         "rms_norm": "scalar-1x576",
         "rope": "scalar-1x9x64",
+        "shortlist": "scalar-24576",
         "sign_attention": "scalar-64x32x16",
         "sign_cached_attention": "scalar-f16x512x1",
         "sign_index": "scalar-f16x1",
         "softmax": "scalar-16x16",
+        "word_logits": "scalar-64x576",
     }
     assert sorted(smallest) == FAMILIES
     ids = [f"bench/bench_{family}.py::test_{family}[{case}]" for family, case in smallest.items()]

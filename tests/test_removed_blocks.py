@@ -80,7 +80,7 @@ def compare_with_the_reference(tmp_path: Path, spec: ModelSpec) -> None:
     artifact = artifact_of(tmp_path / f"a-{spec.head.pooling}", spec)
     ids = sequences((1, 2, 3, 5, 8, 13, 16) * 4)
     truth = reference_logits(artifact.spec, artifact.tensors, ids)
-    hidden = reference_hidden(artifact.spec, artifact.tensors, ids[-1:])[0]
+    hidden = reference_hidden(artifact.spec, artifact.tensors, ids[:14])
     largest, depth = np.abs(truth).max(), len(spec.layers)
     terms = max(spec.hidden_size, *(max(l.num_heads * l.head_dim, l.intermediate_size) for l in spec.layers))
     for threads in (1, 2):
@@ -88,8 +88,11 @@ def compare_with_the_reference(tmp_path: Path, spec: ModelSpec) -> None:
         error = np.abs(engine.forward(ids, None, "logits") - truth).max(axis=1)
         assert np.median(error) <= 12 * depth * terms * EPS * largest
         assert error.max() <= 2 * depth * largest / 127
-        error = np.abs(engine.hidden(ids[-1]) - hidden)
-        assert np.median(error) <= 12 * depth * terms * EPS * np.abs(hidden).max()
+        # Where one activation is rounded the other way all of a sequence differs: few do, hence the median over them.
+        differences = [np.abs(engine.hidden(one) - want).max() for one, want in zip(ids[:14], hidden, strict=True)]
+        highest = max(np.abs(want).max() for want in hidden)
+        assert np.median(differences) <= 12 * depth * terms * EPS * highest
+        assert max(differences) <= 2 * depth * highest / 127
 
 
 @every_removal

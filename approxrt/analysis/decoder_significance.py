@@ -32,8 +32,8 @@ def analyze_decoder(
 ) -> dict[str, Any]:
     """Analyse a decoder on a plain text: its first four fifths give statistics, losses are measured on the last.
 
-    samples   tokens that losses without a block are measured on, in pieces of 512 (of the model's context, if that is
-              less), at least one; those without parts of a block are measured on one piece
+    samples   tokens that losses without a block are measured on, in whole pieces of 512 (of the model's context, if
+              that is less), as far as the text goes; those without parts of a block are measured on one piece
 
     Keys of the document:
       model     name, architecture, layers, hidden_size, parameters
@@ -86,7 +86,7 @@ def _analyze(
     sequence = min(SEQUENCE, spec.max_positions)
     calibrating, held_out = split(ids, sequence)
     sequence = min(sequence, len(held_out))
-    held = calibration(held_out, max(1, samples // sequence), sequence)
+    held = calibration(held_out, -(-samples // sequence), sequence)
     stats = statistics(
         spec,
         tensors,
