@@ -173,11 +173,11 @@ class LmCompression:
             spec, tensors = self.spec, self.tensors
             if self.own is not None:
                 # What a rotation and rounding make of a file with grids of its own cannot be closer to it than those.
-                kept = InMemory(*quantize_model(spec, tensors, 5, grouped=self.checkpoint.grouped))
                 if not self.work.candidates():
                     self.say("as in the file")
+                    kept = InMemory(*quantize_model(spec, tensors, 5, grouped=self.checkpoint.grouped))
                     self.add(kept, {"plan": AS_IN_THE_FILE})
-                self._preview_head(kept)
+                self._preview_head()
                 spec, tensors = untied(spec, tensors)
             else:
                 if can_rotate(spec):
@@ -211,7 +211,7 @@ class LmCompression:
         head = {HEAD: grouped["embeddings.word"]} if tied and "embeddings.word" in grouped else {}
         return Own({**grouped, **head}, tied, self.cost == "seconds")
 
-    def _preview_head(self, kept: InMemory) -> None:
+    def _preview_head(self) -> None:
         """A candidate whose head is previewed, and what the others' heads are previewed with."""
         from approxrt.approx.head_preview import with_preview
 
@@ -225,6 +225,7 @@ class LmCompression:
         self.say("fitting a preview of the head")
         try:
             most = min(PREVIEW_KL, PREVIEW_SHARE * self.allowed)
+            kept = read_artifact(Path(self.work.candidates()[0].path))
             spec, tensors, found = with_preview(kept, self.calibrating, most, self.threads)
         except InputError as error:
             self.note(f"the head is not previewed: {error}")
