@@ -311,7 +311,7 @@ constexpr int64_t sign_attention_scratch_floats(int64_t n, int64_t head_dim) {
 struct EmbeddingArgs {
     const float* word;         // [vocab, width], or null when word_q or word_q4 is set
     const int8_t* word_q;      // [vocab, width], or null
-    const float* word_scale;   // [vocab] of word_q or int4 word_q4
+    const float* word_scale;   // [vocab] of word_q, int4 word_q4 or rows of two bits
     const float* position;     // [max_positions, width]
     const float* token_type;   // [types, width] or null
     const int32_t* ids;        // [rows]
@@ -330,6 +330,10 @@ struct EmbeddingArgs {
     const uint16_t* word_half_scale = nullptr;   // [vocab, ceil(width / 32)]
     const uint16_t* word_half_offset = nullptr;  // the same, or null
     const uint8_t* word_q2 = nullptr;            // [vocab, ceil(width / 4)]
+    // Rows of two bits, and of four where a word is among word_wide: word = word_scale * m * (2 q - 3), q of word_q2,
+    // or word_scale * m * q4. Each table holds its own rows only, in the order of ids.
+    const int32_t* word_wide = nullptr;  // [wide], ascending; word_q4 [wide, ..], word_q2 [vocab - wide, ..]
+    int32_t wide = 0;
 };
 
 }  // namespace approxrt

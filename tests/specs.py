@@ -71,7 +71,9 @@ def random_tensors(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
     inputs["embeddings.word"] = spec.embedding_size
     names = {name for name, _, _ in spec.dense_tensors()}
     for name, dtype, shape in spec.dense_tensors():
-        if dtype == "I8":
+        if name == "embeddings.word.wide":
+            tensors[name] = np.sort(rng.permutation(spec.vocab_size)[: spec.wide_words]).astype(np.int32)
+        elif dtype == "I8":
             tensors[name] = rng.integers(-127, 128, shape, dtype=np.int8)
         elif dtype == "F16":
             tensors[name] = rng.normal(0, 0.05, shape).astype(np.float16)

@@ -1,4 +1,4 @@
-"""Embedding lookup: f32, int8 and int4 rows, with and without token types."""
+"""Embedding lookup: f32, int8, int4 and mixed rows, with and without token types."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import pytest
 from levels import EPS, every_level
 
 from approxrt._C import kernels
-from approxrt.approx.groups import dequantize_groups, pack_unsigned, quantize_groups6
+from approxrt.approx.groups import dequantize_groups, pack_quarters, pack_unsigned, quantize_groups6
 from approxrt.approx.int4 import pack_nibbles, row_integers
+from approxrt.approx.mixed_rows import mixed_integers
 from approxrt.artifact.spec import GROUP_WEIGHTS
 
 
 @every_level
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 17, 31, 32, 33, 40, 79])
-@pytest.mark.parametrize("kind", ["f32", "s8", "s4", "g8", "g6", "g4"])
+@pytest.mark.parametrize("kind", ["f32", "s8", "s4", "s2", "g8", "g6", "g4"])
 @pytest.mark.parametrize("typed", [False, True])
 def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
     rng = np.random.default_rng(width)
@@ -31,6 +32,16 @@ def test_sum_of_tables(isa: str, width: int, kind: str, typed: bool) -> None:
         word, scale = pack_nibbles(q4), rng.uniform(0.01, 1, 5).astype(np.float32)
         group_scale = rng.choice([1, 2, 77, 255], (5, -(-width // GROUP_WEIGHTS))).astype(np.uint8)
         rows = row_integers(word, group_scale, width)[ids].astype(np.float64) * scale[ids][:, None]
+    elif kind == "s2":
+        scale = rng.uniform(0.01, 1, 5).astype(np.float32)
+        group_scale = rng.choice([1, 2, 77, 255], (5, -(-width // GROUP_WEIGHTS))).astype(np.uint8)
+        wide = np.array([[], [2], [0, 4], [0, 1, 2, 3, 4]][width % 4], np.int32)
+        word = pack_nibbles(rng.integers(-7, 8, (len(wide), width)).astype(np.int8))
+        q2 = pack_quarters(rng.integers(0, 4, (5 - len(wide), width)).astype(np.uint8))
+        halves = {"q2": q2, "wide": wide}
+        parts = {"q4": word, "q2": q2, "wide": wide, "group_scale": group_scale}
+        integers = mixed_integers({f"embeddings.word.{part}": array for part, array in parts.items()}, width)
+        rows = integers[ids].astype(np.float64) * scale[ids][:, None]
     elif kind in ("g4", "g6", "g8"):
         scale, groups = None, (5, -(-width // GROUP_WEIGHTS))
         halves = {"half_scale": rng.normal(0, 0.1, groups).astype(np.float16)}
@@ -73,3 +84,21 @@ def test_int4_tables_of_wrong_shape_are_refused() -> None:
         kernels.embedding(word, scale, position, None, zero, zero, None, group_scale=groups[:, :1].copy())
     with pytest.raises(ValueError, match="shapes of tables"):
         kernels.embedding(word[:, :19].copy(), scale, position, None, zero, zero, None, group_scale=groups)
+
+
+def test_mixed_tables_of_wrong_shape_are_refused() -> None:
+    def look_up(wide: list[int], q2: int = 3, groups: int = 5) -> None:
+        word, zero = np.full((len(wide), 20), 0x88, np.uint8), np.zeros(1, np.int32)
+        position, scale = np.zeros((3, 40), np.float32), np.ones(5, np.float32)
+        quarters, group_scale = np.zeros((q2, 10), np.uint8), np.ones((groups, 2), np.uint8)
+        ids = np.array(wide, np.int32)
+        kernels.embedding(word, scale, position, None, zero, zero, None, group_scale=group_scale, q2=quarters, wide=ids)
+
+    look_up([1, 4])
+    for wide in ([4, 1], [1, 1], [-1, 2], [1, 5]):
+        with pytest.raises(ValueError, match="wide must ascend strictly within 0 to 4"):
+            look_up(wide)
+    with pytest.raises(ValueError, match="word_scale"):
+        look_up([1, 3], q2=2)
+    with pytest.raises(ValueError, match="group_scale"):
+        look_up([1, 4], groups=4)

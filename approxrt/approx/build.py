@@ -51,7 +51,8 @@ def quantized(
         kind, parts = embeddings
         del tensors["embeddings.word.weight"]
         tensors |= parts
-        spec = dataclasses.replace(spec, embedding_kind=kind)
+        wide = len(parts["embeddings.word.wide"]) if kind == "s2" else 0
+        spec = dataclasses.replace(spec, embedding_kind=kind, wide_words=wide)
     return spec, tensors
 
 

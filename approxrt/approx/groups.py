@@ -126,7 +126,8 @@ def pack_quarters(q: np.ndarray) -> np.ndarray:
 
 def unpack_quarters(packed: np.ndarray, k: int) -> np.ndarray:
     """u8[N, ceil(k / 4)] -> u8[N, k]."""
-    return np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1).reshape(len(packed), -1)[:, :k]
+    fields = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
+    return fields.reshape(len(packed), 4 * packed.shape[1])[:, :k]
 
 
 def _in_groups(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

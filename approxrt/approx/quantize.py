@@ -18,7 +18,7 @@ from approxrt.approx.bsr import dense_to_bsr, expand_mask
 from approxrt.approx.groups import kind_of, quantize_groups4, quantize_groups6, quantize_groups8
 from approxrt.approx.quantize4 import quantize_rows4, quantize_tiles4
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.spec import EmbeddingKind, LinearKind, ModelSpec
+from approxrt.artifact.spec import LinearKind, ModelSpec, TableKind
 
 # 5: int4 with a float16 scale and offset for 32 weights (kind g4); tables and heads with 8 bits and such scales (g8).
 BITS = (4, 5, 8, 32)
@@ -124,13 +124,13 @@ def quantize_model(
         out |= {f"{name}.{part}": array for part, array in parts.items()}
         if progress:
             progress(weight.size, name)
-    embedding_kind: EmbeddingKind = spec.embedding_kind
+    embedding_kind = spec.embedding_kind
     if embedding_kind == "f32":
         words = out.pop("embeddings.word.weight")
         embedding_kind = "s8" if bits == 8 else "s4"
         if bits == 5:
             parts = _grouped_table(words, given.get("embeddings.word"), table_bits)
-            embedding_kind = cast(EmbeddingKind, kind_of(parts))
+            embedding_kind = cast(TableKind, kind_of(parts))
         elif bits == 8:
             parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
         else:

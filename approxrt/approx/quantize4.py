@@ -45,7 +45,7 @@ def quantize_rows4(weight: np.ndarray, highest: int = MAX_GROUP_SCALE) -> tuple[
     groups[:, :k] = weight
     starts = np.arange(n + 1) * per_row
     q, m, scale = quantize_groups(groups.reshape(n * per_row, 1, GROUP_WEIGHTS), starts, highest)
-    return pack_nibbles(q.reshape(n, -1)[:, :k]), m.reshape(n, per_row), scale[:, 0]
+    return pack_nibbles(q.reshape(n, per_row * GROUP_WEIGHTS)[:, :k]), m.reshape(n, per_row), scale[:, 0]
 
 
 def quantize_tiles4(weight: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:

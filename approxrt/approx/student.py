@@ -290,6 +290,7 @@ def predict(model: Student, ids: Sequence[Sequence[int]], types: Sequence[Sequen
 def dequantized(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """The same model with the word embeddings as float32 rows of the values that their stored form stands for."""
     from approxrt.approx.int4 import row_integers
+    from approxrt.approx.mixed_rows import dequantize_mixed
 
     out = {name: array for name, array in tensors.items() if not name.startswith("embeddings.word.")}
     if spec.embedding_kind == "s8":
@@ -297,10 +298,12 @@ def dequantized(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> tuple[Mod
     elif spec.embedding_kind == "s4":
         q4, m, scale = (tensors[f"embeddings.word.{part}"] for part in ("q4", "group_scale", "scale"))
         words = row_integers(q4, m, spec.embedding_size).astype(np.float32) * scale[:, None]
+    elif spec.embedding_kind == "s2":
+        words = dequantize_mixed(tensors, spec.embedding_size)
     else:
         words = tensors["embeddings.word.weight"]
     out["embeddings.word.weight"] = words
-    return dataclasses.replace(spec, embedding_kind="f32"), out
+    return dataclasses.replace(spec, embedding_kind="f32", wide_words=0), out
 
 
 def sample_losses(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -96,13 +96,15 @@ def prune_vocabulary(
 def apply_vocabulary(
     spec: ModelSpec, tensors: Mapping[str, np.ndarray], vocabulary: PrunedVocabulary
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) with the kept rows of the word embeddings, of any `embedding_kind`.
+    """(spec, tensors) with the kept rows of the word embeddings, of any `embedding_kind` but s2.
 
     `vocab_size` and `pad_token_id` follow; rows are copied bit for bit, all
     other tensors are the same arrays. Raises InputError when the vocabulary is
     not of this model: a row past the table, or no row for the padding token.
     """
     kept = vocabulary.kept
+    if spec.embedding_kind == "s2":
+        raise InputError("the vocabulary of a word table of kind s2 cannot be pruned: prune it before it is quantised")
     if not len(kept) or kept[0] < 0 or kept[-1] >= spec.vocab_size:
         span = f"rows {kept[0]} to {kept[-1]}" if len(kept) else "no rows"
         raise InputError(

@@ -29,10 +29,10 @@ import numpy as np
 from approxrt.artifact.spec import (
     MAX_GROUP_SCALE,
     MAX_ROW_GROUP_SCALE,
-    EmbeddingKind,
     LinearKind,
     LinearSpec,
     ModelSpec,
+    TableKind,
     embedding_tensors,
     linear_tensors,
 )
@@ -175,7 +175,7 @@ class DecoderSpec:
     rope: RopeSpec | None = None
     tied_embeddings: bool = True
     down_block: int = 0
-    embedding_kind: EmbeddingKind = "f32"
+    embedding_kind: TableKind = "f32"
     head_kind: LinearKind = "f32"
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str = ""

@@ -24,7 +24,6 @@ from approxrt.artifact.decoder_spec import (
     RopeSpec,
 )
 from approxrt.artifact.spec import (
-    EMBEDDING_KINDS,
     GROUP_KINDS,
     GROUP_WEIGHTS,
     LINEAR_KINDS,
@@ -32,6 +31,7 @@ from approxrt.artifact.spec import (
     MAX_LAYERS,
     MAX_SIGN_DIM,
     MAX_VOCAB,
+    TABLE_KINDS,
 )
 from approxrt.artifact.validate import MAX_NAME, build_object, is_text, object_fields, show
 
@@ -255,7 +255,7 @@ def _choice_faults(spec: DecoderSpec) -> Iterator[str]:
     yield from one_of("model.activation", spec.activation, DECODER_ACTIVATIONS)
     if spec.down_block not in DOWN_BLOCKS:
         yield f"model.down_block is {show(spec.down_block)}; it must be one of {', '.join(map(str, DOWN_BLOCKS))}"
-    yield from one_of("model.embedding_kind", spec.embedding_kind, EMBEDDING_KINDS)
+    yield from one_of("model.embedding_kind", spec.embedding_kind, TABLE_KINDS)
     yield from one_of("model.head_kind", spec.head_kind, LINEAR_KINDS)
     if spec.tied_embeddings and spec.head_kind != "f32":
         yield f"model.head_kind is {show(spec.head_kind)}; it must be 'f32' where the head is the word table"

@@ -29,8 +29,15 @@ Linear kinds, with N = out_features, K = in_features:
 
 and always `bias f32[N]`. Word embeddings are `f32` (weight f32[V, E]), `s8`
 (q i8[V, E], scale f32[V]: one scale a row), `s4` (q4, group_scale and scale as
-above with N = V, K = E, but group scales up to 255: no 8-bit product is formed), or
-`g4`, `g6` or `g8`, as above.
+above with N = V, K = E, but group scales up to 255: no 8-bit product is formed),
+`g4`, `g6` or `g8`, as above, or, in an encoder, `s2`: two bits a weight, and four in
+the rows of `wide` i32[F], which ascend. F is `wide_words`, and
+
+  q2 u8[V - F, ceil(E/4)]  the other rows in the order of their ids; a weight is
+                           scale * m * (2 q - 3), q in [0, 3] with the first of four in the byte's low bits and zeros
+                           behind E
+  q4 u8[F, ceil(E/2)]      the rows of `wide`, as of s4
+  group_scale u8[V, ceil(E/32)], scale f32[V]     of all rows by their ids, as of s4
 
 A layer's attention block is removed where num_heads is 0, its FFN block where
 intermediate_size is 0. What a removed block leaves is its residual path, its norm
@@ -65,8 +72,11 @@ TILE_PARTS: dict[LinearKind, tuple[str, ...]] = {
     "bsr_s8": ("tiles", "indices"),
     "bsr_s4": ("tiles4", "indices", "group_scale"),
 }
-EmbeddingKind = Literal["f32", "s8", "s4", "g4", "g6", "g8"]
-EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = ("f32", "s8", "s4", "g4", "g6", "g8")
+# Of word tables: a decoder's may be its head, too, so it is of a kind that linears have.
+TableKind = Literal["f32", "s8", "s4", "g4", "g6", "g8"]
+TABLE_KINDS: tuple[TableKind, ...] = ("f32", "s8", "s4", "g4", "g6", "g8")
+EmbeddingKind = Literal["f32", "s8", "s4", "g4", "g6", "g8", "s2"]
+EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = (*TABLE_KINDS, "s2")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 POOLINGS = ("cls", "mean")
@@ -154,6 +164,7 @@ class ModelSpec:
     """An encoder with its task head. Sizes in elements; `max_length` in tokens, specials included.
 
     `always_kept`: ids of tokens (separators) whose keys sign-matching attention never drops.
+    `wide_words`: how many rows of a word table of kind s2 have four bits; 0 for other kinds.
     """
 
     architecture: str
@@ -174,6 +185,7 @@ class ModelSpec:
     projection_kind: LinearKind = "f32"
     pad_token_id: int = 0
     always_kept: tuple[int, ...] = ()
+    wide_words: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -263,7 +275,7 @@ class ModelSpec:
         Dtypes are safetensors names: F32, F16, I8, I32, U8.
         """
         v, e, h = self.vocab_size, self.embedding_size, self.hidden_size
-        yield from embedding_tensors(self.embedding_kind, v, e)
+        yield from embedding_tensors(self.embedding_kind, v, e, self.wide_words)
         yield "embeddings.position.weight", "F32", (self.max_positions, e)
         if self.type_vocab_size:
             yield "embeddings.token_type.weight", "F32", (self.type_vocab_size, e)
@@ -303,14 +315,20 @@ class ModelSpec:
         return spec_faults(self)
 
 
-def embedding_tensors(kind: EmbeddingKind, v: int, e: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of the word table of `v` rows of `e`."""
+def embedding_tensors(kind: EmbeddingKind, v: int, e: int, wide: int = 0) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of the word table of `v` rows of `e`, `wide` of which have four bits in kind s2."""
     if kind == "f32":
         yield "embeddings.word.weight", "F32", (v, e)
     elif kind == "s4":
         yield from _int4_rows("embeddings.word", v, e)
     elif kind in GROUP_KINDS:
         yield from _group_rows("embeddings.word", kind, v, e)
+    elif kind == "s2":
+        yield "embeddings.word.q2", "U8", (v - wide, -(-e // 4))
+        yield "embeddings.word.q4", "U8", (wide, -(-e // 2))
+        yield "embeddings.word.wide", "I32", (wide,)
+        yield "embeddings.word.group_scale", "U8", (v, -(-e // GROUP_WEIGHTS))
+        yield "embeddings.word.scale", "F32", (v,)
     else:
         yield "embeddings.word.q", "I8", (v, e)
         yield "embeddings.word.scale", "F32", (v,)

@@ -130,7 +130,9 @@ def _bytes_by_part(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 def _bytes_by_kind(spec: AnySpec, linears: list[dict[str, Any]], tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Weights by the kind of the linear (or embedding) that they belong to; norms and tables count as f32."""
-    kinds: dict[str, int] = {kind: sum(x["bytes"] for x in linears if x["kind"] == kind) for kind in LINEAR_KINDS}
+    kinds: dict[str, int] = {
+        kind: sum(x["bytes"] for x in linears if x["kind"] == kind) for kind in (*LINEAR_KINDS, "s2")
+    }
     words = sum(array.nbytes for name, array in tensors.items() if name.startswith("embeddings.word."))
     kinds[spec.embedding_kind] += words
     rest = sum(array.nbytes for array in tensors.values()) - sum(x["bytes"] for x in linears) - words

@@ -49,6 +49,7 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
     # Of the last byte of a row: how many bits are weights, where not all are.
     by_group = {name: k for name, (kind, k) in grouped.items() if kind in GROUP_KINDS}
     surplus = {f"{name}.q4": 4 for name, k in by_group.items() if k % 2}
+    by_group |= {name: k for name, (kind, k) in grouped.items() if kind == "s2"}
     surplus |= {f"{name}.q2": 2 * (k % 4) for name, k in by_group.items() if k % 4}
     for name, (dtype, shape) in expected.items():
         if name not in tensors:
@@ -64,7 +65,7 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
             k = grouped[name.rpartition(".")[0]][1]
             faults.append(f"tensor {name!r} has weights past input {k}; the surplus bits of a row must be 0")
     rows = {name: (linear.in_features, int4.MAX_GROUP_SCALE) for name, linear in spec.linears() if linear.kind == "s4"}
-    if spec.embedding_kind == "s4":
+    if spec.embedding_kind in ("s4", "s2"):
         rows["embeddings.word"] = (spec.embedding_size, spec.embedding_group_scale)
     for name, (k, highest) in rows.items():
         for part in (f"{name}.q4", f"{name}.group_scale"):
@@ -75,6 +76,8 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
                 faults += int4.row_faults(part, tensors[part], k)
             else:
                 faults += int4.scale_faults(part, tensors[part], highest)
+    if spec.embedding_kind == "s2" and "embeddings.word.wide" in tensors:
+        faults += _wide_faults("embeddings.word.wide", tensors["embeddings.word.wide"], spec.vocab_size)
     for name, linear in bsr.items():
         parts = {part: tensors.get(f"{name}.{part}") for part in (*TILE_PARTS[linear.kind], "indptr")}
         present = {part: array for part, array in parts.items() if array is not None}
@@ -108,6 +111,14 @@ def _value_faults(name: str, array: np.ndarray, whole_bytes: Container[str]) -> 
     elif name.endswith(".q") and name not in whole_bytes and array.size and array.min() < -127:
         bad = int(np.count_nonzero(array == -128))
         yield f"tensor {name!r} has {bad} values of -128; the range is -127 to 127"
+
+
+def _wide_faults(name: str, ids: np.ndarray, vocab: int) -> Iterator[str]:
+    """Ids of the rows with four bits that do not ascend strictly within the vocabulary."""
+    if ids.dtype != np.int32 or ids.ndim != 1 or not ids.size:
+        return  # said already, or nothing to say
+    if ids[0] < 0 or ids[-1] >= vocab or np.any(ids[1:] <= ids[:-1]):
+        yield f"tensor {name!r} must ascend strictly within 0 to {vocab - 1}; it goes from {ids[0]} to {ids[-1]}"
 
 
 def _bsr_faults(name: str, linear: LinearSpec, parts: Mapping[str, np.ndarray]) -> Iterator[str]:

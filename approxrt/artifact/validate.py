@@ -116,6 +116,7 @@ _INT_FIELDS = (
     "type_vocab_size",
     "max_length",
     "pad_token_id",
+    "wide_words",
 )
 _STR_FIELDS = ("architecture", "task_type", "activation", "inputs", "embedding_kind", "projection_kind")
 _LAYER_SIZES = ("num_heads", "head_dim", "intermediate_size", "attention_keep", "sign_from")
@@ -201,6 +202,8 @@ def _range_faults(spec: ModelSpec) -> list[str]:
     between("model.type_vocab_size", spec.type_vocab_size, 0, MAX_DIM)
     between("model.max_length", spec.max_length, 1, max(1, min(spec.max_positions, MAX_DIM)))
     between("model.pad_token_id", spec.pad_token_id, 0, max(0, min(spec.vocab_size, MAX_VOCAB) - 1))
+    mixed = spec.embedding_kind == "s2"
+    between("model.wide_words", spec.wide_words, 0, max(1, min(spec.vocab_size, MAX_VOCAB)) if mixed else 0)
     if not (math.isfinite(spec.layer_norm_eps) and 0 <= spec.layer_norm_eps <= 1):
         faults.append(f"model.layer_norm_eps is {show(spec.layer_norm_eps)}; it must be between 0 and 1")
     if not 1 <= len(spec.layers) <= MAX_LAYERS:

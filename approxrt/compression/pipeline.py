@@ -11,7 +11,7 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from approxrt.analysis.allocation import DENSITIES
 from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
 from approxrt.analysis.workload import Run, engine_run, peer_runs, sample_texts, take_turns
 from approxrt.approx import build
+from approxrt.approx.mixed_rows import frequent_rows, quantize_mixed
 from approxrt.approx.quantize import quantize_rows
 from approxrt.approx.quantize4 import quantize_rows4
 from approxrt.approx.recover import RecoveryOptions, encoder_linears
@@ -38,6 +39,9 @@ from approxrt.tasks.metrics import flip_rate, primary
 from approxrt.training import has_bf16
 
 WORKLOAD_TEXTS = 128
+# Of the bytes that the artifact may have: where a word table in four bits takes more, most of its rows get two.
+TIGHT_SHARE = 0.5
+WIDE_SHARE = 0.8  # of all uses of words in the training texts: those whose rows keep four bits then
 RESPLIT_COUNT = 4  # a piece that the training texts use less often may be split in training
 OWN_F32 = "approxrt-f32"
 REFERENCE = "approxrt-int8-dense"
@@ -110,13 +114,19 @@ class Compression:
                 self.tokenizer_json = vocabulary.tokenizer_json
             self.tokenizer_json = compact_tokenizer(self.tokenizer_json)
             spec, tensors = trim_positions(spec, tensors, self.length)
-        self.embeddings = _stored_embeddings(tensors["embeddings.word.weight"], 4 if (shrink or 1) > 4 else 8)
+        self.train = encode(self.data.train, self.tokenizer_json, self.length)
+        self.train.resplit = resplit
+        words = tensors["embeddings.word.weight"]
+        allowed = None if shrink is None else 4 * self.checkpoint.source["parameters"] / shrink
+        self.tight = allowed is not None and words.size / 2 > TIGHT_SHARE * allowed
+        self.embeddings = _stored_embeddings(
+            words, 4 if (shrink or 1) > 4 else 8, self.train.ids if self.tight else None
+        )
         kind, parts = self.embeddings
         stored = {k: v for k, v in tensors.items() if not k.startswith("embeddings.word.")} | parts
         # The student reads the rows as they are stored, so training makes up for their rounding.
-        self.spec, self.tensors = dequantized(dataclasses.replace(spec, embedding_kind=kind), stored)
-        self.train = encode(self.data.train, self.tokenizer_json, self.length)
-        self.train.resplit = resplit
+        wide = len(parts.get("embeddings.word.wide", ()))
+        self.spec, self.tensors = dequantized(dataclasses.replace(spec, embedding_kind=kind, wide_words=wide), stored)
         self.validation = encode(self.data.validation, self.tokenizer_json, self.length)
         self.timed = sample_texts(self.train.ids, WORKLOAD_TEXTS, options.seed)
 
@@ -289,7 +299,9 @@ class Compression:
         return int(total - fixed)
 
     def head_bits(self) -> dict[str, int]:
-        return {"head.dense": 8} if self.options.wanted_shrink else {}
+        if "head.dense" not in dict(self.spec.linears()) or not self.options.wanted_shrink:
+            return {}
+        return {"head.dense": 4 if self.tight else 8}
 
     def all_bits(self, student: Student, chosen: Mapping[str, int]) -> dict[str, int]:
         """Width by linear of the artifact to be: what was chosen, 8 elsewhere in the layers."""
@@ -316,6 +328,12 @@ class Compression:
                 "its own split"
             )
         out += self.noted
+        if self.tight:
+            wide, rows = len(self.embeddings[1]["embeddings.word.wide"]), self.spec.vocab_size
+            out.append(
+                f"{rows - wide} of the word table's {rows} rows have two bits a weight; the other {wide}, with four, "
+                f"are {WIDE_SHARE:.0%} of the words in the training texts"
+            )
         if self.spec.vocab_size < self.checkpoint.spec.vocab_size:
             out.append(
                 f"the vocabulary has {self.spec.vocab_size} of {self.checkpoint.spec.vocab_size} pieces: those that "
@@ -412,7 +430,11 @@ def _in_block(name: str) -> bool:
     return name.startswith("layers.") and ".norm." not in name
 
 
-def _stored_embeddings(words: np.ndarray, bits: int) -> build.EmbeddingParts:
+def _stored_embeddings(words: np.ndarray, bits: int, texts: Sequence[Sequence[int]] | None) -> build.EmbeddingParts:
+    """The word table f32[V, E] in `bits`; with token ids of `texts`, in two bits except the words they use most."""
+    if texts is not None:
+        counts = np.bincount(np.concatenate([np.asarray(text) for text in texts]), minlength=len(words))
+        return "s2", quantize_mixed(words, frequent_rows(counts, WIDE_SHARE))
     if bits == 4:
         parts = dict(zip(("q4", "group_scale", "scale"), quantize_rows4(words, MAX_ROW_GROUP_SCALE), strict=True))
     else:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from approxrt.approx.groups import dequantize_groups, matrix_parts
+from approxrt.approx.mixed_rows import dequantize_mixed
 from approxrt.artifact.spec import GROUP_KINDS, LayerSpec, ModelSpec
 from approxrt.kernels.attention import attention
 from approxrt.kernels.embedding import WordTable, embedding
@@ -223,6 +224,10 @@ class GpuEncoder:
             return WordTable(self._put("embeddings.word.weight"), width)
         if kind in GROUP_KINDS:
             words = dequantize_groups(matrix_parts("embeddings.word", self._tensors), width)
+            return WordTable(torch.tensor(words, device=self.device), width)
+        if kind == "s2":
+            # There is memory enough: float16 rows would do, too, but these are exact.
+            words = dequantize_mixed(self._tensors, width)
             return WordTable(torch.tensor(words, device=self.device), width)
         scale = self._put("embeddings.word.scale")
         if kind == "s8":

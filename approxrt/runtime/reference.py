@@ -31,6 +31,7 @@ import torch
 from approxrt.approx.bsr import bsr_to_dense
 from approxrt.approx.groups import dequantize_groups, matrix_parts
 from approxrt.approx.int4 import row_integers, tile_integers
+from approxrt.approx.mixed_rows import mixed_integers
 from approxrt.artifact.spec import GROUP_KINDS, LayerSpec, LinearSpec, ModelSpec
 from approxrt.runtime.group_reference import dequantized_tokens
 
@@ -112,6 +113,9 @@ class Reference:
         elif spec.embedding_kind == "s4":
             q4, m, scale = (tensors[f"embeddings.word.{part}"] for part in ("q4", "group_scale", "scale"))
             self.words = self._real(row_integers(q4, m, spec.embedding_size)) * self._real(scale)[:, None]
+        elif spec.embedding_kind == "s2":
+            integers = mixed_integers(tensors, spec.embedding_size)
+            self.words = self._real(integers) * self._real(tensors["embeddings.word.scale"])[:, None]
         elif spec.embedding_kind in GROUP_KINDS:
             parts = matrix_parts("embeddings.word", tensors)
             self.words = self._real(dequantize_groups(parts, spec.embedding_size))

@@ -66,6 +66,16 @@ inline void expect(bool condition, const std::string& message) {
     if (!condition) throw py::value_error(message);
 }
 
+// `ids` as they are, which must ascend strictly within 0 to `limit` - 1.
+inline const int32_t* ascending(const Array<int32_t>& ids, int64_t limit, const std::string& name) {
+    const int32_t* values = ids.data();
+    const int64_t count = ids.shape(0);
+    bool sound = true;
+    for (int64_t i = 0; i < count; ++i) sound &= values[i] < limit && values[i] > (i ? values[i - 1] : -1);
+    expect(sound, name + " must ascend strictly within 0 to " + std::to_string(limit - 1));
+    return values;
+}
+
 inline Act parse_act(const std::string& name) {
     if (name == "identity") return Act::kIdentity;
     if (name == "gelu") return Act::kGelu;

@@ -85,13 +85,26 @@ class Builder : public LinearBuilder {
         return {{gamma.data(), gamma.data() + width}, {beta.data(), beta.data() + width}};
     }
 
+    // Rows of two bits, and of four for the words that are listed.
+    void mixed_words(Embeddings& e) const {
+        const std::string name = "embeddings.word.";
+        const auto ids = typed<int32_t>(tensor(name + "wide"), 1, name + "wide");
+        e.wide = static_cast<int32_t>(ids.shape(0));
+        e.word_wide = ascending(ids, e.vocab, name + "wide");
+        e.word_q4 = matrix<uint8_t>(name + "q4", e.wide, (e.width + 1) / 2).data();
+        e.word_q2 = matrix<uint8_t>(name + "q2", e.vocab - e.wide, (e.width + 3) / 4).data();
+        e.word_group_scale =
+            matrix<uint8_t>(name + "group_scale", e.vocab, round_up(e.width, kGroupWeights) / kGroupWeights).data();
+        e.word_scale = floats(name + "scale", e.vocab).data();
+    }
+
     Embeddings embeddings() const {
         Embeddings e;
         e.vocab = number(config_, "vocab_size");
         e.width = number(config_, "embedding_size");
         e.max_positions = number(config_, "max_positions");
         e.types = number(config_, "type_vocab_size");
-        words(e);
+        has("embeddings.word.wide") ? mixed_words(e) : words(e);
         e.position = matrix<float>("embeddings.position.weight", e.max_positions, e.width).data();
         if (e.types) e.token_type = matrix<float>("embeddings.token_type.weight", e.types, e.width).data();
         e.norm = norm("embeddings.norm", e.width);

@@ -109,8 +109,8 @@ void GroupPass::embed(int32_t begin, int32_t rows, float* out, ThreadScratch& sc
         const Timed timed(account, Op::kEmbedding);
         k_.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch_.ids + first,
                       c_.positions.get<int32_t>(0) + first, batch_.types ? batch_.types + first : nullptr, rows,
-                      e.width, sum, ld, e.word_q4, e.word_group_scale, e.word_half_scale, e.word_half_offset,
-                      e.word_q2});
+                      e.width, sum, ld, e.word_q4, e.word_group_scale, e.word_half_scale, e.word_half_offset, e.word_q2,
+                      e.word_wide, e.wide});
     }
     {
         const Timed timed(account, Op::kNorm);

@@ -38,6 +38,8 @@ struct Embeddings {
     const uint16_t* word_half_scale = nullptr;
     const uint16_t* word_half_offset = nullptr;
     const uint8_t* word_q2 = nullptr;
+    const int32_t* word_wide = nullptr;
+    int32_t wide = 0;
     const float* position = nullptr;
     const float* token_type = nullptr;
     Norm norm;

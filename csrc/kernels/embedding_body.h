@@ -1,6 +1,8 @@
 // Sum of embeddings on Vec; int8 and int4 rows are widened in registers, never unpacked to memory.
 #pragma once
 
+#include <algorithm>
+
 #include "../args.h"
 
 namespace approxrt {
@@ -72,6 +74,45 @@ struct GroupInt4Row {
     }
 };
 
+// Fields of two bits to nibbles of their own: kWidth of them, for load_i4, which takes 8 from each.
+inline Vec load_i2(const uint8_t* packed) {
+    uint64_t x = 0;
+    __builtin_memcpy(&x, packed, Vec::kWidth / 4);
+    x = (x | x << 16) & 0x0000ffff0000ffffu;
+    x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+    x = (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
+    x = (x | x << 2) & 0x3333333333333333u;
+    uint8_t spread[8];
+    __builtin_memcpy(spread, &x, 8);
+    return load_i4(spread);
+}
+
+// Two bits, or four for the words that are listed; m * (2 q - 3) is as exact as m * q4.
+struct MixedRow {
+    const uint8_t* packed;
+    const uint8_t* m;
+    float scale;
+    bool wide;
+    MixedRow(const EmbeddingArgs& a, int64_t id)
+        : m(a.word_group_scale + id * GroupInt8Row::groups_of(a)), scale(a.word_scale[id]) {
+        const int32_t* end = a.word_wide + a.wide;
+        const int32_t* at = std::lower_bound(a.word_wide, end, static_cast<int32_t>(id));
+        const int64_t before = at - a.word_wide;
+        wide = at != end && *at == id;
+        packed = wide ? a.word_q4 + before * ((a.width + 1) / 2) : a.word_q2 + (id - before) * ((a.width + 3) / 4);
+    }
+    Vec lanes(int32_t i) const {
+        // 2 (q - 8) + 13 = 2 q - 3
+        const Vec q = wide ? load_i4(packed + i / 2) : fma(load_i2(packed + i / 4), set1(2.0f), set1(13.0f));
+        return mul(mul(q, set1(static_cast<float>(m[i / kGroupWeights]))), set1(scale));
+    }
+    float at(int32_t i) const {
+        const int q =
+            wide ? (i % 2 ? packed[i / 2] >> 4 : packed[i / 2] & 15) - 8 : 2 * (packed[i / 4] >> 2 * (i % 4) & 3) - 3;
+        return static_cast<float>(m[i / kGroupWeights] * q) * scale;
+    }
+};
+
 struct GroupInt6Row {
     const uint8_t* nibbles;
     const uint8_t* high;
@@ -81,17 +122,8 @@ struct GroupInt6Row {
           high(a.word_q2 + id * ((a.width + 3) / 4)),
           scale(a.word_half_scale + id * GroupInt8Row::groups_of(a)) {}
     Vec lanes(int32_t i) const {
-        // Pairs of bits to nibbles of their own.
-        uint64_t x = 0;
-        __builtin_memcpy(&x, high + i / 4, Vec::kWidth / 4);
-        x = (x | x << 16) & 0x0000ffff0000ffffu;
-        x = (x | x << 8) & 0x00ff00ff00ff00ffu;
-        x = (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
-        x = (x | x << 2) & 0x3333333333333333u;
-        uint8_t spread[8];
-        __builtin_memcpy(spread, &x, 8);
         // load_i4 takes 8 from both: n - 8 + 16 (h - 8) + 104 = n + 16 h - 32.
-        const Vec top = fma(load_i4(spread), set1(16.0f), set1(104.0f));
+        const Vec top = fma(load_i2(high + i / 4), set1(16.0f), set1(104.0f));
         return mul(add(load_i4(nibbles + i / 2), top), set1(half_at(scale + i / kGroupWeights)));
     }
     float at(int32_t i) const { return integer(i) * half_at(scale + i / kGroupWeights); }
@@ -130,9 +162,9 @@ inline void embedding(const EmbeddingArgs& a) {
     } else if (a.word_q) {
         a.word_half_scale ? embedding_rows<GroupInt8Row>(a) : embedding_rows<Int8Row>(a);
     } else {
-        a.word_q2           ? embedding_rows<GroupInt6Row>(a)
-        : a.word_half_scale ? embedding_rows<GroupInt4Row>(a)
-                            : embedding_rows<Int4Row>(a);
+        a.word_half_scale ? a.word_q2 ? embedding_rows<GroupInt6Row>(a) : embedding_rows<GroupInt4Row>(a)
+        : a.word_q2       ? embedding_rows<MixedRow>(a)
+                          : embedding_rows<Int4Row>(a);
     }
 }
 
