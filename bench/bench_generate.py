@@ -21,12 +21,14 @@ llama.cpp runs the file as it is (its own kernels for its own quantisation).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,27 +152,32 @@ def times(options: argparse.Namespace) -> dict[str, Any]:
 def perplexities(options: argparse.Namespace, doc: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Of all engines, on the first tokens of the text as the first artifact's tokenizer sees it.
 
-    What is new after each engine; those that `doc` has for the same windows are not run again.
+    What is new after each engine; those that `doc` has for the same windows and weights are not run again.
     """
     model: Any = approxrt.load(options.artifacts[0], threads=options.threads)
     ids = model.tokenize(read_text(options.data))[: options.tokens]
     del model
     windows = {"data": options.data.name, "tokens": len(ids), "context": options.context, "stride": options.stride}
     same = doc.get("windows") == windows
-    found, sizes = (dict(doc.get(key, {})) if same else {} for key in ("perplexity", "megabytes"))
-    makers: list[tuple[str, Callable[[], Any]]] = [
-        (f"approxrt:{path.name}", lambda path=path: Ours(path, options.threads)) for path in options.artifacts
+    keys = ("perplexity", "megabytes", "weights")
+    found, sizes, weights = (dict(doc.get(key, {})) if same else {} for key in keys)
+    makers: list[tuple[str, Path, Callable[[], Any]]] = [
+        (f"approxrt:{path.name}", path / "model.safetensors", lambda path=path: Ours(path, options.threads))
+        for path in options.artifacts
     ]
     if options.peer:
-        makers.append(("llama.cpp", lambda: LlamaCpp(options.gguf, options.threads, True, options.context)))
-    for name, make in makers:
-        if name not in found:
+        make_peer = partial(LlamaCpp, options.gguf, options.threads, True, options.context)
+        makers.append(("llama.cpp", options.gguf, make_peer))
+    for name, file, make in makers:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if name not in found or weights.get(name) != digest:
             engine = make()
             found[name] = perplexity(engine.score, ids, options.context, options.stride)["perplexity"]
             sizes[name] = round(engine.megabytes, 1)
+            weights[name] = digest
             print(name, found[name], flush=True)
             del engine
-        yield {"perplexity": found, "megabytes": sizes, "windows": windows}
+        yield {"perplexity": found, "megabytes": sizes, "weights": weights, "windows": windows}
 
 
 def write(doc: dict[str, Any], out: Path) -> None:

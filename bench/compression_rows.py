@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import approxrt
 from approxrt.analysis.workload import peer_runs, sample_texts, take_turns
 from approxrt.approx.student import Student, predict
+from approxrt.approx.vocabulary import compact_tokenizer
+from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.spec import embedding_tensors
+from approxrt.artifact.tensors import DTYPES
 from approxrt.benchmark.report import git_commit, machine, versions
 from approxrt.compression.data import encode
 from approxrt.models.checkpoint import Checkpoint, load_checkpoint
@@ -59,6 +64,7 @@ def main() -> None:
             "seconds": report["seconds"],
             "options": report["options"],
             "validation": {"before": report["dense"]["metrics"], "seen": report["dense"]["seen"], **candidate},
+            "full_vocabulary_bytes": full_vocabulary_bytes(dense, path, candidate["bytes"]),
             "dev": on_dev(dense, path, known.task, known.data),
             "times": {key: value for key, value in times.items() if key in PEERS} | {"artifact": times[name]},
             "commit": git_commit(),
@@ -100,6 +106,22 @@ def on_dev(dense: Checkpoint, artifact: Path, task: str, data: Path) -> dict[str
         "after": compute_metrics(task, after, dev.labels),
     }
     return out if dense.spec.task_type == "regression" else out | {"flip_rate": flip_rate(before, after)}
+
+
+def full_vocabulary_bytes(dense: Checkpoint, artifact: Path, size: int) -> int:
+    """What the artifact of `size` bytes would take with the words that were pruned: rows as its rarest, and names."""
+    spec = read_artifact(artifact).spec
+    missing = dense.spec.vocab_size - spec.vocab_size
+    if not missing:
+        return size
+
+    def table(words: int) -> int:
+        shapes = embedding_tensors(spec.embedding_kind, words, spec.embedding_size, spec.wide_words)
+        return sum(DTYPES[dtype].itemsize * math.prod(shape) for _, dtype, shape in shapes)
+
+    rows = table(spec.vocab_size + missing) - table(spec.vocab_size)
+    names = len(compact_tokenizer(dense.tokenizer_json)) - (artifact / "tokenizer.json").stat().st_size
+    return size + rows + names
 
 
 def timed(checkpoint: Path, dense: Checkpoint, task: str, data: Path, artifacts: dict[str, Path]) -> dict[str, Any]:

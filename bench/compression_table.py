@@ -30,14 +30,15 @@ def table(folder: Path) -> str:
         "float32 checkpoint and of the artifact, mean over runs (each fine-tuned and compressed anew) and, where "
         "there are several, least to largest; nothing was selected on dev. Times: all engines in turns on 128 of the "
         "task's texts, 2 threads, peers without padding or sorted by length, whichever is faster for them. Best "
-        "f32 peer: of ONNX Runtime and PyTorch eager. The 4x lines are the half-way candidates of 8x runs: here "
-        "they are the dense int8 model, which is that fast. `commit` in each JSON is that of timing and "
-        "evaluation; some of the models were trained a few commits before. Differences of one run under a point "
+        "f32 peer: of ONNX Runtime and PyTorch eager. Full vocabulary: how much smaller the artifact would be with "
+        "the words that its training texts do not use (-: not recorded). The 4x lines are the half-way candidates "
+        "of 8x runs: here they are the dense int8 model, which is that fast. `commit` in each JSON is that of timing "
+        "and evaluation; some of the models were trained a few commits before. Differences of one run under a point "
         "are noise.",
         "",
         f"| task | asked for |{' CPU |' if len(cpus) > 1 else ''} runs | metric | float32 | artifact | loss % | "
-        "flips % | MB | smaller | torch eager | best f32 peer | OpenVINO int8 |",
-        f"|---|---|{'---|' if len(cpus) > 1 else ''}---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "flips % | MB | smaller | full vocabulary | torch eager | best f32 peer | OpenVINO int8 |",
+        f"|---|---|{'---|' if len(cpus) > 1 else ''}---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for key in sorted(groups, key=str):
         lines.append(_line(key, groups[key]))
@@ -84,6 +85,7 @@ def _line(key: tuple[Any, ...], rows: Sequence[Row]) -> str:
         f"{np.mean(flips):.1f}" if flips else "-",
         f"{size / 1e6:.1f}",
         f"{smaller:.1f}x",
+        _full(rows),
         _ratio(rows, ("torch-eager",)),
         _ratio(rows, ("onnxruntime-f32", "openvino-f32", "torch-eager")),
         _ratio(rows, ("openvino-int8",)),
@@ -94,6 +96,14 @@ def _line(key: tuple[Any, ...], rows: Sequence[Row]) -> str:
 def _spread(values: Sequence[float]) -> str:
     mean = f"{np.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _full(rows: Sequence[Row]) -> str:
+    """Times smaller with every word of the tokenizer, of the rows that say so."""
+    known = [row["validation"] | row for row in rows if "full_vocabulary_bytes" in row]
+    if not known:
+        return "-"
+    return f"{np.mean([row['bytes'] * row['shrink'] / row['full_vocabulary_bytes'] for row in known]):.1f}x"
 
 
 def _ratio(rows: Sequence[Row], names: Sequence[str]) -> str:
