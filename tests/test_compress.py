@@ -122,6 +122,7 @@ def test_artifact_equals_the_emulation(
     assert kinds & {"bsr_s8", "bsr_s4", "s4"} and report.chosen["shrink"] >= 1.4
     assert artifact.spec.vocab_size < report_vocabulary(checkpoint) and artifact.spec.max_positions < 65
     assert (artifact.spec.embedding_kind == "s2") == tight
+    assert artifact.spec.position_kind == "s8"
     assert not tight or 0 < artifact.spec.wide_words < artifact.spec.vocab_size
     assert not tight or any("two bits a weight" in note for note in report.notes)
     model = approxrt.load(tmp_path / "a")

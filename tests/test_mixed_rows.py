@@ -1,10 +1,11 @@
-"""Word tables of two bits with rows of four: what they round to, what is refused, and the engine on them."""
+"""Word tables of two bits with rows of four, and int8 positions: what they round to, what is refused, the engine."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,19 +19,20 @@ from test_artifact import CARD, edit_config, edit_tensors, replace_tensor, set_v
 from approxrt.approx.mixed_rows import dequantize_mixed, frequent_rows, mixed_integers, quantize_mixed, quantize_rows2
 from approxrt.approx.quantize4 import quantize_rows4
 from approxrt.approx.student import dequantized
+from approxrt.approx.vocabulary import PrunedVocabulary, apply_vocabulary, trim_positions
 from approxrt.artifact.decoder_validate import decoder_faults
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE
+from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, ModelSpec
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.writer import write_artifact
-from approxrt.errors import ArtifactError
+from approxrt.errors import ArtifactError, InputError
 from approxrt.runtime.cpu import CpuEngine
 
 WORD = "embeddings.word"
 
 
-def mixed_spec(wide: int = 7, **changes):
-    return small_spec(embedding_kind="s2", wide_words=wide, **changes)
+def mixed_spec(wide: int = 7, **changes: Any) -> ModelSpec:
+    return small_spec(**{"embedding_kind": "s2", "wide_words": wide, "position_kind": "s8", **changes})
 
 
 def two_bits(words: np.ndarray) -> np.ndarray:
@@ -91,7 +93,7 @@ def test_artifact_and_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wi
     spec = mixed_spec(wide)
     tensors = random_tensors(spec, wide)
     plain_spec, plain = dequantized(spec, tensors)
-    assert plain_spec.embedding_kind == "f32" and not plain_spec.wide_words
+    assert (plain_spec.embedding_kind, plain_spec.wide_words, plain_spec.position_kind) == ("f32", 0, "f32")
     artifacts = []
     for name, model in (("a", (spec, tensors)), ("b", (plain_spec, plain))):
         write_artifact(tmp_path / name, *model, TOKENIZER_JSON, CARD)
@@ -115,6 +117,22 @@ def test_the_reference_reads_the_same_rows() -> None:
         level = (int(q2[row, at // 4]) >> 2 * (at % 4)) % 4
         scale = float(tensors[f"{WORD}.scale"][narrow[row]])
         assert words[narrow[row], at] == scale * int(m[narrow[row], at // 32]) * (2 * level - 3)
+    positions = Reference(spec, tensors).positions.numpy()
+    q, scales = (tensors[f"embeddings.position.{part}"].astype(float) for part in ("q", "scale"))
+    assert np.array_equal(positions, q * scales[:, None])
+
+
+def test_positions_are_trimmed_as_they_are_stored() -> None:
+    spec = mixed_spec()
+    small, tensors = trim_positions(spec, random_tensors(spec), 5)
+    assert tensors["embeddings.position.q"].shape == (5, 40) and tensors["embeddings.position.scale"].shape == (5,)
+    assert small.max_positions == 5 and not tensor_faults(small, tensors)
+
+
+def test_a_pruned_vocabulary_of_two_bits_is_refused() -> None:
+    spec = mixed_spec()
+    with pytest.raises(InputError, match="before it is quantised"):
+        apply_vocabulary(spec, random_tensors(spec), PrunedVocabulary(TOKENIZER_JSON, np.arange(3)))
 
 
 CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -136,6 +154,19 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_config(f, lambda c: c["model"].update(embedding_kind="s4")),
         "model.wide_words is 7; it must be between 0 and 0",
     ),
+    "position kind": (
+        lambda f: edit_config(f, lambda c: c["model"].update(position_kind="s4")),
+        "model.position_kind is 's4'; it must be one of f32, s8",
+    ),
+    "positions": (
+        lambda f: edit_config(f, lambda c: c["model"].update(position_kind="f32")),
+        "missing tensors: embeddings.position.weight",
+    ),
+    "position scale": (
+        set_value("embeddings.position.scale", 3, 0),
+        "1 scales that are not > 0 (the first is 0.0",
+    ),
+    "position of -128": (set_value("embeddings.position.q", (1, 2), -128), "1 values of -128"),
     "count's type": (
         lambda f: edit_config(f, lambda c: c["model"].update(wide_words="7")),
         "model.wide_words is '7'; an integer is needed",

@@ -27,7 +27,8 @@ def quantized(
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """(spec, tensors) of the artifact. `bits` by linear, 8 where it says nothing, f32 for 32; the output layer is f32.
 
-    embeddings   (kind, tensors named "embeddings.word.*") that stand for the student's rows; None: f32 rows
+    embeddings   (kind, tensors named "embeddings.word.*") that stand for the student's rows; None: f32 rows. With
+                 "embeddings.position.q" and ".scale" among them positions are int8, too
     tensors_of   linears that are quantised already: (kind, tensors but the bias)
     """
     spec, tensors = student.spec, student.tensors()
@@ -48,12 +49,26 @@ def quantized(
         tensors |= {f"{name}.{part}": array for part, array in parts.items()}
     spec = spec.with_linear_kinds(kinds)
     if embeddings is not None:
-        kind, parts = embeddings
-        del tensors["embeddings.word.weight"]
-        tensors |= parts
-        wide = len(parts["embeddings.word.wide"]) if kind == "s2" else 0
-        spec = dataclasses.replace(spec, embedding_kind=kind, wide_words=wide)
+        spec = stored_spec(spec, embeddings)
+        tensors = without_tables(tensors, embeddings) | embeddings[1]
     return spec, tensors
+
+
+def stored_spec(spec: ModelSpec, embeddings: EmbeddingParts) -> ModelSpec:
+    """The spec of a model whose embeddings are stored as `embeddings`."""
+    kind, parts = embeddings
+    return dataclasses.replace(
+        spec,
+        embedding_kind=kind,
+        wide_words=len(parts["embeddings.word.wide"]) if kind == "s2" else 0,
+        position_kind="s8" if "embeddings.position.q" in parts else "f32",
+    )
+
+
+def without_tables(tensors: Mapping[str, np.ndarray], embeddings: EmbeddingParts) -> dict[str, np.ndarray]:
+    """The tensors without the tables that `embeddings` stands for."""
+    tables = tuple({name.rpartition(".")[0] + "." for name in embeddings[1]})
+    return {name: array for name, array in tensors.items() if not name.startswith(tables)}
 
 
 def write(

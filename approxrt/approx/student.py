@@ -288,7 +288,7 @@ def predict(model: Student, ids: Sequence[Sequence[int]], types: Sequence[Sequen
 
 
 def dequantized(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """The same model with the word embeddings as float32 rows of the values that their stored form stands for."""
+    """The same model with words and positions as float32 rows of the values that their stored form stands for."""
     from approxrt.approx.int4 import row_integers
     from approxrt.approx.mixed_rows import dequantize_mixed
 
@@ -303,7 +303,10 @@ def dequantized(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> tuple[Mod
     else:
         words = tensors["embeddings.word.weight"]
     out["embeddings.word.weight"] = words
-    return dataclasses.replace(spec, embedding_kind="f32", wide_words=0), out
+    if spec.position_kind == "s8":
+        q, rows = out.pop("embeddings.position.q"), out.pop("embeddings.position.scale")
+        out["embeddings.position.weight"] = q.astype(np.float32) * rows[:, None]
+    return dataclasses.replace(spec, embedding_kind="f32", wide_words=0, position_kind="f32"), out
 
 
 def sample_losses(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -139,8 +139,8 @@ def trim_positions(
         raise InputError(
             f"max_length is {max_length!r}; it must be an integer between 1 and max_positions of the model, {rows}"
         )
-    name = "embeddings.position.weight"
-    out = {**tensors, name: np.ascontiguousarray(tensors[name][:max_length])}
+    names = [name for name in tensors if name.startswith("embeddings.position.")]
+    out = {**tensors, **{name: np.ascontiguousarray(tensors[name][:max_length]) for name in names}}
     return dataclasses.replace(spec, max_positions=max_length, max_length=min(spec.max_length, max_length)), out
 
 

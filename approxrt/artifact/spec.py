@@ -39,6 +39,8 @@ the rows of `wide` i32[F], which ascend. F is `wide_words`, and
   q4 u8[F, ceil(E/2)]      the rows of `wide`, as of s4
   group_scale u8[V, ceil(E/32)], scale f32[V]     of all rows by their ids, as of s4
 
+Positions are `f32` (embeddings.position.weight f32[P, E]) or `s8` (q i8[P, E], scale f32[P]: one a row).
+
 A layer's attention block is removed where num_heads is 0, its FFN block where
 intermediate_size is 0. What a removed block leaves is its residual path, its norm
 and its mean output b: x = norm(x + b). Its one tensor beside the norm's is b, at
@@ -77,6 +79,8 @@ TableKind = Literal["f32", "s8", "s4", "g4", "g6", "g8"]
 TABLE_KINDS: tuple[TableKind, ...] = ("f32", "s8", "s4", "g4", "g6", "g8")
 EmbeddingKind = Literal["f32", "s8", "s4", "g4", "g6", "g8", "s2"]
 EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = (*TABLE_KINDS, "s2")
+PositionKind = Literal["f32", "s8"]
+POSITION_KINDS: tuple[PositionKind, ...] = ("f32", "s8")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 POOLINGS = ("cls", "mean")
@@ -186,6 +190,7 @@ class ModelSpec:
     pad_token_id: int = 0
     always_kept: tuple[int, ...] = ()
     wide_words: int = 0
+    position_kind: PositionKind = "f32"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -276,7 +281,11 @@ class ModelSpec:
         """
         v, e, h = self.vocab_size, self.embedding_size, self.hidden_size
         yield from embedding_tensors(self.embedding_kind, v, e, self.wide_words)
-        yield "embeddings.position.weight", "F32", (self.max_positions, e)
+        if self.position_kind == "s8":
+            yield "embeddings.position.q", "I8", (self.max_positions, e)
+            yield "embeddings.position.scale", "F32", (self.max_positions,)
+        else:
+            yield "embeddings.position.weight", "F32", (self.max_positions, e)
         if self.type_vocab_size:
             yield "embeddings.token_type.weight", "F32", (self.type_vocab_size, e)
         yield "embeddings.norm.weight", "F32", (e,)

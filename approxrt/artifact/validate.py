@@ -24,6 +24,7 @@ from approxrt.artifact.spec import (
     MAX_SIGN_DIM,
     MAX_VOCAB,
     POOLINGS,
+    POSITION_KINDS,
     TASK_TYPES,
     HeadSpec,
     LayerSpec,
@@ -118,7 +119,15 @@ _INT_FIELDS = (
     "pad_token_id",
     "wide_words",
 )
-_STR_FIELDS = ("architecture", "task_type", "activation", "inputs", "embedding_kind", "projection_kind")
+_STR_FIELDS = (
+    "architecture",
+    "task_type",
+    "activation",
+    "inputs",
+    "embedding_kind",
+    "projection_kind",
+    "position_kind",
+)
 _LAYER_SIZES = ("num_heads", "head_dim", "intermediate_size", "attention_keep", "sign_from")
 _LAYER_KINDS = ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")
 
@@ -237,6 +246,7 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
     one_of("model.activation", spec.activation, FFN_ACTIVATIONS)
     one_of("model.inputs", spec.inputs, INPUTS)
     one_of("model.embedding_kind", spec.embedding_kind, EMBEDDING_KINDS)
+    one_of("model.position_kind", spec.position_kind, POSITION_KINDS)
     one_of("model.projection_kind", spec.projection_kind, LINEAR_KINDS)
     for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
         for name in _LAYER_KINDS:

@@ -7,7 +7,6 @@ time in the engine beside float32 peers, bytes of its folder, the metric on vali
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 import warnings
@@ -122,11 +121,12 @@ class Compression:
         self.embeddings = _stored_embeddings(
             words, 4 if (shrink or 1) > 4 else 8, self.train.ids if self.tight else None
         )
-        kind, parts = self.embeddings
-        stored = {k: v for k, v in tensors.items() if not k.startswith("embeddings.word.")} | parts
+        if shrink is not None:
+            q, scale = quantize_rows(tensors["embeddings.position.weight"])
+            self.embeddings[1].update({"embeddings.position.q": q, "embeddings.position.scale": scale})
+        stored = build.without_tables(tensors, self.embeddings) | self.embeddings[1]
         # The student reads the rows as they are stored, so training makes up for their rounding.
-        wide = len(parts.get("embeddings.word.wide", ()))
-        self.spec, self.tensors = dequantized(dataclasses.replace(spec, embedding_kind=kind, wide_words=wide), stored)
+        self.spec, self.tensors = dequantized(build.stored_spec(spec, self.embeddings), stored)
         self.validation = encode(self.data.validation, self.tokenizer_json, self.length)
         self.timed = sample_texts(self.train.ids, WORKLOAD_TEXTS, options.seed)
 

@@ -72,7 +72,7 @@ class GpuEncoder:
         self.workspace = Workspace(device)
         self.linears: dict[str, DeviceLinear] = {}
         self.words = self._word_table()
-        self.positions = self._put("embeddings.position.weight")
+        self.positions = self._position_table()
         self.types = self._put("embeddings.token_type.weight") if spec.type_vocab_size else None
         self.embedding_norm = self._norm("embeddings.norm")
         self.projection = self._linear("embeddings.projection") if spec.has_projection else None
@@ -233,6 +233,12 @@ class GpuEncoder:
         if kind == "s8":
             return WordTable(self._put("embeddings.word.q"), width, scale)
         return WordTable(self._put("embeddings.word.q4"), width, scale, self._put("embeddings.word.group_scale"))
+
+    def _position_table(self) -> torch.Tensor:
+        if self.spec.position_kind == "f32":
+            return self._put("embeddings.position.weight")
+        q, scale = self._tensors["embeddings.position.q"], self._tensors["embeddings.position.scale"]
+        return torch.tensor(q * scale[:, None], device=self.device)
 
     def _norm(self, name: str) -> Norm:
         return Norm(self._put(f"{name}.weight"), self._put(f"{name}.bias"))

@@ -98,6 +98,19 @@ class Builder : public LinearBuilder {
         e.word_scale = floats(name + "scale", e.vocab).data();
     }
 
+    // int8 rows, which become float32: every token of a sequence adds one, and there are few.
+    void wide_positions(Embeddings& e) const {
+        const std::string name = "embeddings.position.";
+        const auto q = matrix<int8_t>(name + "q", e.max_positions, e.width);
+        const auto scale = floats(name + "scale", e.max_positions);
+        auto rows = std::make_shared<std::vector<float>>(static_cast<size_t>(q.size()));
+        for (int64_t p = 0; p < e.max_positions; ++p)
+            for (int64_t i = 0; i < e.width; ++i)
+                (*rows)[p * e.width + i] = static_cast<float>(q.data()[p * e.width + i]) * scale.data()[p];
+        e.position = rows->data();
+        e.own_positions = std::move(rows);
+    }
+
     Embeddings embeddings() const {
         Embeddings e;
         e.vocab = number(config_, "vocab_size");
@@ -105,7 +118,10 @@ class Builder : public LinearBuilder {
         e.max_positions = number(config_, "max_positions");
         e.types = number(config_, "type_vocab_size");
         has("embeddings.word.wide") ? mixed_words(e) : words(e);
-        e.position = matrix<float>("embeddings.position.weight", e.max_positions, e.width).data();
+        if (has("embeddings.position.q"))
+            wide_positions(e);
+        else
+            e.position = matrix<float>("embeddings.position.weight", e.max_positions, e.width).data();
         if (e.types) e.token_type = matrix<float>("embeddings.token_type.weight", e.types, e.width).data();
         e.norm = norm("embeddings.norm", e.width);
         return e;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -42,6 +43,7 @@ struct Embeddings {
     int32_t wide = 0;
     const float* position = nullptr;
     const float* token_type = nullptr;
+    std::shared_ptr<const std::vector<float>> own_positions;  // what `position` points to, if it was stored otherwise
     Norm norm;
     std::optional<Linear> projection;
 };

@@ -79,7 +79,7 @@ def test_every_kind_against_reference_and_cpu(kind: str) -> None:
     [
         {"head": HeadSpec("mean", None), "labels": (), "task_type": "embedding"},
         {"embedding_size": 24},
-        {"embedding_kind": "s2", "wide_words": 7},
+        {"embedding_kind": "s2", "wide_words": 7, "position_kind": "s8"},
         {"type_vocab_size": 0, "activation": "relu"},
         {"activation": "gelu_tanh", "head": HeadSpec("cls", 24, "gelu", "s8", "s8")},
         {"layers": (LayerSpec(0, 20, 51, ffn_up="s8", ffn_down="s8"), LayerSpec(1, 20, 0, *["s8"] * 4))},
