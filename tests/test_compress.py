@@ -103,13 +103,11 @@ def test_speed(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     assert right == pytest.approx(report.dev["after"]["accuracy"])
 
 
-@pytest.mark.parametrize("tight", [False, True])
 def test_artifact_equals_the_emulation(
-    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tight: bool
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pruned structure, missing tiles, int4 and int8, small vocabulary: the engine against the reference."""
-    if tight:
-        monkeypatch.setattr(pipeline, "TIGHT_SHARE", 0.0)
+    """Pruned structure, missing tiles, int4, int8 and rows of two bits, small vocabulary: engine against reference."""
+    monkeypatch.setattr(pipeline, "TIGHT_SHARE", 0.0)
     report = approxrt.compress(
         checkpoint,
         data,
@@ -121,10 +119,9 @@ def test_artifact_equals_the_emulation(
     kinds = {kind for _, linear in artifact.spec.linears() for kind in (linear.kind,)}
     assert kinds & {"bsr_s8", "bsr_s4", "s4"} and report.chosen["shrink"] >= 1.4
     assert artifact.spec.vocab_size < report_vocabulary(checkpoint) and artifact.spec.max_positions < 65
-    assert (artifact.spec.embedding_kind == "s2") == tight
-    assert artifact.spec.position_kind == "s8"
-    assert not tight or 0 < artifact.spec.wide_words < artifact.spec.vocab_size
-    assert not tight or any("two bits a weight" in note for note in report.notes)
+    assert (artifact.spec.position_kind, artifact.spec.embedding_kind) == ("s8", "s2")
+    assert 0 < artifact.spec.wide_words < artifact.spec.vocab_size
+    assert any("two bits a weight" in note for note in report.notes)
     model = approxrt.load(tmp_path / "a")
     ids = [[1, 5, 9, 2], [1, 2], list(range(12))]
     want = reference_logits(artifact.spec, artifact.tensors, ids)
