@@ -27,14 +27,14 @@ def table(folder: Path) -> str:
     lines = [
         f"**Compressions** of fine-tuned MiniLM on {' and '.join(cpus)}, from `approxrt compress` "
         f"({seconds[0] / 60:.0f} to {seconds[-1] / 60:.0f} minutes each, sometimes two at once). Dev metrics of the "
-        "float32 checkpoint and of the artifact, mean over runs (each fine-tuned and compressed anew) and, where "
-        "there are several, least to largest; nothing was selected on dev. Times: all engines in turns on 128 of the "
-        "task's texts, 2 threads, peers without padding or sorted by length, whichever is faster for them. Best "
-        "f32 peer: of ONNX Runtime and PyTorch eager. Full vocabulary: how much smaller the artifact would be with "
-        "the words that its training texts do not use (-: not recorded). The 4x lines are the half-way candidates "
-        "of 8x runs: here they are the dense int8 model, which is that fast. `commit` in each JSON is that of timing "
-        "and evaluation; some of the models were trained a few commits before. Differences of one run under a point "
-        "are noise.",
+        "float32 checkpoint and of the artifact, mean over runs (each fine-tuned and compressed anew; at 20x "
+        "compressed anew) and, where there are several, least to largest; nothing was selected on dev. Times: all "
+        "engines in turns on 128 of the task's texts, 2 threads, peers without padding or sorted by length, whichever "
+        "is faster for them. Best f32 peer: of ONNX Runtime and PyTorch eager. Full vocabulary: how much smaller the "
+        "artifact would be with the words that its training texts do not use (-: not recorded). The 4x lines are the "
+        "half-way candidates of 8x runs: here they are the dense int8 model, which is that fast. `commit` in each JSON "
+        "is that of timing and evaluation; some of the models were trained a few commits before. Differences of one "
+        "run under a point are noise.",
         "",
         f"| task | asked for |{' CPU |' if len(cpus) > 1 else ''} runs | metric | float32 | artifact | loss % | "
         "flips % | MB | smaller | full vocabulary | torch eager | best f32 peer | OpenVINO int8 |",
