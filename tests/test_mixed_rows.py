@@ -117,7 +117,7 @@ def test_the_reference_reads_the_same_rows() -> None:
         level = (int(q2[row, at // 4]) >> 2 * (at % 4)) % 4
         scale = float(tensors[f"{WORD}.scale"][narrow[row]])
         assert words[narrow[row], at] == scale * int(m[narrow[row], at // 32]) * (2 * level - 3)
-    positions = Reference(spec, tensors).positions.numpy()
+    positions = Reference(spec, tensors).weights["embeddings.position.weight"].numpy()
     q, scales = (tensors[f"embeddings.position.{part}"].astype(float) for part in ("q", "scale"))
     assert np.array_equal(positions, q * scales[:, None])
 

@@ -121,17 +121,15 @@ class Reference:
             self.words = self._real(dequantize_groups(parts, spec.embedding_size))
         else:
             self.words = self.weights["embeddings.word.weight"]
-        if spec.position_kind == "s8":
+        if "embeddings.position.q" in tensors:
             q, scale = tensors["embeddings.position.q"], tensors["embeddings.position.scale"]
-            self.positions = self._real(q) * self._real(scale)[:, None]
-        else:
-            self.positions = self.weights["embeddings.position.weight"]
+            self.weights["embeddings.position.weight"] = self._real(q) * self._real(scale)[:, None]
 
     def hidden(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
         """[tokens, hidden] in `dtype`."""
         spec = self.spec
         tokens = torch.tensor(list(ids))
-        x = self.words[tokens] + self.positions[: len(tokens)]
+        x = self.words[tokens] + self.weights["embeddings.position.weight"][: len(tokens)]
         if spec.type_vocab_size:
             rows = torch.zeros_like(tokens) if types is None else torch.tensor(list(types))
             x = x + self.weights["embeddings.token_type.weight"][rows]
