@@ -241,6 +241,8 @@ def test_accuracy_objective(checkpoint: Path, data: Path, tmp_path: Path) -> Non
     wanted = options(objective=("accuracy",), epochs=1.0)
     report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
     about = report.chosen["about"]
+    assert about["practice"]["steps"] and about["practice"]["member_steps"]
+    assert about["teaching"] and set(about["teaching"]) <= set(range(5))
     assert about["members"] == 5 and about["tried"] >= len(about["removed"])
     assert about["mixed"] and set(about["mixed"]) <= set(range(5))
     assert report.chosen["metrics"]["accuracy"] >= report.dense["metrics"]["accuracy"] - 0.05

@@ -222,12 +222,16 @@ class Student(nn.Module):
         mask = batch.mask[:, :, None].to(x.dtype)
         return (x * mask).sum(1) / mask.sum(1)
 
-    def head(self, pooled: Tensor) -> Tensor:
-        """[b, outputs]."""
+    def features(self, pooled: Tensor) -> Tensor:
+        """f32[b, k]: what the head's last linear reads."""
         x = self._drop(pooled)
         if self.spec.head.dense_features is not None:
             x = self._drop(ACTIVATIONS[self.spec.head.dense_activation](self.linear("head.dense", x)))
-        return self.linear("head.out", x).float()
+        return x
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """[b, outputs]."""
+        return self.linear("head.out", self.features(pooled)).float()
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """x W^T + b of the named linear, through the hooks."""

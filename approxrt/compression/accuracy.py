@@ -1,13 +1,13 @@
 """Objective accuracy: take out what does harm, average and learn from an ensemble; the result is int8, so smaller and
 faster.
 
-1. Members are trained on from the checkpoint with other seeds and dropout. They end near each other, so the mean of
-   their weights is a model, too, and mostly a better one than any of them (Wortsman et al. 2022, arXiv 2203.05482).
-   Of checkpoint, members and means the student begins with the best.
+1. Members (`approxrt.compression.members`) practise on the task's texts and learn from its labels, with other seeds
+   and dropout. They end near each other, so the mean of their weights is a model, too, and mostly a better one than any
+   of them (Wortsman et al. 2022, arXiv 2203.05482). Of checkpoint, members and means the student begins with the best.
 2. Removals that lower the held-out loss are accepted by `approxrt.analysis.gain`; then, from the lowest layer up, hard
    attention by the same test: a query attends to the HARD_KEEP keys whose signs match best (the paper keeps 30).
-3. The student learns from labels and the ensemble's mean logits (Hinton et al. 2015, arXiv 1503.02531); the mean of
-   its weights over the second half of that is a last candidate.
+3. The student learns from labels and the mean logits of those members whose ensemble is best (Hinton et al. 2015, arXiv
+   1503.02531); the mean of its weights over the second half of that is a last candidate.
 4. The border between the classes moves to where the metric wants it (`approxrt.analysis.offsets`).
 
 What is best is decided by the validation loss at the temperature that suits each model best. Accuracy on a few hundred
@@ -28,12 +28,13 @@ from approxrt.analysis.offsets import gain_of_offsets, logit_offsets
 from approxrt.analysis.removal import Held, shrunk
 from approxrt.analysis.statistics import collect
 from approxrt.approx import build
-from approxrt.approx.recover import Recovery, RecoveryOptions
+from approxrt.approx.recover import Recovery
 from approxrt.approx.sign_attention import SignKind, with_sign_attention
 from approxrt.approx.student import Student, predict, sample_losses
-from approxrt.approx.teacher import Teacher, teach
+from approxrt.approx.teacher import teach
 from approxrt.artifact.spec import MAX_SIGN_DIM
 from approxrt.compression.data import folds
+from approxrt.compression.members import members, training_options
 from approxrt.compression.work import Candidate
 from approxrt.errors import UnsupportedTaskError
 from approxrt.tasks.metrics import compute_metrics
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 FOLDS = 4
 RANKED = 200  # validation texts that put the candidates in order; all decide
-MEMBERS = 4
-MEMBER_EPOCHS = 2.0
 STUDENT_EPOCHS = 3.0
 RESAMPLES = 2000
 HARD_KEEP = 30
@@ -63,11 +62,12 @@ def more_accurate(compression: Compression) -> list[Candidate]:
     if done:
         return done
     compression.baseline()
-    members = _members(compression)
-    student, mixed = _soup(compression, members)
+    found = members(compression)
+    student, mixed = _soup(compression, found)
     student, trials = _without_harm(compression, student)
     hard = _hard_attention(compression, student)
-    history = _learn(compression, student, members)
+    teaching = _ensemble(compression, found)
+    history = _learn(compression, student, [found[i] for i in teaching])
     offsets = _offsets(compression, student)
     path = compression.work.candidate_path(0)
     names = [name for name, _ in student.spec.linears() if name.startswith("layers.")]
@@ -93,7 +93,9 @@ def more_accurate(compression: Compression) -> list[Candidate]:
         "shrink": None,
         "removed": removed,
         "tried": len(trials),
-        "members": len(members),
+        "members": len(found),
+        "teaching": teaching,
+        "practice": compression.work.read("practice"),
     }
     candidate = compression.check(
         path,
@@ -152,36 +154,6 @@ def _hard_attention(compression: Compression, student: Student) -> list[int]:
     return taken
 
 
-def _members(compression: Compression) -> list[Student]:
-    """The checkpoint as the artifact would hold it, and as many trained members as there is time for."""
-    members = [compression.dense()]
-    plain = Teacher(
-        np.zeros((len(compression.train.ids), compression.spec.num_outputs), np.float32), _NONE, (), _NONE, _NONE
-    )
-    longest = 0.0
-    for number in range(MEMBERS):
-        name = f"member-{number}"
-        member = compression.dense()
-        begin = compression.elapsed()
-        # A third of the time is for what comes after.
-        if number and begin + longest > 0.65 * compression.options.budget:
-            compression.note(f"the budget has room for {number} of {MEMBERS} members")
-            break
-        if not compression.work.load_weights(name, member):
-            options = _options(compression, seed=1000 * (compression.options.seed + 1) + number)
-            options = dataclasses.replace(options, teacher_share=0.0)
-            steps = round(MEMBER_EPOCHS * -(-len(compression.train.ids) // options.batch_size))
-            recovery = Recovery(member, compression.train, plain, steps, options)
-            while recovery.step < recovery.steps:
-                loss = recovery.advance()
-                share = 0.5 * (number + recovery.step / steps) / MEMBERS
-                compression.progress(share, f"member {number + 1}/{MEMBERS}, loss {loss:.3f}")
-            compression.work.save_weights(name, member)
-            longest = max(longest, compression.elapsed() - begin)
-        members.append(member)
-    return members
-
-
 def _soup(compression: Compression, members: list[Student]) -> tuple[Student, list[int]]:
     """(the best mean of members, which they are): of the mean of all, and what grows member by member."""
     weights = [_copy(member) for member in members]
@@ -205,11 +177,28 @@ def _soup(compression: Compression, members: list[Student]) -> tuple[Student, li
     return student, best
 
 
+def _ensemble(compression: Compression, members: list[Student]) -> list[int]:
+    """Members whose mean logits validate best, found one by one from the best (Caruana et al. 2004)."""
+    validation = compression.validation
+    labels = validation.labels
+    assert labels is not None
+    logits = [predict(member, validation.ids, validation.types) for member in members]
+    chosen, least = list[int](), float("inf")
+    while left := [i for i in range(len(members)) if i not in chosen]:
+        losses = [calibrated_loss(np.mean([logits[j] for j in [*chosen, i]], axis=0), labels) for i in left]
+        if min(losses) >= least:
+            break
+        chosen, least = [*chosen, left[int(np.argmin(losses))]], min(losses)
+    return sorted(chosen)
+
+
 def _learn(compression: Compression, student: Student, members: list[Student]) -> list[dict[str, Any]]:
     """Train the student; it ends with the weights that validate best. Returns what each epoch gave."""
     teachers = [*members, *compression.teachers()[1:]]
     teacher = teach(teachers, compression.full_train.ids, compression.full_train.types, with_hidden=False)
-    options = dataclasses.replace(_options(compression, compression.options.seed), lr=0.5 * compression.options.lr)
+    options = dataclasses.replace(
+        training_options(compression, compression.options.seed), lr=0.5 * compression.options.lr
+    )
     recovery_steps = -(-len(compression.train.ids) // options.batch_size)
     epochs = compression.options.epochs or STUDENT_EPOCHS
     recovery = Recovery(student, compression.train, teacher, round(epochs * recovery_steps), options)
@@ -297,12 +286,3 @@ def _put(student: Student, weights: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             student.weight(name).copy_(value)
-
-
-def _options(compression: Compression, seed: int) -> RecoveryOptions:
-    return dataclasses.replace(
-        compression.recovery_options(), seed=seed, final_lr=0.0, warmup=0.1, hidden_weight=0.0, dropout=0.1
-    )
-
-
-_NONE = np.zeros((0, 0), np.float32)
