@@ -3,7 +3,8 @@
 The paper takes elements out in a fixed order and accepts what lowers the loss of one validation set. Tried often
 enough, chance alone lowers it. Here candidates come in the order of their gain, and one is accepted only if the mean
 loss, each time at the best temperature, falls in every fold of the held-out texts and a paired bootstrap over texts
-(Efron 1979; Berg-Kirkpatrick et al. 2012) finds a fall in at least `confidence` of its resamples.
+(Efron 1979; Berg-Kirkpatrick et al. 2012) finds a fall in nearly all of its resamples: chance would pass one in
+1 / (1 - confidence) of all elements that were looked at, so what is left to chance is divided by their number.
 """
 
 from __future__ import annotations
@@ -44,25 +45,29 @@ def gains(
     seed: int = 0,
     ranking: Held | None = None,
     most: int = 24,
+    patience: int = 8,
     progress: Progress | None = None,
 ) -> tuple[Structure, list[Trial]]:
     """(what stays, all trials in order) of the held student, which is left as it was.
 
-    folds     disjoint rows of the held-out texts
-    ranking   the same student with fewer texts, which give the order (a forward pass for every element); default: all
-    most      candidates that are tried
+    folds        disjoint rows of the held-out texts
+    confidence   that no element at all is accepted by chance
+    ranking      the same student with fewer texts, which give the order (each element takes a pass); default: all
+    most         candidates that are tried
+    patience     refusals in a row after which no more are tried
     """
     spec = held.student.spec
     found = measure_removals(ranking or held, task, means, progress=progress)
+    least = 1 - (1 - confidence) / max(1, len(found))
     ranked = sorted(found, key=lambda removal: removal.change)
     keep = Structure.of(spec)
     held.move(0)
     losses = calibrated_losses(held.outputs(), held.labels)
     rng = np.random.default_rng([seed, 13])
-    trials: list[Trial] = []
+    trials, refused = list[Trial](), 0
     for removal in ranked:
         # Those that do harm alone come last; together with what is out already they hardly ever help.
-        if removal.change >= 0 or len(trials) >= most:
+        if removal.change >= 0 or len(trials) >= most or refused >= patience:
             break
         trial_keep = without(spec, keep, removal.element)
         if _same(trial_keep, keep):
@@ -72,9 +77,10 @@ def gains(
         difference = trial - losses
         worst = max(float(difference[fold].mean()) for fold in folds)
         sure = bootstrap_share(difference, resamples, rng)
-        accepted = worst < 0 and sure >= confidence
+        accepted = worst < 0 and sure >= least
         if accepted:
             keep, losses = trial_keep, trial
+        refused = 0 if accepted else refused + 1
         trials.append(Trial(removal.element, float(difference.mean()), worst, sure, accepted))
     return keep, trials
 

@@ -3,7 +3,8 @@ faster.
 
 1. Members (`approxrt.compression.members`) practise on the task's texts and learn from its labels, with other seeds
    and dropout. They end near each other, so the mean of their weights is a model, too, and mostly a better one than any
-   of them (Wortsman et al. 2022, arXiv 2203.05482). Of checkpoint, members and means the student begins with the best.
+   of them (Wortsman et al. 2022, arXiv 2203.05482). Of members and means the student begins with the best, or with the
+   checkpoint where that is surely better.
 2. Removals that lower the held-out loss are accepted by `approxrt.analysis.gain`; then, from the lowest layer up, hard
    attention by the same test: a query attends to the HARD_KEEP keys whose signs match best (the paper keeps 30).
 3. The student learns from labels and the mean logits of those members whose ensemble is best (Hinton et al. 2015, arXiv
@@ -25,7 +26,7 @@ import torch
 
 from approxrt.analysis.gain import Trial, bootstrap_share, calibrated_loss, calibrated_losses, gains, metric_gain
 from approxrt.analysis.offsets import gain_of_offsets, logit_offsets
-from approxrt.analysis.removal import Held, shrunk
+from approxrt.analysis.removal import Held, elements_of, shrunk
 from approxrt.analysis.statistics import collect
 from approxrt.approx import build
 from approxrt.approx.recover import Recovery
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
 
 FOLDS = 4
-RANKED = 200  # validation texts that put the candidates in order; all decide
+RANKED = 32, 200  # validation texts that put the candidates in order, at least and at most; all decide
+RANKING_SHARE = 0.05  # of the budget
 STUDENT_EPOCHS = 3.0
 RESAMPLES = 2000
 HARD_KEEP = 30
@@ -66,7 +68,8 @@ def more_accurate(compression: Compression) -> list[Candidate]:
     student, mixed = _soup(compression, found)
     student, trials = _without_harm(compression, student)
     hard = _hard_attention(compression, student)
-    teaching = _ensemble(compression, found)
+    # The checkpoint teaches only where it is what the student begins with: see `_soup`.
+    teaching = [0] if mixed == [0] else _ensemble(compression, found)
     history = _learn(compression, student, [found[i] for i in teaching])
     offsets = _offsets(compression, student)
     path = compression.work.candidate_path(0)
@@ -111,7 +114,7 @@ def _without_harm(compression: Compression, student: Student) -> tuple[Student, 
     rows = np.random.default_rng([compression.options.seed, 17]).permutation(len(compression.train.ids))[:512]
     means = collect(student, compression.train, rows, compression.options.seed, with_moments=False).means
     held = Held(student, compression.validation)
-    few = np.random.default_rng([compression.options.seed, 23]).permutation(len(held))[:RANKED]
+    few = np.random.default_rng([compression.options.seed, 23]).permutation(len(held))[: _ranked(compression, student)]
     parts = folds(len(held), FOLDS, compression.options.seed)
     keep, trials = gains(
         held,
@@ -123,6 +126,14 @@ def _without_harm(compression: Compression, student: Student) -> tuple[Student, 
         progress=lambda done, total, text: compression.progress(0.5 + 0.1 * done / total, text),
     )
     return (shrunk(student, keep, means) if any(t.accepted for t in trials) else student), trials
+
+
+def _ranked(compression: Compression, student: Student) -> int:
+    """Texts for the order of all elements' removals, of which each takes a forward pass: a third of a step's time."""
+    plan = compression.work.read("practice")
+    text_s = plan["pace_s"] / (3 * compression.options.batch_size)
+    elements = len(elements_of(student.spec))
+    return int(np.clip(RANKING_SHARE * compression.options.budget / (elements * text_s), *RANKED))
 
 
 def _hard_attention(compression: Compression, student: Student) -> list[int]:
@@ -137,6 +148,7 @@ def _hard_attention(compression: Compression, student: Student) -> list[int]:
         return calibrated_losses(predict(student, validation.ids, validation.types), labels)
 
     parts = folds(len(validation.ids), FOLDS, compression.options.seed)
+    sure = 1 - (1 - SURE) / len(student.spec.layers)  # as in `gains`: each layer is another try
     kind, taken, before = SignKind(HARD_KEEP, HARD_KEEP + 1, rest=False), list[int](), losses()
     for i, layer in enumerate(student.spec.layers):
         if not layer.num_heads or layer.head_dim > MAX_SIGN_DIM:
@@ -147,7 +159,7 @@ def _hard_attention(compression: Compression, student: Student) -> list[int]:
         difference = after - before
         if (
             max(float(difference[fold].mean()) for fold in parts) < 0
-            and bootstrap_share(difference, RESAMPLES, rng) >= SURE
+            and bootstrap_share(difference, RESAMPLES, rng) >= sure
         ):
             taken, before = [*taken, i], after
     with_sign_attention(student, dict.fromkeys(taken, kind), compression.separators() if taken else ())
@@ -155,36 +167,44 @@ def _hard_attention(compression: Compression, student: Student) -> list[int]:
 
 
 def _soup(compression: Compression, members: list[Student]) -> tuple[Student, list[int]]:
-    """(the best mean of members, which they are): of the mean of all, and what grows member by member."""
-    weights = [_copy(member) for member in members]
-    student = compression.dense()
+    """(what the student begins with, the members whose mean it is): of members and their means what validates best.
+
+    The checkpoint, which is the first, is another start than theirs, and no mean takes it in. It stays where it is
+    surely better: by a little it looks so anyway, as its epoch was chosen by the same validation examples.
+    """
+    student, weights = compression.dense(), [_copy(member) for member in members]
 
     def loss(chosen: list[int]) -> float:
         _put(student, _mean([weights[i] for i in chosen]))
-        return _loss(compression, student)
+        return float(_losses(compression, student).mean())
 
-    alone = [loss([i]) for i in range(len(members))]
-    order = [int(i) for i in np.argsort(alone, kind="stable")]
+    everyone = list(range(1, len(members)))
+    alone = {i: loss([i]) for i in everyone}
+    order = sorted(everyone, key=lambda i: alone[i])
     best, least = [order[0]], alone[order[0]]
     for i in order[1:]:
         trial = loss(sorted([*best, i]))
         if trial < least:
             best, least = sorted([*best, i]), trial
-    everyone = list(range(len(members)))
     if len(best) < len(everyone) and loss(everyone) < least:
         best = everyone
     _put(student, _mean([weights[i] for i in best]))
+    rng = np.random.default_rng([compression.options.seed, 41])
+    difference = _losses(compression, members[0]) - _losses(compression, student)
+    if bootstrap_share(difference, RESAMPLES, rng) >= SURE:
+        best = [0]
+        _put(student, weights[0])
     return student, best
 
 
 def _ensemble(compression: Compression, members: list[Student]) -> list[int]:
-    """Members whose mean logits validate best, found one by one from the best (Caruana et al. 2004)."""
+    """Trained members whose mean logits validate best, found one by one from the best (Caruana et al. 2004)."""
     validation = compression.validation
     labels = validation.labels
     assert labels is not None
     logits = [predict(member, validation.ids, validation.types) for member in members]
     chosen, least = list[int](), float("inf")
-    while left := [i for i in range(len(members)) if i not in chosen]:
+    while left := [i for i in range(1, len(members)) if i not in chosen]:
         losses = [calibrated_loss(np.mean([logits[j] for j in [*chosen, i]], axis=0), labels) for i in left]
         if min(losses) >= least:
             break
@@ -195,12 +215,17 @@ def _ensemble(compression: Compression, members: list[Student]) -> list[int]:
 def _learn(compression: Compression, student: Student, members: list[Student]) -> list[dict[str, Any]]:
     """Train the student; it ends with the weights that validate best. Returns what each epoch gave."""
     teachers = [*members, *compression.teachers()[1:]]
-    teacher = teach(teachers, compression.full_train.ids, compression.full_train.types, with_hidden=False)
-    options = dataclasses.replace(
-        training_options(compression, compression.options.seed), lr=0.5 * compression.options.lr
-    )
+    options = training_options(compression, compression.options.seed)
+    options = dataclasses.replace(options, lr=0.5 * options.lr)
     recovery_steps = -(-len(compression.train.ids) // options.batch_size)
-    epochs = compression.options.epochs or STUDENT_EPOCHS
+    room = (compression.options.budget - compression.elapsed()) / compression.work.read("practice")["pace_s"]
+    # The ensemble's answers to all of train take a forward pass of each: a third of a step's time.
+    epochs = min(compression.options.epochs or STUDENT_EPOCHS, room / recovery_steps - len(teachers) / 3)
+    if len(teachers) < 2 or epochs < min(1.0, compression.options.epochs or 1.0):
+        why = "one model is no ensemble" if len(teachers) < 2 else "the budget has no room for an epoch"
+        compression.note(f"the student does not learn from the ensemble: {why}")
+        return [_validated(compression, student, 0)]
+    teacher = teach(teachers, compression.full_train.ids, compression.full_train.types, with_hidden=False)
     recovery = Recovery(student, compression.train, teacher, round(epochs * recovery_steps), options)
     history = [_validated(compression, student, 0)]
     candidates, tail = [_copy(student)], list[dict[str, torch.Tensor]]()
@@ -220,7 +245,7 @@ def _learn(compression: Compression, student: Student, members: list[Student]) -
     losses = []
     for weights in candidates:
         _put(student, weights)
-        losses.append(_loss(compression, student))
+        losses.append(float(_losses(compression, student).mean()))
     _put(student, candidates[int(np.argmin(losses))])
     history.append(_validated(compression, student, recovery.step) | {"candidates": losses})
     return history
@@ -234,10 +259,11 @@ def _validated(compression: Compression, student: Student, step: int) -> dict[st
     return {"step": step, "metrics": metrics, "loss": calibrated_loss(logits, validation.labels)}
 
 
-def _loss(compression: Compression, student: Student) -> float:
+def _losses(compression: Compression, student: Student) -> np.ndarray:
+    """Of each validation example, at the temperature that suits the student best."""
     validation = compression.validation
     assert validation.labels is not None
-    return calibrated_loss(predict(student, validation.ids, validation.types), validation.labels)
+    return calibrated_losses(predict(student, validation.ids, validation.types), validation.labels)
 
 
 def _offsets(compression: Compression, student: Student) -> list[float] | None:
