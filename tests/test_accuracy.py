@@ -1,0 +1,179 @@
+"""Objective accuracy, step by step: what it begins with, what it may take, and how it plans its time."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="students need torch")
+
+from small_student import random_examples, small_student  # noqa: E402
+
+from approxrt.approx.sign_attention import SignKind, with_sign_attention  # noqa: E402
+from approxrt.approx.student import Student, predict  # noqa: E402
+from approxrt.compression import accuracy, members  # noqa: E402
+from approxrt.tasks.metrics import compute_metrics  # noqa: E402
+from approxrt.tasks.registry import get_task  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def labelled_by(student: Student, count: int = 240):
+    """Random texts whose labels are what `student` answers."""
+    examples = random_examples(count)
+    logits = predict(student, examples.ids, examples.types)
+    # The median splits them, so that both classes are there.
+    margin = logits[:, 1] - logits[:, 0]
+    return dataclasses.replace(examples, labels=(margin > np.median(margin)).astype(np.int64))
+
+
+def disturbed(student: Student, noise: float, seed: int) -> Student:
+    """A copy whose weights are off by a share of their spread."""
+    copy = small_student()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in copy.names():
+            weight = student.weight(name)
+            spread = weight.std() if weight.numel() > 1 else 0.0
+            copy.weight(name).copy_(weight + noise * spread * torch.randn(weight.shape, generator=generator))
+    return copy
+
+
+def fake(validation: Any, **changes: Any) -> Any:
+    """What the steps under test ask of a compression."""
+    fields = {"options": SimpleNamespace(seed=0), "progress": lambda share, text: None, "dense": small_student}
+    return SimpleNamespace(validation=validation, **{**fields, **changes})
+
+
+# -- where it begins -------------------------------------------------------------
+
+
+def test_checkpoint_stays_only_where_it_is_surely_better() -> None:
+    right = small_student()
+    held = labelled_by(right)
+    wrong = np.random.default_rng(0).random(len(held.labels)) < 0.2  # as real labels are
+    held = dataclasses.replace(held, labels=held.labels ^ wrong)
+    near, far = disturbed(right, 0.02, 1), disturbed(right, 1.0, 2)
+    compression = fake(held)
+    # The checkpoint is a little nearer to what is right, which proves nothing.
+    student, chosen = accuracy._soup(compression, [disturbed(right, 0.01, 3), near])
+    assert chosen == [1] and all(torch.equal(student.weight(n), near.weight(n)) for n in near.names())
+    # Here the only member has lost what the checkpoint knows.
+    student, chosen = accuracy._soup(compression, [right, far])
+    assert chosen == [0] and all(torch.equal(student.weight(n), right.weight(n)) for n in right.names())
+
+
+def test_a_mean_of_members_that_is_better_than_each() -> None:
+    """Two members that are off in opposite directions: their mean is right. One that is lost is left out."""
+    right = small_student()
+    held = labelled_by(right)
+    offs = disturbed(right, 0.3, 4)
+    opposite = small_student()
+    with torch.no_grad():
+        for name in right.names():
+            opposite.weight(name).copy_(2 * right.weight(name) - offs.weight(name))
+    lost = disturbed(right, 1.5, 5)
+    student, chosen = accuracy._soup(fake(held), [disturbed(right, 1.0, 6), offs, lost, opposite])
+    assert chosen == [1, 3]
+    assert all(torch.allclose(student.weight(n), right.weight(n), atol=1e-5) for n in right.names())
+    # The checkpoint, at the first place, is never among the members that teach.
+    assert accuracy._ensemble(fake(held), [right, offs, lost, opposite]) in ([1, 3], [1], [3])
+
+
+# -- the plan --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "count", "steps"),
+    [
+        (10_000, 4, 400),  # all members, all epochs of 100 steps
+        (1000, 2, 350),  # 800 s less the 100 that are gone: 7 epochs of 100 s
+        (300, 1, 140),  # less than the least number of epochs is better than no member
+        (100, 1, 1),
+    ],
+)
+def test_members_are_planned(
+    budget: float, count: int, steps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(members, "_pace", lambda compression: 1.0)
+    written = {}
+    compression = fake(
+        None,
+        options=SimpleNamespace(budget=budget, batch_size=32),
+        train=SimpleNamespace(ids=[[1]] * 3200),
+        elapsed=lambda: 100.0,
+        work=SimpleNamespace(write=written.__setitem__),
+    )
+    plan = {"seconds": 100.0}
+    assert members._planned(compression, plan) == count
+    assert plan["member_steps"] == steps and written["practice"] == plan
+    # A run that goes on does as it was planned, whatever the time is now.
+    compression.elapsed = lambda: 1e6
+    assert members._planned(compression, plan) == count
+
+
+def test_one_model_is_no_ensemble() -> None:
+    student = small_student()
+    notes: list[str] = []
+    compression = fake(
+        labelled_by(student),
+        data=SimpleNamespace(task=get_task("sst2")),
+        options=SimpleNamespace(seed=0, budget=1e6, batch_size=32, epochs=None),
+        train=random_examples(64),
+        teachers=lambda: [student],
+        elapsed=lambda: 0.0,
+        work=SimpleNamespace(read=lambda name: {"pace_s": 1.0}),
+        recovery_options=lambda: members.RecoveryOptions(),
+        note=notes.append,
+    )
+    before = student.tensors()
+    history = accuracy._learn(compression, student, [student])
+    assert len(history) == 1 and "no ensemble" in notes[0]
+    assert all(np.array_equal(before[n], student.weight(n).detach().numpy()) for n in before)
+    compression.options.budget = 3.0  # an epoch has two steps, and two teachers answer
+    accuracy._learn(compression, student, [student, student])
+    assert "no room for an epoch" in notes[1]
+
+
+# -- what it may take ------------------------------------------------------------
+
+
+def test_hard_attention_is_taken_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels are the answers of the model whose first layer attends hard: there it is taken."""
+    monkeypatch.setattr(accuracy, "HARD_KEEP", 3)
+    student, separators = small_student(), (1,)
+    with_sign_attention(student, {0: SignKind(3, 4, rest=False)}, separators)
+    held = labelled_by(student)
+    with_sign_attention(student, {}, ())
+    compression = fake(held, separators=lambda: separators)
+    taken = accuracy._hard_attention(compression, student)
+    assert 0 in taken
+    keeps = [i for i, layer in enumerate(student.spec.layers) if layer.attention_keep == 3]
+    assert keeps == taken and student.spec.always_kept == separators
+    monkeypatch.setattr(accuracy, "HARD_KEEP", 12)
+    assert accuracy._hard_attention(compression, student) == []
+
+
+def test_a_border_that_lies_wrong_moves_in_the_last_bias() -> None:
+    """Labels are the answers of a model; its twin with a shifted bias takes the shift back."""
+    student = small_student()
+    held = labelled_by(student)
+    logits = predict(student, held.ids, held.types)
+    with torch.no_grad():  # the labels split at the median; far from it nearly all answers are of one class
+        spread = float(np.std(logits[:, 1] - logits[:, 0]))
+        student.weight("head.out.bias")[1] += 2 * spread - float(np.median(logits[:, 1] - logits[:, 0]))
+    data = SimpleNamespace(task=get_task("cola"))
+    compression = fake(held, data=data)
+    before = compute_metrics("cola", predict(student, held.ids, held.types), held.labels)["matthews"]
+    offsets = accuracy._offsets(compression, student)
+    assert offsets is not None and offsets[1] - offsets[0] == pytest.approx(-2 * spread, rel=0.2)
+    after = compute_metrics("cola", predict(student, held.ids, held.types), held.labels)["matthews"]
+    assert before < 0.4 and after > 0.9
+    assert accuracy._offsets(compression, student) is None
