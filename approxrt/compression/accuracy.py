@@ -123,7 +123,7 @@ def _without_harm(compression: Compression, student: Student) -> tuple[Student, 
         parts,
         seed=compression.options.seed,
         ranking=Held(student, compression.validation, np.sort(few)),
-        progress=lambda done, total, text: compression.progress(0.5 + 0.1 * done / total, text),
+        progress=lambda done, total, text: compression.progress(0.8 + 0.05 * done / total, text),
     )
     return (shrunk(student, keep, means) if any(t.accepted for t in trials) else student), trials
 
@@ -153,7 +153,7 @@ def _hard_attention(compression: Compression, student: Student) -> list[int]:
     for i, layer in enumerate(student.spec.layers):
         if not layer.num_heads or layer.head_dim > MAX_SIGN_DIM:
             continue
-        compression.progress(0.6, f"hard attention in layer {i}")
+        compression.progress(0.85, f"hard attention in layer {i}")
         with_sign_attention(student, dict.fromkeys([*taken, i], kind), compression.separators())
         after = losses()
         difference = after - before
@@ -231,7 +231,7 @@ def _learn(compression: Compression, student: Student, members: list[Student]) -
     candidates, tail = [_copy(student)], list[dict[str, torch.Tensor]]()
     while recovery.step < recovery.steps:
         loss = recovery.advance()
-        share = 0.6 + 0.4 * recovery.step / recovery.steps
+        share = 0.85 + 0.15 * recovery.step / recovery.steps
         compression.progress(share, f"learning from the ensemble, loss {loss:.3f}")
         if recovery.step % max(1, recovery_steps // 2) == 0 and 2 * recovery.step >= recovery.steps:
             tail.append(_copy(student))
