@@ -237,21 +237,6 @@ def test_block_times_that_disagree_with_the_model_are_measured_again(
     assert "repeat the run when the machine is idle" in compression.noted[0]
 
 
-def test_accuracy_objective(checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    wanted = options(objective=("accuracy",), epochs=1.0)
-    report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
-    about = report.chosen["about"]
-    assert about["practice"]["steps"] and about["practice"]["member_steps"]
-    assert about["teaching"] and set(about["teaching"]) <= set(range(5))
-    assert about["members"] == 5 and about["tried"] >= len(about["removed"])
-    assert about["mixed"] and set(about["mixed"]) <= set(range(5))
-    assert report.chosen["metrics"]["accuracy"] >= report.dense["metrics"]["accuracy"] - 0.05
-    assert (tmp_path / "a.work" / "member-0.pt").exists()
-    assert 0 <= about["gain_in_resamples"] <= 1
-    # A few dozen examples: whatever the student gains on them, chance may have done it.
-    assert (about["gain_in_resamples"] < 0.95) == any("may be chance" in note for note in report.notes)
-
-
 # -- data and families ---------------------------------------------------------
 
 
