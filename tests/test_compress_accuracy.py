@@ -47,7 +47,7 @@ def test_interrupts_go_on(
 ) -> None:
     """What is finished is not done again, and the artifact is the one that it would have been."""
 
-    def compress(name: str) -> approxrt.Report:
+    def compress(name: str) -> Any:
         wanted = options(objective=("accuracy",), epochs=1.0)
         return approxrt.compress(checkpoint, data, out=tmp_path / name, task="csv", options=wanted)
 
