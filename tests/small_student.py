@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from specs import random_tensors, small_spec
 
 from approxrt.approx.recover import Examples
-from approxrt.approx.student import Student
+from approxrt.approx.student import Student, predict
 from approxrt.artifact.spec import HeadSpec, LayerSpec
 
 
@@ -28,3 +30,12 @@ def random_examples(count: int = 24, seed: int = 1, vocab: int = 30) -> Examples
     rng = np.random.default_rng(seed)
     ids = [rng.integers(1, vocab, rng.integers(3, 13)).tolist() for _ in range(count)]
     return Examples(ids, [[0] * len(row) for row in ids], rng.integers(0, 2, count))
+
+
+def labelled_by(student: Student, count: int = 240) -> Examples:
+    """Random texts whose labels are what `student` answers."""
+    examples = random_examples(count)
+    logits = predict(student, examples.ids, examples.types)
+    # The median splits them, so that both classes are there.
+    margin = logits[:, 1] - logits[:, 0]
+    return dataclasses.replace(examples, labels=(margin > np.median(margin)).astype(np.int64))

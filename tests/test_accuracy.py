@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="students need torch")
 
-from small_student import random_examples, small_student  # noqa: E402
+from small_student import labelled_by, random_examples, small_student  # noqa: E402
 
 from approxrt.approx.sign_attention import SignKind, with_sign_attention  # noqa: E402
 from approxrt.approx.student import Student, predict  # noqa: E402
@@ -23,15 +23,6 @@ from approxrt.tasks.registry import get_task  # noqa: E402
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def labelled_by(student: Student, count: int = 240):
-    """Random texts whose labels are what `student` answers."""
-    examples = random_examples(count)
-    logits = predict(student, examples.ids, examples.types)
-    # The median splits them, so that both classes are there.
-    margin = logits[:, 1] - logits[:, 0]
-    return dataclasses.replace(examples, labels=(margin > np.median(margin)).astype(np.int64))
 
 
 def disturbed(student: Student, noise: float, seed: int) -> Student:

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="students need torch")
 
-from small_student import random_examples, small_student  # noqa: E402
+from small_student import labelled_by, random_examples, small_student  # noqa: E402
 
 from approxrt.analysis.gain import bootstrap_share, calibrated_loss, gains  # noqa: E402
 from approxrt.analysis.removal import (  # noqa: E402
@@ -19,7 +19,7 @@ from approxrt.analysis.removal import (  # noqa: E402
     without,
 )
 from approxrt.approx.structure import Structure  # noqa: E402
-from approxrt.approx.student import predict, sample_losses  # noqa: E402
+from approxrt.approx.student import sample_losses  # noqa: E402
 from approxrt.compression.data import folds  # noqa: E402
 from approxrt.tasks.registry import get_task  # noqa: E402
 
@@ -37,21 +37,12 @@ def test_bootstrap() -> None:
     assert 0.05 < bootstrap_share(noise - noise.mean(), 500, rng) < 0.95
 
 
-def labelled_by(student, count: int = 120):
-    """Random texts whose labels are what `student` answers."""
-    examples = random_examples(count)
-    logits = predict(student, examples.ids, examples.types)
-    # The median splits them, so that both classes are there.
-    margin = logits[:, 1] - logits[:, 0]
-    return dataclasses.replace(examples, labels=(margin > np.median(margin)).astype(np.int64))
-
-
 def test_what_harms_goes_and_what_helps_stays() -> None:
     """Labels come from a model without one block: with it, the loss is larger, and nothing else can be spared."""
     student = small_student()
     harmful = Element(1, "ffn")
     right = shrunk(student, without(student.spec, Structure.of(student.spec), harmful), None)
-    held = Held(student, labelled_by(right))
+    held = Held(student, labelled_by(right, 120))
     keep, trials = gains(held, get_task("sst2"), None, folds(len(held), 3, 0), seed=0)
     accepted = [trial.element.name for trial in trials if trial.accepted]
     changes = [trial.change for trial in trials]
