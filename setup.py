@@ -29,8 +29,10 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
+_AVX512VNNI = "-mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 ISA_FLAGS = {
-    "avx512vnni": "-mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni",
+    "amx": f"{_AVX512VNNI} -mamx-tile -mamx-int8",
+    "avx512vnni": _AVX512VNNI,
     "avx512": "-mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512vl -mavx512dq",
     "avxvnni": "-mavx2 -mfma -mf16c -mavxvnni",
     "avx2": "-mavx2 -mfma -mf16c",

@@ -19,26 +19,40 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + mu
 
 enum class Act : int32_t { kIdentity = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kTanh = 4, kSilu = 5 };
 
+constexpr int kBlockK = 64;  // inputs of a block that AMX multiplies with: sixteen tiles
+
 // How a GEMM kernel wants quantised activations: panels of `mr` tokens, k-major in groups of
 // kTileK inputs, so that a broadcast of one token's group is base + constant:
-//   panel[(k / 4) * mr * 4 + token * 4 + k % 4], elements of `element_size` bytes.
+//   panel[(k / 4) * mr * 4 + token * 4 + k % 4], elements of `element_size` bytes;
+// or, `in_blocks`, k-major in blocks of kBlockK inputs, each of which is a tile register of AMX:
+//   panel[(k / 64) * mr * 64 + token * 64 + k % 64], zeros behind the last group.
 // Stored is u = q + bias, q = round(x * 127 / max|x|) in [-127, 127].
 struct PanelLayout {
     int32_t mr;
     int32_t element_size;
     int32_t bias;
+    bool in_blocks;
 
+    // Of a group of inputs; in blocks, of one that has been taken out of them.
     constexpr size_t group_bytes() const { return static_cast<size_t>(mr) * kTileK * element_size; }
-    constexpr size_t panel_bytes(int64_t k) const { return round_up(k, kTileK) / kTileK * group_bytes(); }
+    constexpr size_t panel_bytes(int64_t k) const {
+        return round_up(k, in_blocks ? kBlockK : kTileK) / kTileK * group_bytes();
+    }
     constexpr size_t bytes(int64_t rows, int64_t k) const { return round_up(rows, mr) / mr * panel_bytes(k); }
+    // Of an element within its panel.
+    constexpr size_t offset(int64_t token, int64_t input) const {
+        const int64_t width = in_blocks ? kBlockK : kTileK;
+        return ((input / width * mr + token) * width + input % width) * element_size;
+    }
     constexpr bool operator==(const PanelLayout& o) const {
-        return mr == o.mr && element_size == o.element_size && bias == o.bias;
+        return mr == o.mr && element_size == o.element_size && bias == o.bias && in_blocks == o.in_blocks;
     }
     constexpr bool operator!=(const PanelLayout& o) const { return !(*this == o); }
 };
-// The two there are: the unsigned operand of vpdpbusd and vpmaddubsw, and the signed one of vpmaddwd.
-constexpr PanelLayout byte_panels(int32_t mr) { return {mr, 1, 128}; }
-constexpr PanelLayout word_panels(int32_t mr) { return {mr, 2, 0}; }
+// Those there are: the unsigned operand of vpdpbusd and vpmaddubsw, the signed one of vpmaddwd, and that of tdpbusd.
+constexpr PanelLayout byte_panels(int32_t mr) { return {mr, 1, 128, false}; }
+constexpr PanelLayout word_panels(int32_t mr) { return {mr, 2, 0, false}; }
+constexpr PanelLayout byte_blocks(int32_t mr) { return {mr, 1, 128, true}; }
 
 // panels, scales <- x.  s_t = max|x_t| / 127; a row whose maximum is below kQuantizeFloor becomes
 // exact zeros with s_t = 0. Rows beyond `rows` in the last panel are filled with q = 0.

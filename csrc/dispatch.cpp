@@ -46,6 +46,7 @@ int64_t peak_int8_avxvnni(int64_t iterations);
 int64_t peak_int8_avx512(int64_t iterations);
 int64_t peak_f32_avx512(int64_t iterations);
 int64_t peak_int8_avx512vnni(int64_t iterations);
+int64_t peak_int8_amx(int64_t iterations);
 #endif
 
 namespace {
@@ -55,6 +56,7 @@ constexpr Isa kIsa_avx2 = Isa::kAvx2;
 constexpr Isa kIsa_avxvnni = Isa::kAvxVnni;
 constexpr Isa kIsa_avx512 = Isa::kAvx512;
 constexpr Isa kIsa_avx512vnni = Isa::kAvx512Vnni;
+constexpr Isa kIsa_amx = Isa::kAmx;
 
 struct Orders {
     uint8_t canonical[64];
@@ -110,6 +112,7 @@ KernelTable make_table(Isa level) {
     if (includes(level, Isa::kAvxVnni)) t.peak_int8 = peak_int8_avxvnni;
     if (includes(level, Isa::kAvx512)) t.peak_int8 = peak_int8_avx512, t.peak_f32 = peak_f32_avx512;
     if (includes(level, Isa::kAvx512Vnni)) t.peak_int8 = peak_int8_avx512vnni;
+    if (includes(level, Isa::kAmx)) t.peak_int8 = peak_int8_amx;
 #endif
     return t;
 }
@@ -126,9 +129,9 @@ const std::vector<KernelInfo>& kernel_list() {
 }
 
 const KernelTable& kernels_for(Isa isa) {
-    static const KernelTable tables[kNumIsas] = {make_table(Isa::kScalar), make_table(Isa::kAvx2),
-                                                 make_table(Isa::kAvxVnni), make_table(Isa::kAvx512),
-                                                 make_table(Isa::kAvx512Vnni)};
+    static const KernelTable tables[kNumIsas] = {make_table(Isa::kScalar),     make_table(Isa::kAvx2),
+                                                 make_table(Isa::kAvxVnni),    make_table(Isa::kAvx512),
+                                                 make_table(Isa::kAvx512Vnni), make_table(Isa::kAmx)};
     return tables[static_cast<int>(isa)];
 }
 

@@ -7,11 +7,15 @@
 #if APPROXRT_X86
 #include <cpuid.h>
 #endif
+#if APPROXRT_X86 && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace approxrt {
 namespace {
 
-constexpr const char* kNames[kNumIsas] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni"};
+constexpr const char* kNames[kNumIsas] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "amx"};
 
 #if APPROXRT_X86
 // XCR0: which register files the operating system saves on a context switch.
@@ -19,6 +23,17 @@ uint64_t xcr0() {
     uint32_t lo, hi;
     __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
     return (static_cast<uint64_t>(hi) << 32) | lo;
+}
+
+// A process has to ask Linux for the 8 KB of tile registers; the leave then is that of all its threads. A system that
+// does not know the question, or a sandbox that does not let it pass, says no.
+bool may_use_tiles() {
+#ifdef __linux__
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 
 bool bit(uint32_t word, int index) { return (word >> index) & 1u; }
@@ -30,18 +45,21 @@ std::vector<Isa> detect() {
     const bool fma = bit(c, 12), osxsave = bit(c, 27), avx = bit(c, 28), f16c = bit(c, 29);
     if (!osxsave || !avx || !fma || !f16c) return found;
     const uint64_t saved = xcr0();
-    constexpr uint64_t kYmm = 0x6;   // SSE and AVX state
-    constexpr uint64_t kZmm = 0xe0;  // opmask, upper ZMM, ZMM16-31
+    constexpr uint64_t kYmm = 0x6;        // SSE and AVX state
+    constexpr uint64_t kZmm = 0xe0;       // opmask, upper ZMM, ZMM16-31
+    constexpr uint64_t kTiles = 3 << 17;  // TILECFG and TILEDATA
     if ((saved & kYmm) != kYmm) return found;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !bit(b, 5)) return found;
     found.push_back(Isa::kAvx2);
     const bool bmi2 = bit(b, 8);
     const bool avx512 = bmi2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) && (saved & kZmm) == kZmm;
-    const bool avx512_vnni = bit(c, 11);
+    const bool avx512_vnni = bit(c, 11), amx = bit(d, 24) && bit(d, 25);
     // Leaf 7 says in eax how many subleaves there are.
     if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 4)) found.push_back(Isa::kAvxVnni);
     if (avx512) found.push_back(Isa::kAvx512);
-    if (avx512 && avx512_vnni) found.push_back(Isa::kAvx512Vnni);
+    if (!avx512 || !avx512_vnni) return found;
+    found.push_back(Isa::kAvx512Vnni);
+    if (amx && (saved & kTiles) == kTiles && may_use_tiles()) found.push_back(Isa::kAmx);
     return found;
 }
 #else

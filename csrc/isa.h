@@ -11,11 +11,12 @@ namespace approxrt {
 //   avxvnni     avx2 + AVX-VNNI: vpdpbusd and vpdpwssd on 256 bits, VEX-encoded
 //   avx512      avx2 + AVX-512 F, BW, VL, DQ and BMI2, which all such CPUs have
 //   avx512vnni  avx512 + AVX512-VNNI
+//   amx         avx512vnni + AMX-TILE, AMX-INT8, and the system's leave to use their registers
 // Ordered by preference where a CPU has several. That is no order of inclusion: CPUs with AVX-512, VNNI included, may
 // lack AVX-VNNI, and the other way round (includes()).
-enum class Isa { kScalar = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAvx512Vnni = 4 };
+enum class Isa { kScalar = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAvx512Vnni = 4, kAmx = 5 };
 
-constexpr int kNumIsas = 5;
+constexpr int kNumIsas = 6;
 
 // Whether a machine at `level` executes the kernels of level `kernel`. The levels that one level includes are a line:
 // of two such, the one further in the enumeration includes the other.
@@ -26,9 +27,11 @@ constexpr bool includes(Isa level, Isa kernel) {
         case Isa::kAvx2:
             return level != Isa::kScalar;
         case Isa::kAvx512:
-            return level == Isa::kAvx512 || level == Isa::kAvx512Vnni;
-        case Isa::kAvxVnni:
+            return level == Isa::kAvx512 || level == Isa::kAvx512Vnni || level == Isa::kAmx;
         case Isa::kAvx512Vnni:
+            return level == Isa::kAvx512Vnni || level == Isa::kAmx;
+        case Isa::kAvxVnni:
+        case Isa::kAmx:
             return level == kernel;
     }
     return false;

@@ -124,7 +124,8 @@ Int8Weights::Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const
     const int32_t strips = strips_of(n);
     indptr_ = AlignedBuffer(sizeof(int32_t) * (strips + 1));
     if (sparse) offsets_ = AlignedBuffer(sizeof(uint32_t) * tiles);
-    tiles_ = AlignedBuffer::weights(tiles * kTileBytes);
+    // AMX loads sixteen tiles at a time, the last time fewer than that and what lies behind them.
+    tiles_ = AlignedBuffer::weights((tiles + 15) * kTileBytes);
     scale_ = padded_floats(scale, n, strips);
     bias_ = padded_floats(bias, n, strips);
     correction_ = AlignedBuffer(sizeof(int32_t) * strips * kTileN);

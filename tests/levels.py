@@ -8,7 +8,7 @@ import pytest
 from approxrt import _C
 
 SUPPORTED = tuple(_C.supported_isas())
-ALL = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni")
+ALL = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "amx")
 EPS = float(np.finfo(np.float32).eps)
 
 every_level = pytest.mark.parametrize(

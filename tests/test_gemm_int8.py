@@ -12,7 +12,8 @@ from approxrt._C import kernels
 from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr
 from approxrt.artifact.spec import TILE_K, TILE_N
 
-# (tokens, inputs, outputs): around the register blocks (6, 8, 24 tokens) and the tile (16 x 4)
+# (tokens, inputs, outputs): around the register blocks (6, 8, 16, 24 tokens) and the tile (16 x 4); of AMX also inputs
+# that leave room for two lanes of tokens, for one, and for none, held apart
 SHAPES = [
     (1, 1, 1),
     (1, 4, 16),
@@ -26,6 +27,9 @@ SHAPES = [
     (49, 384, 16),
     (2, 3072, 20),
     (31, 40, 100),
+    (50, 2000, 40),
+    (33, 4000, 20),
+    (20, 5000, 17),
 ]
 
 

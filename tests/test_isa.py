@@ -13,7 +13,8 @@ from levels import ALL, SUPPORTED
 
 from approxrt import _C
 from approxrt.errors import DeviceError
-from approxrt.runtime.cpu import forced_isa
+from approxrt.runtime import cpu
+from approxrt.runtime.cpu import forced_isa, suitable_isa
 
 INCLUDED = {
     "scalar": {"scalar"},
@@ -21,6 +22,7 @@ INCLUDED = {
     "avxvnni": {"scalar", "avx2", "avxvnni"},
     "avx512": {"scalar", "avx2", "avx512"},
     "avx512vnni": {"scalar", "avx2", "avx512", "avx512vnni"},
+    "amx": {"scalar", "avx2", "avx512", "avx512vnni", "amx"},
 }
 
 
@@ -39,6 +41,8 @@ def test_detection_agrees_with_the_kernel() -> None:
     wide = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}.issubset(flags)
     assert ("avx512" in SUPPORTED) == wide
     assert ("avx512vnni" in SUPPORTED) == (wide and "avx512_vnni" in flags)
+    # The system may refuse a process the tile registers.
+    assert "amx" not in SUPPORTED or {"amx_tile", "amx_int8"}.issubset(flags)
     assert ("avxvnni" in SUPPORTED) == ("avx2" in SUPPORTED and "avx_vnni" in flags)
 
 
@@ -61,9 +65,10 @@ def test_a_level_uses_the_best_kernel_it_includes(isa: str) -> None:
 
 
 def test_every_level_above_scalar_has_its_own_int8_kernels() -> None:
-    # On each of them another instruction multiplies; none may fall back unnoticed.
-    for family in ("quantize_rows", "gemm_int8", "gemm_int4", "attention_int16"):
+    # On each of them another instruction multiplies; none may fall back unnoticed. AMX has none for 16 bits.
+    for family in ("quantize_rows", "gemm_int8", "gemm_int4"):
         assert {row["isa"] for row in _C.kernel_list() if row["family"] == family} == set(ALL)
+    assert {row["isa"] for row in _C.kernel_list() if row["family"] == "attention_int16"} == set(ALL) - {"amx"}
 
 
 def test_forced_level_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +77,21 @@ def test_forced_level_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         assert forced_isa() == isa
 
 
+def test_models_that_amx_does_not_help_run_a_level_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("APPROXRT_ISA", raising=False)
+    assert suitable_isa(("bsr_s8",)) == ("avx512vnni" if forced_isa() == "amx" else forced_isa())
+    monkeypatch.setattr(cpu, "forced_isa", lambda: "amx")
+    assert suitable_isa(("f32", "s8", "s4")) == "amx"
+    for other in ("bsr_s8", "bsr_s4", "g4", "g6", "g8"):
+        assert suitable_isa(("s8", other)) == "avx512vnni"
+    # Who names a level gets it.
+    monkeypatch.setenv("APPROXRT_ISA", "amx")
+    assert suitable_isa(("bsr_s8",)) == "amx"
+
+
 def test_unknown_level_raises_with_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPROXRT_ISA", "sse9")
-    with pytest.raises(DeviceError, match=r"sse9.*scalar, avx2, avxvnni, avx512, avx512vnni"):
+    with pytest.raises(DeviceError, match=r"sse9.*scalar, avx2, avxvnni, avx512, avx512vnni, amx"):
         forced_isa()
 
 

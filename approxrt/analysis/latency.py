@@ -140,9 +140,10 @@ def _runner(
     threads: int | None,
     chunk: int | None,
 ) -> Callable[[], None]:
-    from approxrt.runtime.cpu import CpuEngine
+    from approxrt.runtime.cpu import CpuEngine, suitable_isa
 
-    engine = CpuEngine(Memory(spec, tensors), threads)
+    # What is planned with a table has tiles somewhere, and so runs whole at the level that suits them.
+    engine = CpuEngine(Memory(spec, tensors), threads, isa=suitable_isa(("bsr_s8",)))
     what = "logits" if spec.labels else "pooled"
     parts = [list(sequences)] if chunk is None else [sequences[i : i + chunk] for i in range(0, len(sequences), chunk)]
 
@@ -282,13 +283,13 @@ def _random_linear(
 
 
 def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int) -> Path:
-    from approxrt.runtime.cpu import forced_isa
+    from approxrt.runtime.cpu import suitable_isa
 
     layers = sorted({(l.num_heads, l.head_dim, l.intermediate_size) for l in spec.layers})
     key = {
         "version": __version__,
         "cpu": cpu_name(),
-        "isa": forced_isa(),
+        "isa": suitable_isa(("bsr_s8",)),
         "threads": threads,
         "hidden": spec.hidden_size,
         "layers": layers,

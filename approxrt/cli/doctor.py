@@ -106,4 +106,6 @@ def _notes(isa: str) -> list[str]:
         return ["this CPU has no AVX2 (or APPROXRT_ISA=scalar): kernels are correct but slow"]
     if isa in ("avx2", "avx512"):
         return [f"{isa} has no VNNI: int8 products run as exact 16-bit ones, at about half the rate"]
+    if isa == "amx":
+        return ["dense int8 and int4 models run on amx, block-sparse and grouped ones on avx512vnni"]
     return []

@@ -12,7 +12,7 @@ import approxrt._C as _C
 from approxrt._C import KvCache
 from approxrt.artifact.decoder_spec import DENSE_DECODER_ATTENTION, DecoderSpec
 from approxrt.errors import InputError
-from approxrt.runtime.cpu import forced_isa
+from approxrt.runtime.cpu import suitable_isa
 from approxrt.runtime.threads import resolve_threads
 
 CACHE_KINDS = ("f32", "f16", "int8")
@@ -48,7 +48,7 @@ class DecoderEngine:
         """`wait=False` returns while the weights are being packed: call `wait` before anything else."""
         self.spec = artifact.decoder_spec
         self.threads = resolve_threads(threads)
-        self.isa = forced_isa()
+        self.isa = suitable_isa(linear.kind for _, linear in self.spec.linears())
         if cache_kind is None:
             exact = all(layer.key == "f32" and layer.value == "f32" for layer in self.spec.layers)
             cache_kind = "f32" if exact else "f16"

@@ -1,4 +1,5 @@
 // Single kernels for tests and benchmarks: one call, one kernel, at a level of the caller's choice.
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -29,11 +30,11 @@ Panels panels_from_int8(const py::array& q_any, const std::string& isa, bool byt
     auto q = typed<int8_t>(q_any, 2, "q");
     const KernelTable& t = table(isa);
     Panels p(bytes ? t.int4_layout : t.layout, q.shape(0), q.shape(1));
-    std::memset(p.data.as<char>(), p.layout.bias, p.data.size());
-    for (int32_t i = 0; i < p.rows; ++i) {
-        p.scales.as<float>()[i] = 1.0f;
-        for (int32_t j = 0; j < p.k; ++j) {
-            const int value = q.at(i, j) + p.layout.bias;
+    std::memset(p.data.as<char>(), 0, p.data.size());
+    std::fill_n(p.scales.as<float>(), p.rows, 1.0f);
+    for (int32_t i = 0; i < round_up(p.rows, p.layout.mr); ++i) {
+        for (int32_t j = 0; j < round_up(p.k, kTileK); ++j) {
+            const int value = (i < p.rows && j < p.k ? q.at(i, j) : 0) + p.layout.bias;
             if (p.layout.element_size == 1) {
                 *reinterpret_cast<uint8_t*>(p.at(i, j)) = static_cast<uint8_t>(value);
             } else {

@@ -28,8 +28,7 @@ struct Panels {
 
     // Address of element (token, input).
     char* at(int64_t token, int64_t input) const {
-        return data.as<char>() + token / layout.mr * layout.panel_bytes(k) + input / kTileK * layout.group_bytes() +
-               ((token % layout.mr) * kTileK + input % kTileK) * layout.element_size;
+        return data.as<char>() + token / layout.mr * layout.panel_bytes(k) + layout.offset(token % layout.mr, input);
     }
 
     void check(const PanelLayout& needed, int32_t inputs) const {

@@ -1,49 +1,8 @@
-// GEMM of weights with float16 scales a group for AVX-512 VNNI: a group's 32 products an output are 8 vpdpbusd
-// (gemm_groups_zmm.h); two strips at a time where there are panels of tokens (gemm_groups_pairs.h).
-#include "gemm_groups_pairs.h"
+// GEMM of weights with float16 scales a group: gemm_groups_vnni.h.
+#include "gemm_groups_vnni.h"
 
 namespace approxrt {
-namespace {
 
-struct Vnni {
-    static constexpr int kBits = 8;
-    // Pinned by assembly, as in gemm_int8_avx512vnni.cpp.
-    static inline __attribute__((always_inline)) void dot(__m512i q, const char* a, __m512i& acc) {
-        __asm__("vpdpbusd %[a]%{1to16%}, %[q], %[acc]"
-                : [acc] "+v"(acc)
-                : [q] "v"(q), [a] "m"(*reinterpret_cast<const int32_t*>(a)));
-    }
-    static inline __attribute__((always_inline)) void dot(__m512i q, __m512i a, __m512i& acc) {
-        __asm__("vpdpbusd %[a], %[q], %[acc]" : [acc] "+v"(acc) : [q] "v"(q), [a] "v"(a));
-    }
-    static inline __m512i sums(__m512i acc) { return acc; }
-};
-
-constexpr int kPanelRows = 24;
-
-template <class Format>
-void by_pairs(const GemmGroupsArgs& a) {
-    GemmGroupsArgs rest = a;
-    rest.strip_begin = gemm_groups_pairs<Format, Vnni, kPanelRows>(a);
-    if (rest.strip_begin == rest.strip_end) return;
-    const int64_t behind = rest.strip_begin - a.strip_begin;
-    rest.y += behind * a.y_strip;
-    if (rest.residual) rest.residual += behind * kTileN;
-    GroupsZmm<Vnni, kPanelRows>::run(rest);
-}
-
-}  // namespace
-
-void gemm_groups_avx512vnni(const GemmGroupsArgs& a) {
-    if (a.mr != kPanelRows) {
-        GroupsZmm<Vnni, kPanelRows>::run(a);
-    } else if (a.w->bits == 4) {
-        by_pairs<G4>(a);
-    } else if (a.w->bits == 6) {
-        by_pairs<G6>(a);
-    } else {
-        by_pairs<G8>(a);
-    }
-}
+void gemm_groups_avx512vnni(const GemmGroupsArgs& a) { gemm_groups_vnni<24>(a); }
 
 }  // namespace approxrt

@@ -90,7 +90,7 @@ inline void groups_pair(const GroupsPair& b) {
 // All strips but a last odd one, for panels of kMr tokens; returns the first strip that is left.
 template <class Format, class Level, int kMr>
 inline int32_t gemm_groups_pairs(const GemmGroupsArgs& a) {
-    static_assert(kMr % kGroupsRows == 0, "whole blocks");
+    static_assert(kMr % 4 == 0, "pieces of 12, 8 and 4 tokens");
     const int64_t strip_bytes = a.w->groups * static_cast<int64_t>(Format::kBytes);
     const size_t panel_bytes = GroupPanels{kMr}.panel_bytes(a.w->k);
     alignas(64) float sums[kStripsOfPair * kMr * kTileN];
