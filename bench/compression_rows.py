@@ -57,10 +57,13 @@ def main() -> None:
         report = json.loads(run.with_name(run.name + ".json").read_text())
         candidate = json.loads(path.with_suffix(".json").read_text())
         candidate.pop("path")
+        # Names of checkpoints that taught beside the dense one: the work folder's identity has them.
+        teachers = json.loads((path.parent / "identity.json").read_text()).get("teachers", [])
         row = {
             "name": run.name,
             "candidate": index,
-            "command": command(known, report),
+            "command": command(known, report, teachers),
+            "teachers": teachers,
             "seconds": report["seconds"],
             "options": report["options"],
             "validation": {"before": report["dense"]["metrics"], "seen": report["dense"]["seen"], **candidate},
@@ -75,7 +78,7 @@ def main() -> None:
         print(summary(row), flush=True)
 
 
-def command(known: argparse.Namespace, report: dict[str, Any]) -> str:
+def command(known: argparse.Namespace, report: dict[str, Any], teachers: list[str]) -> str:
     """The command that made the run, with folders by their names."""
     options, plain = report["options"], {"seed": 0, "recipe": "train", "method": "ours", "target": "cpu"}
     parts = ["approxrt compress", known.checkpoint.name, "--task", known.task, "--data", known.data.name]
@@ -84,6 +87,7 @@ def command(known: argparse.Namespace, report: dict[str, Any]) -> str:
         value = options[name]
         if value is not None and plain.get(name) != value:
             parts += [f"--{name.replace('_', '-')}", str(value)]
+    parts += [part for teacher in teachers for part in ("--teacher", teacher)]
     return " ".join([*parts, "--budget", f"{options['budget']:.0f}s"])
 
 

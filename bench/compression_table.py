@@ -63,6 +63,8 @@ def _key(row: Row) -> tuple[Any, ...]:
         asked.append(f"{about['shrink']:g}x smaller{full}")
     if about.get("method", "ours") != "ours" or options["recipe"] == "one-shot":
         asked.append(f"{options['method']}, no training")
+    if row.get("teachers"):
+        asked.append(f"{len(row['teachers'])} more teachers")
     label = row["name"].split(".")[0].split("-")[0]
     note = " (from int8-trained)" if "qat" in row["name"] else ""
     return label + note, ", ".join(asked)

@@ -58,6 +58,7 @@ def latency(doc: dict[str, Any]) -> str:
 
 # CPU flags, the one that matters most first, and what to call a CPU that has it.
 ISA_NAMES = (
+    ("amx_int8", "AMX"),
     ("avx512_vnni", "AVX-512 VNNI"),
     ("avx512bw", "AVX-512, no VNNI"),
     ("avx_vnni", "AVX-VNNI, no AVX-512"),
