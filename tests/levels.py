@@ -11,16 +11,25 @@ SUPPORTED = tuple(_C.supported_isas())
 ALL = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "amx")
 EPS = float(np.finfo(np.float32).eps)
 
-every_level = pytest.mark.parametrize(
-    "isa",
-    [
-        pytest.param(
-            isa,
-            marks=pytest.mark.skipif(isa not in SUPPORTED, reason=f"this CPU or system has no {isa}, only {SUPPORTED}"),
-        )
-        for isa in ALL
-    ],
-)
+
+def _each(levels: tuple[str, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "isa",
+        [
+            pytest.param(
+                isa,
+                marks=pytest.mark.skipif(
+                    isa not in SUPPORTED, reason=f"this CPU or system has no {isa}, only {SUPPORTED}"
+                ),
+            )
+            for isa in levels
+        ],
+    )
+
+
+# AMX has kernels for quantised linears alone: for every other family its level is avx512vnni's, by the same functions.
+every_level = _each(tuple(isa for isa in ALL if isa != "amx"))
+every_level_of_linears = _each(ALL)
 
 
 def sum_tolerance(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from decoders import small_decoder_spec
-from levels import every_level
+from levels import every_level_of_linears
 from specs import random_tensors
 
 from approxrt.artifact.decoder_spec import DecoderSpec
@@ -69,7 +69,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, 70, count).tolist()
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_the_references(isa: str, shape: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_logits_are_the_references(isa: str, shape: str, kind: str, monkeypatch:
         assert errors.max() <= 0.05 * np.abs(expected).max()
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("kind", ["f32", "s8", "bsr_s4", "s4", "g4", "g8"])
 @pytest.mark.parametrize("shape, cache_kind", [("wide", "f32"), ("wide", "int8"), ("spread", "f16")])
 def test_a_sequence_depends_on_nothing_else(

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import FAMILIES, build_checkpoint
-from levels import EPS, every_level
+from levels import EPS, every_level_of_linears
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt.artifact.reader import Artifact, read_artifact
@@ -47,7 +47,7 @@ def random_artifact(tmp_path: Path, name: str = "a", **options) -> Artifact:
 # -- numbers -----------------------------------------------------------------
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_f32_logits_equal_transformers(
@@ -99,7 +99,7 @@ def compare_with_transformers(tmp_path, family, ids, types=None, **options) -> N
     np.testing.assert_allclose(ours, truth, rtol=0, atol=8 * max(own_error, 8 * EPS * largest))
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("kind", LINEAR_KINDS)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_every_kind_equals_the_reference(
@@ -130,7 +130,7 @@ MIXTURES = {
 }
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("kinds", MIXTURES)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_mixed_kinds_equal_the_reference(
@@ -176,7 +176,7 @@ def test_levels_quantise_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 # -- invariance --------------------------------------------------------------
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("kind", LINEAR_KINDS)
 def test_a_sequence_does_not_depend_on_its_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, isa: str

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from levels import EPS, SUPPORTED, every_level
+from levels import EPS, SUPPORTED, every_level_of_linears
 
 from approxrt._C import kernels
 from approxrt.approx.groups import dequantize_groups, pack_quarters, pack_unsigned
@@ -62,7 +62,7 @@ def forward(parts: dict[str, np.ndarray], x: np.ndarray, bias: np.ndarray, isa: 
     return y[:, : len(bias)]
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_results_are_the_references_to_the_last_bit(isa: str, form: str, shape: tuple[int, int, int]) -> None:
@@ -104,7 +104,7 @@ def test_fma_rounds_once(values: list[float]) -> None:
     assert all(abs(Fraction(float(found)) - exact) <= abs(Fraction(float(other)) - exact) for other in near)
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("rows", [3, 25])
 def test_nothing_overflows(isa: str, form: str, rows: int) -> None:
@@ -125,7 +125,7 @@ def test_nothing_overflows(isa: str, form: str, rows: int) -> None:
         np.testing.assert_allclose(y, sign * 2.0 * q * k, rtol=8 * EPS * 128)
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_weight_at_every_place(isa: str, form: str) -> None:
     """One token an input that looks at that input alone, over two groups: where packing puts a weight, it is."""
@@ -157,7 +157,7 @@ def test_levels_agree_bit_for_bit(rows: int, k: int, n: int, form: str, few: boo
         np.testing.assert_array_equal(forward(parts, x, bias, isa, few and rows <= 8), expected)
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("act", ["identity", "relu", "silu"])
 def test_epilogue(isa: str, act: str) -> None:
     rng = np.random.default_rng(0)
@@ -173,7 +173,7 @@ def test_epilogue(isa: str, act: str) -> None:
     assert (np.abs(y - expected) <= 8 * EPS * (np.abs(z) + np.abs(residual[:, :n]))).all()
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_row_does_not_depend_on_its_neighbours(isa: str, form: str) -> None:
     rng = np.random.default_rng(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from levels import EPS, SUPPORTED, every_level
+from levels import EPS, SUPPORTED, every_level_of_linears
 
 from approxrt._C import kernels
 from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr
@@ -69,7 +69,7 @@ def random_bsr(
     return indptr, indices, pack_nibbles(tiles), random_scales(rng, (groups, TILE_N))
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dense_accumulators_are_exact(isa: str, shape: tuple[int, int, int]) -> None:
     rows, k, n = shape
@@ -83,7 +83,7 @@ def test_dense_accumulators_are_exact(isa: str, shape: tuple[int, int, int]) -> 
     np.testing.assert_array_equal(sums, int8.accumulate(kernels.panels_from_int8(x, isa)))
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("rows", [5, 29])
 @pytest.mark.parametrize("sign", [(127, 7), (-128, 7), (-128, -7), (127, -7)], ids=str)
 def test_nothing_saturates(isa: str, sign: tuple[int, int], rows: int) -> None:
@@ -96,7 +96,7 @@ def test_nothing_saturates(isa: str, sign: tuple[int, int], rows: int) -> None:
     assert (sums == k * sign[0] * sign[1] * MAX_GROUP_SCALE).all()
 
 
-@every_level
+@every_level_of_linears
 def test_every_pair_of_scale_and_weight(isa: str) -> None:
     """All products m * q4, with neighbours in the same word of either sign: one token that looks at one input."""
     k = GROUP_WEIGHTS
@@ -110,7 +110,7 @@ def test_every_pair_of_scale_and_weight(isa: str) -> None:
         np.testing.assert_array_equal(sums[:, : len(q)], (q.astype(int) * m)[:, : len(rows)].T)
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("density", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sparse_accumulators_are_exact(isa: str, shape: tuple[int, int, int], density: float) -> None:
@@ -128,7 +128,7 @@ def test_sparse_accumulators_are_exact(isa: str, shape: tuple[int, int, int], de
     np.testing.assert_array_equal(sums, int8.accumulate(kernels.panels_from_int8(x, isa)))
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("tiles", [1, 7, 8, 9, 15, 16, 17, 127, 128, 129, 137])
 def test_remainders_of_groups_and_chunks(isa: str, tiles: int) -> None:
     """A strip of so many stored tiles between an empty one and one of 3: groups begin anew with each strip."""
@@ -146,7 +146,7 @@ def test_remainders_of_groups_and_chunks(isa: str, tiles: int) -> None:
         np.testing.assert_array_equal(sums, x.astype(np.int64) @ dense.T)
 
 
-@every_level
+@every_level_of_linears
 def test_empty_strips_give_the_bias(isa: str) -> None:
     n, k = 48, 20
     indptr = np.array([0, 0, 2, 2], np.int32)
@@ -187,7 +187,7 @@ def test_levels_agree_bit_for_bit(rows: int, k: int, n: int, density: float | No
         np.testing.assert_array_equal(sums[:, :n], expected)
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("act", ["identity", "gelu", "relu"])
 def test_epilogue(isa: str, act: str) -> None:
     rows, k, n = 25, 40, 35
@@ -212,7 +212,7 @@ def test_epilogue(isa: str, act: str) -> None:
     assert (np.abs(y - (z + residual[:, :n])) <= tolerance).all()
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("density", [None, 0.4])
 def test_a_row_does_not_depend_on_its_neighbours(isa: str, density: float | None) -> None:
     """Alone a row's nibbles are expanded in registers, among others in memory."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from levels import EPS, SUPPORTED, every_level
+from levels import EPS, SUPPORTED, every_level_of_linears
 
 from approxrt._C import kernels
 from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr
@@ -51,7 +51,7 @@ def random_bsr(rng: np.random.Generator, n: int, k: int, density: float) -> tupl
     return indptr, indices, tiles
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dense_accumulators_are_exact(isa: str, shape: tuple[int, int, int]) -> None:
     rows, k, n = shape
@@ -62,7 +62,7 @@ def test_dense_accumulators_are_exact(isa: str, shape: tuple[int, int, int]) -> 
     assert not sums[:, n:].any()
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("strips", range(1, 8))
 def test_every_number_of_tokens_and_strips(isa: str, strips: int) -> None:
     """Kernels take both in pieces: every remainder of either."""
@@ -75,7 +75,7 @@ def test_every_number_of_tokens_and_strips(isa: str, strips: int) -> None:
         np.testing.assert_array_equal(sums, expected[:rows])
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("sign", [(127, 127), (-128, 127), (-128, -127), (127, -127)], ids=str)
 def test_nothing_saturates(isa: str, sign: tuple[int, int]) -> None:
     """The products that 16-bit sums of pairs cannot hold: every one at the end of the range."""
@@ -85,7 +85,7 @@ def test_nothing_saturates(isa: str, sign: tuple[int, int]) -> None:
     assert (sums == k * sign[0] * sign[1]).all()
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("density", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sparse_accumulators_are_exact(isa: str, shape: tuple[int, int, int], density: float) -> None:
@@ -135,7 +135,7 @@ def test_tokens_in_lanes_need_tiles_and_vnni() -> None:
         linear.token_lanes = True
 
 
-@every_level
+@every_level_of_linears
 def test_empty_strips_give_the_bias(isa: str) -> None:
     n, k = 48, 20
     indptr = np.array([0, 0, 2, 2], np.int32)
@@ -168,7 +168,7 @@ def test_levels_agree_bit_for_bit(rows: int, k: int, n: int, density: float, see
         np.testing.assert_array_equal(sums[0], other)
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("act", ["identity", "gelu", "relu"])
 def test_epilogue(isa: str, act: str) -> None:
     rows, k, n = 25, 40, 35
@@ -194,7 +194,7 @@ def test_epilogue(isa: str, act: str) -> None:
     assert (np.abs(y - expected) <= tolerance).all()
 
 
-@every_level
+@every_level_of_linears
 def test_a_row_does_not_depend_on_its_neighbours(isa: str) -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((53, 36)).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import small_decoder_spec
-from levels import every_level
+from levels import every_level_of_linears
 from specs import random_tensors
 
 from approxrt.approx.decoder_signs import dense
@@ -56,7 +56,7 @@ def all_logits(model: InMemory, ids: list[int], threads: int = 2) -> np.ndarray:
     return engine.step([engine.cache(len(ids))], [ids], True)
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("project, out", [("g8", "g4"), ("f32", "g4"), ("g6", "g8"), ("g4", "g6")])
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 def test_logits_are_the_references_to_the_bit(
@@ -119,7 +119,7 @@ def test_hidden_states_are_what_the_head_reads() -> None:
     np.testing.assert_allclose(whole, all_logits(plain(model), ids), rtol=0, atol=1e-4 * np.abs(whole).max())
 
 
-@every_level
+@every_level_of_linears
 def test_a_large_margin_is_the_model_without_a_preview(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPROXRT_ISA", isa)
     model = previewed(1e30)
@@ -128,7 +128,7 @@ def test_a_large_margin_is_the_model_without_a_preview(isa: str, monkeypatch: py
         np.testing.assert_array_equal(all_logits(model, ids), all_logits(plain(model), ids))
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("margin", [0.0, 0.5])
 def test_a_sequence_depends_on_nothing_else(isa: str, margin: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither on how its tokens come, nor on the batch, nor on threads, nor on the level."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from levels import every_level
+from levels import every_level_of_linears
 from test_gemm_groups import activations
 
 from approxrt._C import kernels
@@ -23,7 +23,7 @@ def check(x: np.ndarray, isa: str, few: bool) -> None:
     np.testing.assert_array_equal(sums, expected.astype(np.int32).sum(2) * np.exp2(powers))
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_values_are_the_references(isa: str, shape: tuple[int, int]) -> None:
     x = activations(np.random.default_rng(shape[1]), *shape)
@@ -32,7 +32,7 @@ def test_values_are_the_references(isa: str, shape: tuple[int, int]) -> None:
         check(x, isa, True)
 
 
-@every_level
+@every_level_of_linears
 def test_ends_of_the_range(isa: str) -> None:
     x = np.zeros((8, 96), np.float32)
     x[1] = 1e-31  # below the floor: exact zeros
@@ -57,7 +57,7 @@ def test_error_is_half_a_step_of_the_group() -> None:
     assert (errors <= 0.5001 * steps[:, :, None]).all()
 
 
-@every_level
+@every_level_of_linears
 def test_rows_that_fill_the_last_panel_are_zeros(isa: str) -> None:
     """A GEMM computes whole register blocks of what is there: fresh memory must not reach it."""
     x = np.ones((25, 40), np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from levels import EPS, every_level
+from levels import EPS, every_level_of_linears
 
 from approxrt._C import kernels
 
@@ -25,7 +25,7 @@ def definition(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q, np.where(live, highest * np.float32(1 / 127), 0).astype(np.float32)
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("k", INPUTS)
 def test_equals_the_definition(isa: str, rows: int, k: int) -> None:
@@ -37,7 +37,7 @@ def test_equals_the_definition(isa: str, rows: int, k: int) -> None:
     np.testing.assert_array_equal(scales, expected_scales)
 
 
-@every_level
+@every_level_of_linears
 @given(
     x=hnp.arrays(
         np.float32,
@@ -57,7 +57,7 @@ def test_error_is_at_most_half_a_step(isa: str, x: np.ndarray) -> None:
     assert (error[live] <= (0.5 + 127 * 3 * EPS) * scales[live, None].astype(np.float64)).all()
 
 
-@every_level
+@every_level_of_linears
 def test_zero_and_tiny_rows_are_exact_zeros(isa: str) -> None:
     x = np.zeros((3, 20), np.float32)
     x[1] = 1e-38

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from levels import every_level
+from levels import every_level_of_linears
 from test_quantize_rows import INPUTS, ROWS, definition
 
 from approxrt._C import kernels
 
 
-@every_level
+@every_level_of_linears
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("k", INPUTS)
 def test_equals_the_definition(isa: str, rows: int, k: int) -> None:
@@ -26,7 +26,7 @@ def test_equals_the_definition(isa: str, rows: int, k: int) -> None:
     np.testing.assert_array_equal(scales, expected_scales)
 
 
-@every_level
+@every_level_of_linears
 @given(
     x=hnp.arrays(
         np.float32,

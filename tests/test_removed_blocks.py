@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from levels import EPS, every_level
+from levels import EPS, every_level_of_linears
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 import approxrt
@@ -103,7 +103,7 @@ def test_equals_the_reference(tmp_path: Path, kind: str, sizes: Sizes) -> None:
         compare_with_the_reference(tmp_path, spec_of(sizes, kind, pooling))
 
 
-@every_level
+@every_level_of_linears
 def test_equals_the_reference_on_every_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
     pytest.importorskip("torch", reason="the reference is written in PyTorch")
     monkeypatch.setenv("APPROXRT_ISA", isa)
