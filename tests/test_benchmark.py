@@ -169,6 +169,7 @@ def test_table_names_everything(doc: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 def test_compiled_torch_equals_eager(checkpoint: Path, artifacts: list[Path]) -> None:
     result = measure(artifacts[:1], parse_peers("torch-compile"), checkpoint, (2,), (8,), threads=1, budget=0.1)
     assert result.left_out == {}
