@@ -41,7 +41,7 @@ build: install   ## Compile the extension again after a change in csrc/
 # all of the machine's threads. Left out: a peer's own compiler at work, `pytest -m compiles` runs it.
 TEST_ARGS ?= -n auto --maxprocesses=2 --dist=loadfile -m "not compiles"
 
-test: build lint ## Build, lint, type-check and run all tests
+test: build lint ## Build, lint, type-check and run the tests
 	$(BIN)/python -m pytest -q $(TEST_ARGS)
 
 lint: install    ## ruff, mypy, clang-format

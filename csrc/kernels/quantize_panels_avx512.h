@@ -14,6 +14,18 @@ inline __m512i quantize16(__m512 x, __m512 inv) {
     return _mm512_max_epi32(_mm512_min_epi32(q, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
 }
 
+// What a row of k inputs is multiplied with to become integers, and its scale (args.h).
+inline __m512 row_inverse(const float* x, int32_t k, float* scale) {
+    const int32_t whole = k / 16 * 16, rest = k - whole;
+    Vec m = zero();
+    for (int32_t i = 0; i < whole; i += 16) m = max(m, abs(load(x + i)));
+    if (rest) m = max(m, abs(load_n(x + whole, rest)));
+    const float highest = reduce_max(m);
+    const bool live = highest > kQuantizeFloor;
+    *scale = live ? highest * (1.0f / 127.0f) : 0.0f;
+    return _mm512_set1_ps(live ? 127.0f / highest : 0.0f);
+}
+
 // A group of a token: 4 unsigned bytes q + 128.
 struct Bytes {
     using Group = uint32_t;
@@ -58,13 +70,7 @@ inline void quantize_panels(const QuantizeRowsArgs& a, const PanelLayout& layout
     for (int32_t t = 0; t < a.rows; ++t) {
         const float* x = a.x + t * a.ldx;
         char* out = first_group(t);
-        Vec m = zero();
-        for (int32_t i = 0; i < whole; i += 16) m = max(m, abs(load(x + i)));
-        if (rest) m = max(m, abs(load_n(x + whole, rest)));
-        const float highest = reduce_max(m);
-        const bool live = highest > kQuantizeFloor;
-        a.scales[t] = live ? highest * (1.0f / 127.0f) : 0.0f;
-        const __m512 inv = _mm512_set1_ps(live ? 127.0f / highest : 0.0f);
+        const __m512 inv = row_inverse(x, a.k, a.scales + t);
         for (int32_t i = 0; i < whole; i += 16, out += 4 * group)
             Form::store(out, group, quantize16(_mm512_loadu_ps(x + i), inv), 4);
         if (rest) Form::store(out, group, quantize16(load_n(x + whole, rest).v, inv), (rest + kTileK - 1) / kTileK);

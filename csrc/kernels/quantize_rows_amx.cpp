@@ -28,13 +28,7 @@ void quantize_rows_amx(const QuantizeRowsArgs& a) {
     };
     for (int32_t t = 0; t < a.rows; ++t) {
         const float* x = a.x + t * a.ldx;
-        Vec m = zero();
-        for (int32_t i = 0; i < whole; i += 16) m = max(m, abs(load(x + i)));
-        if (rest) m = max(m, abs(load_n(x + whole, rest)));
-        const float highest = reduce_max(m);
-        const bool live = highest > kQuantizeFloor;
-        a.scales[t] = live ? highest * (1.0f / 127.0f) : 0.0f;
-        const __m512 inv = _mm512_set1_ps(live ? 127.0f / highest : 0.0f);
+        const __m512 inv = row_inverse(x, a.k, a.scales + t);
         char* token = token_of(t);
         for (int32_t i = 0; i < whole; i += 16) put(token, i, quantize16(_mm512_loadu_ps(x + i), inv));
         int32_t i = whole;

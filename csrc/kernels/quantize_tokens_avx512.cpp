@@ -6,19 +6,12 @@ namespace approxrt {
 
 void quantize_tokens_avx512(const QuantizeTokensArgs& a) {
     const TokenRows& to = a.to;
-    const int32_t whole = to.k / 16 * 16, rest = to.k - whole;
     for (int32_t t = 0; t < to.rows; ++t) {
         const float* x = a.x + t * a.ldx;
         int8_t* q = to.q + t * to.ld;
         uint8_t* u = to.u + t * to.ld;
         int32_t* sums = to.sums + t * (to.ld / kGroupWeights);
-        Vec m = zero();
-        for (int32_t i = 0; i < whole; i += 16) m = max(m, abs(load(x + i)));
-        if (rest) m = max(m, abs(load_n(x + whole, rest)));
-        const float highest = reduce_max(m);
-        const bool live = highest > kQuantizeFloor;
-        to.scales[t] = live ? highest * (1.0f / 127.0f) : 0.0f;
-        const __m512 inv = _mm512_set1_ps(live ? 127.0f / highest : 0.0f);
+        const __m512 inv = row_inverse(x, to.k, to.scales + t);
         const auto sixteen = [&](int64_t i) {
             const int64_t left = to.k - i;
             return left >= 16 ? quantize16(_mm512_loadu_ps(x + i), inv)
