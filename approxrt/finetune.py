@@ -17,6 +17,7 @@ from approxrt.artifact.layout import explain_os_error
 from approxrt.errors import DataError, InputError, MissingDependencyError, TrainingError
 from approxrt.models.checkpoint import find_folder, read_config
 from approxrt.models.weights import read_json
+from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
 from approxrt.tasks.registry import Task, get_task
 from approxrt.training import REPORT, STATE, FinetuneOptions, Progress, Run
@@ -64,19 +65,26 @@ def finetune(
         raise TrainingError(f"{str(target)!r} cannot be written: {explain_os_error(error)}") from error
 
 
-def total_steps(examples: int, options: FinetuneOptions) -> int:
-    """Optimiser steps over all epochs for a training file of `examples`."""
-    train = _sizes(examples if options.limit is None else min(examples, options.limit), options)[0]
-    return options.epochs * -(-train // options.batch_size)
+def total_steps(data: Dataset, options: FinetuneOptions) -> int:
+    """Optimiser steps over all epochs on a training file."""
+    return options.epochs * -(-len(split_data(data, options)[0]) // options.batch_size)
 
 
 def split_data(data: Dataset, options: FinetuneOptions) -> tuple[Dataset, Dataset]:
-    """(train, validation), disjoint, drawn by the seed. Raises DataError where there is nothing to learn."""
+    """(train, validation), disjoint, drawn by the seed. Raises DataError where there is nothing to learn.
+
+    With `options.split` "grouped", texts that are parts of one another stay together.
+    """
     if len(data) < 2:
         raise DataError(f"the training data has {len(data)} example; at least 2 are needed")
     order = np.random.default_rng(options.seed).permutation(len(data))[: options.limit]
-    train_size, _ = _sizes(len(order), options)
-    train, validation = data.subset(np.sort(order[:train_size])), data.subset(np.sort(order[train_size:]))
+    train_size, validation_size = _sizes(len(order), options)
+    held = order[train_size:]
+    if options.split == "grouped":
+        rows = np.sort(order)
+        found = held_out_groups(data.subset(rows), validation_size, options.seed)
+        held = held if found is None else rows[found]
+    train, validation = data.subset(np.setdiff1d(order, held)), data.subset(np.sort(held))
     if data.label_names is not None:
         present = np.unique(train.labels)
         if len(present) < 2:

@@ -40,6 +40,7 @@ REPORT = "finetune.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
 
 PRECISIONS = ("auto", "f32", "bf16")
+SPLITS = ("grouped", "random")
 
 # (steps done since the last call, what to show)
 Progress = Callable[[int, str], None]
@@ -56,6 +57,7 @@ class FinetuneOptions:
     max_length: int = 128
     val_fraction: float = 0.1
     limit: int | None = None
+    split: str = "grouped"  # of validation: texts inside one another on the same side; or "random"
     weight_decay: float = 0.01
     warmup: float = 0.1
     save_seconds: float = 120.0
@@ -71,6 +73,8 @@ class FinetuneOptions:
             raise InputError(f"lr is {self.lr}; it must be a number over 0 (5e-5 is usual)")
         if not 0 < self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
+        if self.split not in SPLITS:
+            raise InputError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
         if self.qat not in (None, 8):

@@ -205,7 +205,7 @@ def test_split_is_disjoint_seeded_and_limited() -> None:
     assert split_data(data, FinetuneOptions(val_fraction=0.2, seed=1))[1].texts != validation.texts
     train, validation = split_data(data, FinetuneOptions(limit=30))
     assert len(train) == 27 and len(validation) == 3
-    assert total_steps(100, FinetuneOptions(limit=30, epochs=2, batch_size=10)) == 6
+    assert total_steps(data, FinetuneOptions(limit=30, epochs=2, batch_size=10)) == 6
 
 
 # -- bad input ----------------------------------------------------------------

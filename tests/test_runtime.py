@@ -233,7 +233,7 @@ def test_load_refuses(tmp_path: Path) -> None:
 
 
 def test_tokenizer_larger_than_the_table(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"tokenizer.json has \d+ tokens, the embedding table 7 rows"):
+    with pytest.raises(ArtifactError, match=r"tokenizer.json has ids up to \d+, the embedding table 7 rows"):
         make(tmp_path, vocab_size=7)
 
 

@@ -71,13 +71,13 @@ def prune_vocabulary(
         raise InputError(
             f"min_count is {min_count!r}; it must be an integer of at least 1 (1 keeps every piece that the texts use)"
         )
-    data, tokenizer = _load(tokenizer_json)
+    data, tokenizer = parse_tokenizer(tokenizer_json)
     kind = _supported_kind(data, tokenizer)
-    ids = _token_ids(data, tokenizer)
-    named = _named_ids(data, set(ids.values()))
+    ids = token_ids(data, tokenizer)
+    named = named_ids(data, set(ids.values()))
     unk = tokenizer.model.unk_token
     vocab: dict[str, int] = data["model"]["vocab"]
-    counts = _count_pieces(tokenizer, texts, vocab, unk if kind == "WordPiece" else None)
+    counts = count_pieces(tokenizer, texts, vocab, unk if kind == "WordPiece" else None)
     base = {token for token, i in ids.items() if i in named or token == unk}
     base |= {token for token, count in counts.items() if count >= min_count}
     if kind == "WordPiece":
@@ -86,9 +86,9 @@ def prune_vocabulary(
         keep = close_bpe(_merges(data), base | _byte_alphabet().intersection(vocab))
     old = sorted(ids[token] for token in keep)
     new = {i: n for n, i in enumerate(old)}
-    _renumber(data, keep, new)
-    pruned = _dump(data)
-    if _load(pruned)[1].get_vocab(with_added_tokens=True) != {token: new[ids[token]] for token in keep}:
+    renumber_ids(data, keep, new)
+    pruned = dump_tokenizer(data)
+    if parse_tokenizer(pruned)[1].get_vocab(with_added_tokens=True) != {token: new[ids[token]] for token in keep}:
         raise CheckpointError("tokenizer.json: its tokens cannot be renumbered; the tokenizers library gives other ids")
     return PrunedVocabulary(pruned, np.array(old, np.int64))
 
@@ -146,7 +146,7 @@ def trim_positions(
 
 def compact_tokenizer(tokenizer_json: bytes) -> bytes:
     """The same JSON without whitespace and with characters for their escapes. Raises CheckpointError for no JSON."""
-    return _dump(_parse(tokenizer_json))
+    return dump_tokenizer(_parse(tokenizer_json))
 
 
 # -- reading --------------------------------------------------------------------
@@ -159,14 +159,14 @@ def _parse(tokenizer_json: bytes) -> Any:
         raise CheckpointError(f"tokenizer.json is not valid JSON: {error}") from error
 
 
-def _dump(data: Any) -> bytes:
+def dump_tokenizer(data: Any) -> bytes:
     try:
         return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
     except ValueError as error:  # an infinite number, a lone surrogate
         raise CheckpointError(f"tokenizer.json holds what JSON in UTF-8 cannot: {error}") from error
 
 
-def _load(tokenizer_json: bytes) -> tuple[dict[str, Any], Any]:
+def parse_tokenizer(tokenizer_json: bytes) -> tuple[dict[str, Any], Any]:
     """(the JSON, a `tokenizers.Tokenizer` that neither pads nor truncates)."""
     from tokenizers import Tokenizer
 
@@ -210,7 +210,7 @@ def _supported_kind(data: dict[str, Any], tokenizer: Any) -> str:
     return kind
 
 
-def _token_ids(data: dict[str, Any], tokenizer: Any) -> dict[str, int]:
+def token_ids(data: dict[str, Any], tokenizer: Any) -> dict[str, int]:
     """Every token's id, added tokens' too. The file and the library have to agree on them."""
     ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     written = [*data["model"]["vocab"].items()]
@@ -253,7 +253,7 @@ def _id_slots(data: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
             )
 
 
-def _named_ids(data: dict[str, Any], known: set[int]) -> set[int]:
+def named_ids(data: dict[str, Any], known: set[int]) -> set[int]:
     """The ids that the file names outside of the model. They have to be tokens'."""
     named: set[int] = set()
     try:
@@ -286,7 +286,7 @@ def _byte_alphabet() -> set[str]:
 # -- counting -------------------------------------------------------------------
 
 
-def _count_pieces(tokenizer: Any, texts: Iterable[Any], vocab: Mapping[str, int], unk: str | None) -> Counter[str]:
+def count_pieces(tokenizer: Any, texts: Iterable[Any], vocab: Mapping[str, int], unk: str | None) -> Counter[str]:
     """How often each piece is used. An unknown word uses the pieces that WordPiece finds before it gives up: without
     them it might find others, go on, and spell a word that was unknown to the model in training."""
     counts: Counter[str] = Counter()
@@ -340,7 +340,7 @@ def _unknown_words(tokenizer: Any, text: str, encoding: Any, unk: str) -> Iterat
 # -- writing --------------------------------------------------------------------
 
 
-def _renumber(data: dict[str, Any], keep: set[str], new: Mapping[int, int]) -> None:
+def renumber_ids(data: dict[str, Any], keep: set[str], new: Mapping[int, int]) -> None:
     """Put the new ids into every place of the file that holds one; `new` maps old to new."""
     model = data["model"]
     by_id = sorted(model["vocab"].items(), key=lambda item: item[1])

@@ -21,6 +21,7 @@ def command(
     seed: int = typer.Option(0, "--seed", help="Decides the validation part, the order and dropout."),
     max_length: int = typer.Option(128, "--max-length", help="Tokens a text (or pair) is cut to."),
     val_fraction: float = typer.Option(0.1, "--val-fraction", help="Share of train that selects the best epoch."),
+    split: str = typer.Option("grouped", "--split", help="grouped: texts inside one another stay together; or random."),
     limit: int | None = typer.Option(None, "--limit", help="Use at most so many training examples."),
     precision: str = typer.Option("auto", "--precision", help="f32, bf16, or auto: bf16 where the CPU has it."),
     qat: int | None = typer.Option(None, "--qat", help="8: train with int8 weights and activations (Q8BERT)."),
@@ -38,12 +39,13 @@ def command(
         seed=seed,
         max_length=max_length,
         val_fraction=val_fraction,
+        split=split,
         limit=limit,
         precision=precision,
         qat=qat,
     )
     options.check()
-    steps = total_steps(len(read_task(task, require_split(data, "train"))), options)
+    steps = total_steps(read_task(task, require_split(data, "train")), options)
     with output.progress("loading", steps) as advance:
         report = finetune(checkpoint, task, data, out, options, resume, lambda n, text: advance(n, text))
     if json:

@@ -13,6 +13,7 @@ import numpy as np
 from approxrt.approx.recover import Examples
 from approxrt.errors import DataError, InputError
 from approxrt.models.checkpoint import Checkpoint
+from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.metrics import compute_metrics
 from approxrt.tasks.readers import TEXT_SUFFIXES, Dataset, read_task, read_texts, require_split
 from approxrt.tasks.registry import Task, get_task
@@ -109,7 +110,12 @@ def read_data(
     if own is not None:
         from approxrt.finetune import FinetuneOptions, split_data
 
-        options = FinetuneOptions(seed=own["seed"], val_fraction=own["val_fraction"], limit=own.get("limit"))
+        options = FinetuneOptions(
+            seed=own["seed"],
+            val_fraction=own["val_fraction"],
+            limit=own.get("limit"),
+            split=own.get("split", "random"),
+        )
         train, validation = split_data(whole, options)
         if limit is not None:
             train = train.subset(np.random.default_rng([seed, 5]).permutation(len(train))[:limit])
@@ -156,15 +162,19 @@ def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:
 
 
 def _split(data: Dataset, seed: int, val_fraction: float, limit: int | None) -> tuple[Dataset, Dataset]:
-    """Drawn by the seed; of every class the same share."""
+    """Drawn by the seed: whole groups of texts that are parts of one another; else of every class the same share."""
     rng = np.random.default_rng([seed, 3])
     order = rng.permutation(len(data))
     if limit is not None:
         order = order[:limit]
     if len(order) < 4:
         raise DataError(f"the training data has {len(order)} examples; at least 4 are needed")
-    groups = [order] if data.label_names is None else [order[data.labels[order] == c] for c in np.unique(data.labels)]
-    held = np.concatenate([g[: max(1, round(val_fraction * len(g)))] for g in groups])
+    rows = np.sort(order)
+    found = held_out_groups(data.subset(rows), round(val_fraction * len(rows)), [seed, 3])
+    classes = [order] if data.label_names is None else [order[data.labels[order] == c] for c in np.unique(data.labels)]
+    held = (
+        np.concatenate([g[: max(1, round(val_fraction * len(g)))] for g in classes]) if found is None else rows[found]
+    )
     train = np.setdiff1d(order, held)
     if not len(train):
         raise DataError(f"val_fraction {val_fraction} leaves no example to train on")

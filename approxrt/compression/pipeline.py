@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,23 @@ from approxrt.analysis.allocation import DENSITIES
 from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
 from approxrt.analysis.workload import Run, engine_run, peer_runs, sample_texts, take_turns
 from approxrt.approx import build
-from approxrt.approx.mixed_rows import frequent_rows, quantize_mixed
 from approxrt.approx.quantize import quantize_rows
-from approxrt.approx.quantize4 import quantize_rows4
 from approxrt.approx.recover import RecoveryOptions, encoder_linears
 from approxrt.approx.student import Student, dequantized, predict
 from approxrt.approx.teacher import Teacher, teach
-from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE
+from approxrt.approx.vocabulary import apply_vocabulary, compact_tokenizer, trim_positions
 from approxrt.compression import oneshot
 from approxrt.compression.data import TaskData, encode, read_data
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.stages import run_stages
+from approxrt.compression.words import (
+    WIDE_SHARE,
+    TaskVocabulary,
+    is_tight,
+    resplit_texts,
+    stored_embeddings,
+    task_vocabulary,
+)
 from approxrt.compression.work import Candidate, Work
 from approxrt.errors import CompressionError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
@@ -38,10 +44,6 @@ from approxrt.tasks.metrics import flip_rate, primary
 from approxrt.training import has_bf16
 
 WORKLOAD_TEXTS = 128
-# Of the bytes that the artifact may have: where a word table in four bits takes more, most of its rows get two.
-TIGHT_SHARE = 0.5
-WIDE_SHARE = 0.8  # of all uses of words in the training texts: those whose rows keep four bits then
-RESPLIT_COUNT = 4  # a piece that the training texts use less often may be split in training
 OWN_F32 = "approxrt-f32"
 REFERENCE = "approxrt-int8-dense"
 TABLE_TOLERANCE = 1.6  # times that block times may be off by, added up, from the dense model's own
@@ -98,27 +100,26 @@ class Compression:
         self.full_train = encode(self.data.train, self.tokenizer_json, self.length)
         # What the peers and the dense model are timed with: they know the full vocabulary only.
         self.timed_full = sample_texts(self.full_train.ids, WORKLOAD_TEXTS, options.seed)
+        self.shares_rows, tight = False, None
+        allowed = None if shrink is None else 4 * self.checkpoint.source["parameters"] / shrink
         if shrink is not None:
-            from approxrt.approx.vocabulary import (
-                apply_vocabulary,
-                compact_tokenizer,
-                prune_vocabulary,
-                trim_positions,
-            )
-
             if (options.vocabulary or "task") == "task":
-                vocabulary = prune_vocabulary(self.tokenizer_json, self.data.train.texts)
-                resplit = self._resplit(vocabulary.kept)
-                spec, tensors = apply_vocabulary(spec, tensors, vocabulary)
-                self.tokenizer_json = vocabulary.tokenizer_json
+                chosen = self._task_vocabulary(allowed)
+                if not chosen.shared:
+                    whole = (self.full_train.ids, self.full_train.types)
+                    resplit = resplit_texts(
+                        self.tokenizer_json, self.data.train, chosen.vocabulary.kept, whole, self.length
+                    )
+                self.shares_rows, tight = chosen.shared, chosen.tight
+                spec, tensors = apply_vocabulary(spec, tensors, chosen.vocabulary)
+                self.tokenizer_json = chosen.vocabulary.tokenizer_json
             self.tokenizer_json = compact_tokenizer(self.tokenizer_json)
             spec, tensors = trim_positions(spec, tensors, self.length)
         self.train = encode(self.data.train, self.tokenizer_json, self.length)
         self.train.resplit = resplit
         words = tensors["embeddings.word.weight"]
-        allowed = None if shrink is None else 4 * self.checkpoint.source["parameters"] / shrink
-        self.tight = allowed is not None and words.size / 2 > TIGHT_SHARE * allowed
-        self.embeddings = _stored_embeddings(
+        self.tight = is_tight(len(words), words.shape[1], self.tokenizer_json, allowed) if tight is None else tight
+        self.embeddings = stored_embeddings(
             words, 4 if (shrink or 1) > 4 else 8, self.train.ids if self.tight else None
         )
         if shrink is not None:
@@ -130,26 +131,22 @@ class Compression:
         self.validation = encode(self.data.validation, self.tokenizer_json, self.length)
         self.timed = sample_texts(self.train.ids, WORKLOAD_TEXTS, options.seed)
 
-    def _resplit(self, kept: np.ndarray) -> tuple[list[list[int]], list[list[int]]]:
-        """Training texts in the pieces of a smaller vocabulary, as ids of the pruned one.
-
-        With all of its own words known, a student would never meet what new texts are made of: words in pieces.
-        """
-        from approxrt.approx.vocabulary import prune_vocabulary
-
-        small = prune_vocabulary(self.checkpoint.tokenizer_json, self.data.train.texts, RESPLIT_COUNT)
-        encoded = encode(self.data.train, small.tokenizer_json, self.length)
-        place = np.searchsorted(kept, small.kept)
-        known = (place < len(kept)) & (kept[np.minimum(place, len(kept) - 1)] == small.kept)
-        ids = []
-        for row, whole in zip(encoded.ids, self.full_train.ids, strict=True):
-            fits = bool(known[row].all())
-            ids.append(place[row].tolist() if fits else np.searchsorted(kept, whole).tolist())
-        types = [
-            types if len(types) == len(row) else whole
-            for types, row, whole in zip(encoded.types, ids, self.full_train.types, strict=True)
-        ]
-        return ids, [list(row) for row in types]
+    def _task_vocabulary(self, allowed: float | None) -> TaskVocabulary:
+        """Chosen once: an interrupted run goes on with the same."""
+        known = self.work.read("vocabulary")
+        if known is None:
+            self.progress(0.0, "comparing vocabularies")
+        chosen = task_vocabulary(
+            self.checkpoint,
+            self.data.train,
+            self.data.validation,
+            self.length,
+            allowed,
+            self.options.seed,
+            None if known is None else bool(known["shared"]),
+        )
+        self.work.write("vocabulary", {"shared": chosen.shared})
+        return chosen
 
     def separators(self) -> tuple[int, ...]:
         """Ids of the tokens that the tokenizer puts around and between texts."""
@@ -335,10 +332,13 @@ class Compression:
                 f"are {WIDE_SHARE:.0%} of the words in the training texts"
             )
         if self.spec.vocab_size < self.checkpoint.spec.vocab_size:
+            rows, all_rows = self.spec.vocab_size, self.checkpoint.spec.vocab_size
             out.append(
-                f"the vocabulary has {self.spec.vocab_size} of {self.checkpoint.spec.vocab_size} pieces: those that "
-                "the training texts use, and all single characters; other words are split into smaller pieces, "
-                "none is lost"
+                f"{rows} of the vocabulary's {all_rows} pieces have a row of the word table: those that the training "
+                "texts use most; each other piece is read as the one of them that the model treats most alike"
+                if self.shares_rows
+                else f"the vocabulary has {rows} of {all_rows} pieces: those that the training texts use, and all "
+                "single characters; other words are split into smaller pieces, none is lost"
             )
         if best.speedup < 1:
             out.append("the artifact is not faster than the fastest float32 engine on this machine")
@@ -428,15 +428,3 @@ def _fastest(times: Mapping[str, Mapping[str, float]]) -> str:
 
 def _in_block(name: str) -> bool:
     return name.startswith("layers.") and ".norm." not in name
-
-
-def _stored_embeddings(words: np.ndarray, bits: int, texts: Sequence[Sequence[int]] | None) -> build.EmbeddingParts:
-    """The word table f32[V, E] in `bits`; with token ids of `texts`, in two bits except the words they use most."""
-    if texts is not None:
-        counts = np.bincount(np.concatenate([np.asarray(text) for text in texts]), minlength=len(words))
-        return "s2", quantize_mixed(words, frequent_rows(counts, WIDE_SHARE))
-    if bits == 4:
-        parts = dict(zip(("q4", "group_scale", "scale"), quantize_rows4(words, MAX_ROW_GROUP_SCALE), strict=True))
-    else:
-        parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
-    return ("s4" if bits == 4 else "s8"), {f"embeddings.word.{part}": array for part, array in parts.items()}

@@ -40,9 +40,13 @@ def load_tokenizer(path: Path, vocab_size: int) -> Any:
     # tokenizer.json may carry a padding and a truncation of its training days; ours is the only one.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    if size > vocab_size:
-        raise ArtifactError(path.parent, [f"tokenizer.json has {size} tokens, the embedding table {vocab_size} rows"])
+    if tokenizer.get_vocab_size(with_added_tokens=True) > vocab_size:
+        # Tokens may share rows (`approxrt.approx.synonyms`): what counts is the highest id.
+        rows = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        if rows > vocab_size:
+            raise ArtifactError(
+                path.parent, [f"tokenizer.json has ids up to {rows - 1}, the embedding table {vocab_size} rows"]
+            )
     return tokenizer
 
 

@@ -1,0 +1,99 @@
+"""Groups of texts that are parts of one another, and splits that keep them together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from approxrt.compression.data import _finetuned_split, _split
+from approxrt.errors import InputError
+from approxrt.finetune import FinetuneOptions, split_data, total_steps
+from approxrt.tasks.groups import containment_groups, held_out, held_out_groups
+from approxrt.tasks.readers import Dataset
+from approxrt.tasks.registry import get_task
+
+PHRASES = [
+    f"{a} {b} {c}{end}"
+    for a in ("a slow", "one more", "this very", "no such")
+    for b in ("film about", "story of", "tale for")
+    for c in ("an old house in the woods", "two friends", "the sea and its ships")
+    for end in ("", " that never ends", " that never ends and is worth the wait")
+]
+
+
+def data_of(texts: list[str]) -> Dataset:
+    return Dataset(texts, np.arange(len(texts)) % 2, ("no", "yes"))  # type: ignore[arg-type]
+
+
+def within(part: str, whole: str) -> bool:
+    a, b = part.lower().split(), whole.lower().split()
+    return any(b[i : i + len(a)] == a for i in range(len(b) - len(a) + 1))
+
+
+def test_phrases_go_with_their_sentence() -> None:
+    texts = ["A fine film , too long by half", "fine film", "too long by half", "another film", "long BY half", ""]
+    assert containment_groups(texts).tolist() == [0, 0, 0, 3, 0, 5]
+
+
+def test_a_part_of_two_goes_with_the_longer_one() -> None:
+    assert containment_groups(["b c", "a b c", "x y b c"]).tolist() == [2, 1, 2]
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=9).map(" ".join), min_size=1, max_size=30))
+def test_groups_are_those_of_comparing_every_pair(texts: list[str]) -> None:
+    groups = containment_groups(texts)
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i].split()))
+    expected = [-1] * len(texts)
+    for i in order:
+        expected[i] = i if expected[i] < 0 else expected[i]
+        for j in range(len(texts)):
+            if expected[j] < 0 and texts[j] and within(texts[j], texts[i]):
+                expected[j] = expected[i]
+    assert groups.tolist() == expected
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=20), share=st.floats(0.01, 0.99), seed=st.integers(0, 2**32)
+)
+def test_whole_groups_are_held_out(sizes: list[int], share: float, seed: int) -> None:
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    count = max(1, round(share * len(groups)))
+    held = held_out(groups, count, seed)
+    assert 0 < len(held) < len(groups) and (np.diff(held) > 0).all()
+    assert not set(groups[held]) & set(np.delete(groups, held))
+    assert len(held) <= count or len(set(groups[held])) == 1
+    np.testing.assert_array_equal(held, held_out(groups, count, seed))
+
+
+def test_nothing_to_group_is_said_so() -> None:
+    assert held_out_groups(data_of(["one", "two", "three"]), 1, 0) is None
+    pairs = Dataset([("a b", "a"), ("a", "b")], np.zeros(2), None)
+    assert held_out_groups(pairs, 1, 0) is None
+
+
+def test_splits_keep_sentences_on_one_side() -> None:
+    data = data_of([*PHRASES, *(f"line {i}" for i in range(40))])
+    for train, validation in (split_data(data, FinetuneOptions(val_fraction=0.2, seed=3)), _split(data, 3, 0.2, None)):
+        assert sorted([*train.texts, *validation.texts]) == sorted(data.texts)
+        assert abs(len(validation) - 0.2 * len(data)) <= 3
+        # Every phrase here is the beginning of one sentence only.
+        assert not [t for t in train.texts for v in validation.texts if within(str(t), str(v))]
+    options = FinetuneOptions(val_fraction=0.2, seed=3, batch_size=10, epochs=2)
+    assert total_steps(data, options) == 2 * -(-len(split_data(data, options)[0]) // 10)
+    train, validation = split_data(data, FinetuneOptions(val_fraction=0.2, seed=3, split="random"))
+    assert [t for t in train.texts for v in validation.texts if within(str(t), str(v))]
+    with pytest.raises(InputError, match="split is 'sorted'; it must be one of grouped, random"):
+        FinetuneOptions(split="sorted").check()
+
+
+def test_a_checkpoint_from_before_grouping_keeps_its_split(tmp_path: Path) -> None:
+    """Its validation part must not become training data."""
+    report = {"task": "sst2", "options": {"seed": 1, "val_fraction": 0.1}}
+    (tmp_path / "finetune.json").write_text(json.dumps(report))
+    found = _finetuned_split(tmp_path, get_task("sst2"))
+    assert found is not None and found.get("split", "random") == "random"

@@ -1,0 +1,188 @@
+"""Vocabularies that share rows: texts in the same pieces, the nearest row, the same answers, through the runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from families import CORPUS, build_tokenizer
+from tokenizers import Tokenizer
+
+torch = pytest.importorskip("torch", reason="the model that compares pieces runs in torch")
+
+from small_student import small_student  # noqa: E402
+
+import approxrt  # noqa: E402
+from approxrt.approx.student import Student, make_batch, predict  # noqa: E402
+from approxrt.approx.synonyms import piece_states, share_rows, shares_rows  # noqa: E402
+from approxrt.approx.vocabulary import PrunedVocabulary, apply_vocabulary  # noqa: E402
+from approxrt.artifact.spec import ModelSpec  # noqa: E402
+from approxrt.artifact.writer import write_artifact  # noqa: E402
+from approxrt.compression import words  # noqa: E402
+from approxrt.errors import ArtifactError, InputError, UnsupportedModelError  # noqa: E402
+from approxrt.models.checkpoint import Checkpoint  # noqa: E402
+from approxrt.tasks.readers import Dataset  # noqa: E402
+
+TRAIN = [CORPUS[0], (CORPUS[1], CORPUS[4]), "fine fine [SEP] a film"]
+TOKENIZER = build_tokenizer("bert")
+RAW = TOKENIZER.to_str().encode()
+VOCAB = TOKENIZER.get_vocab()
+
+
+def unit(rows: int = len(VOCAB), width: int = 12, seed: int = 0) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def model() -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    student = small_student(
+        layers=3, vocab_size=len(VOCAB), pad_token_id=VOCAB["[PAD]"], max_positions=64, max_length=64
+    )
+    return student.spec, student.tensors()
+
+
+def row_of(vocabulary: PrunedVocabulary) -> dict[str, int]:
+    """By piece: the old id of the row that it reads."""
+    ids = Tokenizer.from_str(vocabulary.tokenizer_json.decode()).get_vocab()
+    return {token: int(vocabulary.kept[i]) for token, i in ids.items()}
+
+
+@pytest.mark.parametrize("min_count", [1, 2])
+def test_a_piece_without_a_row_reads_the_nearest(min_count: int) -> None:
+    features = unit()
+    vocabulary = share_rows(RAW, TRAIN, features, min_count)
+    texts = [part for text in TRAIN for part in ((text,) if isinstance(text, str) else text)]
+    counts: dict[str, int] = {}
+    for encoding in TOKENIZER.encode_batch(texts, add_special_tokens=False):
+        for token in encoding.tokens:
+            counts[token] = counts.get(token, 0) + 1
+    special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} & VOCAB.keys()
+    used = sorted(VOCAB[t] for t, n in counts.items() if n >= min_count and t not in special)
+    assert vocabulary.kept.tolist() == sorted({*used, *(VOCAB[t] for t in special)})
+    for token, row in row_of(vocabulary).items():
+        own = VOCAB[token]
+        assert row == (own if own in vocabulary.kept else used[int(np.argmax(features[used] @ features[own]))]), token
+
+
+def test_texts_are_cut_as_ever_and_no_word_is_lost() -> None:
+    vocabulary = share_rows(RAW, TRAIN, unit())
+    shared = Tokenizer.from_str(vocabulary.tokenizer_json.decode())
+    assert len(vocabulary.kept) < len(VOCAB)
+    rows = row_of(vocabulary)
+    texts = [*CORPUS, "wonderful audiences", ("a film", "hours of it"), "snowman \u2603"]
+    for before, after in zip(TOKENIZER.encode_batch(texts), shared.encode_batch(texts), strict=True):
+        assert before.tokens == after.tokens and before.type_ids == after.type_ids
+        assert [rows[token] for token in before.tokens] == vocabulary.kept[after.ids].tolist()
+        # What is unknown stays so; nothing else becomes so, or a mark of the model's.
+        marks = set(vocabulary.kept) & {VOCAB[t] for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")}
+        assert [i for i in before.ids if i in marks] == [i for i in vocabulary.kept[after.ids] if i in marks]
+
+
+def test_states_are_those_of_pieces_read_alone() -> None:
+    spec, tensors = model()
+    student = Student(spec, tensors)
+    states = piece_states(student, RAW)
+    layer = max(0, round(2 / 3 * len(spec.layers)) - 1)
+    student.eval()
+    alone = []
+    with torch.inference_mode():
+        for i in range(len(VOCAB)):
+            out = student(make_batch([[VOCAB["[CLS]"], i, VOCAB["[SEP]"]]]))
+            alone.append(out.hidden[layer][0, 1].numpy())
+    expected = np.array(alone) - np.mean(alone, axis=0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(states, expected, atol=2e-5)
+
+
+def test_the_engine_reads_shared_rows(tmp_path: Path) -> None:
+    """An artifact answers a text with rare words as it answers the text with their synonyms in place of them."""
+    spec, tensors = model()
+    vocabulary = share_rows(RAW, TRAIN, piece_states(Student(spec, tensors), RAW))
+    small, rows = apply_vocabulary(spec, tensors, vocabulary)
+    write_artifact(tmp_path / "a", small, rows, vocabulary.tokenizer_json, {})
+    artifact = approxrt.load(tmp_path / "a", threads=1)
+    texts = [text for text in CORPUS if text.isascii()]
+    read = row_of(vocabulary)
+    replaced = [[read[token] for token in encoding.tokens] for encoding in TOKENIZER.encode_batch(texts)]
+    assert any(row != e.ids for row, e in zip(replaced, TOKENIZER.encode_batch(texts), strict=True))
+    expected = predict(Student(spec, tensors), replaced, [[0] * len(row) for row in replaced])
+    np.testing.assert_allclose(artifact.logits(texts), expected, atol=1e-4)
+
+
+def test_ids_past_the_table_are_refused(tmp_path: Path) -> None:
+    spec, tensors = model()
+    vocabulary = share_rows(RAW, TRAIN, unit())
+    small, rows = apply_vocabulary(spec, tensors, vocabulary)
+    data = json.loads(vocabulary.tokenizer_json)
+    token = next(t for t in data["model"]["vocab"] if t not in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+    data["model"]["vocab"][token] = len(vocabulary.kept)
+    write_artifact(tmp_path / "a", small, rows, json.dumps(data).encode(), {})
+    past = rf"tokenizer.json has ids up to {len(vocabulary.kept)}, the embedding table {len(vocabulary.kept)} rows"
+    with pytest.raises(ArtifactError, match=past):
+        approxrt.load(tmp_path / "a")
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(InputError, match=r"features have shape \(3, 12\); the tokenizer needs a row for each of"):
+        share_rows(RAW, TRAIN, unit(3))
+    with pytest.raises(InputError, match="min_count is 0"):
+        share_rows(RAW, TRAIN, unit(), 0)
+    with pytest.raises(InputError, match="use no piece 1000 times"):
+        share_rows(RAW, TRAIN, unit(), 1000)
+    with pytest.raises(InputError, match="there are no texts"):
+        share_rows(RAW, [], unit())
+    bpe = build_tokenizer("roberta").to_str().encode()
+    assert shares_rows(RAW) and not shares_rows(bpe)
+    with pytest.raises(UnsupportedModelError, match="the pieces of a BPE tokenizer cannot share rows"):
+        share_rows(bpe, TRAIN, unit(2000))
+
+
+# -- which vocabulary ----------------------------------------------------------
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, states: Any, **options: Any) -> words.TaskVocabulary:
+    """Of a model whose answers are moved by words that the training texts do not have."""
+    spec, tensors = model()
+    checkpoint = Checkpoint(spec, tensors, RAW, {})
+    monkeypatch.setattr(words, "piece_states", lambda student, source: states)
+    train = Dataset(TRAIN[:1], np.zeros(1, np.int64), ("a", "b"))
+    validation = Dataset(list(CORPUS), np.zeros(len(CORPUS), np.int64), ("a", "b"))
+    return words.task_vocabulary(checkpoint, train, validation, 32, **{"allowed": None, "seed": 0, **options})
+
+
+def test_what_strays_less_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synonyms by the table itself, where pieces that the training texts lack are copies of ones that they have."""
+    spec, tensors = model()
+    kept = share_rows(RAW, TRAIN[:1], unit()).kept
+    table = tensors["embeddings.word.weight"]
+    own = [i for i in kept if i >= 5]
+    copies = table.copy()
+    for place, i in enumerate(sorted(set(range(len(table))) - set(kept.tolist()))):
+        copies[i] = table[own[place % len(own)]]
+    monkeypatch.setattr("test_synonyms.model", lambda: (spec, tensors | {"embeddings.word.weight": copies}))
+    alike = copies / np.linalg.norm(copies, axis=1, keepdims=True)
+    found = chosen(monkeypatch, alike)
+    assert found.shared and found.vocabulary.kept.tolist() == kept.tolist() and not found.tight
+    again = chosen(monkeypatch, alike, shared=True)
+    assert again.vocabulary.tokenizer_json == found.vocabulary.tokenizer_json
+    spelled = chosen(monkeypatch, alike, shared=False)
+    assert not spelled.shared and len(spelled.vocabulary.kept) > len(kept)
+
+
+def test_scarce_bytes_take_rows_from_rare_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "TIGHT_COUNT", 2)
+    wide = chosen(monkeypatch, unit(), shared=True, allowed=1e9)
+    narrow = chosen(monkeypatch, unit(), shared=True, allowed=1000.0)
+    assert not wide.tight and narrow.tight and set(narrow.vocabulary.kept) < set(wide.vocabulary.kept)
+
+
+def test_divergence_is_kullback_and_leiblers() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 50, 3)).astype(np.float32)
+    p, q = (np.exp(x.astype(np.float64)) / np.exp(x.astype(np.float64)).sum(1, keepdims=True) for x in (a, b))
+    assert words.divergence(a, b, classes=True) == pytest.approx(float((p * np.log(p / q)).sum(1).mean()), rel=1e-5)
+    assert words.divergence(a, a, classes=True) == pytest.approx(0, abs=1e-7)
+    assert words.divergence(a, b, classes=False) == pytest.approx(float(((a - b) ** 2).sum(1).mean()), rel=1e-5)
