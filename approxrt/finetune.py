@@ -82,7 +82,7 @@ def split_data(data: Dataset, options: FinetuneOptions) -> tuple[Dataset, Datase
     held = order[train_size:]
     if options.split == "grouped":
         rows = np.sort(order)
-        found = held_out_groups(data.subset(rows), validation_size, options.seed)
+        found = held_out_groups(data.subset(rows), validation_size, [options.seed])
         held = held if found is None else rows[found]
     train, validation = data.subset(np.setdiff1d(order, held)), data.subset(np.sort(held))
     if data.label_names is not None:

@@ -68,6 +68,7 @@ def main() -> None:
             "options": report["options"],
             "validation": {"before": report["dense"]["metrics"], "seen": report["dense"]["seen"], **candidate},
             "full_vocabulary_bytes": full_vocabulary_bytes(dense, path, candidate["bytes"]),
+            "shares_rows": shares_rows(path),
             "dev": on_dev(dense, path, known.task, known.data),
             "times": {key: value for key, value in times.items() if key in PEERS} | {"artifact": times[name]},
             "commit": git_commit(),
@@ -110,6 +111,12 @@ def on_dev(dense: Checkpoint, artifact: Path, task: str, data: Path) -> dict[str
         "after": compute_metrics(task, after, dev.labels),
     }
     return out if dense.spec.task_type == "regression" else out | {"flip_rate": flip_rate(before, after)}
+
+
+def shares_rows(artifact: Path) -> bool:
+    """Pieces without a row of the word table stand for others (`approxrt.approx.synonyms`)."""
+    vocab: dict[str, int] = json.loads((artifact / "tokenizer.json").read_bytes())["model"]["vocab"]
+    return len(vocab) > len(set(vocab.values()))
 
 
 def full_vocabulary_bytes(dense: Checkpoint, artifact: Path, size: int) -> int:

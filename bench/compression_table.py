@@ -31,7 +31,8 @@ def table(folder: Path) -> str:
         "compressed anew) and, where there are several, least to largest; nothing was selected on dev. Times: all "
         "engines in turns on 128 of the task's texts, 2 threads, peers without padding or sorted by length, whichever "
         "is faster for them. Best f32 peer: of ONNX Runtime and PyTorch eager. Full vocabulary: how much smaller the "
-        "artifact would be with the words that its training texts do not use (-: not recorded). The 4x lines are the "
+        "artifact would be with a row for every word of the tokenizer (-: not recorded). Words in pieces: spelled with "
+        "smaller ones where they have no row, as before words could share rows. The 4x lines are the "
         "half-way candidates of 8x runs: here they are the dense int8 model, which is that fast. `commit` in each JSON "
         "is that of timing and evaluation; some of the models were trained a few commits before. Differences of one "
         "run under a point are noise.",
@@ -59,8 +60,10 @@ def _key(row: Row) -> tuple[Any, ...]:
     if about.get("speedup"):
         asked.append(f"{about['speedup']:g}x faster")
     if about.get("shrink"):
-        full = ", full vocabulary" if options["vocabulary"] == "full" else ""
-        asked.append(f"{about['shrink']:g}x smaller{full}")
+        words = "" if row.get("shares_rows") else ", words in pieces"
+        asked.append(
+            f"{about['shrink']:g}x smaller" + (", full vocabulary" if options["vocabulary"] == "full" else words)
+        )
     if about.get("method", "ours") != "ours" or options["recipe"] == "one-shot":
         asked.append(f"{options['method']}, no training")
     if row.get("teachers"):

@@ -64,16 +64,34 @@ def test_whole_groups_are_held_out(sizes: list[int], share: float, seed: int) ->
     groups = np.repeat(np.arange(len(sizes)), sizes)
     count = max(1, round(share * len(groups)))
     held = held_out(groups, count, seed)
-    assert 0 < len(held) < len(groups) and (np.diff(held) > 0).all()
-    assert not set(groups[held]) & set(np.delete(groups, held))
-    assert len(held) <= count or len(set(groups[held])) == 1
+    assert len(held) <= count and len(held) < len(groups) and (np.diff(held) > 0).all()
+    rest = set(np.delete(groups, held))
+    assert not set(groups[held]) & rest
+    # No other group fits, but for the one that has to be left.
+    assert len(rest) == 1 or all(sizes[group] > count - len(held) for group in rest)
     np.testing.assert_array_equal(held, held_out(groups, count, seed))
 
 
 def test_nothing_to_group_is_said_so() -> None:
-    assert held_out_groups(data_of(["one", "two", "three"]), 1, 0) is None
+    assert held_out_groups(data_of(["one", "two", "three"]), 1, [0]) is None
     pairs = Dataset([("a b", "a"), ("a", "b")], np.zeros(2), None)
-    assert held_out_groups(pairs, 1, 0) is None
+    assert held_out_groups(pairs, 1, [0]) is None
+    # One text has all of the others but one inside.
+    assert held_out_groups(data_of([" ".join(map(str, range(30))), *map(str, range(30)), "x"]), 8, [0]) is None
+
+
+def test_every_class_is_on_both_sides_or_groups_are_not_kept() -> None:
+    texts = [text for i in range(10) for text in (f"text {i} of ten", f"text {i}")]
+    rare = np.zeros(20, np.int64)
+    rare[4:8] = 1  # two groups
+    data = Dataset(texts, rare, ("no", "yes"))  # type: ignore[arg-type]
+    for seed in range(10):
+        held = held_out_groups(data, 4, [seed])
+        assert held is not None and set(rare[held]) == {0, 1} == set(np.delete(rare, held))
+    only = Dataset(texts, (np.arange(20) // 2 == 3).astype(np.int64), ("no", "yes"))  # type: ignore[arg-type]
+    assert held_out_groups(only, 4, [0]) is None
+    train, validation = _split(only, 0, 0.2, None)
+    assert 1 in train.labels and 1 in validation.labels
 
 
 def test_splits_keep_sentences_on_one_side() -> None:

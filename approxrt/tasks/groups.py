@@ -15,6 +15,7 @@ import numpy as np
 from approxrt.tasks.readers import Dataset
 
 PREFIX = 4  # words by which texts are looked up
+ATTEMPTS = 20  # draws of groups, until one has every class on both sides
 
 
 def containment_groups(texts: Sequence[str]) -> np.ndarray:
@@ -48,24 +49,34 @@ def containment_groups(texts: Sequence[str]) -> np.ndarray:
 def held_out(groups: np.ndarray, count: int, seed: int | Sequence[int]) -> np.ndarray:
     """Rows, ascending, of whole groups drawn at random: `count` of them, or fewer where no other group fits.
 
-    At least one group is drawn, and at least one left.
+    At least one group is left. No rows where all groups are larger than `count`.
     """
     names, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(names))[: max(1, len(names) - 1)]
     chosen: list[int] = []
     left = count
-    for name in order:
-        if sizes[name] <= left or not chosen:
+    for name in np.random.default_rng(seed).permutation(len(names)):
+        if sizes[name] <= left and len(chosen) < len(names) - 1:
             chosen.append(name)
             left -= sizes[name]
-        if left <= 0:
-            break
     return np.flatnonzero(np.isin(inverse, chosen))
 
 
-def held_out_groups(data: Dataset, count: int, seed: int | Sequence[int]) -> np.ndarray | None:
-    """`held_out` of a data set's texts; None where no text is inside another, or where texts are pairs."""
+def held_out_groups(data: Dataset, count: int, seed: Sequence[int]) -> np.ndarray | None:
+    """`held_out` of a data set's texts, with all of its classes on both sides.
+
+    None where groups make no difference or no such split: texts that are pairs or not inside one another, a group that
+    has most of the data, a class that some draws have not given to both sides.
+    """
     if data.is_pair:
         return None
     groups = containment_groups([text for text in data.texts if isinstance(text, str)])
-    return None if len(np.unique(groups)) in (1, len(data)) else held_out(groups, count, seed)
+    if len(np.unique(groups)) in (1, len(data)):
+        return None
+    for attempt in range(ATTEMPTS):
+        held = held_out(groups, count, [*seed, attempt])
+        rest = np.setdiff1d(np.arange(len(data)), held)
+        parts = [np.unique(data.labels[rows]) for rows in (held, rest)]
+        whole = data.label_names is None or all(len(part) == len(np.unique(data.labels)) for part in parts)
+        if 2 * len(held) > count and whole:
+            return held
+    return None
