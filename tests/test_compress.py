@@ -19,7 +19,7 @@ import approxrt  # noqa: E402
 from approxrt.analysis import workload  # noqa: E402
 from approxrt.analysis.allocation import blocks_of  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
-from approxrt.compression import pipeline, stages  # noqa: E402
+from approxrt.compression import pipeline, stages, words  # noqa: E402
 from approxrt.compression.options import CompressOptions  # noqa: E402
 from approxrt.errors import CompressionError, DataError, InputError, UnsupportedTaskError  # noqa: E402
 from approxrt.finetune import FinetuneOptions, finetune  # noqa: E402
@@ -103,11 +103,15 @@ def test_speed(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     assert right == pytest.approx(report.dev["after"]["accuracy"])
 
 
+@pytest.mark.parametrize("shared", [False, True])
 def test_artifact_equals_the_emulation(
-    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
     """Pruned structure, missing tiles, int4, int8 and rows of two bits, small vocabulary: engine against reference."""
-    monkeypatch.setattr(pipeline, "TIGHT_SHARE", 0.0)
+    monkeypatch.setattr(words, "TIGHT_SHARE", 0.0)
+    # Smaller pieces are measured first, then synonyms.
+    strays = iter((1.0, 2.0 - 2 * shared))
+    monkeypatch.setattr(words, "divergence", lambda *_, **__: next(strays))
     report = approxrt.compress(
         checkpoint,
         data,
@@ -122,6 +126,10 @@ def test_artifact_equals_the_emulation(
     assert (artifact.spec.position_kind, artifact.spec.embedding_kind) == ("s8", "s2")
     assert 0 < artifact.spec.wide_words < artifact.spec.vocab_size
     assert any("two bits a weight" in note for note in report.notes)
+    how = "treats most alike" if shared else "split into smaller pieces"
+    assert any(how in note for note in report.notes)
+    names = json.loads((tmp_path / "a" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert (len(names) > artifact.spec.vocab_size) == shared
     model = approxrt.load(tmp_path / "a")
     ids = [[1, 5, 9, 2], [1, 2], list(range(12))]
     want = reference_logits(artifact.spec, artifact.tensors, ids)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from gpu_support import EPS16, empty, on_device, torch
+from gpu_support import EPS16, INTERPRETED, empty, on_device, torch
 
 from approxrt.kernels.attention import attention
 from approxrt.runtime.gpu_plan import attention_tiles
@@ -56,7 +56,8 @@ def test_varlen(lengths: list[int], d: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_sequence_alone_and_in_a_batch(dtype: torch.dtype) -> None:
-    """Bit for bit, and whatever the tiles of queries."""
+    """Bit for bit, and whatever the tiles of queries (where these are of one size: numpy's product, which interprets
+    them, may add up otherwise for another number of rows)."""
     rng, heads, d, lengths = np.random.default_rng(1), 2, 32, [70, 5, 130]
     q, k, v = (on_device(random_heads(rng, sum(lengths), heads, d)).to(dtype) for _ in range(3))
     outs = []
@@ -66,7 +67,12 @@ def test_a_sequence_alone_and_in_a_batch(dtype: torch.dtype) -> None:
         outs.append(out)
     alone = empty(70, heads * d, dtype=dtype)
     attention(q[:70], k[:70], v[:70], alone, on_device(attention_tiles([70], 16)), 16, d, 0.2)
-    assert torch.equal(outs[0], outs[1]) and torch.equal(alone, outs[0][:70])
+    assert torch.equal(alone, outs[0][:70])
+    if INTERPRETED:
+        rounding = torch.finfo(dtype).eps
+        assert float((outs[0].float() - outs[1].float()).abs().max()) <= 2 * rounding * float(v.abs().max())
+    else:
+        assert torch.equal(outs[0], outs[1])
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (17, 17), (64, 64), (5, 70), (1, 129), (33, 200)])
