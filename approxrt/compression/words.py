@@ -33,7 +33,7 @@ WIDE_SHARE = 0.8  # of all uses of words in the training texts: those whose rows
 # with the whole vocabulary (0.014 nats a text) than where 13,095 pieces have rows and no two share one (0.024).
 TIGHT_COUNT = 5
 RESPLIT_COUNT = 4  # a piece that the training texts use less often may be split in training
-COMPARED_TEXTS = 2000  # validation texts that two vocabularies are compared on, at most
+COMPARED_TOKENS = 25_000  # of validation texts that two vocabularies are compared on, at most
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def task_vocabulary(
     if tight:
         sharing = share_rows(source, train.texts, states, TIGHT_COUNT)
     if shared is None:
-        rows = np.random.default_rng([seed, 29]).permutation(len(validation))[:COMPARED_TEXTS]
-        texts = validation.subset(np.sort(rows))
+        order = np.random.default_rng([seed, 29]).permutation(len(validation))
+        tokens = np.cumsum(encode(validation, source, length).lengths[order])
+        texts = validation.subset(np.sort(order[: max(16, int(np.searchsorted(tokens, COMPARED_TOKENS)))]))
         whole = encode(texts, source, length)
         wanted = predict(dense, whole.ids, whole.types)
         strays = []
