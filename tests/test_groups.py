@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,7 +112,11 @@ def test_splits_keep_sentences_on_one_side() -> None:
 
 def test_a_checkpoint_from_before_grouping_keeps_its_split(tmp_path: Path) -> None:
     """Its validation part must not become training data."""
-    report = {"task": "sst2", "options": {"seed": 1, "val_fraction": 0.1}}
+    report: dict[str, Any] = {"task": "sst2", "options": {"seed": 1, "val_fraction": 0.1}}
     (tmp_path / "finetune.json").write_text(json.dumps(report))
     found = _finetuned_split(tmp_path, get_task("sst2"))
-    assert found is not None and found.get("split", "random") == "random"
+    assert found is not None and found["split"] == "random"
+    report["options"] = {"seed": 1, "val_fraction": 0.1, "split": "grouped"}
+    (tmp_path / "finetune.json").write_text(json.dumps(report))
+    found = _finetuned_split(tmp_path, get_task("sst2"))
+    assert found is not None and found["split"] == "grouped"

@@ -177,6 +177,24 @@ def test_scarce_bytes_take_rows_from_rare_pieces(monkeypatch: pytest.MonkeyPatch
     wide = chosen(monkeypatch, unit(), shared=True, allowed=1e9)
     narrow = chosen(monkeypatch, unit(), shared=True, allowed=1000.0)
     assert not wide.tight and narrow.tight and set(narrow.vocabulary.kept) < set(wide.vocabulary.kept)
+    monkeypatch.setattr(words, "TIGHT_COUNT", 1000)
+    few = chosen(monkeypatch, unit(), shared=True, allowed=1000.0)
+    assert few.tight and few.vocabulary.kept.tolist() == wide.vocabulary.kept.tolist()
+
+
+def test_without_marks_around_a_text_pieces_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing says how the model reads a piece by itself."""
+    bare = json.loads(RAW)
+    bare["post_processor"] = None
+    monkeypatch.setattr("test_synonyms.RAW", json.dumps(bare).encode())
+    assert not shares_rows(RAW) and not chosen(monkeypatch, unit()).shared
+
+
+def test_an_unknown_token_that_is_not_in_the_vocabulary() -> None:
+    data = json.loads(RAW)
+    data["model"]["unk_token"] = "<none>"
+    vocabulary = share_rows(json.dumps(data).encode(), ["fine fine a film"], unit())
+    assert len(vocabulary.kept) < len(VOCAB)
 
 
 def test_divergence_is_kullback_and_leiblers() -> None:

@@ -3,7 +3,7 @@
 A vocabulary that is cut to the pieces of the training texts spells all other words with smaller pieces, which a
 fine-tuned model has hardly learnt to read: on SST-2's dev file a third of all texts change, and 1.8 % of the answers of
 a model that is otherwise the same. Here every piece keeps its name in the tokenizer, so texts are cut into pieces as
-ever, and the name stands for another piece's row of the word table: `masterful` for `brilliant`, at the price of one
+ever, and the name stands for another piece's row of the word table: `reused` for `recycled`, at the price of one
 line of tokenizer.json. What is alike is for the model to say. It reads each piece by itself, and the states in its
 upper middle, where a task's meaning is made up but not yet its answer, are compared: they are better judges than the
 word table (mean divergence of answers on unseen sentences of SST-2: 0.024 by small pieces, 0.025 by neighbours in the
@@ -41,8 +41,9 @@ _BLOCK = 2048  # pieces whose neighbours are looked for in one go
 
 
 def shares_rows(tokenizer_json: bytes) -> bool:
-    """Whether a tokenizer's pieces can share rows: it is of the kind WordPiece."""
-    return type(parse_tokenizer(tokenizer_json)[1].model).__name__ == "WordPiece"
+    """Whether a tokenizer's pieces can share rows: it is WordPiece and puts special tokens around a text."""
+    tokenizer = parse_tokenizer(tokenizer_json)[1]
+    return type(tokenizer.model).__name__ == "WordPiece" and tokenizer.num_special_tokens_to_add(False) > 0
 
 
 def piece_states(model: Student, tokenizer_json: bytes) -> np.ndarray:
@@ -91,7 +92,7 @@ def share_rows(
         raise UnsupportedModelError(f"the pieces of a {kind} tokenizer cannot share rows; WordPiece's can")
     ids = token_ids(data, tokenizer)
     unk = tokenizer.model.unk_token
-    special = named_ids(data, set(ids.values())) | {ids[unk]}
+    special = named_ids(data, set(ids.values())) | ({ids[unk]} if unk in ids else set())
     counts = count_pieces(tokenizer, texts, data["model"]["vocab"], None)
     used = np.array(sorted({ids[token] for token, count in counts.items() if count >= min_count} - special), np.int64)
     if not len(used):

@@ -114,7 +114,7 @@ def read_data(
             seed=own["seed"],
             val_fraction=own["val_fraction"],
             limit=own.get("limit"),
-            split=own.get("split", "random"),
+            split=own["split"],
         )
         train, validation = split_data(whole, options)
         if limit is not None:
@@ -155,7 +155,8 @@ def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:
         return None
     try:
         report = json.loads(path.read_text())
-        options = dict(report["options"])
+        # Reports from before there was a choice do not name it.
+        options = {"split": "random"} | dict(report["options"])
         return options if report["task"] == task.name and {"seed", "val_fraction"} <= set(options) else None
     except (ValueError, KeyError, TypeError, OSError):
         return None

@@ -8,6 +8,7 @@ model answers them by both vocabularies.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from approxrt.approx.synonyms import piece_states, share_rows, shares_rows
 from approxrt.approx.vocabulary import PrunedVocabulary, apply_vocabulary, prune_vocabulary
 from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE
 from approxrt.compression.data import encode
+from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint
 from approxrt.tasks.readers import Dataset
 
@@ -81,7 +83,9 @@ def task_vocabulary(
     sharing = share_rows(source, train.texts, states)
     tight = is_tight(len(sharing.kept), spec.embedding_size, sharing.tokenizer_json, allowed)
     if tight:
-        sharing = share_rows(source, train.texts, states, TIGHT_COUNT)
+        # Texts so few that they use no piece that often: all of theirs keep their rows.
+        with contextlib.suppress(InputError):
+            sharing = share_rows(source, train.texts, states, TIGHT_COUNT)
     if shared is None:
         order = np.random.default_rng([seed, 29]).permutation(len(validation))
         tokens = np.cumsum(encode(validation, source, length).lengths[order])
