@@ -73,8 +73,9 @@ cold: build      ## Cold start beside ONNX Runtime, and scaling over threads: ma
 	$(BIN)/python bench/bench_cold_start.py $(ARTIFACTS) --checkpoint $(CHECKPOINT) --out bench/results/cold-start.json
 	$(BIN)/python bench/bench_threads.py $(ARTIFACTS) --out bench/results/threads.json
 
-readme: install  ## Regenerate the README's table from bench/results
+readme: install  ## Regenerate tables and picture of README.md and docs/benchmarks.md from bench/results
 	$(BIN)/python bench/readme_tables.py
+	$(BIN)/python bench/compression_figure.py
 
 # A sanitizer build goes to its own copy of the tree's Python part, so the ordinary build stays as it is.
 asan: install    ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer

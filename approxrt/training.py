@@ -27,6 +27,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from approxrt import __version__
+from approxrt.approx.optimizer import decay_groups
 from approxrt.artifact.layout import explain_os_error
 from approxrt.errors import InputError, TrainingError
 from approxrt.models.classifier import load_classifier, quiet
@@ -271,9 +272,7 @@ class Run:
     def _optimizer(self) -> Any:
         import torch
 
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        free = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": self.options.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        groups = decay_groups(self.model.parameters(), self.options.weight_decay)
         return torch.optim.AdamW(groups, lr=self.options.lr)
 
     def _tokenizer(self) -> Any:

@@ -1,4 +1,4 @@
-"""Writes the README's results from bench/results/*.json; with --check, says whether they are up to date.
+"""Writes the tables of README.md and docs/benchmarks.md from bench/results/; with --check, says if they are up to date.
 
 `latency-*.json` are documents of `approxrt bench --out`; `accuracy-*.json` of bench/accuracy.py, `cold-start.json` of
 bench/bench_cold_start.py, `threads.json` of bench/bench_threads.py, `sign-attention.json` of
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,36 @@ import compression_table  # noqa: E402
 BEGIN, END = "<!-- results: begin (make readme) -->", "<!-- results: end -->"
 OURS = "approxrt"
 
+# (files of bench/results, what makes a table of one)
+Tables = tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]
+
 
 def render(results: Path) -> str:
-    """The Markdown between the markers."""
-    parts = []
-    for pattern, make in (
-        ("latency-*.json", latency),
-        ("cold-start.json", cold_table),
-        ("threads.json", thread_table),
-        ("accuracy-*.json", accuracy_table),
-        ("sign-attention.json", sign_table),
-        ("sign-decoding.json", sign_decoding_table),
-        ("serving.json", serving_table),
-        ("generate.json", generate_table),
-        ("perplexity.json", perplexity_table),
-    ):
-        parts += [make(_read(path)) for path in sorted(results.glob(pattern))]
-    parts += [text for text in [compression_table.table(results / "compression")] if text]
+    """The README's results: what most readers come for."""
+    parts = [compression_table.glance(results / "compression")]
+    parts += _tables(results, README_TABLES)
+    parts.append(compression_table.table(results / "compression"))
+    return _joined(parts)
+
+
+def render_more(results: Path) -> str:
+    """All others, for docs/benchmarks.md."""
+    shown = {path for pattern, _ in README_TABLES for path in results.glob(pattern)}
+    parts = _tables(results, MORE_TABLES, shown)
     before, after = results / "profile-minilm-before.json", results / "latency-minilm.json"
     if before.exists() and after.exists():
         parts.append(profile_table(_read(before), _read(after), "approxrt:int8-density-0.25", "32 x 128"))
-    return "\n\n".join(parts) if parts else "No measurements are committed yet."
+    return _joined(parts)
+
+
+def _tables(results: Path, tables: Tables, shown: Collection[Path] = ()) -> list[str]:
+    return [
+        make(_read(path)) for pattern, make in tables for path in sorted(results.glob(pattern)) if path not in shown
+    ]
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return "\n\n".join(part for part in parts if part) or "No measurements are committed yet."
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -348,23 +357,42 @@ def perplexity_table(doc: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def updated(readme: str, results: Path) -> str:
-    """The README's text with its results replaced. ValueError when a marker is missing."""
-    head, found_begin, rest = readme.partition(BEGIN)
+README_TABLES: Tables = (
+    ("latency-minilm-zen4.json", latency),
+    ("generate.json", generate_table),
+    ("serving.json", serving_table),
+)
+MORE_TABLES: Tables = (
+    ("latency-*.json", latency),
+    ("cold-start.json", cold_table),
+    ("threads.json", thread_table),
+    ("accuracy-*.json", accuracy_table),
+    ("sign-attention.json", sign_table),
+    ("sign-decoding.json", sign_decoding_table),
+    ("perplexity.json", perplexity_table),
+)
+FILES: dict[str, Callable[[Path], str]] = {"README.md": render, "docs/benchmarks.md": render_more}
+
+
+def updated(text: str, tables: str) -> str:
+    """A file's text with its results replaced. ValueError when a marker is missing."""
+    head, found_begin, rest = text.partition(BEGIN)
     _, found_end, tail = rest.partition(END)
     if not found_begin or not found_end:
-        raise ValueError(f"README.md must contain the lines {BEGIN!r} and {END!r}")
-    return f"{head}{BEGIN}\n{render(results)}\n{END}{tail}"
+        raise ValueError(f"the file must contain the lines {BEGIN!r} and {END!r}")
+    return f"{head}{BEGIN}\n{tables}\n{END}{tail}"
 
 
 def main() -> None:
-    """Rewrite README.md, or compare with --check."""
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = updated(old, ROOT / "bench" / "results")
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if old == new else "README.md is out of date: make readme")
-    path.write_text(new, encoding="utf-8")
+    """Rewrite the files, or compare with --check."""
+    for name, make in FILES.items():
+        path = ROOT / name
+        old = path.read_text(encoding="utf-8")
+        new = updated(old, make(ROOT / "bench" / "results"))
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new, encoding="utf-8")
+        elif old != new:
+            sys.exit(f"{name} is out of date: make readme")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,23 @@ def test_a_piece_without_a_row_reads_the_nearest(min_count: int) -> None:
         assert row == (own if own in vocabulary.kept else used[int(np.argmax(features[used] @ features[own]))]), token
 
 
+@pytest.mark.parametrize("common", [1, 7, 10_000])
+def test_common_words_that_the_texts_lack_keep_rows(common: int) -> None:
+    features = unit()
+    own = share_rows(RAW, TRAIN, features).kept
+    vocabulary = share_rows(RAW, TRAIN, features, common=common)
+    # Neither single characters nor placeholders: their place in a vocabulary says nothing.
+    words = [i for token, i in VOCAB.items() if len(token.removeprefix("##")) > 1 and not token.startswith("[")]
+    expected = sorted(set(words) - set(own.tolist()))[:common]
+    assert vocabulary.kept.tolist() == sorted({*own.tolist(), *expected})
+    assert len(expected) == common or common > len(VOCAB)
+    marks = {VOCAB[t] for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in VOCAB}
+    rows = np.array(sorted(set(vocabulary.kept.tolist()) - marks))
+    for token, row in row_of(vocabulary).items():
+        if VOCAB[token] not in vocabulary.kept:
+            assert row == rows[int(np.argmax(features[rows] @ features[VOCAB[token]]))], token
+
+
 def test_texts_are_cut_as_ever_and_no_word_is_lost() -> None:
     vocabulary = share_rows(RAW, TRAIN, unit())
     shared = Tokenizer.from_str(vocabulary.tokenizer_json.decode())
@@ -180,6 +197,27 @@ def test_scarce_bytes_take_rows_from_rare_pieces(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(words, "TIGHT_COUNT", 1000)
     few = chosen(monkeypatch, unit(), shared=True, allowed=1000.0)
     assert few.tight and few.vocabulary.kept.tolist() == wide.vocabulary.kept.tolist()
+
+
+@pytest.mark.parametrize("allowed", [1e5, 1e9])
+def test_common_words_take_what_rare_ones_give(monkeypatch: pytest.MonkeyPatch, allowed: float) -> None:
+    """Rows of two bits for the texts' rarest words pay for others, up to the bytes of four for the texts' words."""
+    monkeypatch.setattr(words, "TIGHT_SHARE", 1.0)
+    own = chosen(monkeypatch, unit(), shared=True, allowed=allowed)
+    more = chosen(monkeypatch, unit(), shared=True, allowed=allowed, bits=4)
+    assert own.common == 0 and own.wide_share is None and more.wide_share == words.COMMON_WIDE_SHARE
+    used, kept = own.vocabulary.kept, more.vocabulary.kept
+    assert set(used) < set(kept) and more.common == len(kept) - len(used)
+    table = np.random.default_rng(0).standard_normal((len(VOCAB), 24)).astype(np.float32)
+
+    def size(rows: np.ndarray, source: bytes, share: float | None) -> int:
+        tokenizer = Tokenizer.from_str(source.decode())
+        ids = [tokenizer.encode(*(t if isinstance(t, tuple) else (t,))).ids for t in TRAIN[:1]]
+        _, parts = words.stored_embeddings(table[rows], 4, ids, share)
+        return sum(part.nbytes for name, part in parts.items() if not name.endswith(".wide"))
+
+    limit = max(size(used, own.vocabulary.tokenizer_json, None), words.WORDS_SHARE * allowed)
+    assert size(kept, more.vocabulary.tokenizer_json, more.wide_share) <= limit
 
 
 def test_without_marks_around_a_text_pieces_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,15 @@ from html import escape
 from typing import Any
 
 from approxrt import __version__
-from approxrt.analysis import plots
-from approxrt.analysis.page import details, number, page, percent, section, table
-from approxrt.analysis.report import block_title, verdict
+from approxrt.analysis.page import page, percent, section, table
+from approxrt.analysis.removal_sections import (
+    block_title,
+    blocks_section,
+    harmless,
+    most_needed,
+    parts_section,
+    verdict,
+)
 
 PARTS = {
     "groups": ("key-value group", "Key-value groups", "a key and a value head with the query heads that read them"),
@@ -22,8 +28,9 @@ def render_decoder(document: Mapping[str, Any]) -> str:
     """The page of an `approxrt.analysis.decoder_significance.analyze_decoder` document. Needs matplotlib."""
     model = document["model"]
     title = f"What {model['name']} needs to write its text"
+    blocks = blocks_section(document, judge="text", samples="tokens")
     parts = [_parts(document, key) for key in PARTS]
-    return page(title, [_summary(document), _weights(document), _blocks(document), *parts, _method(document)])
+    return page(title, [_summary(document), _weights(document), blocks, *parts, _method(document)])
 
 
 def decoder_findings(document: Mapping[str, Any]) -> list[str]:
@@ -32,24 +39,16 @@ def decoder_findings(document: Mapping[str, Any]) -> list[str]:
     ranking = document["ranking"]
     out = [f"{block_title(blocks[name])}: {verdict(blocks[name], dense)}" for name in ranking[:3]]
     if ranking:
-        worst = blocks[ranking[-1]]
-        out.append(
-            f"{block_title(worst)} matters most: without it the loss rises by {number(worst['change'])} "
-            f"({dense['metric']} {dense['value']:.2f} → {worst['metric']:.2f})."
-        )
+        out.append(most_needed(document, 2))
     for key, (what, *_) in PARTS.items():
         rows = document[key]
         if rows:
             plural = what.replace("group of", "groups of") if " of " in what else what + "s"
             out.append(
-                f"{_harmless(rows)} of {len(rows)} {plural} can each be removed without a loss that stands out from "
+                f"{harmless(rows)} of {len(rows)} {plural} can each be removed without a loss that stands out from "
                 "noise."
             )
     return out
-
-
-def _harmless(rows: list[Mapping[str, Any]]) -> int:
-    return sum(row["change"] <= 2 * row["stderr"] for row in rows)
 
 
 def _summary(document: Mapping[str, Any]) -> str:
@@ -85,63 +84,9 @@ def _weights(document: Mapping[str, Any]) -> str:
     )
 
 
-def _blocks(document: Mapping[str, Any]) -> str:
-    blocks, dense = document["blocks"], document["dense"]
-    by_name = {b["name"]: b for b in blocks}
-    least = [by_name[name] for name in document["ranking"][:1]]
-    follows = "".join(f"<strong>{escape(block_title(b))}</strong>: {escape(verdict(b, dense))} " for b in least)
-    rows = [
-        [
-            block_title(b),
-            number(b["change"], True),
-            "± " + number(2 * b["stderr"]),
-            f"{b['metric']:.3f}",
-            percent(b["improved"]),
-            number(b["second_order"], True),
-        ]
-        for b in sorted(blocks, key=lambda b: b["change"])
-    ]
-    head = ["block", "loss", "noise", dense["metric"], "tokens better", "predicted"]
-    return section(
-        "Blocks",
-        "Each bar is the change of the mean loss when one attention or feed-forward block is taken out and leaves only "
-        "its average output; whiskers are two standard errors. A bar whose whisker reaches zero is a block that this "
-        "text does not need by itself. Several such blocks together can still matter: each was tried alone.",
-        follows,
-        plots.block_bars(blocks),
-        details("All numbers", table(head, rows)),
-    )
-
-
 def _parts(document: Mapping[str, Any], key: str) -> str:
-    entries = document[key]
-    if not entries:
-        return ""
     what, title, explained = PARTS[key]
-    ranked = sorted(entries, key=lambda e: e["change"])
-    text = (
-        f"Each cell is {explained}. Its number or colour is the change of the loss without it, in "
-        f"{plots.part_unit(entries)}: orange rises, blue falls, white is no effect."
-    )
-    follows = (
-        f"{_harmless(entries)} of {len(entries)} have no effect beyond two standard errors. Most needed is {what} "
-        f"{ranked[-1]['part'] + 1} of layer {ranked[-1]['layer'] + 1} ({number(ranked[-1]['change'], True)}); least "
-        f"needed is {what} {ranked[0]['part'] + 1} of layer {ranked[0]['layer'] + 1} "
-        f"({number(ranked[0]['change'], True)})."
-    )
-    rows = [
-        [
-            f"layer {e['layer'] + 1}, {what} {e['part'] + 1}",
-            number(e["change"], True),
-            "± " + number(2 * e["stderr"]),
-            percent(e["improved"]),
-            number(e["second_order"], True),
-        ]
-        for e in ranked
-    ]
-    figure = plots.part_heatmap(entries, document["model"]["layers"], what)
-    numbers = details("All numbers", table([what, "loss", "noise", "tokens better", "predicted"], rows))
-    return section(title, text, escape(follows), figure, numbers)
+    return parts_section(document, key, what=what, title=title, cells=f"Each cell is {explained}", samples="tokens")
 
 
 def _method(document: Mapping[str, Any]) -> str:

@@ -13,6 +13,14 @@ from typing import Any
 from approxrt import __version__
 from approxrt.analysis import plots
 from approxrt.analysis.page import block_name, details, number, page, percent, section, table
+from approxrt.analysis.removal_sections import (
+    block_title,
+    blocks_section,
+    harmless,
+    most_needed,
+    parts_section,
+    verdict,
+)
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -21,9 +29,8 @@ def render(document: Mapping[str, Any]) -> str:
     title = f"What {model['name']} needs for {data['task']}"
     sections = [
         _summary(document),
-        _blocks(document),
-        _parts(document, "heads"),
-        _parts(document, "groups"),
+        blocks_section(document, judge="task", samples="texts"),
+        *_parts(document),
         _tiles(document),
         _embeddings(document),
         _latency(document),
@@ -44,17 +51,11 @@ def findings(document: Mapping[str, Any]) -> list[str]:
         block = blocks[name]
         out.append(f"{block_title(block)}: {verdict(block, dense)}")
     if document["ranking"]:
-        worst = blocks[document["ranking"][-1]]
-        metric = dense["metric"]
-        out.append(
-            f"{block_title(worst)} matters most: without it the loss rises by {number(worst['change'])} "
-            f"({metric} {dense['value']:.3f} → {worst['metric']:.3f})."
-        )
+        out.append(most_needed(document, 3))
     heads = document["heads"]
     if heads:
-        harmless = [h for h in heads if h["change"] <= 2 * h["stderr"]]
         out.append(
-            f"{len(harmless)} of {len(heads)} attention heads can each be removed without a loss that stands out "
+            f"{harmless(heads)} of {len(heads)} attention heads can each be removed without a loss that stands out "
             "from the noise."
         )
     e = document["embeddings"]
@@ -63,18 +64,6 @@ def findings(document: Mapping[str, Any]) -> list[str]:
         f"the table is {percent(e['parameter_share'])} of all parameters."
     )
     return out
-
-
-def verdict(block: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
-    change, noise = block["change"], 2 * block["stderr"]
-    value = f"{dense['metric']} {dense['value']:.3f} → {block['metric']:.3f}"
-    if change < -noise:
-        return f"removing it alone lowers the loss by {number(-change)} ({value}): it does harm."
-    if change <= noise:
-        return f"it can go: the change of the loss, {number(change, True)} ± {number(noise)}, is noise ({value})."
-    share = change / dense["loss"] if dense["loss"] > 0 else float("inf")
-    ease = "it can go at a small price" if share < 0.1 else "it is the next to go, at a price"
-    return f"{ease}: the loss rises by {number(change)} ± {number(noise)} ({value})."
 
 
 def _summary(document: Mapping[str, Any]) -> str:
@@ -104,73 +93,14 @@ def _summary(document: Mapping[str, Any]) -> str:
     )
 
 
-def _blocks(document: Mapping[str, Any]) -> str:
-    blocks, dense = document["blocks"], document["dense"]
-    by_name = {b["name"]: b for b in blocks}
-    least = [by_name[name] for name in document["ranking"][:1]]
-    follows = "".join(f"<strong>{escape(block_title(b))}</strong>: {escape(verdict(b, dense))} " for b in least)
-    rows = [
-        [
-            block_title(b),
-            number(b["change"], True),
-            "± " + number(2 * b["stderr"]),
-            number(b["zero_change"], True),
-            f"{b['metric']:.4f}",
-            percent(b["improved"]),
-            number(b["second_order"], True),
-        ]
-        for b in sorted(blocks, key=lambda b: b["change"])
+def _parts(document: Mapping[str, Any]) -> list[str]:
+    cut = "The neurons of each FFN are cut into up to 12 groups of neighbours; each cell is one group"
+    heads = {"what": "head", "title": "Attention heads", "cells": "Each cell is one attention head"}
+    groups = {"what": "group", "title": "Groups of FFN neurons", "cells": cut}
+    return [
+        parts_section(document, "heads", **heads, samples="texts"),
+        parts_section(document, "groups", **groups, samples="texts"),
     ]
-    head = ["block", "loss", "noise", "loss, no mean kept", dense["metric"], "texts better", "predicted"]
-    return section(
-        "Blocks",
-        "Each bar is the change of the mean loss when one attention or FFN block is taken out and leaves only its "
-        "average output; whiskers are two standard errors. A bar whose whisker reaches zero is a block that this task "
-        "does not need by itself. Several such blocks together can still matter: each was tried alone.",
-        follows,
-        plots.block_bars(blocks),
-        details("All numbers", table(head, rows)),
-    )
-
-
-def _parts(document: Mapping[str, Any], key: str) -> str:
-    entries = document[key]
-    if not entries:
-        return ""
-    heads = key == "heads"
-    what, title = ("head", "Attention heads") if heads else ("group", "Groups of FFN neurons")
-    harmless = [e for e in entries if e["change"] <= 2 * e["stderr"]]
-    best = sorted(entries, key=lambda e: e["change"])
-    worst = best[-1]
-    unit = plots.part_unit(entries)
-    explained = (
-        "Each cell is one attention head"
-        if heads
-        else "The neurons of each FFN are cut into up to 12 groups of neighbours; each cell is one group"
-    )
-    text = (
-        f"{explained}. Its number and colour are the change of the loss without it, in {unit}: orange rises, blue "
-        "falls, white is no effect."
-    )
-    follows = (
-        f"{len(harmless)} of {len(entries)} have no effect beyond two standard errors. Most needed is {what} "
-        f"{worst['part'] + 1} of layer {worst['layer'] + 1} ({number(worst['change'], True)}); least needed is {what} "
-        f"{best[0]['part'] + 1} of layer {best[0]['layer'] + 1} ({number(best[0]['change'], True)})."
-    )
-    rows = [
-        [
-            f"layer {e['layer'] + 1}, {what} {e['part'] + 1}",
-            number(e["change"], True),
-            "± " + number(2 * e["stderr"]),
-            percent(e["improved"]),
-            number(e["second_order"], True),
-            number(e["fisher"]),
-        ]
-        for e in best
-    ]
-    numbers = table([what, "loss", "noise", "texts better", "predicted", "Fisher"], rows)
-    figure = plots.part_heatmap(entries, document["model"]["layers"], what)
-    return section(title, text, escape(follows), figure, details("All numbers", numbers))
 
 
 def _tiles(document: Mapping[str, Any]) -> str:
@@ -208,7 +138,7 @@ def _embeddings(document: Mapping[str, Any]) -> str:
         f"{e['rows'] - e['used']:,} of {e['rows']:,} rows ({percent(1 - e['used_share'])}) are never used by the "
         f"training texts. A tenth of the rows holds {percent(ten)} of the significance. "
         f"{percent(e['unseen_tokens'], 2)} of the tokens of the held-out texts are pieces that training never showed: "
-        "so many words would be spelt from shorter pieces by a vocabulary that is cut to the task."
+        "a vocabulary that is cut to the task reads so many by a synonym's row or spells them from shorter pieces."
     )
     return section(
         "Embedding rows",
@@ -294,10 +224,6 @@ def _choice(choice: Mapping[str, Any], heads: bool) -> str:
     red, green, blue = (round(255 - (255 - c) * share * 0.75) for c in (86, 180, 233))
     size = f"{choice['size']} h" if heads else f"{choice['size']} n"
     return f'<td style="background:rgb({red},{green},{blue})">{size}, {percent(choice["density"])}</td>'
-
-
-def block_title(block: Mapping[str, Any]) -> str:
-    return block_name(block["name"])
 
 
 def _held(curve: Sequence[Sequence[float]], share: float) -> float:

@@ -39,6 +39,7 @@ from approxrt.approx.fake_quantize import (
 from approxrt.approx.gptq import FORMS, LIMITS, steps_of
 from approxrt.approx.group_grids import nearest
 from approxrt.approx.groups import quantize_groups4
+from approxrt.approx.optimizer import decay_groups
 from approxrt.approx.quantize import dequantize, quantize_linear, quantize_rows
 from approxrt.approx.torch_decoder import TorchDecoder
 from approxrt.artifact.decoder_spec import DecoderSpec
@@ -127,8 +128,7 @@ class DecoderRecovery:
         places = ("layers.", "head.") if options.trains_head else ("layers.",)
         self.trained = {name: weights[name].requires_grad_() for name in weights if name.startswith(places)}
         self._mask_weights()
-        matrices = [p for p in self.trained.values() if p.ndim > 1]
-        vectors = [p for p in self.trained.values() if p.ndim < 2]
+        whole = list(self.trained.values())
         self._group_grids = {}
         for name, grid in self._grids.items():
             if FORMS[bits[name]] in GROUP_KINDS and f"{name}.weight" in self.trained:
@@ -138,10 +138,7 @@ class DecoderRecovery:
                 steps = steps_of(grid, *weights[f"{name}.weight"].shape)
                 self._steps[name] = torch.from_numpy(steps.astype(np.float32))
         changes = [p for name, p in self.trained.items() if name.endswith(CHANGE)]
-        groups = [
-            {"params": matrices, "weight_decay": options.weight_decay, "factor": 1.0},
-            {"params": vectors, "weight_decay": 0.0, "factor": 1.0},
-        ]
+        groups = [group | {"factor": 1.0} for group in decay_groups(whole, options.weight_decay)]
         if changes:
             groups.append({"params": changes, "weight_decay": 0.0, "factor": CHANGE_LR})
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95))

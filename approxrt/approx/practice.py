@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from approxrt.approx.optimizer import decay_groups
 from approxrt.approx.recover import RecoveryOptions
 from approxrt.approx.student import Student, make_batch
 from approxrt.errors import TrainingError
@@ -119,10 +120,7 @@ class Practice:
         self._start_epoch()
         trained = [p for p in student.weights.values() if p.requires_grad]
         trained += [*self.token_head.parameters(), *self.text_head.parameters()]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        groups = decay_groups(trained, options.weight_decay)
         self.trained = trained
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=True)
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from approxrt.approx.bsr import expand_mask
 from approxrt.approx.fake_quantize import FakeQuantizer
+from approxrt.approx.optimizer import decay_groups
 from approxrt.approx.structure import Structure, mean_biases, selections, shrink_masks, shrunk_spec
 from approxrt.approx.student import Student, make_batch
 from approxrt.approx.teacher import Teacher
@@ -50,13 +51,17 @@ class RecoveryOptions:
 
 @dataclass
 class Examples:
-    """Tokenised training examples; labels i64 classes, f32 scores, or None."""
+    """Tokenised training examples; labels i64 classes, f32 scores, or None.
+
+    labelled   examples from this one on have no label of their own (what `labels` has there says nothing)
+    """
 
     ids: Sequence[Sequence[int]]
     types: Sequence[Sequence[int]]
     labels: np.ndarray | None
     # The same texts cut into smaller pieces (ids, types): what a small vocabulary does to words it does not know.
     resplit: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]] | None = None
+    labelled: int | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -143,23 +148,18 @@ class Recovery:
             loss = (1 - F.cosine_similarity(out.pooled.float(), torch.from_numpy(teacher.pooled[rows]), dim=1)).mean()
         else:
             assert teacher.logits is not None and labels is not None
-            taught, share = torch.from_numpy(teacher.logits[rows]), options.teacher_share
+            taught, t = torch.from_numpy(teacher.logits[rows]), options.temperature
             if labels.is_floating_point():
-                own, theirs = F.mse_loss(out.logits[:, 0], labels), F.mse_loss(out.logits, taught)
+                own = (out.logits[:, 0] - labels).square()
+                theirs = (out.logits - taught).square().mean(1)
             else:
-                t = options.temperature
-                own = F.cross_entropy(out.logits, labels)
-                theirs = (
-                    t
-                    * t
-                    * F.kl_div(
-                        F.log_softmax(out.logits / t, 1),
-                        F.log_softmax(taught / t, 1),
-                        log_target=True,
-                        reduction="batchmean",
-                    )
-                )
-            loss = (1 - share) * own + share * theirs
+                own = F.cross_entropy(out.logits, labels, reduction="none")
+                student, dense = (F.log_softmax(logits / t, 1) for logits in (out.logits, taught))
+                theirs = t * t * F.kl_div(student, dense, log_target=True, reduction="none").sum(1)
+            share = torch.full((len(rows),), options.teacher_share)
+            if self.examples.labelled is not None:
+                share[torch.from_numpy(rows >= self.examples.labelled)] = 1.0
+            loss = ((1 - share) * own + share * theirs).mean()
         if options.hidden_weight and teacher.layers:
             # Tokens of a text that is split anew are not the teacher's: its states say nothing of them.
             chosen = torch.from_numpy(whole)
@@ -241,10 +241,7 @@ class Recovery:
     def _optimizer(self, state: Mapping[str, dict[str, Any]]) -> torch.optim.AdamW:
         trained = [(name, self.student.weight(name)) for name in self.student.names()]
         trained = [(name, p) for name, p in trained if p.requires_grad]
-        groups = [
-            {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": self.options.weight_decay},
-            {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        groups = decay_groups((p for _, p in trained), self.options.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.options.lr, betas=(0.9, 0.98), fused=True)
         for name, p in trained:
             if state.get(name):

@@ -74,11 +74,18 @@ def piece_states(model: Student, tokenizer_json: bytes) -> np.ndarray:
 
 
 def share_rows(
-    tokenizer_json: bytes, texts: Iterable[str | tuple[str, str]], features: np.ndarray, min_count: int = 1
+    tokenizer_json: bytes,
+    texts: Iterable[str | tuple[str, str]],
+    features: np.ndarray,
+    min_count: int = 1,
+    common: int = 0,
 ) -> PrunedVocabulary:
     """The vocabulary with rows for the pieces that `texts` use `min_count` times; all others stand for one of those.
 
     features   f32[V, d], rows of length 1 by the tokenizer's ids: the greatest inner product is the nearest
+    common     so many of the other pieces keep rows, too: those with the lowest ids, since a vocabulary lists its words
+               in the order of how common they are. Single characters, which have an order of their own, are no words,
+               and names in brackets are placeholders
 
     Special and added tokens and the unknown token keep their rows, and nothing else is read as one of them. Kept rows
     are renumbered in the old order. Raises as `prune_vocabulary` does, and InputError where the texts use no piece
@@ -101,6 +108,9 @@ def share_rows(
         raise InputError(
             f"features have shape {features.shape}; the tokenizer needs a row for each of {max(ids.values()) + 1} ids"
         )
+    if common:
+        more = [i for token, i in ids.items() if _is_word(token, data["model"].get("continuing_subword_prefix", "##"))]
+        used = np.union1d(used, np.sort(np.setdiff1d(more, [*used, *special]))[:common])
     kept = np.union1d(used, np.array(sorted(special), np.int64))
     row = {old: new for new, old in enumerate(kept.tolist())}
     others = np.array(sorted(set(ids.values()) - set(row)), np.int64)
@@ -113,3 +123,7 @@ def share_rows(
     if parse_tokenizer(shared)[1].get_vocab(with_added_tokens=True) != {token: row[i] for token, i in ids.items()}:
         raise CheckpointError("tokenizer.json: its tokens cannot be renumbered; the tokenizers library gives other ids")
     return PrunedVocabulary(shared, kept)
+
+
+def _is_word(token: str, prefix: str) -> bool:
+    return len(token.removeprefix(prefix)) > 1 and not (token.startswith("[") and token.endswith("]"))

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from approxrt import __version__
 from approxrt.compression.options import CompressOptions
-from approxrt.compression.report import Report, choose, pareto, shortfalls
+from approxrt.compression.report import Report, artifact_card, choose, pareto, shortfalls
 from approxrt.errors import InputError, MissingDependencyError
 
 Progress = Callable[[float, str], None]
@@ -59,6 +58,7 @@ def compress(
         return _compress_lm(model, train, eval, Path(out), options, teachers, overwrite, progress, log)
     target = Path(out)
     from approxrt.artifact.writer import check_target
+    from approxrt.compression import outcome
     from approxrt.compression.pipeline import Compression
 
     check_target(target, overwrite)
@@ -67,8 +67,8 @@ def compress(
     candidates = compression.run()
     best = choose(candidates, options)
     metric = next(iter(best.metrics))
-    notes = compression.notes(best)
-    dev = compression.evaluate_dev(Path(best.path), _eval_file(train, eval, compression.data.embeds))
+    notes = outcome.notes(compression, best)
+    dev = outcome.evaluate_dev(compression, Path(best.path), _eval_file(train, eval, compression.data.embeds))
     missed = shortfalls(best, options, metric)
     if compression.data.seen and dev is not None and not compression.data.embeds:
         # Validation is no test of a checkpoint that has learnt from it. The choice is made; what is promised is checked
@@ -90,7 +90,8 @@ def compress(
         notes=tuple(notes),
         seconds=round(time.monotonic() - started, 1),
     )
-    _publish(Path(best.path), target, compression.card(best, report), overwrite)
+    card = artifact_card(report, compression.checkpoint.source, compression.machine())
+    _publish(Path(best.path), target, card, overwrite)
     return report
 
 
@@ -152,17 +153,7 @@ def _compress_lm(
         seconds=round(time.monotonic() - started, 1),
         finished=compression.finished,
     )
-    source = compression.checkpoint.source
-    card = card_of(report) | {
-        "source": source,
-        "method": {"recipe": options.recipe, "plan": best.about, "options": report.options},
-        "sizes": {
-            "checkpoint_weight_bytes": source["weight_bytes"],
-            "f32_weight_bytes": report.dense["f32_bytes"],
-            "artifact_weight_bytes": best.bytes,
-        },
-        "machine": compression.machine(),
-    }
+    card = artifact_card(report, compression.checkpoint.source, compression.machine())
     _publish(Path(best.path), target, card, overwrite)
     return report
 
@@ -206,23 +197,3 @@ def _require_packages() -> None:
 def remove_work(out: Path) -> None:
     """Delete what an interrupted or finished run keeps beside `out`."""
     shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)
-
-
-def card_of(report: Report) -> dict[str, Any]:
-    """What the artifact says of itself."""
-    return {
-        "approxrt_version": __version__,
-        "task": report.task,
-        "accuracy": {
-            "validation": {"before": report.dense["metrics"], "after": report.chosen["metrics"]},
-            "dev": report.dev,
-            "flip_rate": report.chosen["flip_rate"],
-        },
-        "latency": {
-            "ms": report.chosen["ms"],
-            "float32_ms": report.dense["ms"],
-            "float32_engine": report.dense["fastest"],
-            "speedup": report.chosen["speedup"],
-            "workload": report.chosen["about"].get("workload"),
-        },
-    }

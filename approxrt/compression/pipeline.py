@@ -7,14 +7,12 @@ time in the engine beside float32 peers, bytes of its folder, the metric on vali
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from approxrt.analysis.allocation import DENSITIES
 from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
@@ -27,6 +25,7 @@ from approxrt.approx.teacher import Teacher, teach
 from approxrt.approx.vocabulary import apply_vocabulary, compact_tokenizer, trim_positions
 from approxrt.compression import oneshot
 from approxrt.compression.data import TaskData, encode, read_data
+from approxrt.compression.lessons import with_more_pairs
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.stages import run_stages
 from approxrt.compression.words import (
@@ -77,13 +76,16 @@ class Compression:
         self.data: TaskData = read_data(
             task, data, self.checkpoint, self.folder, options.seed, options.val_fraction, options.limit
         )
+        learns = options.method == "ours" and options.recipe == "train" and "accuracy" not in options.objective
+        # What a student learns from; what it is cut by, and timed on, are the training texts alone.
+        self.texts = with_more_pairs(self.data.train, options.seed) if learns else self.data.train
         self.teacher_folders = tuple(teachers)
         self.noted: list[str] = []
         self._reference_run: Run | None = None
         identity = options.identity() | {
             "task": self.data.task.name,
             "checkpoint": self.folder.resolve().name,
-            "examples": [len(self.data.train), len(self.data.validation)],
+            "examples": [len(self.data.train), len(self.data.validation), len(self.texts)],
             "teachers": [Path(t).name for t in teachers],
         }
         self.work = Work(out, identity)
@@ -98,30 +100,33 @@ class Compression:
         self.tokenizer_json = self.checkpoint.tokenizer_json
         resplit = None
         self.full_train = encode(self.data.train, self.tokenizer_json, self.length)
+        alone = self.texts is self.data.train
+        self.full_lessons = self.full_train if alone else encode(self.texts, self.tokenizer_json, self.length)
         # What the peers and the dense model are timed with: they know the full vocabulary only.
         self.timed_full = sample_texts(self.full_train.ids, WORKLOAD_TEXTS, options.seed)
-        self.shares_rows, tight = False, None
+        self.chosen: TaskVocabulary | None = None
+        bits = 4 if (shrink or 1) > 4 else 8
         allowed = None if shrink is None else 4 * self.checkpoint.source["parameters"] / shrink
         if shrink is not None:
             if (options.vocabulary or "task") == "task":
-                chosen = self._task_vocabulary(allowed)
+                chosen = self.chosen = self._task_vocabulary(allowed, bits)
                 if not chosen.shared:
-                    whole = (self.full_train.ids, self.full_train.types)
-                    resplit = resplit_texts(
-                        self.tokenizer_json, self.data.train, chosen.vocabulary.kept, whole, self.length
-                    )
-                self.shares_rows, tight = chosen.shared, chosen.tight
+                    kept, whole = chosen.vocabulary.kept, (self.full_lessons.ids, self.full_lessons.types)
+                    resplit = resplit_texts(self.tokenizer_json, self.data.train, self.texts, kept, whole, self.length)
                 spec, tensors = apply_vocabulary(spec, tensors, chosen.vocabulary)
                 self.tokenizer_json = chosen.vocabulary.tokenizer_json
             self.tokenizer_json = compact_tokenizer(self.tokenizer_json)
             spec, tensors = trim_positions(spec, tensors, self.length)
         self.train = encode(self.data.train, self.tokenizer_json, self.length)
-        self.train.resplit = resplit
+        lessons = self.train if alone else encode(self.texts, self.tokenizer_json, self.length)
+        self.lessons = dataclasses.replace(lessons, resplit=resplit, labelled=len(self.data.train))
         words = tensors["embeddings.word.weight"]
-        self.tight = is_tight(len(words), words.shape[1], self.tokenizer_json, allowed) if tight is None else tight
-        self.embeddings = stored_embeddings(
-            words, 4 if (shrink or 1) > 4 else 8, self.train.ids if self.tight else None
-        )
+        if self.chosen is not None:
+            self.tight, self.wide_share = self.chosen.tight, self.chosen.wide_share
+        else:
+            self.tight = is_tight(len(words), words.shape[1], self.tokenizer_json, allowed)
+            self.wide_share = WIDE_SHARE if self.tight else None
+        self.embeddings = stored_embeddings(words, bits, self.train.ids, self.wide_share)
         if shrink is not None:
             q, scale = quantize_rows(tensors["embeddings.position.weight"])
             self.embeddings[1].update({"embeddings.position.q": q, "embeddings.position.scale": scale})
@@ -131,7 +136,7 @@ class Compression:
         self.validation = encode(self.data.validation, self.tokenizer_json, self.length)
         self.timed = sample_texts(self.train.ids, WORKLOAD_TEXTS, options.seed)
 
-    def _task_vocabulary(self, allowed: float | None) -> TaskVocabulary:
+    def _task_vocabulary(self, allowed: float | None, bits: int) -> TaskVocabulary:
         """Chosen once: an interrupted run goes on with the same."""
         known = self.work.read("vocabulary")
         if known is None:
@@ -144,6 +149,7 @@ class Compression:
             allowed,
             self.options.seed,
             None if known is None else bool(known["shared"]),
+            bits,
         )
         self.work.write("vocabulary", {"shared": chosen.shared})
         return chosen
@@ -235,12 +241,12 @@ class Compression:
         return models
 
     def teacher(self) -> Teacher:
-        """Targets for all training examples."""
+        """Targets for all lessons."""
         # A pruned vocabulary leaves the training texts' pieces as they are: the teacher reads the same tokens.
         return teach(
             self.teachers(),
-            self.full_train.ids,
-            self.full_train.types,
+            self.full_lessons.ids,
+            self.full_lessons.types,
             progress=lambda done, total, text: self.progress(0.0, f"{text} ({done}/{total})"),
         )
 
@@ -315,78 +321,9 @@ class Compression:
 
     # -- results ----------------------------------------------------------------
 
-    def notes(self, best: Candidate) -> list[str]:
-        """What a reader of the report should know."""
-        out = []
-        if self.data.seen:
-            out.append(
-                "validation is part of the training data that the checkpoint may have learnt from: the dense model "
-                "then looks better on it than it is, and the drop larger; a checkpoint of `approxrt finetune` names "
-                "its own split"
-            )
-        out += self.noted
-        if self.tight:
-            wide, rows = len(self.embeddings[1]["embeddings.word.wide"]), self.spec.vocab_size
-            out.append(
-                f"{rows - wide} of the word table's {rows} rows have two bits a weight; the other {wide}, with four, "
-                f"are {WIDE_SHARE:.0%} of the words in the training texts"
-            )
-        if self.spec.vocab_size < self.checkpoint.spec.vocab_size:
-            rows, all_rows = self.spec.vocab_size, self.checkpoint.spec.vocab_size
-            out.append(
-                f"{rows} of the vocabulary's {all_rows} pieces have a row of the word table: those that the training "
-                "texts use most; each other piece is read as the one of them that the model treats most alike"
-                if self.shares_rows
-                else f"the vocabulary has {rows} of {all_rows} pieces: those that the training texts use, and all "
-                "single characters; other words are split into smaller pieces, none is lost"
-            )
-        if best.speedup < 1:
-            out.append("the artifact is not faster than the fastest float32 engine on this machine")
-        return out
-
-    def card(self, best: Candidate, report: Any) -> dict[str, Any]:
-        """The artifact's card.json."""
-        from approxrt.compression.compress import card_of
-
-        plan = dict(best.about)
-        baseline = self.baseline()
-        return card_of(report) | {
-            "source": self.checkpoint.source,
-            "method": {"recipe": self.options.recipe, "plan": plan, "options": report.options},
-            "sizes": {
-                "checkpoint_weight_bytes": self.checkpoint.source["weight_bytes"],
-                "f32_weight_bytes": baseline["f32_bytes"],
-                "artifact_weight_bytes": best.bytes,
-            },
-            "machine": {"cpu": cpu_name(), "threads": self.threads},
-        }
-
-    def evaluate_dev(self, artifact: Path, file: Path | None) -> dict[str, Any] | None:
-        """Metrics of the dense model and of an artifact on a labelled file, for the report."""
-        import approxrt
-        from approxrt.tasks.readers import Dataset, read_task, read_texts
-
-        if file is None:
-            return None
-        spec, data = self.checkpoint.spec, self.data
-        if data.embeds:
-            texts = read_texts(file)[:2000]
-            dataset = Dataset(texts, np.zeros(len(texts), np.float32), None)
-        else:
-            dataset = read_task(data.task, file, spec.labels if data.classifies else None, not data.classifies)
-        whole = encode(dataset, self.checkpoint.tokenizer_json, self.length)
-        dense = predict(Student(spec, self.checkpoint.tensors), whole.ids, whole.types)
-        model = approxrt.load(artifact, threads=self.threads)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # texts over max_length: cut for the dense model, too
-            logits = model.embed(dataset.texts, normalize=False) if data.embeds else model.logits(dataset.texts)
-        result = {
-            "file": file.name,
-            "examples": len(dataset),
-            "before": data.metrics(dense, dense, dataset.labels),
-            "after": data.metrics(logits, dense, dataset.labels),
-        }
-        return result | {"flip_rate": flip_rate(dense, logits)} if data.classifies else result
+    def machine(self) -> dict[str, Any]:
+        """What the artifact's card says of where times were measured."""
+        return {"cpu": cpu_name(), "threads": self.threads}
 
     def check(self, path: Path, about: Mapping[str, Any]) -> Candidate:
         """Measure a built artifact: metric and flips on validation, bytes, time beside the float32 engines."""

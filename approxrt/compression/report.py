@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from approxrt import __version__
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.work import Candidate
 
@@ -41,6 +42,35 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json` and the card."""
         return asdict(self)
+
+
+def artifact_card(report: Report, source: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """The artifact's card.json: the checkpoint's `source`, the `machine` that timed it, and what was found."""
+    chosen, dense = report.chosen, report.dense
+    return {
+        "approxrt_version": __version__,
+        "task": report.task,
+        "accuracy": {
+            "validation": {"before": dense["metrics"], "after": chosen["metrics"]},
+            "dev": report.dev,
+            "flip_rate": chosen["flip_rate"],
+        },
+        "latency": {
+            "ms": chosen["ms"],
+            "float32_ms": dense["ms"],
+            "float32_engine": dense["fastest"],
+            "speedup": chosen["speedup"],
+            "workload": chosen["about"].get("workload"),
+        },
+        "source": dict(source),
+        "method": {"recipe": report.options["recipe"], "plan": chosen["about"], "options": report.options},
+        "sizes": {
+            "checkpoint_weight_bytes": source["weight_bytes"],
+            "f32_weight_bytes": dense["f32_bytes"],
+            "artifact_weight_bytes": chosen["bytes"],
+        },
+        "machine": dict(machine),
+    }
 
 
 def shortfalls(candidate: Candidate, options: CompressOptions, metric: str, where: str = "validation") -> list[str]:

@@ -78,7 +78,7 @@ class _Stages:
             steps = max(20, round(plan["steps"] * share))
             if state is not None and state["stage"] < index:
                 # The stage before is built: its last weights are where this one starts.
-                Recovery(student, self.c.train, teacher, steps, self.c.recovery_options()).restore(state["recovery"])
+                Recovery(student, self.c.lessons, teacher, steps, self.c.recovery_options()).restore(state["recovery"])
                 student.input_hook = student.weight_hook = None
                 state = None
             ramp = self._ramp(student, table, baseline, stages[index], state)
@@ -88,7 +88,7 @@ class _Stages:
             elif state is None and (known := self._as_it_is(index, student, stages[index])) is not None:
                 self.work.add(known)
                 continue
-            recovery = Recovery(student, self.c.train, teacher, steps, self.c.recovery_options())
+            recovery = Recovery(student, self.c.lessons, teacher, steps, self.c.recovery_options())
             if state is not None:
                 recovery.restore(state["recovery"])
                 state = None
@@ -114,7 +114,7 @@ class _Stages:
     def _plan(self, teacher: Teacher) -> dict[str, Any]:
         """How many steps the budget allows, from the pace of a few dense ones."""
         options = self.options
-        trial = Recovery(self.c.dense(), self.c.train, teacher, 1000, self.c.recovery_options())
+        trial = Recovery(self.c.dense(), self.c.lessons, teacher, 1000, self.c.recovery_options())
         for _ in range(3):
             trial.advance()
         begin = time.monotonic()
@@ -123,9 +123,10 @@ class _Stages:
         pace = (time.monotonic() - begin) / 8
         # Rounds and checks take a fifth.
         affordable = max(40, int((options.budget * 0.8 - self.c.elapsed()) / (CUT_PACE * pace)))
-        size = len(self.c.train.ids)
+        # Whoever asks for epochs means passes over the training texts.
+        size = len(self.c.lessons.ids if options.epochs is None else self.c.train.ids)
         epochs = options.epochs if options.epochs is not None else max(4.0, min(30.0, 150_000 / size))
-        wanted = max(40, round(epochs * trial.steps_per_epoch))
+        wanted = max(40, round(epochs * -(-size // options.batch_size)))
         if affordable < wanted:
             self.c.note(
                 f"the budget allows {affordable} steps ({affordable / trial.steps_per_epoch:.1f} epochs) "
