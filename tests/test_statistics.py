@@ -8,7 +8,11 @@ import torch
 from small_student import random_examples, small_student
 
 from approxrt.analysis import statistics
+from approxrt.analysis.scoring import element_scores, rounding_errors
 from approxrt.analysis.statistics import collect
+from approxrt.approx.gptq import dequantized_linear
+from approxrt.approx.quantize import quantize_linear
+from approxrt.approx.recover import encoder_linears
 from approxrt.approx.student import make_batch
 from approxrt.artifact.spec import HeadSpec
 
@@ -116,3 +120,21 @@ def test_the_student_is_left_as_it_was():
     assert student.output_hook is None
     assert {name: student.weight(name).requires_grad for name in student.names()} == trained
     assert not student.weight("embeddings.word.weight").requires_grad
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding_errors_are_the_quadratic_form_of_what_rounding_changes(bits):
+    student, examples = small_student(), random_examples()
+    rows = np.arange(len(examples.ids))
+    found = collect(student, examples, rows)
+    errors = rounding_errors(student, found, encoder_linears(student), (4, 8))
+    assert set(errors) == {(name, width) for name in encoder_linears(student) for width in (4, 8)}
+    for name in encoder_linears(student):
+        weight = student.weight(f"{name}.weight").detach().numpy()
+        change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape).astype(np.float64) - weight
+        moments, gradients = found.inputs[name].astype(np.float64), found.gradients[name].astype(np.float64)
+        tokens = sum(len(examples.ids[i]) for i in rows) / len(rows)
+        expected = tokens / 2 * sum(g * d @ moments @ d for g, d in zip(gradients, change, strict=True))
+        assert errors[name, bits] == pytest.approx(expected, rel=1e-3)
+        # What removing everything costs is more.
+        assert errors[name, bits] < element_scores(student, found, [name])[name].sum()

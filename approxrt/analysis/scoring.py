@@ -13,6 +13,8 @@ import numpy as np
 from approxrt.analysis.obs import tile_curve
 from approxrt.analysis.statistics import Statistics
 from approxrt.approx.bsr import to_tiles
+from approxrt.approx.gptq import dequantized_linear, output_error
+from approxrt.approx.quantize import quantize_linear
 from approxrt.approx.student import Student
 from approxrt.artifact.spec import TILE_K, TILE_N
 
@@ -26,6 +28,23 @@ def element_scores(student: Student, found: Statistics, names: Sequence[str]) ->
         weight = student.weight(f"{name}.weight").detach().numpy()
         scores[name] = spread(tile_curve(weight, found.inputs[name], found.gradients[name] * tokens), weight.shape)
     return scores
+
+
+def rounding_errors(
+    student: Student, found: Statistics, names: Sequence[str], widths: Sequence[int]
+) -> dict[tuple[str, int], float]:
+    """By linear and width in bits: what plain rounding of its weights dw costs, 1/2 sum_r G_rr dw_r A dw_r^T.
+
+    In the unit of `element_scores`.
+    """
+    tokens, out = found.tokens / found.examples, {}
+    for name in names:
+        weight = student.weight(f"{name}.weight").detach().numpy()
+        scale = np.sqrt(found.gradients[name] * tokens / 2)[:, None]
+        for bits in widths:
+            change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape) - weight
+            out[name, bits] = output_error(change * scale, found.inputs[name])
+    return out
 
 
 def spread(curve: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -20,13 +20,12 @@ import torch
 
 from approxrt.analysis.allocation import Block
 from approxrt.analysis.obs import unit_errors
-from approxrt.analysis.scoring import element_scores
+from approxrt.analysis.scoring import element_scores, rounding_errors
 from approxrt.analysis.statistics import Statistics, collect
 from approxrt.approx import build
 from approxrt.approx.bsr import expand_mask
-from approxrt.approx.gptq import dequantized_linear, output_error, round_weights
+from approxrt.approx.gptq import round_weights
 from approxrt.approx.prune import prune_tiles
-from approxrt.approx.quantize import quantize_linear
 from approxrt.approx.recover import Examples
 from approxrt.approx.refit import refit
 from approxrt.approx.sign_attention import with_sign_attention
@@ -163,15 +162,9 @@ class Subject:
         self.means, self.scores = dict(found.means), {}
         if reorder:
             self._reorder_units(found)
-        # In units of a text's loss, so that what is spent on blocks and on bits adds up.
-        tokens = found.tokens / found.examples
         self.scores = element_scores(self.student, found, self._linears())
-        for name in self._linears() if len(self.bits) > 1 else ():
-            weight = self.student.weight(f"{name}.weight").detach().numpy()
-            scale = np.sqrt(found.gradients[name] * tokens / 2)[:, None]
-            for bits in self.bits:
-                change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape) - weight
-                self.rounding[name, bits] = output_error(change * scale, found.inputs[name])
+        if len(self.bits) > 1:
+            self.rounding = rounding_errors(self.student, found, self._linears(), self.bits)
 
     def _reorder_units(self, found: Statistics) -> None:
         """The student's units and what was found of them."""
@@ -193,7 +186,7 @@ class Subject:
         return self.scores
 
     def noise(self, block: Block) -> dict[int, float]:
-        """What rounding costs a block by width, in the scores' unit: 1/2 sum_r G_rr dw_r A dw_r^T of plain rounding."""
+        """What plain rounding costs a block by width, in the scores' unit."""
         return {bits: sum(self.rounding[name, bits] for name in block.linears) for bits in self.bits}
 
     def cut(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:

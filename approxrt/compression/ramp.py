@@ -32,8 +32,6 @@ from approxrt.errors import CompressionError
 TOLERANCE = 0.03
 CORRECTIONS = 4
 DOUBTFUL = 0.1  # over the target: as likely a busy machine as a wrong prediction
-# Of a block's scores: what int4 costs a student that will be trained on its grid. It matters when bytes are scarce.
-INT4_NOISE = 0.002
 
 # What a whole model takes, in milliseconds on the workload, measured.
 Timer = Callable[[Student, Mapping[str, int]], float]
@@ -63,7 +61,7 @@ class Ramp:
     base_ms               what the table's blocks do not cover: embeddings, norms, head
     bits                  widths to choose from; `bits_of` has the last choice by linear
     densities             of tiles, to choose from
-    noise                 what each width costs a block whose tiles all stay; None: INT4_NOISE of its scores
+    noise                 what each width costs a block whose tiles all stay; None: nothing
     """
 
     recovery: Subject
@@ -140,9 +138,7 @@ class Ramp:
         student = self.recovery.student
         scores = self.recovery.element_scores()
         self.scored = {block: BlockScores(student.spec, block, scores) for block in blocks_of(student.spec)}
-        noise = {
-            b: {4: INT4_NOISE * _total(s)} if self.noise is None else self.noise(b) for b, s in self.scored.items()
-        }
+        noise = {block: {} if self.noise is None else self.noise(block) for block in self.scored}
         shares = {b: block_share(student.spec, b.layer, b.kind, self.lengths) for b in self.scored}
         options = {
             b: s.options(self.table, self.bits, noise[b], shares[b], self.densities) for b, s in self.scored.items()
@@ -181,7 +177,3 @@ class Ramp:
             options = BlockScores(student.spec, block, scores).options(self.table, (8,), {})
             out.append(max(options, key=lambda option: option.bytes))
         return out
-
-
-def _total(scored: BlockScores) -> float:
-    return float(sum(score.sum(dtype=np.float64) for score in scored.scores.values()))

@@ -10,13 +10,14 @@ one-shot recipe, before its training.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from approxrt.analysis.scoring import element_scores
+from approxrt.analysis.allocation import Block
+from approxrt.analysis.scoring import element_scores, rounding_errors
 from approxrt.analysis.statistics import collect
 from approxrt.approx import build
 from approxrt.approx.recover import Recovery, encoder_linears
@@ -177,16 +178,15 @@ class _Stages:
     def _rounds(self, student: Student, ramp: Ramp, index: int, count: int, rounds: Sequence[float]) -> None:
         subject = ramp.recovery
         assert isinstance(subject, Subject)
-        if len(subject.bits) > 1:
-            ramp.noise = lambda block: {bits: TRAINED_NOISE * error for bits, error in subject.noise(block).items()}
         share = sum(SHARES[count][:index])
         for place, progress in enumerate(rounds):
             self.c.progress(share, f"stage {index + 1}/{count}: cut {place + 1}")
             # Tiles that are pruned already tie units to their places.
             subject.score(reorder=place == 0 and not student.masks)
+            if len(ramp.bits) > 1:
+                ramp.noise = _trained(subject.rounding, ramp.bits)
             ramp.cut(progress)
             subject.refit()
-        ramp.noise = None
 
     def _train(self, index: int, count: int, recovery: Recovery, ramp: Ramp, few: bool) -> None:
         """Learn, with the last cuts of the stage on the way unless there are `few` steps."""
@@ -196,7 +196,7 @@ class _Stages:
         pace = _Pace(self.c, index, count)
         while recovery.step < steps:
             if recovery.step in cuts:
-                self._rescore(recovery)
+                self._rescore(recovery, ramp)
                 ramp.cut(cuts[recovery.step])
             if recovery.step >= round(steps * QAT_FROM) and recovery.quantizer is None:
                 recovery.quantize(self.c.all_bits(recovery.student, ramp.bits_of))
@@ -209,11 +209,14 @@ class _Stages:
                 saved = time.monotonic()
         self._save(index, recovery, ramp, few)
 
-    def _rescore(self, recovery: Recovery) -> None:
-        """Scores and means of the student as training has made it."""
+    def _rescore(self, recovery: Recovery, ramp: Ramp) -> None:
+        """Scores and means of the student as training has made it, and what rounding would cost it."""
         student = recovery.student
+        names = encoder_linears(student)
         found = collect(student, self.c.train, self._rows(), self.options.seed + recovery.step)
-        scores = element_scores(student, found, encoder_linears(student))
+        scores = element_scores(student, found, names)
+        if len(ramp.bits) > 1:
+            ramp.noise = _trained(rounding_errors(student, found, names, ramp.bits), ramp.bits)
         recovery.scores = {name: torch.from_numpy(score) for name, score in scores.items()}
         recovery.means = {name: torch.from_numpy(found.means[name]) for name in scores}
 
@@ -244,6 +247,11 @@ class _Stages:
             self.c.checkpoint.spec.inputs,
         )
         return self.c.check(path, {**about, "attention": self.attention})
+
+
+def _trained(errors: Mapping[tuple[str, int], float], widths: Sequence[int]) -> Callable[[Block], dict[int, float]]:
+    """What is left of rounding errors, by block and width, once a student is trained on its grid."""
+    return lambda block: {bits: TRAINED_NOISE * sum(errors[name, bits] for name in block.linears) for bits in widths}
 
 
 class _Pace:
