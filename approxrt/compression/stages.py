@@ -190,7 +190,8 @@ class _Stages:
 
     def _train(self, index: int, count: int, recovery: Recovery, ramp: Ramp, few: bool) -> None:
         """Learn, with the last cuts of the stage on the way unless there are `few` steps."""
-        steps, saved = recovery.steps, time.monotonic()
+        planned = steps = recovery.steps
+        saved = time.monotonic()
         cuts = {max(1, round(steps * at)): progress for at, progress in CUTS.items()} if ramp.needed and not few else {}
         begin, share = sum(SHARES[count][:index]), SHARES[count][index]
         pace = _Pace(self.c, index, count)
@@ -201,7 +202,9 @@ class _Stages:
             if recovery.step >= round(steps * QAT_FROM) and recovery.quantizer is None:
                 recovery.quantize(self.c.all_bits(recovery.student, ramp.bits_of))
             recovery.advance()
-            steps = recovery.steps = max(max(cuts, default=0) + 1, pace.fitting(recovery.step, steps))
+            # Cuts, or a busy machine, make a slow start; it must not cost the rest. With grids learnt, the end is set.
+            most = planned if recovery.quantizer is None else steps
+            steps = recovery.steps = max(max(cuts, default=0) + 1, pace.fitting(recovery.step, steps, most))
             text = f"stage {index + 1}/{count}, loss {recovery.loss:.3f}"
             self.c.progress(begin + share * recovery.step / steps, text)
             if time.monotonic() - saved >= self.options.save_seconds and recovery.step < steps:
@@ -267,8 +270,8 @@ class _Pace:
         self.allowed = left * SHARES[count][index] / rest - self.MARGIN_S
         self.first: int | None = None
 
-    def fitting(self, step: int, steps: int) -> int:
-        """The number of steps that can still be afforded, at most `steps`; looked at now and then."""
+    def fitting(self, step: int, steps: int, most: int) -> int:
+        """The number of steps that can still be afforded, at most `most`; looked at now and then, else `steps`."""
         if self.first is None:
             self.first = step
         taken = step - self.first
@@ -277,4 +280,4 @@ class _Pace:
         used = self.c.elapsed() - self.begun
         # At least one step more: the schedule's end belongs to every run.
         affordable = step + max(1, int((self.allowed - used) / (used / taken)))
-        return min(steps, affordable)
+        return min(most, affordable)
