@@ -54,6 +54,7 @@ HEADLINES = (
     ("sst2", "25x smaller"),
     ("mrpc", "5x faster, 14x smaller"),
     ("mrpc", "8x faster, 14x smaller"),
+    ("stsb", "5x faster, 14x smaller"),
     ("stsb", "8x faster, 14x smaller"),
     ("rte", "accuracy"),
     ("cola", "accuracy"),
