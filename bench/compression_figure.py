@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
 import compression_table  # noqa: E402
+from compression_table import F32_PEERS, ratio  # noqa: E402
 
+# Engine, its name, bytes a weight.
 PEERS = (("torch-eager", "PyTorch", 4), ("onnxruntime-f32", "ONNX Runtime", 4), ("openvino-int8", "OpenVINO, int8", 1))
 ASKED = {"8x faster": "--speedup 8", "20x smaller": "--shrink 20", "25x smaller": "--shrink 25"}
 CPU = "AMD EPYC"
@@ -30,17 +32,17 @@ def main() -> None:
     from matplotlib import pyplot
 
     rows = [json.loads(path.read_text()) for path in sorted((ROOT / "bench/results/compression").glob("sst2-*.json"))]
-    rows = [row for row in rows if compression_table._cpu(row) == CPU]
-    ours = {asked: [row for row in rows if compression_table._key(row) == ("sst2", asked)] for asked in ASKED}
+    rows = [row for row in rows if compression_table.cpu(row) == CPU]
+    ours = {asked: [row for row in rows if compression_table.key_of(row) == ("sst2", asked)] for asked in ASKED}
     ours = {asked: found for asked, found in ours.items() if found}
     shown = [row for found in ours.values() for row in found]
     bars = [
-        (name, over_f32(shown, engine), np.mean([f32_bytes(row) * width / 4 for row in shown]), "")
+        (name, ratio(shown, F32_PEERS, engine), np.mean([f32_bytes(row) * width / 4 for row in shown]), "")
         for engine, name, width in PEERS
     ]
     for asked, found in ours.items():
         size = np.mean([row["validation"]["bytes"] for row in found])
-        bars.append((f"approxrt {ASKED[asked]}", over_f32(found, "artifact"), size, accuracy(found)))
+        bars.append((f"approxrt {ASKED[asked]}", ratio(found, F32_PEERS), size, accuracy(found)))
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "approxrt"}):
         figure, axes = pyplot.subplots(1, 2, figsize=(8.4, 0.42 * len(bars) + 0.7), sharey=True, layout="constrained")
         places = np.arange(len(bars))[::-1]
@@ -61,19 +63,6 @@ def main() -> None:
                 label = form.format(value) + (f"   {bar[3]}" if axis is axes[1] and bar[3] else "")
                 axis.annotate(label, (value, place), (4, 0), textcoords="offset points", va="center", color=INK)
         figure.savefig(ROOT / "docs" / "compression.svg", metadata={"Date": None})
-
-
-def over_f32(rows: Sequence[dict[str, Any]], engine: str) -> float:
-    """Mean over rows of how many times as fast as the fastest float32 peer an engine is."""
-    return float(
-        np.mean(
-            [
-                min(row["times"][name]["median_ms"] for name in compression_table.F32_PEERS if name in row["times"])
-                / row["times"][engine]["median_ms"]
-                for row in rows
-            ]
-        )
-    )
 
 
 def f32_bytes(row: dict[str, Any]) -> float:

@@ -18,12 +18,12 @@ def table(folder: Path) -> str:
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not rows:
         return ""
-    cpus = sorted({_cpu(row) for row in rows})
+    cpus = sorted({cpu(row) for row in rows})
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         # Times of two machines have no mean.
-        machine = (_cpu(row),) if len(cpus) > 1 else ()
-        groups.setdefault((*_key(row), *machine), []).append(row)
+        machine = (cpu(row),) if len(cpus) > 1 else ()
+        groups.setdefault((*key_of(row), *machine), []).append(row)
     seconds = sorted({row["seconds"] for row in rows})
     lines = [
         f"**Compressions** of fine-tuned MiniLM on {' and '.join(cpus)}, from `approxrt compress` "
@@ -76,8 +76,8 @@ def glance(folder: Path) -> str:
     for headline in HEADLINES:
         machines: dict[str, list[Row]] = {}
         for row in rows:
-            if _key(row) == headline:
-                machines.setdefault(_cpu(row), []).append(row)
+            if key_of(row) == headline:
+                machines.setdefault(cpu(row), []).append(row)
         if machines:
             lines.append(_headline(headline, max(machines.values(), key=len)))
     return "\n".join(lines) if len(lines) > 4 else ""
@@ -100,13 +100,13 @@ def _headline(key: Sequence[str], rows: Sequence[Row]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cpu(row: Row) -> str:
+def cpu(row: Row) -> str:
     """The maker's name for it, without marks and clock."""
     name = row["machine"]["cpu"].split("@")[0].replace("(R)", "").replace("Processor", "")
     return " ".join(name.split())
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def key_of(row: Row) -> tuple[Any, ...]:
     options, about = row["options"], row["validation"]["about"]
     asked = []
     if "accuracy" in options["objective"]:
@@ -166,10 +166,15 @@ def _full(rows: Sequence[Row]) -> str:
 
 
 def _ratio(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Times faster than the fastest of `names` that were measured."""
+    found = ratio(rows, names)
+    return "-" if found is None else f"{found:.1f}x"
+
+
+def ratio(rows: Sequence[Row], names: Sequence[str], engine: str = "artifact") -> float | None:
+    """Times faster than the fastest of `names` that were measured; mean over rows."""
     ratios = []
     for row in rows:
         times = [row["times"][name]["median_ms"] for name in names if name in row["times"]]
         if times:
-            ratios.append(min(times) / row["times"]["artifact"]["median_ms"])
-    return f"{np.mean(ratios):.1f}x" if ratios else "-"
+            ratios.append(min(times) / row["times"][engine]["median_ms"])
+    return float(np.mean(ratios)) if ratios else None

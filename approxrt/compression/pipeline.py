@@ -109,7 +109,9 @@ class Compression:
         allowed = None if shrink is None else 4 * self.checkpoint.source["parameters"] / shrink
         if shrink is not None:
             if (options.vocabulary or "task") == "task":
-                chosen = self.chosen = self._task_vocabulary(allowed, bits)
+                # A GPU would hold a table of two widths in float32: where bytes are not scarce, it has one width there.
+                widths = bits if options.target == "cpu" else 8
+                chosen = self.chosen = self._task_vocabulary(allowed, widths)
                 if not chosen.shared:
                     kept, whole = chosen.vocabulary.kept, (self.full_lessons.ids, self.full_lessons.types)
                     resplit = resplit_texts(self.tokenizer_json, self.data.train, self.texts, kept, whole, self.length)

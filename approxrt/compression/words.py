@@ -82,7 +82,7 @@ def task_vocabulary(
 
     length     tokens that texts are cut to
     allowed    bytes of the whole artifact
-    bits       of most rows' weights
+    bits       of rows' weights; with 4, rows of 2 may pay for common words that the texts do not have
     shared     what an earlier call has found
     """
     source, spec = checkpoint.tokenizer_json, checkpoint.spec
