@@ -84,6 +84,12 @@ POSITION_KINDS: tuple[PositionKind, ...] = ("f32", "s8")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 POOLINGS = ("cls", "mean")
+# What an answer's outputs go through. "" in `HeadSpec.activation_fn`: the checkpoint names none.
+OUTPUT_ACTIVATIONS = ("", "identity", "sigmoid", "softmax", "tanh")
+# "" in `HeadSpec.function_to_apply`: an artifact of before the field, whose task type decides.
+OUTPUT_FUNCTIONS = ("", "none", "sigmoid", "softmax")
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+SIDES = ("right", "left")
 TaskType = Literal["classification", "regression", "multi_label", "embedding"]
 TASK_TYPES: tuple[TaskType, ...] = ("classification", "regression", "multi_label", "embedding")
 INPUTS = ("single", "pair", "any")
@@ -153,6 +159,9 @@ class HeadSpec:
     pooled = cls or mean of the last hidden states;
     x = activation(dense(pooled)) if `dense_features`, else pooled;
     logits = out(x) if the task has labels.
+
+    `activation_fn` is the activation that a sentence-transformers CrossEncoder names in its config; it is applied by
+    `Model.scores`. `function_to_apply` is what transformers' text-classification pipeline applies to the same logits.
     """
 
     pooling: str = "cls"
@@ -161,6 +170,26 @@ class HeadSpec:
     dense_kind: LinearKind = "f32"
     out_kind: LinearKind = "f32"
     normalize: bool = False
+    activation_fn: str = ""
+    function_to_apply: str = ""
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How texts are read and vectors compared, as the checkpoint's own library does it.
+
+    truncation_side       "right": a text over the limit loses its end; "left": its beginning
+    prompts               texts by name that may be put before a text that is embedded
+    default_prompt_name   the one that is put there if a caller names none; "" for no prompt
+    include_prompt        whether mean pooling takes in the prompt's tokens
+    similarity_fn_name    how two embeddings are compared
+    """
+
+    truncation_side: str = "right"
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str = ""
+    include_prompt: bool = True
+    similarity_fn_name: str = "cosine"
 
 
 @dataclass(frozen=True)
@@ -191,6 +220,7 @@ class ModelSpec:
     always_kept: tuple[int, ...] = ()
     wide_words: int = 0
     position_kind: PositionKind = "f32"
+    text: TextSpec = field(default_factory=TextSpec)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -302,8 +332,17 @@ class ModelSpec:
     # -- JSON ---------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """The `model` object of config.json."""
+        """The `model` object of config.json.
+
+        Fields that came after the format are left out at their defaults, so that older readers take what they know.
+        """
         data = dataclasses.asdict(self)
+        data["text"]["prompts"] = dict(self.text.prompts)
+        if self.text == TextSpec():
+            del data["text"]
+        for name in ("activation_fn", "function_to_apply"):
+            if not data["head"][name]:
+                del data["head"][name]
         data["labels"] = list(self.labels)
         data["always_kept"] = list(self.always_kept)
         data["layers"] = [dataclasses.asdict(layer) for layer in self.layers]

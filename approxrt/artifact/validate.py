@@ -23,16 +23,23 @@ from approxrt.artifact.spec import (
     MAX_LAYERS,
     MAX_SIGN_DIM,
     MAX_VOCAB,
+    OUTPUT_ACTIVATIONS,
+    OUTPUT_FUNCTIONS,
     POOLINGS,
     POSITION_KINDS,
+    SIDES,
+    SIMILARITIES,
     TASK_TYPES,
     HeadSpec,
     LayerSpec,
     ModelSpec,
+    TextSpec,
 )
 
 MAX_LABELS = 1 << 16
 MAX_NAME = 1000
+MAX_PROMPTS = 1000
+MAX_PROMPT = 100_000  # characters
 
 
 def spec_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
@@ -55,6 +62,8 @@ def spec_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
         faults.append(f"model.layers is {show(layers)}; a list is needed")
     if "head" in fields:
         fields["head"] = build_object(fields["head"], HeadSpec, "model.head", faults)
+    if "text" in fields:
+        fields["text"] = build_object(fields["text"], TextSpec, "model.text", faults)
     for name in ("labels", "always_kept"):
         values = fields.get(name, [])
         if isinstance(values, list):
@@ -175,11 +184,21 @@ def _type_faults(spec: ModelSpec) -> list[str]:
     if not isinstance(head, HeadSpec):
         need(False, "model.head", head, "a head")
         return faults
-    for name in ("pooling", "dense_activation", "dense_kind", "out_kind"):
+    for name in ("pooling", "dense_activation", "dense_kind", "out_kind", "activation_fn", "function_to_apply"):
         need(is_text(getattr(head, name)), f"model.head.{name}", getattr(head, name), "a string")
     dense = head.dense_features
     need(dense is None or type(dense) is int, "model.head.dense_features", dense, "an integer or null")
     need(type(head.normalize) is bool, "model.head.normalize", head.normalize, "true or false")
+    text = spec.text
+    if not isinstance(text, TextSpec):
+        need(False, "model.text", text, "an object")
+        return faults
+    for name in ("truncation_side", "default_prompt_name", "similarity_fn_name"):
+        need(is_text(getattr(text, name)), f"model.text.{name}", getattr(text, name), "a string")
+    need(type(text.include_prompt) is bool, "model.text.include_prompt", text.include_prompt, "true or false")
+    prompts = text.prompts
+    sound = isinstance(prompts, Mapping) and all(is_text(part) for item in prompts.items() for part in item)
+    need(sound, "model.text.prompts", prompts, "an object of strings")
     return faults
 
 
@@ -256,9 +275,27 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
     one_of("model.head.dense_activation", spec.head.dense_activation, ACTIVATIONS)
     one_of("model.head.dense_kind", spec.head.dense_kind, LINEAR_KINDS)
     one_of("model.head.out_kind", spec.head.out_kind, LINEAR_KINDS)
+    one_of("model.head.activation_fn", spec.head.activation_fn, OUTPUT_ACTIVATIONS)
+    one_of("model.head.function_to_apply", spec.head.function_to_apply, OUTPUT_FUNCTIONS)
+    faults += _text_faults(spec.text)
     if not 0 < len(spec.architecture) <= MAX_NAME:
         faults.append(f"model.architecture has {len(spec.architecture)} characters; it must have 1 to {MAX_NAME}")
     return faults
+
+
+def _text_faults(text: TextSpec) -> Iterator[str]:
+    """Choices that exist, and a default prompt that is one of the prompts."""
+    for name, allowed in (("truncation_side", SIDES), ("similarity_fn_name", SIMILARITIES)):
+        value = getattr(text, name)
+        if value not in allowed:
+            yield f"model.text.{name} is {show(value)}; it must be one of {', '.join(allowed)}"
+    if len(text.prompts) > MAX_PROMPTS:
+        yield f"model.text.prompts has {len(text.prompts)} entries; the limit is {MAX_PROMPTS}"
+    longest = max((len(part) for item in text.prompts.items() for part in item), default=0)
+    if longest > MAX_PROMPT:
+        yield f"model.text.prompts: a prompt has {longest} characters; the limit is {MAX_PROMPT}"
+    if text.default_prompt_name and text.default_prompt_name not in text.prompts:
+        yield f"model.text.default_prompt_name is {show(text.default_prompt_name)}, which is none of model.text.prompts"
 
 
 def _sign_faults(layer: LayerSpec, where: str) -> Iterator[str]:
