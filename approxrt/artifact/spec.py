@@ -89,7 +89,6 @@ OUTPUT_ACTIVATIONS = ("", "identity", "sigmoid", "softmax", "tanh")
 # "" in `HeadSpec.function_to_apply`: an artifact of before the field, whose task type decides.
 OUTPUT_FUNCTIONS = ("", "none", "sigmoid", "softmax")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-SIDES = ("right", "left")
 TaskType = Literal["classification", "regression", "multi_label", "embedding"]
 TASK_TYPES: tuple[TaskType, ...] = ("classification", "regression", "multi_label", "embedding")
 INPUTS = ("single", "pair", "any")
@@ -178,14 +177,15 @@ class HeadSpec:
 class TextSpec:
     """How texts are read and vectors compared, as the checkpoint's own library does it.
 
-    truncation_side       "right": a text over the limit loses its end; "left": its beginning
+    What a tokenizer can say itself stands in tokenizer.json, the side that a text over the limit loses among it
+    (`truncation.direction`).
+
     prompts               texts by name that may be put before a text that is embedded
     default_prompt_name   the one that is put there if a caller names none; "" for no prompt
     include_prompt        whether mean pooling takes in the prompt's tokens
     similarity_fn_name    how two embeddings are compared
     """
 
-    truncation_side: str = "right"
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str = ""
     include_prompt: bool = True

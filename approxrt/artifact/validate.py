@@ -27,7 +27,6 @@ from approxrt.artifact.spec import (
     OUTPUT_FUNCTIONS,
     POOLINGS,
     POSITION_KINDS,
-    SIDES,
     SIMILARITIES,
     TASK_TYPES,
     HeadSpec,
@@ -193,7 +192,7 @@ def _type_faults(spec: ModelSpec) -> list[str]:
     if not isinstance(text, TextSpec):
         need(False, "model.text", text, "an object")
         return faults
-    for name in ("truncation_side", "default_prompt_name", "similarity_fn_name"):
+    for name in ("default_prompt_name", "similarity_fn_name"):
         need(is_text(getattr(text, name)), f"model.text.{name}", getattr(text, name), "a string")
     need(type(text.include_prompt) is bool, "model.text.include_prompt", text.include_prompt, "true or false")
     prompts = text.prompts
@@ -285,10 +284,9 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
 
 def _text_faults(text: TextSpec) -> Iterator[str]:
     """Choices that exist, and a default prompt that is one of the prompts."""
-    for name, allowed in (("truncation_side", SIDES), ("similarity_fn_name", SIMILARITIES)):
-        value = getattr(text, name)
-        if value not in allowed:
-            yield f"model.text.{name} is {show(value)}; it must be one of {', '.join(allowed)}"
+    if text.similarity_fn_name not in SIMILARITIES:
+        value = show(text.similarity_fn_name)
+        yield f"model.text.similarity_fn_name is {value}; it must be one of {', '.join(SIMILARITIES)}"
     if len(text.prompts) > MAX_PROMPTS:
         yield f"model.text.prompts has {len(text.prompts)} entries; the limit is {MAX_PROMPTS}"
     longest = max((len(part) for item in text.prompts.items() for part in item), default=0)
