@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,9 +22,11 @@ from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.models.decoder import DecoderCheckpoint, is_decoder_config, is_gguf, load_decoder
+from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
 from approxrt.runtime.gpu_layout import PRUNE_BLOCK
 from approxrt.tasks.lm import read_text
+from approxrt.verification import verify_encoder
 
 _METHODS = {
     4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",
@@ -65,7 +68,8 @@ def convert(
     target    "cpu" prunes tiles of 16x4 weights, "cuda" blocks of 64x64, which a GPU's tensor cores take. Both engines
               read either: a GPU runs scattered tiles dense (`approxrt inspect` says at what cost).
 
-    Returns the artifact's path.
+    Returns the artifact's path. Before it gets its name the artifact is loaded and compared with the original
+    (`approxrt.verification`), which needs torch and transformers; the card's `fidelity` says how near it is.
 
     Raises InputError for wrong arguments, CheckpointError or UnsupportedModelError
     for what cannot be read, DataError for the text, ArtifactError when `out` cannot be written.
@@ -113,7 +117,8 @@ def convert(
         linears["embeddings.word"] = cast(LinearKind, converted[0].embedding_kind)
         kept = [name for name, parts in checkpoint.grouped.items() if linears[name] == kind_of(parts)]
         card["method"] |= {"table_bits": table_bits, "matrices_as_in_the_file": len(kept), **previewed}
-    return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
+    check = partial(verify_encoder, checkpoint) if isinstance(checkpoint, Checkpoint) else None
+    return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite, check)
 
 
 def _previewed(
@@ -136,9 +141,9 @@ def _load(model: str | os.PathLike[str], grouped: bool) -> Checkpoint | DecoderC
     if is_gguf(model):
         return load_decoder(model, None, grouped)
     folder = find_folder(model)
-    return (
-        load_decoder(model, folder) if is_decoder_config(read_json(folder / "config.json")) else load_checkpoint(model)
-    )
+    if is_decoder_config(read_json(encoder_folder(folder) / "config.json")):
+        return load_decoder(model, folder)
+    return load_checkpoint(model)
 
 
 def _quantize(

@@ -76,6 +76,10 @@ class TruncationWarning(UserWarning):
     """Texts were cut to the model's maximum length; the message names them."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint was converted, and something about the artifact should be known; the message says what."""
+
+
 class TargetWarning(UserWarning):
     """An artifact was made for another device than it is loaded on; the message says what that costs."""
 

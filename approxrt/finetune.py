@@ -16,6 +16,7 @@ import numpy as np
 from approxrt.artifact.layout import explain_os_error
 from approxrt.errors import DataError, InputError, MissingDependencyError, TrainingError
 from approxrt.models.checkpoint import find_folder, read_config
+from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
 from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
@@ -46,7 +47,7 @@ def finetune(
     options.check()
     task = get_task(task)
     _require_packages()
-    folder, target = find_folder(checkpoint), Path(out)
+    folder, target = encoder_folder(find_folder(checkpoint)), Path(out)
     # Before hours of training: what comes out must be something that can be converted.
     read_config(folder)
     _check_out(target, resume)

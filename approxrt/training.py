@@ -32,6 +32,7 @@ from approxrt.artifact.layout import explain_os_error
 from approxrt.errors import InputError, TrainingError
 from approxrt.models.classifier import load_classifier, quiet
 from approxrt.models.tokenizer import read_tokenizer
+from approxrt.runtime.tokenize import cut_to
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.readers import Dataset
 from approxrt.tasks.registry import Task
@@ -283,7 +284,7 @@ class Run:
         limit = int(config.max_position_embeddings)
         if config.model_type in ("roberta", "camembert", "xlm-roberta"):
             limit -= int(config.pad_token_id) + 1
-        tokenizer.enable_truncation(min(self.options.max_length, limit))
+        cut_to(tokenizer, min(self.options.max_length, limit))
         return tokenizer
 
     # -- what is kept on disk -------------------------------------------------

@@ -1,6 +1,6 @@
 """Randomly initialised checkpoints of every supported family, as transformers saves them.
 
-The tokenizers are real (WordPiece or byte-level BPE over the words of a few
+The tokenizers are real (WordPiece, byte-level BPE or unigrams over the words of a few
 sentences). Weights are drawn wide enough that attention is far from uniform and
 layer norms are no identity: transformers' own initialisation (0.02) would hide
 most mistakes.
@@ -32,6 +32,10 @@ def is_roberta(family: str) -> bool:
     return family in ("roberta", "camembert", "xlm-roberta")
 
 
+def has_unigrams(family: str) -> bool:
+    return family in ("camembert", "xlm-roberta")
+
+
 def build_tokenizer(family: str) -> Tokenizer:
     """The corpus's words in the family's kind of tokenizer, with its templates for one text and a pair.
 
@@ -41,7 +45,19 @@ def build_tokenizer(family: str) -> Tokenizer:
     """
     names = "<s> <pad> </s> <unk> <mask>" if is_roberta(family) else "[PAD] [UNK] [CLS] [SEP] [MASK]"
     specials = names.split()
-    if is_roberta(family):
+    if has_unigrams(family):
+        words = [f"\u2581{word}" for word in _words(lower=False)]
+        letters = sorted({letter for line in CORPUS for letter in line if letter != " "} | {"\u2581"})
+        pieces = [(name, 0.0) for name in specials] + [(word, -3.0) for word in words]
+        pieces += [(letter, -8.0) for letter in letters if letter not in words]
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
+        scheme = {"replacement": "\u2581", "prepend_scheme": "always"}
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**scheme)]
+        )
+        tokenizer.decoder = decoders.Metaspace(**scheme)
+        single, pair, ends = "<s> $A </s>", "<s> $A </s> </s> $B </s>", ("<s>", "</s>")
+    elif is_roberta(family):
         merges, vocab = _merges(), [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
         vocab += [left + right for left, right in merges]
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, merges, unk_token="<unk>"))
@@ -198,7 +214,8 @@ def build_checkpoint(
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": positions}))
+    extra = {"additional_special_tokens": []} if family == "camembert" else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": positions, **extra}))
     if pooling is not None:
         _add_sentence_files(folder, hidden, pooling, normalize, max_seq_length)
     return folder

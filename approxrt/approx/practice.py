@@ -25,6 +25,7 @@ from approxrt.approx.optimizer import decay_groups
 from approxrt.approx.recover import RecoveryOptions
 from approxrt.approx.student import Student, make_batch
 from approxrt.errors import TrainingError
+from approxrt.runtime.tokenize import cut_to
 from approxrt.training import bucketed_batches
 
 CHANGED_TEXTS = 0.6
@@ -108,7 +109,7 @@ class Practice:
         self.pairs = not isinstance(self.texts[0], str)
         self.tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length, strategy="longest_first")
+        cut_to(self.tokenizer, max_length)
         self.steps_per_epoch = max(1, -(-len(self.texts) // options.batch_size))
         self.rng = random.Random(options.seed)
         torch.manual_seed(options.seed)

@@ -97,6 +97,7 @@ INPUTS = ("single", "pair", "any")
 MAX_DIM = 1 << 17
 MAX_VOCAB = 1 << 22
 MAX_LAYERS = 256
+MAX_LABELS = 1 << 16
 MAX_ALWAYS_KEPT = 64
 MAX_SIGN_DIM = 248  # csrc/args.h: a head's sign matches are counted in eight bits
 

@@ -20,6 +20,7 @@ from approxrt.artifact.spec import (
     LINEAR_KINDS,
     MAX_ALWAYS_KEPT,
     MAX_DIM,
+    MAX_LABELS,
     MAX_LAYERS,
     MAX_SIGN_DIM,
     MAX_VOCAB,
@@ -35,7 +36,6 @@ from approxrt.artifact.spec import (
     TextSpec,
 )
 
-MAX_LABELS = 1 << 16
 MAX_NAME = 1000
 MAX_PROMPTS = 1000
 MAX_PROMPT = 100_000  # characters

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+# The folder of a written artifact -> what the card should say of it, too
+Check = Callable[[Path], Mapping[str, Any]]
+
+
 def write_artifact(
     path: str | os.PathLike[str],
     spec: AnySpec,
@@ -45,6 +49,7 @@ def write_artifact(
     tokenizer_json: bytes,
     card: Mapping[str, Any],
     overwrite: bool = False,
+    check: Check | None = None,
 ) -> Path:
     """Write the artifact and return its path.
 
@@ -54,6 +59,9 @@ def write_artifact(
     existing artifact (nothing else) at `path` is replaced. Raises ArtifactError
     with every fault of the content before anything is written, or naming the
     path and the mend when the disk refuses.
+
+    `check` is given the folder that was written before it gets its name. What it returns is added to the card; what it
+    raises is raised, and nothing is left at `path` but what was there.
     """
     target = Path(os.path.abspath(os.path.realpath(path)))
     faults = _content_faults(spec, tensors, tokenizer_json, card)
@@ -76,7 +84,7 @@ def write_artifact(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
-        _write_and_rename(target, files)
+        _write_and_rename(target, files, check, card)
     except OSError as error:
         raise ArtifactError(target, [f"cannot be written: {explain_os_error(error)}"]) from error
     return target
@@ -160,7 +168,7 @@ def _prefix(target: Path) -> str:
     return f".{target.name}.writing-"
 
 
-def _write_and_rename(target: Path, files: Mapping[str, bytes]) -> None:
+def _write_and_rename(target: Path, files: Mapping[str, bytes], check: Check | None, card: Mapping[str, Any]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     lock = -1
     try:
@@ -170,6 +178,9 @@ def _write_and_rename(target: Path, files: Mapping[str, bytes]) -> None:
         os.chmod(temporary, 0o777 & ~_umask())
         for name, data in files.items():
             _write_file(temporary / name, data)
+        found = {} if check is None else check(temporary)
+        if found:
+            _write_file(temporary / CARD, _to_json({**card, **found}))
         _sync_folder(temporary)
         if target.exists():
             _exchange(temporary, target)

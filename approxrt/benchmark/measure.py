@@ -27,7 +27,7 @@ import numpy as np
 from approxrt.benchmark.engines import Engine, Peer, family_module, missing_packages
 from approxrt.benchmark.limits import limit_ms, peak_gmacs, products
 from approxrt.benchmark.ratios import ratios
-from approxrt.benchmark.source import SAMPLE_TEXTS, Source
+from approxrt.benchmark.source import Source
 from approxrt.benchmark.workloads import (
     BEST_BATCH,
     OURS,
@@ -37,6 +37,7 @@ from approxrt.benchmark.workloads import (
     full_workloads,
 )
 from approxrt.errors import InputError
+from approxrt.models.sample_texts import SAMPLE_TEXTS
 
 if TYPE_CHECKING:
     from approxrt.benchmark.approxrt_engine import ApproxrtEngine

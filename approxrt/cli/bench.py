@@ -112,5 +112,5 @@ def _token_ids(artifact: Path, data: Path, task: str) -> list[list[int]]:
 
     opened = read_artifact(artifact)
     spec = opened.spec
-    encoder = TextEncoder(opened.tokenizer_path, spec.max_length, spec.inputs, spec.vocab_size)
+    encoder = TextEncoder(opened.tokenizer_path, spec)
     return encoder.encode(read_task(task, data).texts).ids

@@ -13,6 +13,7 @@ import numpy as np
 from approxrt.approx.recover import Examples
 from approxrt.errors import DataError, InputError
 from approxrt.models.checkpoint import Checkpoint
+from approxrt.runtime.tokenize import cut_to
 from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.metrics import compute_metrics
 from approxrt.tasks.readers import TEXT_SUFFIXES, Dataset, read_task, read_texts, require_split
@@ -203,7 +204,7 @@ def encode(dataset: Dataset, tokenizer_json: bytes, max_length: int) -> Examples
 
     tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    cut_to(tokenizer, max_length)
     encodings = tokenizer.encode_batch(dataset.texts)
     empty = [i for i, e in enumerate(encodings) if not e.ids]
     if empty:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import MAX_LAYERS, MAX_VOCAB, HeadSpec, LayerSpec, TaskType
+from approxrt.artifact.spec import MAX_LABELS, MAX_LAYERS, MAX_VOCAB, HeadSpec, LayerSpec, TaskType
 from approxrt.artifact.tensorfile import Tensor
 from approxrt.errors import CheckpointError, UnsupportedModelError
 
@@ -69,6 +69,9 @@ class Config:
             raise UnsupportedModelError(
                 f"position_embedding_type {position!r} is not supported; supported: absolute (learned or sinusoidal)"
             )
+        labels = self.data.get("num_labels", 1)
+        if type(labels) is not int or not 1 <= labels <= MAX_LABELS:
+            raise CheckpointError(f"config.json: num_labels is {labels!r}; 1 to {MAX_LABELS} are needed")
         for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
             if self.data.get(key):
                 raise UnsupportedModelError(f"{key}=true is not supported; supported: encoders only")

@@ -12,14 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import INPUTS, ModelSpec
+from approxrt.artifact.spec import INPUTS, ModelSpec, TextSpec
 from approxrt.artifact.validate import spec_faults
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 from approxrt.models import bert, distilbert, electra, roberta
 from approxrt.models.base import Config, Pooling, Weights
-from approxrt.models.sentence import max_seq_length, read_pooling
-from approxrt.models.tokenizer import read_tokenizer
-from approxrt.models.weights import read_json, read_weights
+from approxrt.models.sentence import (
+    LENGTH_FILES,
+    SentenceFolder,
+    classifier_activation,
+    encoder_folder,
+    read_sentence_folder,
+)
+from approxrt.models.tokenizer import CheckpointTokenizer, load_tokenizer
+from approxrt.models.weights import read_json, read_weights, unwrap
 
 FAMILIES: dict[str, ModuleType] = {
     model_type: family for family in (bert, distilbert, roberta, electra) for model_type in family.MODEL_TYPES
@@ -39,9 +45,11 @@ HUB_FILES = (
     "special_tokens_map.json",
     "sentencepiece*",
     "modules.json",
-    "sentence_bert_config.json",
+    *LENGTH_FILES,
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
+    "*_Normalize/config.json",
+    "0_Transformer/*",
     "generation_config.json",
     "chat_template.jinja",
 )
@@ -54,6 +62,8 @@ class Checkpoint:
     `tensors` may be views into the checkpoint's file. `source` holds plain facts
     for the card: name, model_type, architecture, finetuning_task, bytes of
     weights, number of parameters. `unused` names tensors that the task does not need.
+    `folder` holds the encoder's own files, and `wrapper` is what stands before every tensor's name in them that
+    transformers does not know (module., _orig_mod., model.).
     """
 
     spec: ModelSpec
@@ -61,6 +71,8 @@ class Checkpoint:
     tokenizer_json: bytes
     source: dict[str, Any]
     unused: tuple[str, ...] = ()
+    folder: Path = Path()
+    wrapper: str = ""
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -69,18 +81,27 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises UnsupportedModelError naming what is not implemented and what is, and
     CheckpointError naming the file or tensor at fault.
     """
-    folder = find_folder(path)
+    root = find_folder(path)
+    sentence = read_sentence_folder(root)
+    folder = root if sentence is None else sentence.encoder
     raw, family, config = read_config(folder)
+    tensors, wrapper = unwrap(read_weights(folder), family.PREFIX)
     architecture = _architecture(raw)
-    pooling = _pooling(folder, architecture)
-    tensors = read_weights(folder)
+    pooling = sentence.pooling if sentence is not None else _pooling(raw, architecture, tensors)
     weights = Weights(tensors, family.PREFIX)
     build: Callable[..., tuple[ModelSpec, dict[str, np.ndarray]]] = family.build
     spec, taken = build(config, weights, pooling)
-    spec = dataclasses.replace(spec, inputs=_inputs(raw), max_length=_max_length(folder, spec))
     faults = spec_faults(spec)
     if faults:
-        raise CheckpointError(f"checkpoint {str(folder)!r} describes no sound model: " + "; ".join(faults))
+        raise CheckpointError(f"checkpoint {str(root)!r} describes no sound model: " + "; ".join(faults))
+    # After the config's sizes were found sound: transformers reads it, too, and would believe anything.
+    lower_case = sentence is not None and sentence.lower_case
+    tokenizer = load_tokenizer(folder, lower_case, getattr(family, "TOKEN_TYPES", True))
+    spec = _with_surroundings(spec, raw, sentence, tokenizer)
+    faults = spec_faults(spec)
+    if faults:
+        raise CheckpointError(f"checkpoint {str(root)!r} describes no sound model: " + "; ".join(faults))
+    tokenizer.check_rows(spec.vocab_size)
     source = {
         "name": Path(os.path.abspath(path)).name if Path(path).is_dir() else str(path),
         "model_type": raw["model_type"],
@@ -90,7 +111,35 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         "parameters": int(sum(array.size for array in taken.values())),
     }
     unused = tuple(sorted(name for name in weights.tensors if name not in weights.taken))
-    return Checkpoint(spec, taken, read_tokenizer(folder), source, unused)
+    return Checkpoint(spec, taken, tokenizer.json, source, unused, folder, wrapper)
+
+
+def _with_surroundings(
+    spec: ModelSpec, raw: dict[str, Any], sentence: SentenceFolder | None, tokenizer: CheckpointTokenizer
+) -> ModelSpec:
+    """The spec with what other files than the weights decide: inputs, longest text, prompts, activations."""
+    length = sentence.max_length if sentence is not None and sentence.max_length else tokenizer.max_length
+    head = spec.head
+    if spec.labels:
+        named = (sentence.activation if sentence is not None else "") or classifier_activation(raw)
+        head = dataclasses.replace(head, activation_fn=named, function_to_apply=_pipeline_function(spec, raw))
+    return dataclasses.replace(
+        spec,
+        head=head,
+        inputs=_inputs(raw),
+        max_length=min(length or spec.max_positions, spec.max_positions),
+        text=sentence.text if sentence is not None else TextSpec(),
+    )
+
+
+def _pipeline_function(spec: ModelSpec, raw: Mapping[str, Any]) -> str:
+    """What transformers' text-classification pipeline applies to the logits."""
+    problem = raw.get("problem_type")
+    if problem == "regression":
+        return "none"
+    if problem == "multi_label_classification" or len(spec.labels) == 1:
+        return "sigmoid"
+    return "softmax"
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModuleType, Config]:
@@ -116,7 +165,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     folder = Path(text)
     if folder.is_dir():
-        if not (folder / "config.json").exists():
+        if not (encoder_folder(folder) / "config.json").exists():
             raise CheckpointError(f"checkpoint {text!r} has no config.json; a folder saved by transformers has one")
         return folder
     if folder.exists():
@@ -151,17 +200,16 @@ def _architecture(raw: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
-def _pooling(folder: Path, architecture: str | None) -> Pooling | None:
+def _pooling(raw: Mapping[str, Any], architecture: str | None, tensors: Mapping[str, Any]) -> Pooling | None:
     """None for a classifier, else how its hidden states are pooled.
 
-    sentence-transformers loads the encoder alone, so its modules.json outweighs
-    the class that the config names. A bare encoder is pooled by mean, which is
-    that library's own default.
+    A bare encoder is pooled by mean, which is sentence-transformers' own default. A config that names no class belongs
+    to a classifier if the weights have its head.
     """
-    pooling = read_pooling(folder)
-    if pooling is not None:
-        return pooling
-    if architecture is None or architecture.endswith("ForSequenceClassification"):
+    if architecture is None:
+        headed = any(name in tensors for name in ("classifier.weight", "classifier.out_proj.weight"))
+        return None if headed else Pooling("mean", False)
+    if architecture.endswith("ForSequenceClassification"):
         return None
     if architecture.endswith("Model"):
         return Pooling("mean", False)
@@ -181,17 +229,3 @@ def _inputs(raw: Mapping[str, Any]) -> str:
     if task in ("mrpc", "rte", "stsb", "qnli", "wnli", "qqp", "mnli"):
         return "pair"
     return "any"
-
-
-def _max_length(folder: Path, spec: ModelSpec) -> int:
-    lengths = [spec.max_positions]
-    tokenizer_config = folder / "tokenizer_config.json"
-    if tokenizer_config.exists():
-        length = read_json(tokenizer_config).get("model_max_length")
-        # transformers writes 1e30 for "no limit"
-        if isinstance(length, int | float) and not isinstance(length, bool) and 1 <= length < 1 << 20:
-            lengths.append(int(length))
-    sentence = max_seq_length(folder)
-    if sentence is not None:
-        lengths.append(sentence)
-    return min(lengths)

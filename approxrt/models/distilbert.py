@@ -12,6 +12,7 @@ from approxrt.models.base import Config, LayerNames, Pooling, Weights, classifie
 MODEL_TYPES = ("distilbert",)
 PREFIX = "distilbert."
 ACTIVATION_KEY = "activation"
+TOKEN_TYPES = False  # transformers drops those that a tokenizer gives
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "dim": 768,

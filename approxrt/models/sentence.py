@@ -1,26 +1,139 @@
-"""The sentence-transformers files around an encoder: pooling, normalisation, maximum length.
+"""Read the sentence-transformers files around an encoder: modules, pooling, longest text, prompts, activation.
 
-`modules.json` lists a chain of modules; Transformer, Pooling (cls or mean) and
-Normalize are what the engine runs. Anything else (a Dense layer, max pooling,
-a default prompt) would change the embedding and is refused by name.
+`modules.json` lists a chain of modules. Transformer, Pooling (cls or mean), Normalize and Dropout (which does nothing
+to a finished model) are what the engine runs; a chain of a Transformer alone is a CrossEncoder. Anything else (a Dense
+layer, max pooling) would change the answer and is refused by name.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from approxrt.artifact.spec import SIMILARITIES, TextSpec
 from approxrt.artifact.tensorfile import parse_json
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.base import Pooling
 from approxrt.models.weights import read_json, read_json_if_there
 
 MODULES = "modules.json"
-_SUPPORTED = "supported: Transformer, Pooling (cls or mean), Normalize"
+CONFIG = "config_sentence_transformers.json"
+# The Transformer module's own file; the first that is there counts, as in sentence-transformers.
+LENGTH_FILES = tuple(
+    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta",
+                                                "xlnet")
+)  # fmt: skip
+_SUPPORTED = "supported: Transformer, Pooling (cls or mean), Normalize, Dropout"
+# Keys of the Transformer's file that change nothing in an answer.
+_HARMLESS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
+             "unpad_inputs"}  # fmt: skip
+_TASKS = {"feature-extraction": False, "sequence-classification": True}
+# In the order in which sentence-transformers 6 asks for them; older versions have a flag for each.
+_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ACTIVATIONS = {"Identity": "identity", "Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh"}
 
 
-def read_pooling(folder: Path) -> Pooling | None:
-    """The pooling of a sentence-transformers folder; None when the folder is not one."""
+@dataclass(frozen=True)
+class SentenceFolder:
+    """What a sentence-transformers folder says of its model.
+
+    encoder      the folder of the encoder's config.json, weights and tokenizer
+    pooling      None for a CrossEncoder, which has a classifier's head
+    max_length   tokens of the longest text, where the folder says so: it outweighs the tokenizer's own number
+    lower_case   texts are put in lower case first
+    activation   of `config_sentence_transformers.json`, for a CrossEncoder; "" where none is named
+    """
+
+    encoder: Path
+    pooling: Pooling | None
+    max_length: int | None = None
+    lower_case: bool = False
+    text: TextSpec = field(default_factory=TextSpec)
+    activation: str = ""
+
+
+def encoder_folder(folder: Path) -> Path:
+    """The folder within `folder` that holds the encoder's config.json: itself, or where modules.json says."""
+    modules = _modules(folder)
+    for module in modules or ():
+        if _kind(module) == "Transformer":
+            return _inside(folder, module.get("path", ""))
+    return folder
+
+
+def read_sentence_folder(folder: Path) -> SentenceFolder | None:
+    """None when `folder` has no modules.json, which makes a folder one of sentence-transformers."""
+    modules = _modules(folder)
+    if modules is None:
+        return None
+    encoder, pooling, normalize = folder, None, False
+    for i, module in enumerate(modules):
+        kind, path = _kind(module), _inside(folder, module.get("path", ""))
+        if kind == "Transformer" and i == 0:
+            encoder = path
+        elif kind == "Pooling" and pooling is None and i:
+            pooling = _read_pooling(path / "config.json")
+        elif kind == "Normalize" and pooling is not None:
+            _check_normalize(path / "config.json")
+            normalize = True
+        elif kind == "Dropout" and pooling is not None:
+            continue
+        else:
+            where = f"sentence-transformers module {kind!r} at place {i} of {folder / MODULES}"
+            raise UnsupportedModelError(f"{where} is not supported; {_SUPPORTED}")
+    config = read_json_if_there(folder / CONFIG)
+    length, lower_case, classifies = _transformer_options(encoder)
+    if pooling is None:
+        if not classifies and config.get("model_type") != "CrossEncoder":
+            raise UnsupportedModelError(
+                f"{folder / MODULES} has no Pooling module: token embeddings are not supported; {_SUPPORTED}"
+            )
+        if config.get("default_prompt_name"):
+            raise UnsupportedModelError(
+                f"{folder / CONFIG}: default_prompt_name {config['default_prompt_name']!r} of a CrossEncoder is not "
+                "supported: put the prompt into the texts yourself and set it to null"
+            )
+        activation = read_activation(config.get("activation_fn"))
+        return SentenceFolder(encoder, None, length, lower_case, activation=activation)
+    pooled, include_prompt = pooling
+    return SentenceFolder(
+        encoder, Pooling(pooled, normalize), length, lower_case, _read_text(folder / CONFIG, config, include_prompt)
+    )
+
+
+def read_activation(path: Any) -> str:
+    """The activation of a dotted path such as torch.nn.modules.linear.Identity; "" for none.
+
+    A path outside torch is code of the checkpoint's author, which sentence-transformers does not run unless it is told
+    to: it takes its default, and so does "".
+    """
+    if path is None or (isinstance(path, str) and not path.startswith("torch.")):
+        return ""
+    name = str(path).rsplit(".", 1)[-1]
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"activation {path!r} of a CrossEncoder is not supported; supported: torch.nn's {', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[name]
+
+
+def classifier_activation(config: dict[str, Any]) -> str:
+    """The activation that a CrossEncoder's config.json names, in either of its two places; "" for none."""
+    own = config.get("sentence_transformers")
+    if isinstance(own, dict) and "activation_fn" in own:
+        return read_activation(own["activation_fn"])
+    return read_activation(config.get("sbert_ce_default_activation_function"))
+
+
+def _modules(folder: Path) -> list[dict[str, Any]] | None:
     path = folder / MODULES
     if not path.exists():
         return None
@@ -28,55 +141,90 @@ def read_pooling(folder: Path) -> Pooling | None:
         modules = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+    if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
         raise CheckpointError(f"{path} is not a list of modules")
-    mode, normalize = None, False
-    for module in modules:
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        if kind == "Pooling":
-            mode = _mode(read_json(_inside(folder, module.get("path")) / "config.json"))
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise UnsupportedModelError(f"sentence-transformers module {kind!r} is not supported; {_SUPPORTED}")
-    if mode is None:
-        raise UnsupportedModelError(f"{path} has no Pooling module: token embeddings are not supported; {_SUPPORTED}")
-    prompt = read_json_if_there(folder / "config_sentence_transformers.json").get("default_prompt_name")
-    if prompt:
-        raise UnsupportedModelError(
-            f"default_prompt_name {prompt!r} puts a prompt before every text, which is not supported; "
-            "put it into the texts yourself and set default_prompt_name to null"
-        )
-    return Pooling(mode, normalize)
+    return modules
 
 
-def max_seq_length(folder: Path) -> int | None:
-    """`max_seq_length` of sentence_bert_config.json, in tokens."""
-    data = read_json_if_there(folder / "sentence_bert_config.json")
-    if data.get("do_lower_case"):
-        raise UnsupportedModelError(
-            "do_lower_case=true in sentence_bert_config.json is not supported; "
-            "lower-case in the tokenizer's normalizer instead"
-        )
-    length = data.get("max_seq_length")
-    return length if type(length) is int and length > 0 else None
-
-
-def _mode(config: dict[str, Any]) -> str:
-    modes = {
-        key.removeprefix("pooling_mode_"): value for key, value in config.items() if key.startswith("pooling_mode_")
-    }
-    chosen = [key for key, value in modes.items() if value]
-    if isinstance(config.get("pooling_mode"), str):
-        chosen = [config["pooling_mode"]]
-    names = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean"}
-    if len(chosen) != 1 or chosen[0] not in names:
-        raise UnsupportedModelError(f"pooling {' + '.join(chosen) or 'none'} is not supported; {_SUPPORTED}")
-    return names[chosen[0]]
+def _kind(module: dict[str, Any]) -> str:
+    """The class of a module of sentence-transformers itself, else its whole path, which nothing here is called."""
+    path = str(module.get("type", ""))
+    return path.rsplit(".", 1)[-1] if path.startswith("sentence_transformers.") else path
 
 
 def _inside(folder: Path, name: Any) -> Path:
-    path = (folder / str(name)).resolve()
-    if folder.resolve() not in path.parents:
+    """A module's folder. Links are followed, as hubs' caches consist of them; a path that climbs out is not."""
+    path = Path(str(name))
+    if path.is_absolute() or ".." in path.parts:
         raise CheckpointError(f"{folder / MODULES}: module path {name!r} lies outside the checkpoint's folder")
-    return path
+    return folder / path
+
+
+def _read_pooling(path: Path) -> tuple[str, bool]:
+    """(cls or mean, whether the prompt's tokens are pooled)."""
+    config = read_json(path)
+    given = config.get("pooling_mode")
+    if given is None:
+        given = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
+    modes = [given] if isinstance(given, str) else given
+    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in ("cls", "mean"):
+        shown = " + ".join(map(str, modes)) if isinstance(modes, list) and modes else repr(given)
+        raise UnsupportedModelError(f"{path}: pooling {shown} is not supported; {_SUPPORTED}")
+    include = config.get("include_prompt", True)
+    if type(include) is not bool:
+        raise CheckpointError(f"{path}: include_prompt is {include!r}; true or false is needed")
+    return modes[0], include
+
+
+def _check_normalize(path: Path) -> None:
+    config = read_json_if_there(path)
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise UnsupportedModelError(
+                f"{path}: Normalize with {key} {config[key]!r} is not supported; supported: sentence_embedding"
+            )
+
+
+def _transformer_options(folder: Path) -> tuple[int | None, bool, bool]:
+    """(longest text, do_lower_case, whether it classifies) of the first of `LENGTH_FILES` that says something."""
+    for name in LENGTH_FILES:
+        path = folder / name
+        config = read_json_if_there(path)
+        if not config:
+            continue
+        length = config.get("max_seq_length")
+        for key in ("tokenizer_args", "processor_kwargs"):
+            options = config.get(key)
+            if isinstance(options, dict) and set(options) <= {"model_max_length"}:
+                length = options.get("model_max_length", length)
+                config = {k: v for k, v in config.items() if k != key}
+        other = sorted(key for key, value in config.items() if key not in _HARMLESS and value not in (None, {}, []))
+        if other:
+            raise UnsupportedModelError(
+                f"{path}: {', '.join(other)} change how texts are read, which is not supported; supported: "
+                "max_seq_length, do_lower_case"
+            )
+        if length is not None and (type(length) is not int or length < 1):
+            raise CheckpointError(f"{path}: max_seq_length is {length!r}; a number of at least 1 is needed")
+        task = config.get("transformer_task", "feature-extraction")
+        if task not in _TASKS:
+            raise UnsupportedModelError(
+                f"{path}: transformer_task {task!r} is not supported; supported: {', '.join(_TASKS)}"
+            )
+        return length, bool(config.get("do_lower_case")), _TASKS[task]
+    return None, False, False
+
+
+def _read_text(path: Path, config: dict[str, Any], include_prompt: bool) -> TextSpec:
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(value, str | None) for value in prompts.values()):
+        raise CheckpointError(f"{path}: prompts is no object of strings")
+    default = config.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise CheckpointError(f"{path}: default_prompt_name {default!r} is none of its prompts: {', '.join(prompts)}")
+    similarity = config.get("similarity_fn_name") or "cosine"
+    if similarity not in SIMILARITIES:
+        raise UnsupportedModelError(
+            f"{path}: similarity_fn_name {similarity!r} is not supported; supported: {', '.join(SIMILARITIES)}"
+        )
+    return TextSpec({name: value or "" for name, value in prompts.items()}, default or "", include_prompt, similarity)

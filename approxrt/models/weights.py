@@ -37,6 +37,32 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     )
 
 
+# What torch.nn.DataParallel, torch.compile and Lightning put before every tensor's name.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+
+def unwrap(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors without what a training framework put before their names, and what that was.
+
+    `prefix` is the family's own. Tensors outside the wrapper (a loss's, say) keep their names. Raises CheckpointError
+    for an encoder that lies under another name.
+    """
+    anchor = "embeddings.word_embeddings.weight"
+    found = [name.removesuffix(anchor) for name in tensors if name.endswith(anchor)]
+    if not found or any(lead in ("", prefix) for lead in found):
+        return tensors, ""
+    lead = wrapper = found[0]
+    while lead.startswith(WRAPPERS):
+        lead = next(lead.removeprefix(name) for name in WRAPPERS if lead.startswith(name))
+    if lead not in ("", prefix):
+        raise CheckpointError(
+            f"the encoder's tensors are called {found[0]}...; {prefix}... or no prefix is needed, or one of "
+            f"{', '.join(WRAPPERS)} before it: rename them"
+        )
+    wrapper = wrapper.removesuffix(lead) if lead else wrapper
+    return {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}, wrapper
+
+
 def _shards(index: Path) -> Sequence[Path]:
     """The files that an index names, each once. Only names within the folder are followed."""
     data = read_json(index)

@@ -35,6 +35,14 @@ def check_sequences(
                 f"sequence {i} has token id {low if low < 0 else high}; "
                 f"the vocabulary has ids 0 to {spec.vocab_size - 1}"
             )
+    padding = padding_in_texts(spec)
+    if padding is not None:
+        for i, ids in enumerate(arrays):
+            if (ids == padding).any():
+                raise InputError(
+                    f"sequence {i} has the padding token (id {padding}) inside, which this model counts no position "
+                    "for: give sequences without padding"
+                )
     if type_ids is None:
         return arrays, None
     if len(type_ids) != len(arrays):
@@ -48,6 +56,11 @@ def check_sequences(
         if int(t.min()) < 0 or int(t.max()) > highest:
             raise InputError(f"sequence {i} has token type {int(t.max())}; the model has types 0 to {highest}")
     return arrays, types if spec.type_vocab_size else None
+
+
+def padding_in_texts(spec: ModelSpec) -> int | None:
+    """The id that a text must not have inside: RoBERTa counts positions without padding tokens, wherever they stand."""
+    return spec.pad_token_id if spec.architecture == "roberta" else None
 
 
 def as_ids(ids: Sequence[int] | np.ndarray, index: int, what: str = "token ids") -> np.ndarray:

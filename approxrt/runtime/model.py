@@ -13,7 +13,8 @@ import numpy as np
 
 from approxrt.artifact.reader import Artifact
 from approxrt.errors import InputError, TruncationWarning, UnsupportedTaskError
-from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single
+from approxrt.runtime.activation import apply_activation
+from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single, with_prompt
 
 if TYPE_CHECKING:
     from approxrt.runtime.cpu import CpuEngine
@@ -25,7 +26,8 @@ class Prediction:
     """One answer to one text.
 
     label      the class, or the target's name for a regression
-    score      softmax probability (classification), sigmoid probability (multi-label), value (regression)
+    score      what the checkpoint's own library makes of the output: a softmax probability (classification), a
+               sigmoid's (multi-label, a single output), the value (regression, a CrossEncoder that names Identity)
     truncated  the text was longer than the model's limit and its end was not read
     """
 
@@ -47,7 +49,7 @@ class Model:
         self._artifact = artifact
         # Packing needs no Python, and parsing the tokenizer nothing but: one hides behind the other.
         self._engine = _engine(artifact, threads, device)
-        self._text = TextEncoder(artifact.tokenizer_path, self.spec.max_length, self.spec.inputs, self.spec.vocab_size)
+        self._text = TextEncoder(artifact.tokenizer_path, self.spec)
         self._engine.wait()
         # The weights are packed: what is left to read of the file are the embeddings' rows as they are asked for.
         artifact.release_pages()
@@ -97,14 +99,62 @@ class Model:
         encoded = self._encode_or_warn(texts, truncate)
         return self._engine.forward(encoded.ids, encoded.type_ids, "logits")
 
-    def embed(self, texts: Texts, normalize: bool = True, truncate: bool = True) -> np.ndarray:
-        """Pooled hidden states, float32 [n, hidden_size], of length 1 if `normalize`."""
-        encoded = self._encode_or_warn(texts, truncate)
-        vectors = self._engine.forward(encoded.ids, encoded.type_ids, "pooled")
+    def embed(
+        self,
+        texts: Texts,
+        normalize: bool = True,
+        truncate: bool = True,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> np.ndarray:
+        """Pooled hidden states, float32 [n, hidden_size], of length 1 if `normalize`.
+
+        `prompt` is put before each text, or the artifact's prompt of the name `prompt_name`; without either its default
+        prompt, if it has one. An unknown name raises InputError.
+        """
+        before = self.prompt(prompt, prompt_name)
+        encoded = self._encode_or_warn(with_prompt(texts, before), truncate)
+        vectors = self.pooled(encoded, before)
         if normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(norms, np.float32(1e-12))
         return vectors
+
+    def prompt(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
+        """What `embed` puts before each text; "" for nothing. Raises InputError for a name that is no prompt's."""
+        if prompt is not None:
+            return prompt
+        known = self.spec.text.prompts
+        name = self.spec.text.default_prompt_name if prompt_name is None else prompt_name
+        if prompt_name is not None and prompt_name not in known:
+            shown = ", ".join(map(repr, known)) if known else "none"
+            raise InputError(f"prompt_name is {prompt_name!r}; this model's prompts: {shown}")
+        return known[name] if name else ""
+
+    def pooled(self, encoded: Encoded, prompt: str = "") -> np.ndarray:
+        """Pooled hidden states, float32 [n, hidden_size], of encoded texts that begin with `prompt`.
+
+        The prompt's tokens are left out of the pooling where the checkpoint says so.
+        """
+        if not prompt or self.spec.text.include_prompt:
+            return self._engine.forward(encoded.ids, encoded.type_ids, "pooled")
+        skipped = self._prompt_tokens(prompt)
+        rows = []
+        for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
+            states = self._engine.hidden(ids, types)
+            left = states[skipped:]
+            if self.spec.head.pooling == "cls":
+                rows.append(left[0] if len(left) else states[0])
+            elif len(left):
+                rows.append(left.mean(axis=0, dtype=np.float64))
+            else:  # the prompt fills the whole length: the mean of nothing is 0 in the original
+                rows.append(np.zeros(self.spec.hidden_size))
+        return np.asarray(rows, np.float32)
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt with the special ones before it, not the one behind it."""
+        ids, mask = self._text.with_special_mask(prompt)
+        return len(ids) - (1 if mask and mask[-1] else 0)
 
     def forward(
         self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None
@@ -119,9 +169,15 @@ class Model:
             raise InputError("input_ids must be a list of lists: for one sequence write [[101, ..., 102]]")
         return self._engine.forward(input_ids, type_ids, "logits" if self.labels else "pooled")
 
-    def encode(self, texts: Texts, truncate: bool = True) -> Encoded:
-        """Token ids and types of texts as this model reads them: the first half of `classify`, `logits` and `embed`."""
-        return self._text.encode(texts, truncate)
+    def encode(
+        self, texts: Texts, truncate: bool = True, truncation_side: str | None = None, max_length: int | None = None
+    ) -> Encoded:
+        """Token ids and types of texts as this model reads them: the first half of `classify`, `logits` and `embed`.
+
+        `truncation_side` ("left": a text over the limit loses its beginning; "right") and `max_length` in tokens stand
+        in place of the artifact's own, where they are given.
+        """
+        return self._text.encode(texts, truncate, truncation_side, max_length)
 
     def forward_ids(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]], output: str) -> np.ndarray:
         """The second half: float32 [n, width], `output` "logits" or "pooled"."""
@@ -146,14 +202,14 @@ class Model:
         return self._engine.hidden(ids, type_ids)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """What `classify` gives as scores: probabilities, or a regression's values; float [n, n_labels]."""
-        if self.spec.task_type == "regression":
-            return logits
-        wide = logits.astype(np.float64)
-        if self.spec.task_type == "multi_label":
-            return 1.0 / (1.0 + np.exp(-wide))
-        shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)
+        """What `classify` gives as scores: probabilities, or a regression's values; float [n, n_labels].
+
+        The activation that the checkpoint names for a CrossEncoder comes first, then what transformers' pipeline
+        applies; an artifact that says neither goes by its kind of task.
+        """
+        head = self.spec.head
+        by_task = {"regression": "none", "multi_label": "sigmoid"}.get(self.spec.task_type, "softmax")
+        return apply_activation(logits, head.activation_fn or head.function_to_apply or by_task)
 
     def _encode_or_warn(self, texts: Texts, truncate: bool) -> Encoded:
         encoded = self._text.encode(texts, truncate)

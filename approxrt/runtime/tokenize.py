@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from approxrt.artifact.spec import ModelSpec
 from approxrt.errors import ArtifactError, InputError, TextTooLongError, UnsupportedTaskError
+from approxrt.runtime.inputs import padding_in_texts
+from approxrt.runtime.long_text import CHARACTERS_A_TOKEN, LongTextCutter
 
 Text = str | tuple[str, str]
 Texts = Text | Sequence[Text]
@@ -29,20 +32,37 @@ def is_single(texts: Texts) -> bool:
     )
 
 
-def load_tokenizer(path: Path, vocab_size: int) -> Any:
-    """The `tokenizers.Tokenizer` of an artifact, without padding and truncation. Raises ArtifactError."""
+def with_prompt(texts: Texts, prompt: str) -> Texts:
+    """The texts with `prompt` before each; of a pair, before its first text."""
+    if not prompt:
+        return texts
+    if isinstance(texts, str):
+        return prompt + texts
+    if is_single(texts):
+        return (prompt + texts[0], texts[1])  # type: ignore[operator]
+    if isinstance(texts, bytes | dict) or not isinstance(texts, Sequence):
+        return texts  # refused by name where texts are checked
+    return [with_prompt(text, prompt) if isinstance(text, str | tuple) else text for text in texts]  # type: ignore[misc]
+
+
+def load_tokenizer(path: Path, vocab_size: int, added_may_lack_rows: bool = False) -> Any:
+    """The `tokenizers.Tokenizer` of an artifact, without padding; truncation is the file's. Raises ArtifactError.
+
+    With `added_may_lack_rows` ids beyond the embedding table are left to whoever encodes, if they are of added tokens.
+    """
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ArtifactError(path.parent, [f"tokenizer.json cannot be used: {error}"]) from None
-    # tokenizer.json may carry a padding and a truncation of its training days; ours is the only one.
+    # tokenizer.json may carry a padding of its training days.
     tokenizer.no_padding()
-    tokenizer.no_truncation()
-    if tokenizer.get_vocab_size(with_added_tokens=True) > vocab_size:
+    if not added_may_lack_rows:
+        tokenizer.no_truncation()
+    if tokenizer.get_vocab_size(with_added_tokens=not added_may_lack_rows) > vocab_size:
         # Tokens may share rows (`approxrt.approx.synonyms`): what counts is the highest id.
-        rows = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        rows = max(tokenizer.get_vocab(with_added_tokens=not added_may_lack_rows).values()) + 1
         if rows > vocab_size:
             raise ArtifactError(
                 path.parent, [f"tokenizer.json has ids up to {rows - 1}, the embedding table {vocab_size} rows"]
@@ -50,46 +70,143 @@ def load_tokenizer(path: Path, vocab_size: int) -> Any:
     return tokenizer
 
 
-class TextEncoder:
-    """Wraps a `tokenizers.Tokenizer`. `max_length` counts special tokens; pairs are cut longest first."""
+def truncation_side(tokenizer: Any) -> str:
+    """ "left" if tokenizer.json says that texts over a limit lose their beginning, else "right"."""
+    return "left" if str((tokenizer.truncation or {}).get("direction")).lower() == "left" else "right"
 
-    def __init__(self, path: Path, max_length: int, inputs: str, vocab_size: int) -> None:
-        self._tokenizer = load_tokenizer(path, vocab_size)
-        self.max_length = max_length
-        self.inputs = inputs
-        self._tokenizer.enable_truncation(self.max_length, strategy="longest_first")
+
+def cut_to(tokenizer: Any, max_length: int) -> None:
+    """Make a `tokenizers.Tokenizer` cut texts to `max_length` tokens at the side that it names itself."""
+    tokenizer.enable_truncation(max_length, strategy="longest_first", direction=truncation_side(tokenizer))
+
+
+class TextEncoder:
+    """Turns texts into token ids with an artifact's tokenizer, as `spec` says.
+
+    Texts over the limit of tokens, which counts special ones, lose the end that tokenizer.json names; pairs are cut
+    longest first.
+    """
+
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
+        self._path = path
+        self._tokenizer = load_tokenizer(path, spec.vocab_size, added_may_lack_rows=True)
+        self._side = truncation_side(self._tokenizer)
+        self.max_length = spec.max_length
+        self.inputs = spec.inputs
+        self._rows = spec.vocab_size
+        self._forbidden = padding_in_texts(spec)
         self._specials = {
             False: self._tokenizer.num_special_tokens_to_add(False),
             True: self._tokenizer.num_special_tokens_to_add(True),
         }
+        self._cutters: dict[tuple[int, str], LongTextCutter] = {}
+        self._others: dict[tuple[int, str], Any] = {}
+        self._set(self._tokenizer, self.max_length, self._side)
 
-    def encode(self, texts: Texts, truncate: bool = True) -> Encoded:
-        """Encode one text or many; an error names the text's index, the limit and the mend."""
-        items = self._checked(texts)
-        # Nothing is set on the tokenizer here: other threads may be encoding with it.
+    def encode(
+        self, texts: Texts, truncate: bool = True, truncation_side: str | None = None, max_length: int | None = None
+    ) -> Encoded:
+        """Encode one text or many; an error names the text's index, the limit and the mend.
+
+        `truncation_side` ("left" or "right": what a text over the limit loses) and `max_length`, where given, stand in
+        place of the artifact's own.
+        """
+        side = self._side if truncation_side is None else truncation_side
+        if side not in ("left", "right"):
+            raise InputError(f"truncation_side is {truncation_side!r}; it must be 'left' or 'right'")
+        length = self.max_length if max_length is None else max_length
+        if type(length) is not int or not 1 <= length <= self.max_length:
+            raise InputError(f"max_length is {max_length!r}; it must be a number between 1 and {self.max_length}")
+        items = self._checked(texts, length)
+        # Nothing is set on a tokenizer here: other threads may be encoding with it.
+        tokenizer = self._cutting(length, side)
         try:
-            encodings = self._tokenizer.encode_batch(items)
+            encodings = tokenizer.encode_batch([self._shortened(item, length, side) for item in items])
         except TypeError:  # the library's word for a str that is not Unicode
             raise InputError(_surrogates(items)) from None
         truncated = [bool(e.overflowing) for e in encodings]
         if not truncate and any(truncated):
             i = truncated.index(True)
             raise TextTooLongError(
-                f"text {i} has {self._count(items[i])} tokens, the limit is {self.max_length}: "
+                f"text {i} has {self._count(items[i])} tokens, the limit is {length}: "
                 "shorten it or call with truncate=True"
             )
         for i, e in enumerate(encodings):
-            if not e.ids:
-                raise InputError(f"text {i} gives no tokens: {items[i]!r}; give some text")
+            self._check_ids(i, items[i], e)
         return Encoded([e.ids for e in encodings], [e.type_ids for e in encodings], truncated)
+
+    def with_special_mask(self, text: str) -> tuple[list[int], list[int]]:
+        """(token ids of one text, which of them are special tokens: 1 or 0)."""
+        encoding = self._tokenizer.encode(text)
+        special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        return encoding.ids, [int(token in special) for token in encoding.ids]
+
+    def _check_ids(self, index: int, text: Text, encoding: Any) -> None:
+        ids = encoding.ids
+        if not ids:
+            raise InputError(f"text {index} gives no tokens: {text!r:.80}; give some text")
+        if max(ids) >= self._rows:
+            at = next(i for i, token in enumerate(ids) if token >= self._rows)
+            raise InputError(
+                f"text {index} has the token {encoding.tokens[at]!r} (id {ids[at]}), for which the embedding table of "
+                f"{self._rows} rows has none: leave it out"
+            )
+        if self._forbidden is not None and self._forbidden in ids:
+            token = encoding.tokens[ids.index(self._forbidden)]
+            raise InputError(
+                f"text {index} has the padding token {token!r} inside, which this model counts no position for: "
+                "leave it out"
+            )
+
+    def _set(self, tokenizer: Any, length: int, side: str) -> None:
+        tokenizer.enable_truncation(length, strategy="longest_first", direction=side)
+
+    def _cutting(self, length: int, side: str) -> Any:
+        """A tokenizer that cuts to this length at this side: the artifact's own, or one of a few more."""
+        if (length, side) == (self.max_length, self._side):
+            return self._tokenizer
+        if (length, side) not in self._others:
+            if len(self._others) >= 8:  # callers with a length for each text: parse anew instead of keeping all
+                self._others.clear()
+            other = self._whole()
+            self._set(other, length, side)
+            self._others[length, side] = other
+        return self._others[length, side]
+
+    def _whole(self) -> Any:
+        """A tokenizer that does not cut."""
+        whole = type(self._tokenizer).from_str(self._tokenizer.to_str())
+        whole.no_truncation()
+        return whole
+
+    def _shortened(self, item: Text, length: int, side: str) -> Text:
+        """The same tokens from less text, for texts far over the limit."""
+        first_size = CHARACTERS_A_TOKEN * (length + 1)
+        if max(map(len, (item,) if isinstance(item, str) else item)) <= first_size:
+            return item
+        if (length, side) not in self._cutters:
+            if len(self._cutters) >= 8:
+                self._cutters.clear()
+            self._cutters[length, side] = LongTextCutter(self._whole(), length, side == "left")
+        cutter = self._cutters[length, side]
+        try:
+            if isinstance(item, str):
+                return cutter.cut(item)
+            # Which of a pair is the longer decides where an odd token goes: one part is cut, and stays the longer.
+            i = int(len(item[1]) > len(item[0]))
+            other = item[1 - i]
+            if len(other) > first_size:
+                return item
+            short = cutter.cut(item[i], at_least=len(cutter.tokens(other)))
+            return (short, other) if i == 0 else (other, short)
+        except TypeError:
+            return item  # not Unicode, which the caller says
 
     def _count(self, text: Text) -> int:
         """Tokens of a text that is over the limit, by a tokenizer that does not cut."""
-        whole = type(self._tokenizer).from_str(self._tokenizer.to_str())
-        whole.no_truncation()
-        return len(whole.encode_batch([text])[0].ids)
+        return len(self._whole().encode_batch([text])[0].ids)
 
-    def _checked(self, texts: Texts) -> list[Text]:
+    def _checked(self, texts: Texts, length: int) -> list[Text]:
         if is_single(texts):
             texts = [texts]  # type: ignore[list-item]
         if isinstance(texts, (bytes, dict)) or not isinstance(texts, Sequence):
@@ -108,8 +225,8 @@ class TextEncoder:
                 items.append((text[0], text[1]))
             else:
                 raise InputError(f"text {i} must be a str or a pair of str, got {type(text).__name__}: {text!r:.80}")
-            if self._specials[not isinstance(text, str)] >= self.max_length:
-                raise InputError(f"text {i}: the limit of {self.max_length} tokens leaves no room beside the specials")
+            if self._specials[not isinstance(text, str)] >= length:
+                raise InputError(f"text {i}: the limit of {length} tokens leaves no room beside the specials")
         return items
 
 

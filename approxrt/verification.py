@@ -1,0 +1,164 @@
+"""Compare what a conversion wrote with the checkpoint that it came from.
+
+Two questions, on built-in sentences. Does the engine compute the checkpoint's function at all? Its float32 answers are
+compared with transformers' and must agree to rounding; otherwise something in the checkpoint means what the converter
+does not know, and nothing is written. How much does the artifact's approximation change? That is measured and said.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.artifact.spec import ModelSpec
+from approxrt.errors import CheckpointError, CheckpointWarning, MissingDependencyError
+from approxrt.models.checkpoint import Checkpoint
+from approxrt.models.classifier import quiet
+from approxrt.models.sample_texts import SAMPLE_TEXTS
+from approxrt.runtime.cpu import CpuEngine
+from approxrt.runtime.loading import load
+from approxrt.runtime.tokenize import Encoded, Text
+
+SENTENCES = 12
+# Of float32 sums in another order: a layer's relative rounding is about 1e-6, and layers add up. What is wrong in a
+# checkpoint's reading (an epsilon, a kind of GELU) shows at 1e-3 and above.
+TOLERANCE = 2e-4
+# Below these something of the model is lost that a user would notice; int8 of a healthy model is at 0.999.
+LEAST_COSINE = 0.98
+MOST_FLIPS = 0.1
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near an artifact is to its checkpoint in float32, over `sentences` built-in sentences.
+
+    cosine   least cosine between the pooled states
+    flips    share of sentences with another best label; None without classes
+    """
+
+    sentences: int
+    cosine: float
+    flips: float | None
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """What an engine takes."""
+
+    spec: ModelSpec
+    tensors: Mapping[str, np.ndarray]
+
+
+def verify_encoder(checkpoint: Checkpoint, artifact: Path) -> dict[str, Any]:
+    """Load the artifact that was written, and compare it with the checkpoint; what the card says of it.
+
+    Raises CheckpointError where the engine computes something else than transformers, and warns (CheckpointWarning)
+    where the artifact's approximation costs more than a user would want.
+    """
+    model = load(artifact, device="cpu")
+    encoded = model.encode(_texts(model.spec))
+    engine = CpuEngine(_InMemory(checkpoint.spec, checkpoint.tensors))
+    output = "logits" if checkpoint.spec.labels else "pooled"
+    exact = engine.forward(encoded.ids, encoded.type_ids, output)
+    _check_same(exact, _original(checkpoint, encoded), checkpoint)
+    states = engine.forward(encoded.ids, encoded.type_ids, "pooled")
+    found = _fidelity(states, model.forward_ids(encoded.ids, encoded.type_ids, "pooled"))
+    flips = None
+    if len(checkpoint.spec.labels) > 1:
+        best = model.forward_ids(encoded.ids, encoded.type_ids, "logits").argmax(axis=1)
+        flips = float((best != exact.argmax(axis=1)).mean())
+    fidelity = Fidelity(len(encoded.ids), round(found, 5), flips)
+    if fidelity.cosine < LEAST_COSINE or (flips is not None and flips > MOST_FLIPS):
+        said = f"cosine {fidelity.cosine:.3f}" + ("" if flips is None else f", {flips:.0%} other labels")
+        warnings.warn(
+            f"{checkpoint.source['name']}: the artifact strays from the float32 model on {fidelity.sentences} built-in "
+            f"sentences ({said}). Evaluate it on your data (`approxrt eval`) before you use it; --bits 32 loses "
+            "nothing, and `approxrt compress` keeps to a limit of loss",
+            CheckpointWarning,
+            stacklevel=6,
+        )
+    return {"fidelity": asdict(fidelity)}
+
+
+def _texts(spec: ModelSpec) -> list[Text]:
+    """Sentences of several lengths, or pairs of them, or both."""
+    singles: list[Text] = list(SAMPLE_TEXTS[:SENTENCES])
+    pairs: list[Text] = list(zip(SAMPLE_TEXTS[:SENTENCES], SAMPLE_TEXTS[SENTENCES : 2 * SENTENCES], strict=True))
+    if spec.inputs == "pair":
+        return pairs
+    # A model of one token type has no pairs where its tokenizer gives them two.
+    return singles if spec.inputs == "single" or not spec.labels else singles[: SENTENCES - 3] + pairs[-3:]
+
+
+def _original(checkpoint: Checkpoint, encoded: Encoded) -> np.ndarray:
+    """transformers' float32 answers, one text at a time: [n, labels], or pooled states [n, hidden]."""
+    try:
+        import torch
+    except ImportError:
+        raise MissingDependencyError("torch", "compress", "comparing an artifact with its checkpoint") from None
+    spec, rows = checkpoint.spec, []
+    model = _load_original(checkpoint)
+    with torch.inference_mode():
+        for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
+            inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+            if spec.type_vocab_size:
+                inputs["token_type_ids"] = torch.tensor([types])
+            answer = model(**inputs)
+            if spec.labels:
+                rows.append(answer.logits[0].double().numpy())
+            else:
+                states = answer.last_hidden_state[0].double()
+                rows.append((states[0] if spec.head.pooling == "cls" else states.mean(dim=0)).numpy())
+    return np.stack(rows)
+
+
+def _load_original(checkpoint: Checkpoint) -> Any:
+    import torch
+    import transformers
+
+    classes = transformers.AutoModelForSequenceClassification, transformers.AutoModel
+    loader = classes[0] if checkpoint.spec.labels else classes[1]
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    folder = str(checkpoint.folder)
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not checkpoint.wrapper:
+                return loader.from_pretrained(folder, local_files_only=True, **options).eval()
+            # transformers does not know the framework's prefix and would draw all weights at random.
+            from approxrt.models.weights import read_weights
+
+            state = {
+                name.removeprefix(checkpoint.wrapper): torch.from_numpy(tensor.to_float32().copy())
+                for name, tensor in read_weights(checkpoint.folder).items()
+            }
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            return loader.from_pretrained(None, config=config, state_dict=state, **options).eval()
+    except Exception as error:  # of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"transformers cannot load {folder!r} to compare the artifact with: {reason}") from error
+
+
+def _check_same(ours: np.ndarray, theirs: np.ndarray, checkpoint: Checkpoint) -> None:
+    difference = np.abs(ours - theirs).max(axis=1)
+    scale = np.abs(theirs).max(axis=1) + 1.0
+    worst = int(np.argmax(np.where(np.isfinite(difference), difference / scale, np.inf)))
+    if not difference[worst] <= TOLERANCE * scale[worst]:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.source['name']!r}: in float32 the engine's answers differ from transformers' by "
+            f"{difference[worst]:.3g} (values up to {scale[worst] - 1:.3g}). Something in its files means what "
+            "approxrt does not know, so nothing was written; please report it with the checkpoint's config.json"
+        )
+
+
+def _fidelity(exact: np.ndarray, ours: np.ndarray) -> float:
+    """Least cosine over rows; nan counts as -1."""
+    a, b = exact.astype(np.float64), ours.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(axis=1) / np.maximum(norms, 1e-30)
+    return float(np.nan_to_num(cosines, nan=-1.0).min())
