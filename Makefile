@@ -15,10 +15,10 @@ KERNEL_TESTS = tests/test_gemm_int8.py tests/test_gemm_int4.py tests/test_gemm_f
                tests/test_shortlist.py tests/test_word_logits.py tests/test_head_preview.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help install build test lint format demo bench microbench cold readme asan tsan clean
+.PHONY: help install build test test-rounding test-all lint format demo bench microbench cold readme asan tsan clean
 
 help:            ## Show this list
-	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +28,13 @@ $(BIN)/python:
 # scratch in a throw-away one.
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py | $(BIN)/python
 	$(PIP) install -c constraints.txt "setuptools>=77" "pybind11>=2.13" "ninja>=1.11"
-	$(PIP) install --no-build-isolation -c constraints.txt -e ".[test,compress,serve,clients,chat]"
+	$(PIP) install --no-build-isolation -c constraints.txt -e ".[test,compress,serve,clients,chat,gguf]"
+	@touch $@
+
+$(VENV)/.integrations: $(VENV)/.installed
+	$(BIN)/python -c "from importlib.metadata import requires; print(*(r.split(';')[0] for r in requires('approxrt') \
+		if r.endswith('\"integrations\"')), sep='\n')" > $(VENV)/integrations.txt
+	$(PIP) install -c constraints.txt -r $(VENV)/integrations.txt
 	$(PIP) install --no-deps nvidia-pytriton==0.7.0
 	@touch $@
 
@@ -38,11 +44,22 @@ build: install   ## Compile the extension again after a change in csrc/
 	$(BIN)/python setup.py -q build_ext --inplace
 
 # A file's tests stay together: they share what its fixtures train or convert. Few workers, since many of these tests run
-# all of the machine's threads. Left out: a peer's own compiler at work, `pytest -m compiles` runs it.
-TEST_ARGS ?= -n auto --maxprocesses=2 --dist=loadfile -m "not compiles"
+# all of the machine's threads. Left out: a peer's own compiler at work, `pytest -m compiles` runs it, and `test-all`'s.
+TEST_ARGS ?= -n auto --maxprocesses=2 --dist=loadfile -m "not compiles and not integration"
 
 test: build lint ## Build, lint, type-check and run the tests
 	$(BIN)/python -m pytest -q $(TEST_ARGS)
+	$(MAKE) --no-print-directory test-rounding
+
+# What compares floats must hold on every CPU: the same tests with the kernels and libraries of a smaller one.
+SMALLER_CPU = APPROXRT_ISA=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+              OMP_NUM_THREADS=1
+
+test-rounding: build ## The tests that compare floats, as a smaller CPU would round
+	$(SMALLER_CPU) $(BIN)/python -m pytest -q -n auto --maxprocesses=2 --dist=loadfile $(ROUNDING_TESTS)
+
+test-all: test $(VENV)/.integrations ## Also the tests against Ray, Triton Inference Server and schemathesis
+	$(BIN)/python -m pytest -q -m integration tests
 
 lint: install    ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

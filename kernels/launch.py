@@ -12,13 +12,13 @@ size (attention's keys) do not have that size here. A key holds sizes rounded as
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from approxrt.cache import cache_file, read_cached, write_cached
 
 TABLE_VERSION = 1
 
@@ -178,10 +178,9 @@ def attention_rule(queries: int, head_dim: int) -> Config:
 # -- the tuned table ---------------------------------------------------------------------------------------------------
 
 
-def cache_path() -> Path:
-    """$APPROXRT_CACHE (default ~/.cache/approxrt)/triton-tuned.json."""
-    folder = os.environ.get("APPROXRT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "approxrt"
-    return Path(folder).expanduser() / "triton-tuned.json"
+def cache_path() -> Path | None:
+    """triton-tuned.json in approxrt's cache; None for a user without one, whose table lasts as long as the process."""
+    return cache_file("triton-tuned.json")
 
 
 @cache
@@ -195,7 +194,7 @@ def device_name() -> str:
 class TunedTable:
     """Configurations measured on devices of one name. A file that cannot be read or parsed counts as empty."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path | None, device: str) -> None:
         self.path, self.device = path, device
         self.configs = {key: parsed for key, raw in self._read().get(device, {}).items() if (parsed := _parse(raw))}
 
@@ -207,16 +206,13 @@ class TunedTable:
         self.configs[key] = config
         everything = self._read()
         everything.setdefault(self.device, {})[key] = asdict(config)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-        with os.fdopen(handle, "w") as file:
-            json.dump({"version": TABLE_VERSION, "devices": everything}, file, indent=1, sort_keys=True)
-        os.replace(name, self.path)
+        document = {"version": TABLE_VERSION, "devices": everything}
+        write_cached(self.path, json.dumps(document, indent=1, sort_keys=True))
 
     def _read(self) -> dict[str, Any]:
         try:
-            data = json.loads(self.path.read_text())
-        except (OSError, ValueError):
+            data = json.loads(read_cached(self.path) or "null")
+        except ValueError:
             return {}
         if not isinstance(data, dict) or data.get("version") != TABLE_VERSION:
             return {}

@@ -176,7 +176,7 @@ def test_what_is_said_of_a_block(change: float, stderr: float, said: str) -> Non
     block = {"name": "layers.3.ffn", "change": change, "stderr": stderr, "metric": 0.88}
     document = minimal() | {"blocks": [block], "ranking": ["layers.3.ffn"]}
     document["dense"] = document["dense"] | {"loss": 1.0}
-    assert report.findings(document)[0].startswith("FFN of layer 4: ") and said in report.findings(document)[0]
+    assert report.findings(document)[0].startswith("FFN of layer 3: ") and said in report.findings(document)[0]
 
 
 # -- what is refused, before the work ------------------------------------------------

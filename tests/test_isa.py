@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from levels import ALL, SUPPORTED
+from levels import ALL, SUPPORTED, every_level_of_linears
 
 from approxrt import _C
 from approxrt.errors import DeviceError
@@ -53,6 +53,15 @@ def test_every_family_has_a_scalar_definition_and_a_source_file() -> None:
     sources = Path(__file__).resolve().parents[1] / "csrc" / "kernels"
     for row in rows:
         assert (sources / f"{row['family']}_{row['isa']}.cpp").is_file(), row
+
+
+@pytest.mark.parametrize("isa", ALL)
+def test_kernels_of_this_level_are_tested(isa: str) -> None:
+    """A skip here stands for the kernels' tests of that level, which are not even collected."""
+    if isa not in SUPPORTED:
+        pytest.skip(f"this CPU or system has no {isa}: its kernels are not tested here")
+    tested = {every.args[0]: every.args[1] for every in (every_level_of_linears.mark,)}
+    assert isa in tested["isa"]
 
 
 @pytest.mark.parametrize("isa", SUPPORTED)

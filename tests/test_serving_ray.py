@@ -22,6 +22,8 @@ from approxrt.errors import InputError  # noqa: E402
 from approxrt.serving.ray import BatchPredictor, application, build  # noqa: E402
 from approxrt.serving.server import bind  # noqa: E402
 
+pytestmark = pytest.mark.integration
+
 TEXTS = ["a good film", "two hours that nobody will get back", "rain"]
 
 

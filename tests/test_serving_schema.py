@@ -17,6 +17,8 @@ schemathesis = pytest.importorskip("schemathesis", reason="requests are drawn by
 
 import approxrt  # noqa: E402
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:

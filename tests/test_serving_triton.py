@@ -27,6 +27,8 @@ from approxrt.cli.main import app
 from approxrt.errors import InputError
 from approxrt.serving.triton import export
 
+pytestmark = pytest.mark.integration
+
 TEXTS = ["a good film", "two hours that nobody will get back", "rain"]
 
 

@@ -255,7 +255,7 @@ def block_options(
     out = {}
     for i, layer in enumerate(spec.layers):
         if say:
-            say(f"scoring blocks, layer {i + 1} of {len(spec.layers)}")
+            say(f"scoring blocks: {i + 1} of {len(spec.layers)} layers")
         for block, second in ((f"layers.{i}.attention", "output"), (f"layers.{i}.ffn", "down")):
             there = layer.has_attention if second == "output" else layer.has_ffn
             if not there:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from approxrt.approx.bsr import grid
 from approxrt.approx.int4 import pack_nibbles
 from approxrt.artifact.int4 import group_count
 from approxrt.artifact.spec import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind, LinearSpec, ModelSpec
+from approxrt.cache import cache_file, read_cached, write_cached
 
 PROBE_LAYERS = 4
 GRID_DENSITIES = (0.03, 0.1, 0.25, 0.5, 1.0)
@@ -111,14 +111,15 @@ def measure_table(
 
     count = resolve_threads(threads)
     path = _cache_file(spec, lengths, bits, count)
-    if cache and not fresh and path.exists():
+    kept = read_cached(path) if cache and not fresh else None
+    if kept is not None:
         try:
-            return MeasuredTable.from_json(json.loads(path.read_text()))
-        except (ValueError, KeyError, OSError):
-            path.unlink(missing_ok=True)
+            return MeasuredTable.from_json(json.loads(kept))
+        except (ValueError, KeyError, TypeError):
+            pass  # damaged: it is written anew
     table = _measure(spec, lengths, bits, count, progress)
     if cache:
-        _write(path, table)
+        write_cached(path, json.dumps(table.to_json()))
     return table
 
 
@@ -282,7 +283,7 @@ def _random_linear(
 # -- the cache --------------------------------------------------------------------------------
 
 
-def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int) -> Path:
+def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int) -> Path | None:
     from approxrt.runtime.cpu import suitable_isa
 
     layers = sorted({(l.num_heads, l.head_dim, l.intermediate_size) for l in spec.layers})
@@ -299,8 +300,7 @@ def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], th
         "grid": [GRID_DENSITIES, GRID_SIZES, PROBE_LAYERS, 2],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "approxrt" / f"latency-{digest}.json"
+    return cache_file(f"latency-{digest}.json")
 
 
 def cpu_name() -> str:
@@ -312,14 +312,3 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _write(path: Path, table: MeasuredTable) -> None:
-    """Atomically; a cache that cannot be written is no reason to stop."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(table.to_json()))
-        os.replace(temporary, path)
-    except OSError:
-        pass

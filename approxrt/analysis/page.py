@@ -69,9 +69,9 @@ def details(title: str, content: str) -> str:
 
 
 def block_name(name: str) -> str:
-    """ "layers.3.ffn" -> "FFN of layer 4"."""
+    """ "layers.3.ffn" -> "FFN of layer 3", counted from 0 as in artifacts and JSON."""
     _, layer, kind = name.split(".")
-    return f"{'Attention' if kind == 'attention' else 'FFN'} of layer {int(layer) + 1}"
+    return f"{'Attention' if kind == 'attention' else 'FFN'} of layer {int(layer)}"
 
 
 def number(value: float, sign: bool = False) -> str:

@@ -45,7 +45,7 @@ def require_matplotlib() -> None:
 
 def block_bars(blocks: Sequence[Mapping[str, Any]]) -> str:
     """The loss's change without each block, with two standard errors."""
-    labels = [f"{'Attention' if b['kind'] == 'attention' else 'FFN'} {b['layer'] + 1}" for b in blocks]
+    labels = [f"{'Attention' if b['kind'] == 'attention' else 'FFN'} {b['layer']}" for b in blocks]
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -83,8 +83,8 @@ def part_heatmap(entries: Sequence[Mapping[str, Any]], layers: int, what: str) -
         mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="white", linewidth=1.5)
         axes.set_facecolor("#eceef1")
         axes.invert_yaxis()
-        axes.set_xticks(np.arange(columns) + 0.5, [str(i + 1) for i in range(columns)])
-        axes.set_yticks(np.arange(layers) + 0.5, [f"layer {i + 1}" for i in range(layers)])
+        axes.set_xticks(np.arange(columns) + 0.5, [str(i) for i in range(columns)])
+        axes.set_yticks(np.arange(layers) + 0.5, [f"layer {i}" for i in range(layers)])
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)

@@ -102,13 +102,13 @@ def parts_section(document: Mapping[str, Any], key: str, *, what: str, title: st
     )
     follows = (
         f"{harmless(entries)} of {len(entries)} have no effect beyond two standard errors. Most needed is {what} "
-        f"{most['part'] + 1} of layer {most['layer'] + 1} ({number(most['change'], True)}); least needed is {what} "
-        f"{least['part'] + 1} of layer {least['layer'] + 1} ({number(least['change'], True)})."
+        f"{most['part']} of layer {most['layer']} ({number(most['change'], True)}); least needed is {what} "
+        f"{least['part']} of layer {least['layer']} ({number(least['change'], True)})."
     )
     fisher = all("fisher" in e for e in entries)
     rows = [
         [
-            f"layer {e['layer'] + 1}, {what} {e['part'] + 1}",
+            f"layer {e['layer']}, {what} {e['part']}",
             number(e["change"], True),
             "± " + number(2 * e["stderr"]),
             percent(e["improved"]),

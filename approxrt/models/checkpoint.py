@@ -126,10 +126,24 @@ def _with_surroundings(
     return dataclasses.replace(
         spec,
         head=head,
-        inputs=_inputs(raw),
+        inputs=_inputs_of(raw, spec, tokenizer),
         max_length=min(length or spec.max_positions, spec.max_positions),
         text=sentence.text if sentence is not None else TextSpec(),
     )
+
+
+def _inputs_of(raw: Mapping[str, Any], spec: ModelSpec, tokenizer: CheckpointTokenizer) -> str:
+    """What the checkpoint says, but no pairs where the tokenizer gives them a token type that the model has not."""
+    inputs = _inputs(raw)
+    highest = tokenizer.highest_pair_type()
+    if highest == 0 or highest < spec.type_vocab_size:
+        return inputs
+    if inputs == "pair":
+        raise CheckpointError(
+            f"the tokenizer gives pairs token types up to {highest}, and the model has {max(spec.type_vocab_size, 1)} "
+            "(type_vocab_size): leave token_type_ids out of model_input_names in tokenizer_config.json"
+        )
+    return "single"
 
 
 def _pipeline_function(spec: ModelSpec, raw: Mapping[str, Any]) -> str:

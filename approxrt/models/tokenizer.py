@@ -41,6 +41,10 @@ class CheckpointTokenizer:
     original: Any
     typed: bool
 
+    def highest_pair_type(self) -> int:
+        """The highest token type in a pair, 0 for a model that is given none."""
+        return max(self.original("a", "b")[_TYPES]) if self.typed else 0
+
     def check_rows(self, rows: int) -> None:
         """Compare ids with the `rows` of the embedding table.
 
@@ -105,6 +109,11 @@ def load_tokenizer(folder: Path, lower_case: bool = False, typed: bool = True) -
         raise CheckpointError(
             f"checkpoint {str(folder)!r}: {type(original).__name__} is no fast tokenizer, which an artifact needs; "
             f"convert it with transformers' save_pretrained to a folder with {TOKENIZER}"
+        )
+    if getattr(original, "split_special_tokens", False):
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r}: split_special_tokens=true in tokenizer_config.json is not supported: a "
+            "tokenizer.json cannot say it; set it to false if special tokens in texts are to be read as such"
         )
     data = json.loads(backend.to_str())
     data["padding"] = None

@@ -16,6 +16,9 @@ from typing import Any
 CHARACTERS_A_TOKEN = 16
 # Words at the edge of a piece whose tokens are not trusted: a normaliser or an added token may reach over one.
 EDGE_WORDS = 8
+# Letters and digits but for those that BERT's normaliser makes words of their own, and emoji, which it joins.
+_LETTERS = "[^\\W_\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"
+_EMOJI = "[\U0001f300-\U0001f64f\U0001f680-\U0001f6c5]"
 # Pre-tokenizers that split at white space at least, so that a word's tokens are its own.
 _SPLITTERS = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace")
 
@@ -42,10 +45,10 @@ class LongTextCutter:
         size = CHARACTERS_A_TOKEN * wanted
         if not self._applies or len(text) <= size:
             return text
-        if self._shorten is not None:
-            text = self._shorten.sub(lambda found: found[1] or " ", text)
         while size < len(text):
             piece = text[-size:] if self._left else text[:size]
+            if self._shorten is not None:
+                piece = self._shorten.sub(_kept, piece)
             words = self._tokenizer.encode(piece, add_special_tokens=False).word_ids
             if len(words) > wanted:
                 # Words are numbered from the beginning; those of added tokens are numbered, too.
@@ -54,12 +57,29 @@ class LongTextCutter:
                 if kept is not None and (kept - first > EDGE_WORDS if self._left else last - kept > EDGE_WORDS):
                     return piece
             size *= 4
-        return text
+        return text if self._shorten is None else self._shorten.sub(_kept, text)
 
-    def tokens(self, text: str) -> list[int]:
-        """Token ids of all of `text`, without special ones around it."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+    def cut_pair(self, first: str, second: str, specials: int) -> tuple[str, str]:
+        """The same for a pair, which loses tokens of the longer text first; `specials` of them stand around the two.
+
+        Where both are over the limit they share it, and an odd token goes to the longer: it must stay the longer.
+        """
+        pieces = self.cut(first), self.cut(second)
+        whole = [piece == text for piece, text in zip(pieces, (first, second), strict=True)]
+        if all(whole):
+            return pieces
+        if not any(whole) and (self._max_length - specials) % 2 == 0:
+            return pieces
+        if any(whole):
+            first_is_longer = whole[1]  # the other one is all there, and was too short to be cut
+        else:
+            first_is_longer = self._count(first) > self._count(second)
+        if first_is_longer:
+            return self.cut(first, self._count(pieces[1])), pieces[1]
+        return pieces[0], self.cut(second, self._count(pieces[0]))
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _splits(pre_tokenizer: dict[str, Any] | None) -> bool:
@@ -76,12 +96,19 @@ def _splits(pre_tokenizer: dict[str, Any] | None) -> bool:
 
 
 def _word_pattern(data: dict[str, Any]) -> re.Pattern[str] | None:
-    """Runs of letters that are one unknown word whatever their length, and of spaces, with what of them to keep.
+    """Runs that are one unknown word whatever their length, with what of them to keep; and runs of white space.
 
     Only a WordPiece model has a longest word, and only BERT's way of splitting drops white space.
     """
     longest = data["model"].get("max_input_chars_per_word")
-    plain = all(re.search(r"[^A-Za-z0-9]", token["content"]) for token in data["added_tokens"])
-    if longest is None or data["pre_tokenizer"]["type"] != "BertPreTokenizer" or not plain:
+    if longest is None or data["pre_tokenizer"]["type"] != "BertPreTokenizer":
         return None
-    return re.compile(rf"([A-Za-z0-9]{{{int(longest) + 1}}})[A-Za-z0-9]+|  +")
+    within = re.compile(rf"{_LETTERS}*|{_EMOJI}*|.*\s.*", re.DOTALL)
+    if any(within.fullmatch(token["content"]) for token in data["added_tokens"]):
+        return None  # it may stand inside of a run
+    runs = (f"({kind}{{{int(longest) + 1}}}){kind}+" for kind in (_LETTERS, _EMOJI))
+    return re.compile("|".join((*runs, "[ \\t\\r\\n]{2,}")))
+
+
+def _kept(run: re.Match[str]) -> str:
+    return run[1] or run[2] or " "

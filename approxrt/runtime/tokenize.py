@@ -190,15 +190,7 @@ class TextEncoder:
             self._cutters[length, side] = LongTextCutter(self._whole(), length, side == "left")
         cutter = self._cutters[length, side]
         try:
-            if isinstance(item, str):
-                return cutter.cut(item)
-            # Which of a pair is the longer decides where an odd token goes: one part is cut, and stays the longer.
-            i = int(len(item[1]) > len(item[0]))
-            other = item[1 - i]
-            if len(other) > first_size:
-                return item
-            short = cutter.cut(item[i], at_least=len(cutter.tokens(other)))
-            return (short, other) if i == 0 else (other, short)
+            return cutter.cut(item) if isinstance(item, str) else cutter.cut_pair(*item, self._specials[True])
         except TypeError:
             return item  # not Unicode, which the caller says
 
