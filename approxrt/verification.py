@@ -20,6 +20,7 @@ from approxrt.errors import CheckpointError, CheckpointWarning, MissingDependenc
 from approxrt.models.checkpoint import Checkpoint
 from approxrt.models.classifier import quiet
 from approxrt.models.sample_texts import SAMPLE_TEXTS
+from approxrt.models.weights import read_weights
 from approxrt.runtime.cpu import CpuEngine
 from approxrt.runtime.loading import load
 from approxrt.runtime.tokenize import Encoded, Text
@@ -131,17 +132,28 @@ def _load_original(checkpoint: Checkpoint) -> Any:
             if not checkpoint.wrapper:
                 return loader.from_pretrained(folder, local_files_only=True, **options).eval()
             # transformers does not know the framework's prefix and would draw all weights at random.
-            from approxrt.models.weights import read_weights
-
-            state = {
-                name.removeprefix(checkpoint.wrapper): torch.from_numpy(tensor.to_float32().copy())
-                for name, tensor in read_weights(checkpoint.folder).items()
-            }
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            return loader.from_pretrained(None, config=config, state_dict=state, **options).eval()
+            model = loader.from_config(config, **options).eval()
+            model.load_state_dict(_state(checkpoint, model), strict=False)
+            return model
     except Exception as error:  # of many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"transformers cannot load {folder!r} to compare the artifact with: {reason}") from error
+
+
+def _state(checkpoint: Checkpoint, model: Any) -> dict[str, Any]:
+    """The weights under the names that `model` has them by, without the training framework's prefix."""
+    import torch
+
+    own, base = set(model.state_dict()), f"{model.base_model_prefix}."
+    state = {}
+    for name, tensor in read_weights(checkpoint.folder).items():
+        plain = name.removeprefix(checkpoint.wrapper)
+        for candidate in (plain, plain.removeprefix(base), base + plain):
+            if candidate in own:
+                state[candidate] = torch.from_numpy(tensor.to_float32().copy())
+                break
+    return state
 
 
 def _check_same(ours: np.ndarray, theirs: np.ndarray, checkpoint: Checkpoint) -> None:
