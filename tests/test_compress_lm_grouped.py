@@ -11,6 +11,7 @@ import pytest
 import torch
 from grouped_decoders import grouped_checkpoint
 from lm_checkpoints import text, trained_llama
+from rounding import assert_equal_but_for_flips
 
 import approxrt
 from approxrt.analysis import decoder_latency
@@ -220,7 +221,7 @@ def test_the_student_starts_and_ends_on_the_grids(checkpoint: DecoderCheckpoint)
 
     ids = pieces[0].tolist()
     want = DecoderReference(built.decoder_spec, built.tensors).next_logits(ids)
-    np.testing.assert_allclose(student(), want, atol=2e-3 * np.abs(want).max())
+    assert_equal_but_for_flips(student(), want)
     losses = [recovery.advance(i / 40) for i in range(40)]
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     learnt = recovery.grids()
@@ -228,10 +229,7 @@ def test_the_student_starts_and_ends_on_the_grids(checkpoint: DecoderCheckpoint)
     after = with_words(*on_grid(spec, whole, {}, bits, learnt), builder.own)
     assert not list(tensor_faults(after.decoder_spec, after.tensors))
     want = DecoderReference(after.decoder_spec, after.tensors).next_logits(ids)
-    # Activations that training has put on the edge between two int8 values fall to either side of it, by how this
-    # machine adds up: such a token's logits are a step of one input apart.
-    apart = np.abs(student() - want).max(axis=1) / np.abs(want).max()
-    assert np.mean(apart > 2e-3) < 0.1 and apart.max() < 3e-2
+    assert_equal_but_for_flips(student(), want)
     name = "layers.2.ffn.down"
     assert (learnt[name]["group_scale"] != grids[name]["group_scale"]).mean() > 0.5
     moved = np.abs(learnt[name]["group_scale"] / grids[name]["group_scale"] - 1)

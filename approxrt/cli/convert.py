@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -69,13 +70,20 @@ def command(
                 "target": target,
                 "sizes": sizes,
                 "mac_share": summary["mac_share"],
+                "fidelity": summary["card"].get("fidelity"),
             }
         )
         return
     before, after = sizes["f32_weight_bytes"], sizes["artifact_weight_bytes"]
     output.stdout.print(
         f"{path}: {before / 1e6:.1f} MB in f32 -> {after / 1e6:.1f} MB ({before / after:.1f}x smaller), "
-        f"density {summary['density']:.2f}, {seconds:.1f} s",
+        f"density {summary['density']:.2f}, {_fidelity(summary['card'])}{seconds:.1f} s",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _fidelity(card: dict[str, Any]) -> str:
+    """How near the artifact is to the float32 model, for people."""
+    found = card.get("fidelity") or {}
+    return f"cosine to f32 {found['cosine']:.4f}, " if "cosine" in found else ""

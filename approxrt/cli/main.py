@@ -64,6 +64,7 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Run the program; an error of approxrt becomes one clear message and exit code 1."""
+    output.show_warnings()
     try:
         app()
     except ApproxrtError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -11,6 +12,8 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from approxrt.errors import CheckpointWarning, TargetWarning, TruncationWarning
 
 # A file or a pipe has no width of its own: tables get room instead of being cut to 80 columns.
 PIPE_WIDTH = 160
@@ -31,6 +34,19 @@ def emit_json(document: Any) -> None:
 def log(message: str) -> None:
     """A line for people, on stderr, so that stdout stays the answer."""
     stderr.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_warnings() -> None:
+    """Print approxrt's own warnings as a line on stderr, without the place in its code; others stay as they are."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, CheckpointWarning | TargetWarning | TruncationWarning):
+            stderr.print(f"[bold yellow]warning:[/] {_escape(str(message))}", highlight=False, soft_wrap=True)
+        else:
+            others(message, category, *place, **more)
+
+    warnings.showwarning = show
 
 
 def fail(error: BaseException) -> NoReturn:
