@@ -33,6 +33,7 @@ from approxrt.errors import InputError, TrainingError
 from approxrt.models.classifier import load_classifier, quiet
 from approxrt.models.tokenizer import read_tokenizer
 from approxrt.runtime.tokenize import cut_to
+from approxrt.tasks.format import PLAIN, DataFormat
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.readers import Dataset
 from approxrt.tasks.registry import Task
@@ -65,6 +66,7 @@ class FinetuneOptions:
     save_seconds: float = 120.0
     precision: str = "auto"  # of products in training: f32, bf16, or bf16 where the CPU has it
     qat: int | None = None  # 8: train with int8 weights and activations (Q8BERT)
+    data_format: DataFormat = PLAIN  # of the data files
 
     def check(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -328,9 +330,8 @@ class Run:
         except Exception as error:
             raise TrainingError(f"{self.out / STATE} cannot be read ({error}); delete it to start anew") from error
         mine = self._identity()
-        changed = [
-            f"{k}: {state['identity'].get(k)!r} -> {mine[k]!r}" for k in mine if state["identity"].get(k) != mine[k]
-        ]
+        theirs = state["identity"]
+        changed = [f"{k}: {theirs.get(k)!r} -> {mine.get(k)!r}" for k in mine | theirs if theirs.get(k) != mine.get(k)]
         if changed:
             raise InputError(
                 f"{str(self.out)!r} holds another run; resume it with its own options ({'; '.join(changed)})"
@@ -345,6 +346,8 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
         options = {k: v for k, v in dataclasses.asdict(self.options).items() if k != "save_seconds"}
+        if self.options.data_format == PLAIN:
+            options.pop("data_format")  # runs from before there was a choice go on
         examples = [len(self.train.ids), len(self.validation.ids)]
         return {**options, "task": self.task.name, "checkpoint": self.folder.resolve().name, "examples": examples}
 
