@@ -1,4 +1,4 @@
-"""Data files as people have them: what is read is what was meant; what could mean two things is refused with the mend."""
+"""Data files as people have them: read as they were meant, and refused with the mend where they mean two things."""
 
 from __future__ import annotations
 

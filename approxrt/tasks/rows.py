@@ -189,9 +189,9 @@ def _find_columns(task: Task, place: str, header: list[str], form: DataFormat, d
         names.insert(1, form.pair_column or task.text_pair or "text_pair")
     names = list(dict.fromkeys(names))
     missing = [name for name in names if _position(place, header, name) is None]
-    wanted, absent, there = (", ".join(map(repr, part)) for part in (names, missing, header[:12]))
+    needed, absent, there = (", ".join(map(repr, part)) for part in (names, missing, header[:12]))
     raise DataError(
-        f"{place}: task {task.name} needs the column{'s' if len(names) > 1 else ''} {wanted}; missing: {absent}; "
+        f"{place}: task {task.name} needs the column{'s' if len(names) > 1 else ''} {needed}; missing: {absent}; "
         f"the header has: {there}{_mend(header, delimiter)}"
     )
 
