@@ -33,7 +33,7 @@ from approxrt.errors import InputError, TrainingError
 from approxrt.models.classifier import load_classifier, quiet
 from approxrt.models.tokenizer import read_tokenizer
 from approxrt.runtime.tokenize import cut_to
-from approxrt.tasks.format import PLAIN, DataFormat
+from approxrt.tasks.format import PLAIN, DataFormat, check_format
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.readers import Dataset
 from approxrt.tasks.registry import Task
@@ -77,6 +77,7 @@ class FinetuneOptions:
             raise InputError(f"lr is {self.lr}; it must be a number over 0 (5e-5 is usual)")
         if not 0 < self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
+        check_format(self.data_format)
         if self.split not in SPLITS:
             raise InputError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         if self.precision not in PRECISIONS:

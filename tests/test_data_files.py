@@ -193,6 +193,15 @@ def test_whole_numbers_are_classes_however_they_are_written(tmp_path: Path) -> N
     assert read_task("sst2", write(tmp_path, "j.csv", whole)).labels.tolist() == [1, 0]
 
 
+def test_scores_among_words_are_refused(tmp_path: Path) -> None:
+    content = "text,label\na,1\nb,0.5\nc,n/a\n"
+    with pytest.raises(
+        DataError, match=r"a\.csv:4: label 'n/a' is not a finite number, and '0.5' \(line 3\) is a score"
+    ):
+        read(tmp_path, "a.csv", content)
+    assert read(tmp_path, "b.csv", content, form=DataFormat(regression=False))[2] == ("0.5", "1", "n/a")
+
+
 @pytest.mark.parametrize(("first", "second"), [("1", "01"), ("1", "+1.0"), ("Pos", "pos")])
 def test_one_class_in_two_spellings_is_refused(tmp_path: Path, first: str, second: str) -> None:
     with pytest.raises(DataError, match=r"a\.csv:4: label .* and label .* \(line 2\) are .*: write them alike"):

@@ -78,6 +78,17 @@ def test_what_compression_and_analysis_read(folders: dict[str, Path], checkpoint
     assert CompressOptions().identity() != CompressOptions(data_format=ODD).identity()
 
 
+def test_what_is_no_format_is_refused(checkpoint: Path, folders: dict[str, Path]) -> None:
+    from approxrt.analysis.significance import analyze
+
+    wrong: object = {"delimiter": ";"}
+    for options in (FinetuneOptions(data_format=wrong), CompressOptions(data_format=wrong)):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="data_format is"):
+            options.check()
+    with pytest.raises(InputError, match="data_format is"):
+        analyze(checkpoint, "csv", folders["odd"], data_format=wrong)  # type: ignore[arg-type]
+
+
 def test_eval(folders: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
     artifact = approxrt.convert(checkpoint, tmp_path / "a", bits=32)
     want = evaluate(artifact, "csv", folders["plain"] / "dev.csv")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from approxrt.errors import InputError, MissingDependencyError, UnsupportedTaskError
-from approxrt.tasks.format import PLAIN, DataFormat
+from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
 if TYPE_CHECKING:
     from approxrt.analysis.removal import Held, Removal
@@ -94,6 +94,7 @@ def analyze(
         raise InputError(f"max_length is {max_length}; it must be at least 1")
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
+    check_format(data_format)
     import torch
 
     from approxrt.compression.data import DataOptions

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from approxrt.errors import InputError
-from approxrt.tasks.format import PLAIN, DataFormat
+from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
 OBJECTIVES = ("speed", "size", "accuracy")
 RECIPES = ("train", "one-shot")
@@ -85,6 +85,7 @@ class CompressOptions:
         for name in ("max_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_format(self.data_format)
         self._check_constraints()
 
     def _check_constraints(self) -> None:

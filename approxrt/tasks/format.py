@@ -56,3 +56,9 @@ class DataFormat:
 
 
 PLAIN = DataFormat()
+
+
+def check_format(value: object) -> None:
+    """Raise InputError for what is no DataFormat."""
+    if not isinstance(value, DataFormat):
+        raise InputError(f"data_format is {value!r:.80}; it must be an approxrt.tasks.format.DataFormat")

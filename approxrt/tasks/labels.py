@@ -44,9 +44,18 @@ def _is_missing(label: str) -> bool:
     return not label or label.lower() in _MISSING
 
 
-def are_scores(labels: Labels) -> bool:
-    """Whether all are numbers and at least one has a fraction."""
-    return all(_number(label) is not None for _, label in labels) and not all(_whole(label) for _, label in labels)
+def are_scores(file: Path, labels: Labels) -> bool:
+    """Whether all are numbers and at least one has a fraction. Raises DataError for fractions among other words."""
+    fraction = next(((at, x) for at, x in labels if _number(x) is not None and not _whole(x)), None)
+    if fraction is None:
+        return False
+    for line, label in labels:
+        if _number(label) is None:
+            raise DataError(
+                f"{file}:{line}: label {label!r} is not a finite number, and {fraction[1]!r} (line {fraction[0]}) is a "
+                "score: write scores only, or read all of them as classes with regression=False (--classes)"
+            )
+    return True
 
 
 def scores(file: Path, labels: Labels) -> np.ndarray:

@@ -100,7 +100,7 @@ def read_task(
     labels = [(row.line, row.label) for row in rows]
     check_present(file, labels, label_names or ())
     if wanted is None:
-        wanted = label_names is None and are_scores(labels)
+        wanted = label_names is None and are_scores(file, labels)
     if wanted:
         return Dataset(texts, scores(file, labels), None)
     classes = classes_of(task, label_names, file, labels)

@@ -153,7 +153,7 @@ def _json_rows(task: Task, file: Path, text: str, form: DataFormat) -> Iterator[
         values = list(entry.values())
         pair = None if found.pair is None else values[found.pair]
         if not isinstance(values[found.text], str) or not isinstance(pair, str | None):
-            raise DataError(f"{place}: texts must be strings")
+            raise DataError(f"{place}: texts must be strings: write them in quotation marks")
         yield Row(line, values[found.text], pair, _json_label(place, values[found.label]))
 
 

@@ -165,7 +165,7 @@ async def _events(
         # The status has gone out as 200: the error is an event, and there is no [DONE].
         kind = "server_error" if not isinstance(error, RequestError) else error.kind
         message = str(error) if isinstance(error, RequestError) else "internal error; the server's log has it"
-        yield _event({"error": {"message": message, "type": kind, "param": None, "code": None}})
+        yield _event({"error": {"message": message, "type": kind, "param": None, "code": getattr(error, "code", None)}})
         if not isinstance(error, RequestError):
             raise
     finally:
