@@ -108,6 +108,7 @@ def test_unknown_fields_are_refused_by_name(client: TestClient, path: str) -> No
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"], "x": 1}}, "inputs.x=1"),
         ("/similarity", BODIES["/similarity"] | {"parameters": {"x": 1}}, "parameters.x=1"),
         ("/", {"inputs": "a", "model": "classifier", "parameters": {"x": 1}}, "parameters.x=1"),
+        ("/", {"inputs": "a", "model": "classifier", "options": {"x": 1}}, "options.x=1"),
         ("/", {"inputs": {"text": "a", "x": 1}, "model": "classifier"}, "inputs.x=1"),
         ("/", {"inputs": [{"text": "a"}, {"text": "a", "x": 1}], "model": "classifier"}, "inputs[1].x=1"),
         ("/v1/rerank", BODIES["/v1/rerank"] | {"max_chunks_per_doc": 3}, "max_chunks_per_doc=3"),
@@ -155,6 +156,7 @@ def test_embed_obeys_its_fields(client: TestClient, models: dict[str, Model]) ->
     np.testing.assert_allclose(short, raw[:, :5] / np.linalg.norm(raw[:, :5], axis=1, keepdims=True), rtol=1e-5)
     message = json.loads(refused(client, "/embed", {"inputs": "a", "prompt_name": "passage"}))["error"]
     assert "prompt_name is 'passage'" in message and "'query'" in message
+    assert client.post("/embed", json={"inputs": "a", "dimensions": True}).status_code == 422
     for dimensions in (0, 10_000):
         assert f"dimensions is {dimensions}" in refused(client, "/embed", {"inputs": "a", "dimensions": dimensions})
     for name, value in (("prompt_name", "query"), ("truncation_direction", "left")):
@@ -237,6 +239,7 @@ def test_hub_forms(client: TestClient, models: dict[str, Model]) -> None:
     assert scores([pair, {"text": TEXTS[2]}]) == want
     assert scores(pair) == scores([[TEXTS[0], TEXTS[1]]]) == scores([TEXTS[0], TEXTS[1]]) == want[:1]
     assert scores({"text": TEXTS[2], "text_pair": None}) == scores(TEXTS[2]) == want[1:]
+    assert scores(TEXTS[2], options={"wait_for_model": True, "use_cache": False}) == want[1:]
     assert scores(TEXTS[2], top_k=1) == scores(TEXTS[2], parameters={"top_k": 1}) == [want[1][:1]]
     logits = np.sort(model.logits(TEXTS[2])[0])[::-1]
     np.testing.assert_allclose(scores(TEXTS[2], parameters={"function_to_apply": "none"})[0], logits, rtol=1e-6)

@@ -153,6 +153,8 @@ def test_more_tokens_than_there_is_room_for(client: TestClient, model: DecoderMo
     assert found["code"] == "context_length_exceeded" and f"the model's context has {context}" in found["message"]
     found = error(client, "chat/completions", {"messages": [{"role": "user", "content": "rain " * context}]})
     assert found["code"] == "context_length_exceeded"
+    for name in ("max_tokens", "temperature", "seed", "top_k"):
+        assert error(client, "completions", {"prompt": PROMPT, name: True})["param"] == name
     for limit in (0, -2):
         found = error(client, "completions", {"prompt": PROMPT, "max_tokens": limit})
         assert found["param"] == "max_tokens" and f"max_tokens is {limit}" in found["message"]

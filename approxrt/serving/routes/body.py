@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from approxrt.serving.errors import UnknownField
 
@@ -30,6 +30,17 @@ IGNORED = frozenset(
 
 # Fields by name, with the values that ask for what is done anyway.
 Neutral = Mapping[str, tuple[Any, ...]]
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+# Numbers; pydantic alone would read true as 1.
+Integer = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class Body(BaseModel):

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from approxrt.runtime.activation import apply_activation
 from approxrt.serving.errors import RequestError
-from approxrt.serving.routes.body import Body, Neutral
+from approxrt.serving.routes.body import Body, Integer, Neutral
 from approxrt.serving.routes.common import rank, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.watch import while_connected
@@ -24,9 +24,9 @@ class RerankBody(Body):
     query: str
     documents: list[str | dict[str, Any]]
     model: str | None = None
-    top_n: int | None = None
+    top_n: Integer | None = None
     return_documents: bool | None = None
-    max_tokens_per_doc: int | None = None
+    max_tokens_per_doc: Integer | None = None
 
     # Of a document that is an object, its text is ranked; a long one is cut, not ranked in several chunks.
     plain: ClassVar[Neutral] = {"rank_fields": (["text"], []), "max_chunks_per_doc": (1,)}

@@ -15,7 +15,7 @@ from pydantic import Field
 from approxrt.runtime.tokenize import Text
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import EmbedOptions, Served
-from approxrt.serving.routes.body import Body, Neutral, refuse_other_fields
+from approxrt.serving.routes.body import Body, Integer, Neutral, refuse_other_fields
 from approxrt.serving.routes.common import Side, as_texts, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.routes.tei import cosines, predictions, sequences
@@ -34,11 +34,11 @@ class Parameters(Body):
     truncate: bool | None = None
     truncation_direction: Side | None = None
     prompt_name: str | None = None
-    dimensions: int | None = None
-    top_k: int | None = Field(None, ge=1)
+    dimensions: Integer | None = None
+    top_k: Integer | None = Field(None, ge=1)
     function_to_apply: Literal["none", "sigmoid", "softmax"] | None = None
 
-    plain: ClassVar[Neutral] = {"encoding_format": ("float",), "options": ({},), "truncation": (True,)}
+    plain: ClassVar[Neutral] = {"encoding_format": ("float",), "truncation": (True,)}
 
     def refuse_those(self, names: frozenset[str], served: Served) -> None:
         """Raise RequestError for an option that this model has no use for."""
@@ -61,11 +61,14 @@ class Parameters(Body):
 class RootBody(Parameters):
     inputs: Any
     parameters: Parameters | None = None
+    options: dict[str, Any] | None = None
     model: str | None = None
 
     def refuse_unknown(self, place: str = "") -> None:
         """Of the parameters, too, and an option that is given in both places in two ways."""
         super().refuse_unknown(place)
+        # How the hub itself queues and caches.
+        refuse_other_fields(self.options or {}, frozenset({"use_cache", "use_gpu", "wait_for_model"}), "options.")
         if self.parameters is None:
             return
         self.parameters.refuse_unknown(f"{place}parameters.")
@@ -74,7 +77,7 @@ class RootBody(Parameters):
             if beside is not None and under is not None and beside != under:
                 raise RequestError(f"{name} is {beside!r} beside the inputs and {under!r} in parameters", param=name)
 
-    def options(self) -> Parameters:
+    def together(self) -> Parameters:
         """Those beside the inputs and those under `parameters` together."""
         under = {} if self.parameters is None else self.parameters.model_dump(exclude_none=True)
         beside = self.model_dump(include=set(Parameters.model_fields), exclude_none=True)
@@ -85,7 +88,7 @@ class RootBody(Parameters):
 @router.post("/models/{name}")
 async def root(request: Request, body: RootBody) -> Response:
     """[[{score, label}]] of a model with labels, vectors or cosines of one without."""
-    registry, inputs, options = registry_of(request), body.inputs, body.options()
+    registry, inputs, options = registry_of(request), body.inputs, body.together()
     name = request.path_params.get("name")
     if name is not None and body.model not in (None, name):
         raise RequestError(f"model is {body.model!r} in the body and {name!r} in the address", param="model")

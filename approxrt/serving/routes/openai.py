@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 
 from approxrt.serving.registry import Answer, EmbedOptions, Served, ServedDecoder
-from approxrt.serving.routes.body import Body
+from approxrt.serving.routes.body import Body, Integer
 from approxrt.serving.routes.common import TokenId, as_texts, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.watch import while_connected
@@ -22,7 +22,7 @@ class EmbeddingsBody(Body):
     input: str | list[str] | list[TokenId] | list[list[TokenId]]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Integer | None = None
 
 
 @router.post("/embeddings")

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from approxrt.runtime.sampling import Sampling
 from approxrt.serving.errors import RequestError
-from approxrt.serving.routes.body import Body, Neutral
+from approxrt.serving.routes.body import Body, Integer, Neutral, Real
 from approxrt.serving.routes.common import TokenId
 from approxrt.serving.routes.openai_messages import ChatMessage
 
@@ -72,17 +72,17 @@ class TextBody(Body):
     """What both routes share."""
 
     model: str | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    max_tokens: Integer | None = None
+    max_completion_tokens: Integer | None = None
+    temperature: Real | None = None
+    top_p: Real | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    top_k: Integer | None = None
+    min_p: Real | None = None
+    repetition_penalty: Real | None = None
 
     plain: ClassVar[Neutral] = NEUTRAL
 

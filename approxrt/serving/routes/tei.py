@@ -13,7 +13,7 @@ from approxrt.runtime.activation import apply_activation
 from approxrt.runtime.tokenize import Text
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import EmbedOptions, Registry, Served, ServedDecoder
-from approxrt.serving.routes.body import Body, Neutral
+from approxrt.serving.routes.body import Body, Integer, Neutral
 from approxrt.serving.routes.common import Side, TokenId, as_texts, rank, registry_of, relevance, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.settings import Settings
@@ -30,7 +30,7 @@ class EmbedBody(Body):
     truncate: bool | None = None
     truncation_direction: Side | None = None
     prompt_name: str | None = None
-    dimensions: int | None = None
+    dimensions: Integer | None = None
     model: str | None = None
 
     plain: ClassVar[Neutral] = {"encoding_format": ("float",)}
