@@ -164,36 +164,34 @@ def test_positions(folder: Path) -> None:
 
 # -- construction -------------------------------------------------------------------
 
+# Defaults are what every other test makes: these are other values that are accepted, and values that are refused.
 MAKE: Values = {
-    "modules": ([None], [[torch.nn.Identity()]]),
-    "device": ([None, "cpu"], ["mps"]),
-    "prompts": ([None, {"query": "an account of "}, {"query": ""}], []),
-    "default_prompt_name": ([None], ["other"]),
-    "cache_folder": ([None, "x"], []),
-    "trust_remote_code": ([False, True], []),
-    "revision": ([None], ["main"]),
-    "local_files_only": ([True, False], []),
-    "token": ([None, False], []),
-    "model_kwargs": ([None, {}], [{"dtype": "float16"}]),
-    "processor_kwargs": ([None, {}], [{"model_max_length": 5}]),
-    "config_kwargs": ([None, {}], [{"num_labels": 1}]),
+    "modules": ([], [[torch.nn.Identity()]]),
+    "device": (["cpu"], ["mps"]),
+    "prompts": ([{"query": "an account of "}, {"query": ""}], []),
+    "default_prompt_name": ([], ["other"]),
+    "cache_folder": (["x"], []),
+    "trust_remote_code": ([True], []),
+    "revision": ([], ["main"]),
+    "local_files_only": ([True], []),
+    "token": ([False], []),
+    "model_kwargs": ([{}], [{"dtype": "float16"}]),
+    "processor_kwargs": ([{}], [{"model_max_length": 5}]),
+    "config_kwargs": ([{}], [{"num_labels": 1}]),
     "model_card_data": ([None], []),
     "backend": (["torch"], ["onnx"]),
 }
 OF_EMBEDDERS: Values = MAKE | {
     "use_auth_token": ([None], []),
-    "default_prompt_name": ([None, "query", "passage"], ["other"]),
-    "similarity_fn_name": (
-        [None, "cosine", "dot", "euclidean", "manhattan", originals.SimilarityFunction.COSINE],
-        ["x"],
-    ),
-    "truncate_dim": ([None, 8], [0]),
+    "default_prompt_name": (["query"], ["other"]),
+    "similarity_fn_name": (["cosine", "euclidean", "manhattan", originals.SimilarityFunction.DOT_PRODUCT], ["x"]),
+    "truncate_dim": ([8], [0]),
 }
 OF_CROSS_ENCODERS: Values = MAKE | {
-    "num_labels": ([None, 1], [2]),
-    "max_length": ([None, 12], [1000]),
-    "activation_fn": ([None, torch.nn.Identity(), torch.nn.Tanh()], []),
-    "keep_in_fp32_modules": ([None, []], [["classifier"]]),
+    "num_labels": ([1], [2]),
+    "max_length": ([12], [1000]),
+    "activation_fn": ([torch.nn.Identity()], []),
+    "keep_in_fp32_modules": ([[]], [["classifier"]]),
 }
 
 
