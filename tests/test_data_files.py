@@ -209,7 +209,9 @@ def test_one_class_in_two_spellings_is_refused(tmp_path: Path, first: str, secon
 
 
 def test_a_label_never_means_two_classes(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.csv:2: unknown label '0'; known: 1, 2, 3, 4, 5: these are names"):
+    with pytest.raises(
+        DataError, match=r"a\.csv:2: unknown label '0'; known: 1, 2, 3, 4, 5: where names are numbers, write names"
+    ):
         read(tmp_path, "a.csv", "text,label\na,0\nb,1\nc,4\n", label_names=STARS)
     assert read(tmp_path, "b.csv", "text,label\na,1\nb,5\n", label_names=STARS)[1] == [0, 4]
     # Names that are the numbers of their own classes, and of others.

@@ -29,6 +29,11 @@ class Classes:
     names: tuple[str, ...]
     words: dict[str, int]
 
+    @property
+    def named_by_numbers(self) -> bool:
+        """Whether a name is a whole number, so that class numbers are not taken."""
+        return any(_whole(name) for name in self.names)
+
 
 def check_present(file: Path, labels: Labels, known: Sequence[str] = ()) -> None:
     """Raise DataError for a label that is missing: empty, or what a table writes for it."""
@@ -79,7 +84,8 @@ def class_numbers(file: Path, labels: Labels, classes: Classes) -> np.ndarray:
             number = classes.words.get(_whole(label) or label)
         if number is None:
             shown = ", ".join(list(classes.words)[:10]) + (" ..." if len(classes.words) > 10 else "")
-            mend = ": these are names, which numbers of classes cannot be told from" if _whole(label) else ""
+            numbers = _whole(label) is not None and classes.named_by_numbers
+            mend = ": where names are numbers, write names, not numbers of classes" if numbers else ""
             raise DataError(f"{file}:{line}: unknown label {label!r}; known: {shown}{mend}")
         numbers.append(number)
     return np.array(numbers, np.int64)
