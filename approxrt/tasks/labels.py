@@ -84,8 +84,8 @@ def class_numbers(file: Path, labels: Labels, classes: Classes) -> np.ndarray:
             number = classes.words.get(_whole(label) or label)
         if number is None:
             shown = ", ".join(list(classes.words)[:10]) + (" ..." if len(classes.words) > 10 else "")
-            numbers = _whole(label) is not None and classes.named_by_numbers
-            mend = ": where names are numbers, write names, not numbers of classes" if numbers else ""
+            ambiguous = _whole(label) is not None and classes.named_by_numbers
+            mend = ": where names are numbers, write names, not numbers of classes" if ambiguous else ""
             raise DataError(f"{file}:{line}: unknown label {label!r}; known: {shown}{mend}")
         numbers.append(number)
     return np.array(numbers, np.int64)
