@@ -51,11 +51,12 @@ def finetune(
     # Before hours of training: what comes out must be something that can be converted.
     read_config(folder)
     _check_out(target, resume)
-    train, validation = split_data(read_task(task, require_split(data, "train")), options)
+    form = options.data_format
+    train, validation = split_data(read_task(task, require_split(data, "train"), form=form), options)
     dev_file = find_split(data, "dev")
     dev = None
     if dev_file is not None:
-        dev = read_task(task, dev_file, train.label_names, regression=train.label_names is None)
+        dev = read_task(task, dev_file, train.label_names, train.label_names is None, form)
     try:
         target.mkdir(parents=True, exist_ok=True)
         run = Run(folder, task, train, validation, options, target, progress or (lambda *_: None))

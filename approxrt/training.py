@@ -33,6 +33,7 @@ from approxrt.errors import InputError, TrainingError
 from approxrt.models.classifier import load_classifier, quiet
 from approxrt.models.tokenizer import read_tokenizer
 from approxrt.runtime.tokenize import cut_to
+from approxrt.tasks.format import PLAIN, DataFormat, check_format
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.readers import Dataset
 from approxrt.tasks.registry import Task
@@ -65,6 +66,7 @@ class FinetuneOptions:
     save_seconds: float = 120.0
     precision: str = "auto"  # of products in training: f32, bf16, or bf16 where the CPU has it
     qat: int | None = None  # 8: train with int8 weights and activations (Q8BERT)
+    data_format: DataFormat = PLAIN  # of the data files
 
     def check(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -75,6 +77,7 @@ class FinetuneOptions:
             raise InputError(f"lr is {self.lr}; it must be a number over 0 (5e-5 is usual)")
         if not 0 < self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
+        check_format(self.data_format)
         if self.split not in SPLITS:
             raise InputError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
         if self.precision not in PRECISIONS:
@@ -328,9 +331,8 @@ class Run:
         except Exception as error:
             raise TrainingError(f"{self.out / STATE} cannot be read ({error}); delete it to start anew") from error
         mine = self._identity()
-        changed = [
-            f"{k}: {state['identity'].get(k)!r} -> {mine[k]!r}" for k in mine if state["identity"].get(k) != mine[k]
-        ]
+        theirs = state["identity"]
+        changed = [f"{k}: {theirs.get(k)!r} -> {mine.get(k)!r}" for k in mine | theirs if theirs.get(k) != mine.get(k)]
         if changed:
             raise InputError(
                 f"{str(self.out)!r} holds another run; resume it with its own options ({'; '.join(changed)})"
@@ -345,6 +347,8 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
         options = {k: v for k, v in dataclasses.asdict(self.options).items() if k != "save_seconds"}
+        if self.options.data_format == PLAIN:
+            options.pop("data_format")  # runs from before there was a choice go on
         examples = [len(self.train.ids), len(self.validation.ids)]
         return {**options, "task": self.task.name, "checkpoint": self.folder.resolve().name, "examples": examples}
 

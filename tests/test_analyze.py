@@ -220,7 +220,7 @@ class TestErrors:
         write_data(tmp_path, ("fine", HOSTILE))
         with (tmp_path / "train.tsv").open("a") as file:
             file.write("a row of one column\n")
-        assert "train.tsv:122: 1 columns" in self.refused(checkpoint, tmp_path)
+        assert "train.tsv:122: 1 cells" in self.refused(checkpoint, tmp_path)
 
     def test_heads_that_do_not_fit(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
         assert "task stsb has scores" in self.refused(checkpoint, data, task="stsb")

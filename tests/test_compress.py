@@ -264,7 +264,7 @@ def test_bad_data(checkpoint: Path, tmp_path: Path) -> None:
         compress(write(tmp_path / "constant", ["good film,pos"] * 40))
     with pytest.raises(DataError, match=r"train\.csv:3: unknown label 'maybe'"):
         compress(write(tmp_path / "unknown", ["good film,pos", "film,maybe"]))
-    with pytest.raises(DataError, match=r"train\.csv:3: 1 columns; 2 are needed"):
+    with pytest.raises(DataError, match=r"train\.csv:3: 1 cells where the header has 2"):
         compress(write(tmp_path / "broken", ["good film,pos", "film", "bad,neg"]))
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "train.csv").write_text("text\nfilm\n")

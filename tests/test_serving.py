@@ -74,7 +74,6 @@ def test_predict(server: Address, models: dict[str, Model]) -> None:
     assert [[item["label"] for item in row] for row in got] == [[p.label for p in row] for row in want]
     assert [[item["score"] for item in row] for row in got] == [[p.score for p in row] for row in want]
     assert ok(server, "/predict", {"inputs": TEXTS[0]}) == got[0]
-    assert ok(server, "/predict", {"inputs": TEXTS}) == got
     pair = ok(server, "/predict", {"inputs": TEXTS[:2]})
     assert pair == ok(server, "/predict", {"inputs": [TEXTS[:2]]})[0] != got[0]
     raw = ok(server, "/predict", {"inputs": TEXTS[0], "raw_scores": True})
@@ -94,9 +93,10 @@ def test_rerank(server: Address, models: dict[str, Model]) -> None:
 
 
 def test_root_answers_as_the_model_can(server: Address, models: dict[str, Model]) -> None:
-    first = ok(server, "/", {"inputs": TEXTS[0]})
+    first = ok(server, "/", {"inputs": TEXTS[0], "model": "classifier"})
     assert first[0][0]["label"] == models["classifier"].classify(TEXTS[0])[0].label
-    assert len(ok(server, "/", {"inputs": TEXTS[0], "parameters": {"top_k": 1}})[0]) == 1
+    top = {"inputs": TEXTS[0], "parameters": {"top_k": 1}, "model": "classifier"}
+    assert len(ok(server, "/", top)[0]) == 1
     vectors = ok(server, "/", {"inputs": TEXTS, "model": "embedder"})
     np.testing.assert_array_equal(np.float32(vectors), models["embedder"].embed(TEXTS))
 
@@ -149,6 +149,7 @@ def test_openai_embeddings(server: Address, models: dict[str, Model]) -> None:
         ("/predict", {"inputs": []}, 400, "empty list"),
         ("/predict", {"inputs": [["a", "b", "c"]]}, 400, r"inputs\[0\] must be"),
         ("/predict", {"inputs": "a", "model": "nobody"}, 404, "no model is called 'nobody'; there are 'classifier'"),
+        ("/predict", {"inputs": TEXTS}, 400, "flat list of 3 texts"),
         ("/predict", {"inputs": "a", "model": "embedder"}, 400, "'embedder' is for embedding; use /embed"),
         ("/predict", {"inputs": "a " * 100}, 413, "tokens, the limit is 64"),
         ("/predict", {"inputs": [["a"]] * 51}, 413, "51 inputs in one request; the limit is 50"),
@@ -163,11 +164,12 @@ def test_openai_embeddings(server: Address, models: dict[str, Model]) -> None:
         ("/rerank", {"query": "a", "texts": ["b"], "model": "classifier"}, 400, "a reranker has one output"),
         ("/rerank", {"query": "a"}, 422, "texts: Field required"),
         ("/", {"inputs": {"text": "a", "text_pair": "b"}, "model": "embedder"}, 400, "embeds single texts"),
-        ("/", {"inputs": {"text_pair": "b"}}, 400, "inputs must be a text"),
-        ("/", {"inputs": {}}, 400, "inputs must be a text"),
-        ("/", {"inputs": [1, 2]}, 400, "inputs must be a text"),
+        ("/", {"inputs": "a"}, 400, "several models can answer: name one of 'classifier', 'reranker', 'embedder'"),
+        ("/", {"inputs": {"text_pair": "b"}, "model": "classifier"}, 400, "inputs must have a text under 'text'"),
+        ("/", {"inputs": {}, "model": "classifier"}, 400, "inputs must have a text under 'text'"),
+        ("/", {"inputs": [1, 2], "model": "classifier"}, 400, "inputs must be a text"),
         ("/v1/embeddings", {"input": ["a"], "dimensions": 999, "model": "embedder"}, 400, "dimensions is 999"),
-        ("/v1/embeddings", {"input": ["a"], "encoding_format": "hex"}, 422, "encoding_format"),
+        ("/v1/embeddings", {"input": ["a"], "encoding_format": "hex"}, 400, "encoding_format"),
         ("/v2/rerank", {"query": "a", "documents": [{"title": "b"}], "model": "reranker"}, 400, r"documents\[0\]"),
         ("/v2/rerank", {"query": "a", "documents": ["b"], "top_n": 0, "model": "reranker"}, 400, "top_n is 0"),
         ("/v2/models/classifier/infer", {"inputs": 1}, 400, "list 'inputs'"),

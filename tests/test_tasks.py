@@ -118,7 +118,7 @@ BAD = {
     "header only": ("sst2", "a.tsv", "sentence\tlabel\n", "no examples"),
     "no label column": ("sst2", "a.tsv", "sentence\tscore\nx\t1\n", "missing: 'label'"),
     "no pair column": ("rte", "a.tsv", "sentence1\tlabel\nx\tentailment\n", "missing: 'sentence2'"),
-    "short row": ("sst2", "a.tsv", "sentence\tlabel\nx\t1\ny\n", "a.tsv:3: 1 columns; 2 are needed"),
+    "short row": ("sst2", "a.tsv", "sentence\tlabel\nx\t1\ny\n", "a.tsv:3: 1 cells where the header has 2"),
     "unknown label": ("sst2", "a.tsv", "sentence\tlabel\nx\t1\ny\t2\n", "a.tsv:3: unknown label '2'"),
     "score not a number": (
         "stsb",

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from approxrt.errors import InputError, MissingDependencyError, UnsupportedTaskError
+from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
 if TYPE_CHECKING:
     from approxrt.analysis.removal import Held, Removal
     from approxrt.analysis.statistics import Statistics
     from approxrt.approx.recover import Examples
     from approxrt.approx.student import Student
-    from approxrt.compression.data import TaskData
+    from approxrt.compression.data import DataOptions, TaskData
     from approxrt.models.checkpoint import Checkpoint
 
 LEAST_SAMPLES = 20
@@ -44,6 +45,7 @@ def analyze(
     threads: int | None = None,
     max_length: int = 128,
     val_fraction: float = 0.1,
+    data_format: DataFormat = PLAIN,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Analyse a fine-tuned checkpoint on the training data of its task; a document of plain data.
@@ -51,6 +53,8 @@ def analyze(
     samples       texts held out of training that losses are measured on (those without heads or groups of neurons on
                   at most 400 of them); as many training texts give statistics
     val_fraction  share of train to hold out, where the checkpoint does not name the texts that it has not learnt from
+
+    data_format   how the data files are laid out, where otherwise than their task's own
 
     Keys of the document:
       model       name, architecture, task_type, layers, hidden_size, heads and units (by layer), parameters,
@@ -90,14 +94,17 @@ def analyze(
         raise InputError(f"max_length is {max_length}; it must be at least 1")
     if not 0 < val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
+    check_format(data_format)
     import torch
 
+    from approxrt.compression.data import DataOptions
     from approxrt.runtime.threads import resolve_threads
 
     count, before = resolve_threads(threads), torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        return _Analysis(checkpoint, task, data, samples, seed, count, max_length, val_fraction, progress).run()
+        reading = DataOptions(seed, val_fraction, None, data_format)
+        return _Analysis(checkpoint, task, data, samples, reading, count, max_length, progress).run()
     finally:
         torch.set_num_threads(before)
 
@@ -109,10 +116,9 @@ class _Analysis:
         task: str,
         data: str | os.PathLike[str],
         samples: int,
-        seed: int,
+        reading: DataOptions,
         threads: int,
         max_length: int,
-        val_fraction: float,
         progress: Progress | None,
     ) -> None:
         from approxrt.analysis.removal import Held
@@ -121,12 +127,13 @@ class _Analysis:
         from approxrt.models.checkpoint import find_folder, load_checkpoint
 
         self.started = time.monotonic()
+        seed = reading.seed
         self.progress, self.seed, self.threads = progress or (lambda share, text: None), seed, threads
         self.progress(0.0, "reading the checkpoint and the data")
         folder = find_folder(checkpoint)
         self.checkpoint: Checkpoint = load_checkpoint(folder)
         _require_labels(self.checkpoint, folder)
-        self.data: TaskData = read_data(task, data, self.checkpoint, folder, seed, val_fraction, None)
+        self.data: TaskData = read_data(task, data, self.checkpoint, folder, reading)
         length = min(max_length, self.checkpoint.spec.max_length)
         self.rng = np.random.default_rng([seed, 17])
         chosen = self._draw(len(self.data.validation), samples)

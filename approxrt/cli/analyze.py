@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from approxrt.cli import data as data_options
 from approxrt.cli import output
 
 SUFFIXES = (".html", ".json")
@@ -28,11 +29,20 @@ def command(
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
     max_length: int = typer.Option(128, "--max-length", help="Tokens a text (or pair) is cut to."),
     val_fraction: float = typer.Option(0.1, "--val-fraction", help="Share of train to hold out."),
+    delimiter: str | None = data_options.DELIMITER,
+    text_column: str | None = data_options.TEXT_COLUMN,
+    pair_column: str | None = data_options.PAIR_COLUMN,
+    label_column: str | None = data_options.LABEL_COLUMN,
+    regression: bool | None = data_options.REGRESSION,
+    quotes: bool | None = data_options.QUOTES,
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Rank blocks, heads, neurons, weights and embedding rows by what the task loses without them; write a report."""
     from approxrt.analysis.significance import analyze
 
+    form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
+    if task == "lm":
+        data_options.refuse_for_text(form)
     if out is not None:
         _check_target(out)
     with output.progress("preparing", 1000) as advance:
@@ -58,6 +68,7 @@ def command(
                 threads=threads,
                 max_length=max_length,
                 val_fraction=val_fraction,
+                data_format=form,
                 progress=show,
             )
         written = [] if out is None else write(document, out)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import typer
 
+from approxrt.cli import data as data_options
 from approxrt.cli import output
+from approxrt.tasks.format import PLAIN, DataFormat
 
 
 def command(
@@ -19,6 +21,12 @@ def command(
     workload: str = typer.Option("", help="Batch x tokens one by one, such as 1x16,8x128; instead of the two above."),
     data: Path | None = typer.Option(None, help="A data file: real texts, lengths as they come, instead of --seq."),
     task: str | None = typer.Option(None, help="How to read --data: sst2, mrpc, ..., csv."),
+    delimiter: str | None = data_options.DELIMITER,
+    text_column: str | None = data_options.TEXT_COLUMN,
+    pair_column: str | None = data_options.PAIR_COLUMN,
+    label_column: str | None = data_options.LABEL_COLUMN,
+    regression: bool | None = data_options.REGRESSION,
+    quotes: bool | None = data_options.QUOTES,
     threads: int | None = typer.Option(None, help="Threads of every engine. Default: what approxrt.load would take."),
     profile: bool = typer.Option(False, "--profile", help="Also show where our own time goes, by operator."),
     budget: float = typer.Option(60.0, min=0.1, help="Seconds of timing, shared by all workloads."),
@@ -48,7 +56,10 @@ def command(
         output.usage(f"--checkpoint {checkpoint}: no such folder (a hub id must be downloaded first)")
     if data is not None and task is None:
         output.usage("--data needs --task NAME, which says how the file is read")
-    token_ids = None if data is None or task is None else _token_ids(artifacts[0], data, task)
+    form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
+    if data is None and form != PLAIN:
+        output.usage("options of the data's layout are given without --data")
+    token_ids = None if data is None or task is None else _token_ids(artifacts[0], data, task, form)
     result = measure(
         artifacts,
         peers,
@@ -104,7 +115,7 @@ def _pairs(text: str) -> list[tuple[int, int]]:
     return list(dict.fromkeys(pairs))
 
 
-def _token_ids(artifact: Path, data: Path, task: str) -> list[list[int]]:
+def _token_ids(artifact: Path, data: Path, task: str, form: DataFormat) -> list[list[int]]:
     """Token ids of the file's texts, by the artifact's own tokenizer, cut to its limit."""
     from approxrt.artifact.reader import read_artifact
     from approxrt.runtime.tokenize import TextEncoder
@@ -113,4 +124,4 @@ def _token_ids(artifact: Path, data: Path, task: str) -> list[list[int]]:
     opened = read_artifact(artifact)
     spec = opened.spec
     encoder = TextEncoder(opened.tokenizer_path, spec)
-    return encoder.encode(read_task(task, data).texts).ids
+    return encoder.encode(read_task(task, data, form=form).texts).ids

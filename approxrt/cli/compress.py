@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from approxrt.cli import data as data_options
 from approxrt.cli import output
 
 
@@ -39,6 +40,12 @@ def command(
     epochs: float | None = typer.Option(None, "--epochs", help="Passes over train; default: what the budget allows."),
     lr: float = typer.Option(1e-4, "--lr", help="Highest learning rate."),
     batch_size: int = typer.Option(32, "--batch-size", help="Examples a step."),
+    delimiter: str | None = data_options.DELIMITER,
+    text_column: str | None = data_options.TEXT_COLUMN,
+    pair_column: str | None = data_options.PAIR_COLUMN,
+    label_column: str | None = data_options.LABEL_COLUMN,
+    regression: bool | None = data_options.REGRESSION,
+    quotes: bool | None = data_options.QUOTES,
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
     keep_work: bool = typer.Option(False, "--keep-work", help="Keep OUT.work with all candidates."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an artifact at --out."),
@@ -66,6 +73,7 @@ def command(
         lr=lr,
         batch_size=batch_size,
         threads=threads,
+        data_format=data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes),
     )
     with output.progress("preparing", 1000) as advance:
         shown = 0

@@ -8,7 +8,9 @@ from typing import Any
 
 import typer
 
+from approxrt.cli import data as data_options
 from approxrt.cli import output
+from approxrt.tasks.format import PLAIN, DataFormat
 
 
 def command(
@@ -22,6 +24,12 @@ def command(
     context: int = typer.Option(512, "--context", help="lm: tokens of a window."),
     stride: int = typer.Option(256, "--stride", help="lm: tokens between windows, the least that are scored of each."),
     max_tokens: int | None = typer.Option(None, "--max-tokens", help="lm: only the text's first tokens."),
+    delimiter: str | None = data_options.DELIMITER,
+    text_column: str | None = data_options.TEXT_COLUMN,
+    pair_column: str | None = data_options.PAIR_COLUMN,
+    label_column: str | None = data_options.LABEL_COLUMN,
+    regression: bool | None = data_options.REGRESSION,
+    quotes: bool | None = data_options.QUOTES,
     device: str = output.DEVICE_OPTION,
     json: bool = output.JSON_OPTION,
 ) -> None:
@@ -29,14 +37,16 @@ def command(
 
     With --against also that of a second artifact, and for classifiers the flip rate between them.
     """
+    form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
     if task == "lm":
+        data_options.refuse_for_text(form)
         lm = evaluate_lm(artifact, data, context, stride, max_tokens, threads, against, device)
         if json:
             output.emit_json(lm)
         else:
             _show_lm(lm)
         return
-    result = evaluate(artifact, task, data, against, threads, device)
+    result = evaluate(artifact, task, data, against, threads, device, form)
     if json:
         output.emit_json(result)
         return
@@ -58,6 +68,7 @@ def evaluate(
     against: Path | None = None,
     threads: int | None = None,
     device: str = "auto",
+    form: DataFormat = PLAIN,
 ) -> dict[str, Any]:
     """Metrics of `artifact` on `data`; with `against` also its metrics and the flip rate between them."""
     from approxrt.errors import InputError
@@ -74,7 +85,7 @@ def evaluate(
             f"task {task!r} is {'a regression' if wanted.regression else 'a classification'}; "
             f"{str(artifact)!r} is for {model.spec.task_type}"
         )
-    dataset = read_task(task, data, label_names=None if regression else model.labels, regression=regression)
+    dataset = read_task(task, data, None if regression else model.labels, regression, form)
     outputs, seconds = _logits(model, dataset.texts)
     result: dict[str, Any] = {
         "artifact": str(artifact),

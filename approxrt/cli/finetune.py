@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from approxrt.cli import data as data_options
 from approxrt.cli import output
 
 
@@ -25,6 +26,12 @@ def command(
     limit: int | None = typer.Option(None, "--limit", help="Use at most so many training examples."),
     precision: str = typer.Option("auto", "--precision", help="f32, bf16, or auto: bf16 where the CPU has it."),
     qat: int | None = typer.Option(None, "--qat", help="8: train with int8 weights and activations (Q8BERT)."),
+    delimiter: str | None = data_options.DELIMITER,
+    text_column: str | None = data_options.TEXT_COLUMN,
+    pair_column: str | None = data_options.PAIR_COLUMN,
+    label_column: str | None = data_options.LABEL_COLUMN,
+    regression: bool | None = data_options.REGRESSION,
+    quotes: bool | None = data_options.QUOTES,
     resume: bool = typer.Option(False, "--resume", help="Continue an interrupted run in --out."),
     json: bool = output.JSON_OPTION,
 ) -> None:
@@ -32,6 +39,7 @@ def command(
     from approxrt.finetune import FinetuneOptions, finetune, total_steps
     from approxrt.tasks.readers import read_task, require_split
 
+    form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
     options = FinetuneOptions(
         epochs=epochs,
         lr=lr,
@@ -43,9 +51,10 @@ def command(
         limit=limit,
         precision=precision,
         qat=qat,
+        data_format=form,
     )
     options.check()
-    steps = total_steps(read_task(task, require_split(data, "train")), options)
+    steps = total_steps(read_task(task, require_split(data, "train"), form=form), options)
     with output.progress("loading", steps) as advance:
         report = finetune(checkpoint, task, data, out, options, resume, lambda n, text: advance(n, text))
     if json:

@@ -28,6 +28,9 @@ def command(
     max_sequences: int = typer.Option(8, "--max-sequences", help="Texts that are generated side by side."),
     max_inputs: int = typer.Option(1024, "--max-inputs", help="Texts of one request."),
     max_body: int = typer.Option(8_000_000, "--max-body", help="Bytes of one request."),
+    cors_origin: list[str] = typer.Option(
+        [], "--cors-origin", help="An origin whose pages may ask, or * for all; may be repeated. Default: none."
+    ),
     drain: float = typer.Option(30.0, "--drain", help="Seconds for what was accepted, once told to stop."),
     log_format: str = typer.Option("json", "--log-format", help="json (an object a line) or text."),
     log_level: str = typer.Option("info", "--log-level", help="debug, info (a line a request), warning or error."),
@@ -55,6 +58,7 @@ def command(
         max_body_bytes=max_body,
         api_key=api_key,
         drain_s=drain,
+        cors_origins=tuple(cors_origin),
     )
     # A port that cannot be had is known before models take their time to load.
     listening = bind(host, port)

@@ -13,6 +13,7 @@ from typing import Any
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.report import Report, artifact_card, choose, pareto, shortfalls
 from approxrt.errors import InputError, MissingDependencyError
+from approxrt.tasks.format import PLAIN
 
 Progress = Callable[[float, str], None]
 
@@ -118,6 +119,7 @@ def _compress_lm(
         "method": options.method != "ours",
         "vocabulary=task": options.vocabulary == "task",
         "teachers": bool(teachers),
+        "data_format": options.data_format != PLAIN,
     }
     wrong = [name for name, given in refused.items() if given]
     if wrong:

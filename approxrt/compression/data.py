@@ -14,6 +14,7 @@ from approxrt.approx.recover import Examples
 from approxrt.errors import DataError, InputError
 from approxrt.models.checkpoint import Checkpoint
 from approxrt.runtime.tokenize import cut_to
+from approxrt.tasks.format import PLAIN, DataFormat
 from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.metrics import compute_metrics
 from approxrt.tasks.readers import TEXT_SUFFIXES, Dataset, read_task, read_texts, require_split
@@ -25,12 +26,16 @@ EMBED = Task("embed", "any", "text", "text_pair", "text", ("cosine", "top1", "to
 
 @dataclass(frozen=True)
 class TaskData:
-    """Texts and labels, split; `seen` says that the checkpoint was trained on what validates it."""
+    """Texts and labels, split; `seen` says that the checkpoint was trained on what validates it.
+
+    `form` is how the files are laid out, for those that are read later.
+    """
 
     task: Task
     train: Dataset
     validation: Dataset
     seen: bool
+    form: DataFormat = PLAIN
 
     @property
     def embeds(self) -> bool:
@@ -70,14 +75,18 @@ def vector_agreement(vectors: np.ndarray, dense: np.ndarray) -> dict[str, float]
     }
 
 
+@dataclass(frozen=True)
+class DataOptions:
+    """How training data is read and split: the share that validates, drawn by the seed, of at most `limit` examples."""
+
+    seed: int
+    val_fraction: float
+    limit: int | None = None
+    form: DataFormat = PLAIN
+
+
 def read_data(
-    task: str | Task,
-    data: str | os.PathLike[str],
-    checkpoint: Checkpoint,
-    folder: Path,
-    seed: int,
-    val_fraction: float,
-    limit: int | None,
+    task: str | Task, data: str | os.PathLike[str], checkpoint: Checkpoint, folder: Path, options: DataOptions
 ) -> TaskData:
     """Read `data`/train and split it.
 
@@ -87,7 +96,7 @@ def read_data(
     """
     spec = checkpoint.spec
     if task == EMBED.name or task is EMBED:
-        return _embedder_data(data, checkpoint, folder, seed, val_fraction, limit)
+        return _embedder_data(data, checkpoint, folder, options)
     task = get_task(task)
     if not spec.labels:
         raise InputError(
@@ -103,7 +112,7 @@ def read_data(
         )
     names = None if regression else spec.labels
     file = Path(data) if Path(data).is_file() else require_split(data, "train")
-    whole = read_task(task, file, label_names=names, regression=regression)
+    whole = read_task(task, file, names, regression, options.form)
     if spec.inputs != "any" and (spec.inputs == "pair") != whole.is_pair:
         sort = "pairs" if whole.is_pair else "single texts"
         raise InputError(f"the data has {sort}; the checkpoint takes {spec.inputs} inputs")
@@ -111,43 +120,38 @@ def read_data(
     if own is not None:
         from approxrt.finetune import FinetuneOptions, split_data
 
-        options = FinetuneOptions(
+        trained = FinetuneOptions(
             seed=own["seed"],
             val_fraction=own["val_fraction"],
             limit=own.get("limit"),
             split=own["split"],
         )
-        train, validation = split_data(whole, options)
-        if limit is not None:
-            train = train.subset(np.random.default_rng([seed, 5]).permutation(len(train))[:limit])
+        train, validation = split_data(whole, trained)
+        if options.limit is not None:
+            train = train.subset(np.random.default_rng([options.seed, 5]).permutation(len(train))[: options.limit])
     else:
-        train, validation = _split(whole, seed, val_fraction, limit)
+        train, validation = _split(whole, options)
     _check_labels(train, validation)
-    return TaskData(task, train, validation, seen=own is None)
+    return TaskData(task, train, validation, own is None, options.form)
 
 
 def _embedder_data(
-    data: str | os.PathLike[str],
-    checkpoint: Checkpoint,
-    folder: Path,
-    seed: int,
-    val_fraction: float,
-    limit: int | None,
+    data: str | os.PathLike[str], checkpoint: Checkpoint, folder: Path, options: DataOptions
 ) -> TaskData:
     if checkpoint.spec.labels:
         raise InputError(
             f"checkpoint {str(folder)!r} is a {checkpoint.spec.task_type} model, not an embedder: name its task instead"
         )
     file = Path(data) if Path(data).is_file() else require_split(data, "train", TEXT_SUFFIXES)
-    texts = read_texts(file)
+    texts = read_texts(file, options.form)
     whole = Dataset(texts, np.zeros(len(texts), np.float32), None)
-    train, validation = _split(whole, seed, val_fraction, limit)
+    train, validation = _split(whole, options)
     if len(validation) < 12:
         raise DataError(
             f"validation has {len(validation)} texts; retrieval needs at least 12: "
             "use more data or a larger --val-fraction"
         )
-    return TaskData(EMBED, train, validation.subset(np.arange(min(len(validation), 2000))), seen=False)
+    return TaskData(EMBED, train, validation.subset(np.arange(min(len(validation), 2000))), False, options.form)
 
 
 def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:
@@ -163,12 +167,10 @@ def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:
         return None
 
 
-def _split(data: Dataset, seed: int, val_fraction: float, limit: int | None) -> tuple[Dataset, Dataset]:
+def _split(data: Dataset, options: DataOptions) -> tuple[Dataset, Dataset]:
     """Drawn by the seed: whole groups of texts that are parts of one another; else of every class the same share."""
-    rng = np.random.default_rng([seed, 3])
-    order = rng.permutation(len(data))
-    if limit is not None:
-        order = order[:limit]
+    seed, val_fraction = options.seed, options.val_fraction
+    order = np.random.default_rng([seed, 3]).permutation(len(data))[: options.limit]
     if len(order) < 4:
         raise DataError(f"the training data has {len(order)} examples; at least 4 are needed")
     rows = np.sort(order)

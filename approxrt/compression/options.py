@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from approxrt.errors import InputError
+from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
 OBJECTIVES = ("speed", "size", "accuracy")
 RECIPES = ("train", "one-shot")
@@ -27,6 +28,7 @@ class CompressOptions:
     recipe        "train" or "one-shot" (no training: a few minutes, a larger loss)
     target        "cpu": tiles of 16x4 wherever they pay; "cuda": structures only, tiles would not suit tensor cores
     vocabulary    "full" or "task" (only pieces that the training texts use); None: "task" if a shrink asks for it
+    data_format   how the data files are laid out, where otherwise than their task's own
     method        "ours", or a baseline to compare with: "magnitude" (one-shot), "paper" (Nagarajan et al. 2020)
     """
 
@@ -48,6 +50,7 @@ class CompressOptions:
     batch_size: int = 32
     threads: int | None = None
     save_seconds: float = 120.0
+    data_format: DataFormat = PLAIN
 
     def check(self) -> None:
         """Raise InputError for values that cannot work or that exclude each other."""
@@ -82,6 +85,7 @@ class CompressOptions:
         for name in ("max_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_format(self.data_format)
         self._check_constraints()
 
     def _check_constraints(self) -> None:
@@ -118,6 +122,8 @@ class CompressOptions:
         data = dataclasses.asdict(self)
         for name in ("save_seconds", "budget", "threads"):
             data.pop(name)
+        if self.data_format == PLAIN:
+            data.pop("data_format")  # runs from before there was a choice go on
         return {**data, "objective": list(self.objective)}
 
 

@@ -58,10 +58,10 @@ def evaluate_dev(run: Compression, artifact: Path, file: Path | None) -> dict[st
         return None
     spec, data = run.checkpoint.spec, run.data
     if data.embeds:
-        texts = read_texts(file)[:2000]
+        texts = read_texts(file, data.form)[:2000]
         dataset = Dataset(texts, np.zeros(len(texts), np.float32), None)
     else:
-        dataset = read_task(data.task, file, spec.labels if data.classifies else None, not data.classifies)
+        dataset = read_task(data.task, file, spec.labels if data.classifies else None, not data.classifies, data.form)
     whole = encode(dataset, run.checkpoint.tokenizer_json, run.length)
     dense = predict(Student(spec, run.checkpoint.tensors), whole.ids, whole.types)
     model = approxrt.load(artifact, threads=run.threads)

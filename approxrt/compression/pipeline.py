@@ -24,7 +24,7 @@ from approxrt.approx.student import Student, dequantized, predict
 from approxrt.approx.teacher import Teacher, teach
 from approxrt.approx.vocabulary import apply_vocabulary, compact_tokenizer, trim_positions
 from approxrt.compression import oneshot
-from approxrt.compression.data import TaskData, encode, read_data
+from approxrt.compression.data import DataOptions, TaskData, encode, read_data
 from approxrt.compression.lessons import with_more_pairs
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.stages import run_stages
@@ -73,9 +73,8 @@ class Compression:
         self.threads = resolve_threads(options.threads)
         self.folder = find_folder(checkpoint)
         self.checkpoint: Checkpoint = load_checkpoint(self.folder)
-        self.data: TaskData = read_data(
-            task, data, self.checkpoint, self.folder, options.seed, options.val_fraction, options.limit
-        )
+        reading = DataOptions(options.seed, options.val_fraction, options.limit, options.data_format)
+        self.data: TaskData = read_data(task, data, self.checkpoint, self.folder, reading)
         learns = options.method == "ours" and options.recipe == "train" and "accuracy" not in options.objective
         # What a student learns from; what it is cut by, and timed on, are the training texts alone.
         self.texts = with_more_pairs(self.data.train, options.seed) if learns else self.data.train

@@ -43,7 +43,7 @@ def render_chat(spec: DecoderSpec, messages: Messages) -> str:
     return text
 
 
-def _check(messages: Any) -> list[dict[str, str]]:
+def _check(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise InputError("a conversation is a list of at least one {'role': ..., 'content': ...}")
     checked = []
@@ -52,5 +52,5 @@ def _check(messages: Any) -> list[dict[str, str]]:
             isinstance(message.get(key), str) for key in ("role", "content")
         ):
             raise InputError(f"message {i} is {message!r:.80}; it must have a str 'role' and a str 'content'")
-        checked.append({str(key): str(value) for key, value in message.items()})
+        checked.append({str(key): value for key, value in message.items()})
     return checked

@@ -11,15 +11,16 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import approxrt
 from approxrt.errors import ApproxrtError, InputError, TextTooLongError
 from approxrt.runtime.model import Model
-from approxrt.serving.errors import RequestError
+from approxrt.serving.errors import ContextOverflow, RequestError
 from approxrt.serving.gate import Gate
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.registry import Registry
-from approxrt.serving.routes import cohere, health, kserve, openai, openai_text, tei
+from approxrt.serving.routes import cohere, health, hub, kserve, openai, openai_text, tei
 from approxrt.serving.settings import Settings
 
 log = logging.getLogger("approxrt.serving")
@@ -39,9 +40,18 @@ def create_app(models: Iterable[tuple[str, Model]], settings: Settings | None = 
 
     app = FastAPI(title="approxrt", version=approxrt.__version__, lifespan=lifespan)
     app.state.registry, app.state.metrics, app.state.settings, app.state.draining = registry, metrics, settings, False
-    for adapter in (health, tei, openai, openai_text, cohere, kserve):
+    for adapter in (health, tei, hub, openai, openai_text, cohere, kserve):
         app.include_router(adapter.router)
     app.add_middleware(Gate, settings=settings, metrics=metrics, answer=error_answer)
+    if settings.cors_origins:
+        # Around the gate: a browser asks without a key first whether it may ask, and reads errors, too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["retry-after", kserve.HEADER],
+        )
     app.add_exception_handler(ApproxrtError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -55,9 +65,9 @@ def error_answer(path: str, error: RequestError) -> tuple[bytes, list[tuple[byte
     content: dict[str, Any]
     if path.endswith("/rerank") and path.startswith(("/v1/", "/v2/")):
         content = {"message": message}
-    elif path.startswith("/v1/"):
+    elif _is_openai(path):
         kind = "server_error" if error.status >= 500 else "invalid_request_error"
-        content = {"error": {"message": message, "type": kind, "param": None, "code": error.kind}}
+        content = {"error": {"message": message, "type": kind, "param": error.param, "code": error.code or error.kind}}
     elif path.startswith("/v2"):
         content = {"error": message}
     else:
@@ -70,6 +80,10 @@ def error_answer(path: str, error: RequestError) -> tuple[bytes, list[tuple[byte
     return json.dumps(content).encode(), headers
 
 
+def _is_openai(path: str) -> bool:
+    return path.startswith("/v1/") and not path.endswith("/rerank")
+
+
 def _respond(request: Request, error: RequestError) -> Response:
     body, headers = error_answer(request.url.path, error)
     return Response(body, error.status, headers={k.decode(): v.decode() for k, v in headers})
@@ -79,6 +93,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     """An error of approxrt: what the request asked for cannot be done."""
     if isinstance(error, RequestError):
         return _respond(request, error)
+    if isinstance(error, TextTooLongError) and _is_openai(request.url.path):
+        return _respond(request, ContextOverflow(str(error)))
     known = _error(413 if isinstance(error, TextTooLongError) else 400 if isinstance(error, InputError) else 500, error)
     if known.status == 500:
         log.error("request failed", exc_info=error)
@@ -88,8 +104,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     """A body that does not fit the route: every fault with its place."""
     assert isinstance(error, RequestValidationError)
-    faults = [f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg']}" for e in error.errors()[:8]]
-    return _respond(request, _error(422, "; ".join(dict.fromkeys(faults))))
+    errors = error.errors()[:8]
+    faults = [f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg']}" for e in errors]
+    answer = _error(400 if _is_openai(request.url.path) else 422, "; ".join(dict.fromkeys(faults)))
+    answer.param = next((str(e["loc"][1]) for e in errors if len(e["loc"]) > 1), None)
+    return _respond(request, answer)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,10 @@ class Batcher:
                 if item.future.done() and not item.future.cancelled():
                     item.future.exception()  # looked at, so that asyncio does not report the others' copies
                 item.future.cancel()
+
+    async def alone(self, function: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray:
+        """What a function of the model gives, in a turn of its own between passes."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def close(self) -> None:
         """Stop when the queue is empty."""

@@ -6,14 +6,33 @@ from approxrt.errors import ApproxrtError
 
 
 class RequestError(ApproxrtError):
-    """A request that is answered with an error; `status` is HTTP's, `kind` a word that programs can match."""
+    """A request that is answered with an error.
+
+    status  HTTP's
+    kind    a word that programs can match
+    code    the same in OpenAI's words, on its routes; by default the kind
+    param   the field that is wrong, where there is one
+    """
 
     status = 400
     kind = "Validation"
+    code: str | None = None
 
-    def __init__(self, message: str, retry_after: int | None = None) -> None:
+    def __init__(self, message: str, retry_after: int | None = None, param: str | None = None) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.param = retry_after, param
+
+
+class UnknownField(RequestError):
+    """A field that the route does not know and that might change its answer."""
+
+    code = "unknown_parameter"
+
+
+class ContextOverflow(RequestError):
+    """A prompt or a text that is longer than the model's context, on OpenAI's routes."""
+
+    code = "context_length_exceeded"
 
 
 class TooLarge(RequestError):
@@ -27,6 +46,7 @@ class UnknownModel(RequestError):
 
     status = 404
     kind = "NotFound"
+    code = "model_not_found"
 
 
 class Unauthorized(RequestError):
@@ -34,6 +54,7 @@ class Unauthorized(RequestError):
 
     status = 401
     kind = "Unauthorized"
+    code = "invalid_api_key"
 
 
 class Overloaded(RequestError):

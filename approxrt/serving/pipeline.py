@@ -1,103 +1,237 @@
-"""A callable in the manner of transformers' pipelines: `pipeline("text-classification", ARTIFACT)("a text")`."""
+"""A callable in the manner of transformers' pipelines: `pipeline("text-classification", ARTIFACT)("a text")`.
+
+It takes transformers' arguments, by position and by name. One that an artifact cannot obey is an InputError that names
+it; those of where to download a model from, of batches and of workers change no result.
+"""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from approxrt.errors import InputError, TruncationWarning
-from approxrt.runtime.loading import load
+from approxrt.errors import InputError
+from approxrt.runtime.activation import apply_activation
 from approxrt.runtime.model import Model
+from approxrt.serving.originals import as_list, check_count, open_model, refuse, require_torch
 
 CLASSIFICATION = ("text-classification", "sentiment-analysis")
 TASKS = (*CLASSIFICATION, "feature-extraction")
+FUNCTIONS = ("none", "sigmoid", "softmax")
+_ABSENT: Any = object()
+# Who asks, and how the original would go about it: no answer depends on them.
+_NONE: frozenset[str] = frozenset()
+_NO_MATTER = frozenset({"token", "trust_remote_code", "num_workers", "use_fast"})
+# Padding is never computed; the tensors are the tokenizer's own.
+_NEUTRAL_TOKENIZING: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (True,),
+    "padding": (True, False, "longest", "max_length", "do_not_pad"),
+    "return_tensors": ("pt", "np"),
+    "stride": (0,),
+}
+_CUTS: dict[Any, bool] = {True: True, "longest_first": True, False: False, "do_not_truncate": False}
 
 
 def pipeline(
-    task: str, model: str | os.PathLike[str] | Model, threads: int | None = None, top_k: int | None = 1
+    task: str | None = None,
+    model: str | os.PathLike[str] | Model | None = None,
+    config: Any = None,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    image_processor: Any = None,
+    video_processor: Any = None,
+    processor: Any = None,
+    revision: str | None = None,
+    use_fast: bool = True,
+    token: Any = None,
+    device: Any = None,
+    device_map: Any = None,
+    dtype: Any = "auto",
+    trust_remote_code: bool | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    pipeline_class: Any = None,
+    *,
+    threads: int | None = None,
+    **options: Any,
 ) -> Callable[..., Any]:
-    """A callable for `task`, one of text-classification (sentiment-analysis) and feature-extraction.
+    """A callable for `task`, one of text-classification (sentiment-analysis) and feature-extraction; by default the
+    one that the artifact is for.
 
-    Texts in, what transformers' pipeline of that task returns out. Texts over the model's limit are cut.
-    Raises InputError for another task, or one that the artifact is not for.
+    Texts in, what transformers' pipeline of that task returns out. Texts over the model's limit are cut, unless
+    `truncation` is False. `options` are the call's own, for every call: top_k, function_to_apply, truncation,
+    max_length, batch_size, ... Raises InputError for another task, or one that the artifact is not for, and for what an
+    artifact cannot obey.
     """
-    if task not in TASKS:
+    if task is not None and task not in TASKS:
         raise InputError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
-    loaded = model if isinstance(model, Model) else load(model, device="cpu", threads=threads)
-    if task == "feature-extraction":
-        return FeatureExtraction(loaded)
+    refuse(
+        {
+            "config": config,
+            "feature_extractor": feature_extractor,
+            "image_processor": image_processor,
+            "video_processor": video_processor,
+            "processor": processor,
+            "revision": revision,
+            "device_map": device_map,
+            "dtype": _dtype(dtype),
+            "torch_dtype": _dtype(options.pop("torch_dtype", None)),
+            "model_kwargs": model_kwargs,
+            "pipeline_class": pipeline_class,
+            "framework": options.pop("framework", None),
+            "binary_output": options.pop("binary_output", None),
+        },
+        dtype=("auto", "float32"),
+        torch_dtype=("auto", "float32"),
+        framework=("pt",),
+        binary_output=(False,),
+    )
+    loaded = open_model(model, device, threads)
+    if tokenizer is not None and not _is_own(tokenizer, loaded):
+        raise InputError(f"tokenizer={tokenizer!r:.80}: an artifact has its own: leave it out")
+    if task == "feature-extraction" or (task is None and not loaded.labels):
+        return FeatureExtraction(loaded, options)
     if not loaded.labels:
         raise InputError(f"{str(loaded.path)!r} has no labels: use task feature-extraction")
-    return TextClassification(loaded, top_k)
+    return TextClassification(loaded, options)
 
 
-class TextClassification:
+def _dtype(value: Any) -> str | None:
+    """torch.float32 and "float32" are the same."""
+    return None if value is None else str(value).removeprefix("torch.")
+
+
+def _is_own(tokenizer: Any, model: Model) -> bool:
+    """Whether a tokenizer is named by the artifact's own folder."""
+    return isinstance(tokenizer, str | os.PathLike) and os.path.realpath(tokenizer) == os.path.realpath(model.path)
+
+
+class _Pipeline:
+    """Options of every call under those of one, and inputs one by one or many."""
+
+    def __init__(self, model: Model, options: dict[str, Any] | None = None) -> None:
+        self.model, self.options = model, options or {}
+        self._checked({})
+
+    def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
+        """All options of a call. Raises InputError for one that cannot be obeyed."""
+        raise NotImplementedError
+
+    def _answers(self, texts: list[Any], options: dict[str, Any]) -> list[Any]:
+        """An answer a text."""
+        raise NotImplementedError
+
+    def _run(self, inputs: Any, options: dict[str, Any]) -> Any:
+        """A list for a list, a generator for a generator, one answer for all else."""
+        if isinstance(inputs, types.GeneratorType | Iterator):
+            return (self._answers([_text(item, i)], options)[0] for i, item in enumerate(inputs))
+        if isinstance(inputs, str | Mapping):
+            return self._answers([_text(inputs, 0)], options)[0]
+        items = as_list(inputs)
+        return self._answers([_text(item, i) for i, item in enumerate(items)], options) if items else []
+
+    def _encode(self, texts: list[Any], options: dict[str, Any]) -> Any:
+        """Token ids; max_length alone asks for a cut, too."""
+        cut, length = options.get("truncation"), options.get("max_length")
+        try:
+            truncate = True if cut is None else _CUTS[cut]
+        except (KeyError, TypeError):
+            shown = ", ".join(repr(value) for value in _CUTS)
+            raise InputError(f"truncation is {cut!r}; it must be one of {shown}") from None
+        check_count("max_length", length)
+        limit = self.model.spec.max_length
+        # A limit beyond the artifact's own cuts nothing that it would not cut itself, but where the original reads on.
+        if length is not None and length > limit:
+            raise InputError(f"max_length is {length}; the artifact has positions for {limit} tokens")
+        return self.model.encode(texts, truncate, max_length=length if truncate else None)
+
+
+class TextClassification(_Pipeline):
     """See `pipeline`."""
 
-    def __init__(self, model: Model, top_k: int | None) -> None:
-        self.model, self.top_k = model, top_k
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """[{label, score}] of one text; {label, score} of each of a list or of an object {text, text_pair}.
 
-    def __call__(self, inputs: Any, top_k: int | str | None = "default", function_to_apply: str | None = None) -> Any:
-        """[{label, score}] of one text or of each of a list; with `top_k` other than 1 lists of them, None: all.
-
-        inputs              a text, {text, text_pair}, or a list of either
-        function_to_apply   softmax, sigmoid or none; default: what fits the model
+        inputs              a text, {text, text_pair}, or a list or generator of either
+        top_k               how many labels, best first, None for all: then each text has a list of them
+        function_to_apply   softmax, sigmoid or none; default: what the checkpoint has transformers apply
+        truncation, max_length   how texts are cut
         """
-        items = list(inputs) if isinstance(inputs, Sequence) and not isinstance(inputs, str) else [inputs]
-        texts = [_text(item, i) for i, item in enumerate(items)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)
-            logits = self.model.logits(texts)
-        scores = _applied(logits, function_to_apply) if function_to_apply else self.model.scores(logits)
-        wanted = self.top_k if top_k == "default" else top_k
+        answers = self._run(inputs, self._checked(options))
+        # transformers gives one text's best label as a list of one.
+        return [answers] if isinstance(inputs, str) and "top_k" not in options else answers
+
+    def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
+        options = self.options | given
+        own = frozenset({"top_k", "function_to_apply", "truncation", "max_length", "batch_size"})
+        refuse({k: v for k, v in options.items() if k not in own}, _NO_MATTER, **_NEUTRAL_TOKENIZING)
+        check_count("batch_size", options.get("batch_size"))
+        wanted = options.get("top_k", 1)
         if wanted is not None and (type(wanted) is not int or wanted < 1):
             raise InputError(f"top_k is {wanted!r}; it must be a number of at least 1, or None for all labels")
-        answers = [
-            [{"label": self.model.labels[j], "score": float(row[j])} for j in np.argsort(-row, kind="stable")[:wanted]]
+        function = options.get("function_to_apply")
+        name = getattr(function, "name", function)  # transformers' own enumeration, too
+        if function is not None and (not isinstance(name, str) or name.lower() not in FUNCTIONS):
+            raise InputError(f"function_to_apply is {function!r}; it must be one of {', '.join(FUNCTIONS)}")
+        return options | ({"function_to_apply": str(name).lower()} if function is not None else {})
+
+    def _answers(self, texts: list[Any], options: dict[str, Any]) -> list[Any]:
+        encoded = self._encode(texts, options)
+        logits = self.model.forward_ids(encoded.ids, encoded.type_ids, "logits")
+        scores = apply_activation(logits, options.get("function_to_apply") or self._function())
+        labels, wanted = self.model.labels, options.get("top_k", _ABSENT)
+        if wanted is _ABSENT:
+            return [{"label": labels[int(row.argmax())], "score": float(row.max())} for row in scores]
+        return [
+            [{"label": labels[j], "score": float(row[j])} for j in np.argsort(-row, kind="stable")[:wanted].tolist()]
             for row in scores
         ]
-        if wanted == 1:
-            return [answer[0] for answer in answers]
-        # transformers gives one text's labels as a list of their own only if it came in a list.
-        return answers if isinstance(inputs, (list, tuple)) else answers[0]
+
+    def _function(self) -> str:
+        """What transformers applies to this model's outputs; an artifact of before the field goes by its task."""
+        by_task = {"regression": "none", "multi_label": "sigmoid"}.get(self.model.spec.task_type, "softmax")
+        return self.model.spec.head.function_to_apply or by_task
 
 
-class FeatureExtraction:
+class FeatureExtraction(_Pipeline):
     """See `pipeline`: hidden states of the last layer, before pooling."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Nested lists [1, tokens, hidden] of one text, a list of those for a list; tensors with return_tensors."""
+        return self._run(inputs, self._checked(options))
 
-    def __call__(self, inputs: str | Sequence[str]) -> Any:
-        """Nested lists [1, tokens, hidden] of one text; a list of those for a list."""
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        encoded = self.model.encode(texts)
+    def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
+        options = self.options | given
+        inner = dict(options.pop("tokenize_kwargs", None) or {})
+        if "truncation" in options and "truncation" in inner:
+            raise InputError("truncation is given twice, by itself and in tokenize_kwargs: leave one out")
+        own = frozenset({"return_tensors", "truncation", "batch_size"})
+        refuse({k: v for k, v in options.items() if k not in own}, _NO_MATTER)
+        refuse({k: v for k, v in inner.items() if k not in ("truncation", "max_length")}, _NONE, **_NEUTRAL_TOKENIZING)
+        check_count("batch_size", options.get("batch_size"))
+        return inner | options
+
+    def _answers(self, texts: list[Any], options: dict[str, Any]) -> list[Any]:
+        encoded = self._encode(texts, options)
         states = [
-            [self.model.hidden_states(ids, types).tolist()]
-            for ids, types in zip(encoded.ids, encoded.type_ids, strict=True)
+            self.model.hidden_states(ids, types)[None] for ids, types in zip(encoded.ids, encoded.type_ids, strict=True)
         ]
-        return states[0] if isinstance(inputs, str) else states
+        if options.get("return_tensors"):
+            torch = require_torch("return_tensors")
+            return [torch.from_numpy(np.ascontiguousarray(array)) for array in states]
+        return [array.tolist() for array in states]
 
 
 def _text(item: Any, index: int) -> Any:
     if isinstance(item, Mapping):
+        unknown = sorted(set(item) - {"text", "text_pair"})
+        if unknown:
+            raise InputError(
+                f"input {index} has the keys {', '.join(map(str, unknown))}; it may have text and text_pair"
+            )
         if not isinstance(item.get("text"), str):
             raise InputError(f"input {index} has no text under 'text'")
-        return (item["text"], str(item["text_pair"])) if item.get("text_pair") is not None else item["text"]
+        return item["text"] if item.get("text_pair") is None else (item["text"], item["text_pair"])
     return item
-
-
-def _applied(logits: np.ndarray, function: str) -> np.ndarray:
-    wide = logits.astype(np.float64)
-    if function == "none":
-        return wide
-    if function == "sigmoid":
-        return 1.0 / (1.0 + np.exp(-wide))
-    if function == "softmax":
-        shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)
-    raise InputError(f"function_to_apply is {function!r}; it must be softmax, sigmoid or none")

@@ -9,12 +9,13 @@ starts and stops replicas by how many requests are under way. Artifacts must be 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from approxrt.errors import InputError, MissingDependencyError
+from approxrt.errors import InputError, MissingDependencyError, TruncationWarning
 from approxrt.serving.settings import Settings
 
 
@@ -106,10 +107,9 @@ class BatchPredictor:
         if self.pair is not None:
             texts = list(zip(texts, (str(text) for text in batch[self.pair]), strict=True))
         if not self.model.labels:
-            encoded = self.model.encode(texts, self.truncate)
-            rows = self.model.forward_ids(encoded.ids, encoded.type_ids, "pooled")
-            norms = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
-            return batch | {"embedding": rows / norms}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TruncationWarning)
+                return batch | {"embedding": self.model.embed(texts, truncate=self.truncate)}
         answers = [answer[0] for answer in self.model.classify(texts, truncate=self.truncate)]
         scores = np.array([answer.score for answer in answers], np.float32)
         if self.model.spec.task_type == "regression":

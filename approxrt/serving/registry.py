@@ -13,7 +13,7 @@ import numpy as np
 from approxrt.errors import InputError
 from approxrt.runtime.decoder_model import DecoderModel
 from approxrt.runtime.model import Model
-from approxrt.runtime.tokenize import Encoded, Text
+from approxrt.runtime.tokenize import Encoded, Text, with_prompt
 from approxrt.serving.batcher import Batcher
 from approxrt.serving.errors import RequestError, TooLarge, UnknownModel
 from approxrt.serving.generator import Generator
@@ -32,6 +32,24 @@ class Answer:
     truncated: list[bool]
 
 
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How texts become vectors.
+
+    normalize    of length 1
+    truncate     texts over the limit are cut; else they are an error
+    side         what a cut text loses, "left" or "right"; None: what its tokenizer says
+    prompt_name  of the model's prompts, the one before each text; None: its default prompt, if it has one
+    dimensions   the first so many elements, before they are normalised; None: all
+    """
+
+    normalize: bool = True
+    truncate: bool = False
+    side: str | None = None
+    prompt_name: str | None = None
+    dimensions: int | None = None
+
+
 class Served:
     """One model behind its queue."""
 
@@ -44,32 +62,55 @@ class Served:
         return self.model.labels
 
     @property
+    def kind(self) -> str:
+        """As TEI sorts models: "embedding" without labels, "reranker" with one output, "classifier" with several."""
+        return "embedding" if not self.labels else "reranker" if len(self.labels) == 1 else "classifier"
+
+    @property
     def crowded(self) -> bool:
         """More waits than the next pass takes."""
         return self.batcher.waiting_tokens > self.settings.max_batch_tokens
 
-    async def run(self, texts: Sequence[Text], output: str, truncate: bool) -> Answer:
+    async def run(self, texts: Sequence[Text], output: str, truncate: bool, side: str | None = None) -> Answer:
         """`output` is "logits" or "pooled". Raises what `Model` raises, TooLarge, Overloaded and Unavailable."""
-        encoded = await self._encode(texts, truncate)
+        encoded = await self._encode(texts, truncate, side)
         rows = await self.batcher.submit(encoded.ids, encoded.type_ids, output)
         return Answer(rows, [len(ids) for ids in encoded.ids], encoded.truncated)
 
-    async def run_ids(self, ids: Sequence[Sequence[int]], output: str) -> Answer:
-        """The same for token ids, specials included."""
+    async def embed(self, texts: Sequence[Text], options: EmbedOptions) -> Answer:
+        """Pooled states of texts, behind the prompt that is asked for. Raises what `run` raises."""
+        before = self.model.prompt(None, options.prompt_name)
+        self._check_dimensions(options)
+        encoded = await self._encode(with_prompt(texts, before), options.truncate, options.side)
+        if before and not self.model.spec.text.include_prompt:
+            # The engine pools whole texts; what leaves tokens out is done by the model itself.
+            rows = await self.batcher.alone(self.model.pooled, encoded, before)
+        else:
+            rows = await self.batcher.submit(encoded.ids, encoded.type_ids, "pooled")
+        return Answer(_finished(rows, options), [len(ids) for ids in encoded.ids], encoded.truncated)
+
+    async def embed_ids(self, ids: Sequence[Sequence[int]], options: EmbedOptions) -> Answer:
+        """The same for token ids, specials (and a prompt's) included, which are not cut."""
+        for name in ("prompt_name", "side"):
+            if getattr(options, name) is not None:
+                field = "truncation_direction" if name == "side" else name
+                raise RequestError(f"{field} is for texts; token ids are taken as they are: leave it out", param=field)
         self._check_count(len(ids))
+        self._check_dimensions(options)
         spec = self.model.spec
         for i, row in enumerate(ids):
             if not 1 <= len(row) <= spec.max_length:
                 raise RequestError(f"input {i} has {len(row)} tokens; it must have 1 to {spec.max_length}")
             if not 0 <= min(row) <= max(row) < spec.vocab_size:
                 raise RequestError(f"input {i}: token ids must lie between 0 and {spec.vocab_size - 1}")
-        rows = await self.batcher.submit([list(row) for row in ids], [[0] * len(row) for row in ids], output)
-        return Answer(rows, [len(row) for row in ids], [False] * len(ids))
+        rows = await self.batcher.submit([list(row) for row in ids], [[0] * len(row) for row in ids], "pooled")
+        return Answer(_finished(rows, options), [len(row) for row in ids], [False] * len(ids))
 
-    async def embed(self, texts: Sequence[Text], normalize: bool, truncate: bool) -> Answer:
-        """Pooled states, of length 1 if `normalize`."""
-        answer = await self.run(texts, "pooled", truncate)
-        return Answer(normalized(answer.rows) if normalize else answer.rows, answer.tokens, answer.truncated)
+    def _check_dimensions(self, options: EmbedOptions) -> None:
+        width = self.model.spec.hidden_size
+        if options.dimensions is not None and not 1 <= options.dimensions <= width:
+            text = f"dimensions is {options.dimensions}; model {self.name!r} has 1 to {width}"
+            raise RequestError(text, param="dimensions")
 
     def _check_count(self, count: int) -> None:
         if not count:
@@ -77,18 +118,19 @@ class Served:
         if count > self.settings.max_inputs:
             raise TooLarge(f"{count} inputs in one request; the limit is {self.settings.max_inputs}: send several")
 
-    async def _encode(self, texts: Sequence[Text], truncate: bool) -> Encoded:
+    async def _encode(self, texts: Sequence[Text], truncate: bool, side: str | None) -> Encoded:
         self._check_count(len(texts))
         size = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
         if size <= INLINE_CHARACTERS:
-            return self.model.encode(texts, truncate)
-        return await asyncio.get_running_loop().run_in_executor(None, self.model.encode, texts, truncate)
+            return self.model.encode(texts, truncate, side)
+        return await asyncio.get_running_loop().run_in_executor(None, self.model.encode, texts, truncate, side)
 
 
 class ServedDecoder:
     """A model that generates, behind its continuous batching."""
 
     labels = ()
+    kind = "generator"
 
     def __init__(self, name: str, model: DecoderModel, settings: Settings, metrics: Metrics) -> None:
         self.name, self.model, self.settings, self.created = name, model, settings, int(time.time())
@@ -96,7 +138,7 @@ class ServedDecoder:
 
 
 class Registry:
-    """Models by name; a request that names none gets the first that can do what it asks for."""
+    """Models by name; a request that names none gets the only one that can do what it asks for."""
 
     def __init__(self, models: Iterable[tuple[str, Model]], settings: Settings, metrics: Metrics) -> None:
         self._served: dict[str, Served | ServedDecoder] = {}
@@ -113,21 +155,40 @@ class Registry:
     def __iter__(self) -> Iterator[Served | ServedDecoder]:
         return iter(self._served.values())
 
-    def get(self, name: str | None, labels: bool | None = None) -> Served:
-        """The encoder of that name; without a name the first with (or without) labels. Raises UnknownModel.
+    def get(self, name: str | None, kinds: Sequence[str] | None, route: str) -> Served:
+        """The encoder of that name; without a name, the only one of the first of `kinds` that any model is of.
 
-        A server with one model takes any name: clients send what they were once configured with.
+        A server with one model takes any name: clients send what they were once configured with. Raises UnknownModel,
+        and RequestError for a model of another kind, for none, and for several that fit.
         """
-        encoders = [model for model in self if isinstance(model, Served)]
-        fitting = [model for model in encoders if labels is None or bool(model.labels) == labels] or encoders
-        found = self._named(name, fitting)
+        wanted = kinds or ("classifier", "reranker", "embedding")
+        groups = [[model for model in self if model.kind == kind] for kind in wanted]
+        if kinds is None:
+            groups = [[model for group in groups for model in group]]
+        found = self._named(name, groups, route)
+        if not isinstance(found, Served):
+            raise RequestError(f"model {found.name!r} generates text: use /v1/completions or /v1/chat/completions")
+        if found.kind not in wanted:
+            use = "/embed" if found.kind == "embedding" else "/predict"
+            raise RequestError(f"{route}: model {found.name!r} is for {found.model.spec.task_type}; use {use}")
+        return found
+
+    def reranker(self, name: str | None) -> Served:
+        """The reranker of that name, or an embedder, which ranks by cosine; without a name the only reranker of pairs,
+        or the only embedder where there is none.
+        """
+        pairs: list[Served | ServedDecoder] = [
+            model for model in self
+            if isinstance(model, Served) and model.kind == "reranker" and model.model.spec.inputs != "single"
+        ]  # fmt: skip
+        found = self._named(name, [pairs, [model for model in self if model.kind == "embedding"]], "/rerank")
         if not isinstance(found, Served):
             raise RequestError(f"model {found.name!r} generates text: use /v1/completions or /v1/chat/completions")
         return found
 
     def decoder(self, name: str | None) -> ServedDecoder:
-        """The decoder of that name, or without a name the first. Raises UnknownModel."""
-        found = self._named(name, [model for model in self if isinstance(model, ServedDecoder)])
+        """The decoder of that name, or without a name the only one. Raises UnknownModel and RequestError."""
+        found = self._named(name, [[model for model in self if isinstance(model, ServedDecoder)]], "text")
         if not isinstance(found, ServedDecoder):
             raise RequestError(f"model {found.name!r} does not generate text: use /predict, /embed or /rerank")
         return found
@@ -138,18 +199,34 @@ class Registry:
             raise UnknownModel(f"no model is called {name!r}; there are {', '.join(map(repr, self._served))}")
         return self._served[name]
 
-    def _named(self, name: str | None, fitting: Sequence[Served | ServedDecoder]) -> Served | ServedDecoder:
-        if name is not None and name in self._served:
-            return self._served[name]
-        if name is None or len(self._served) == 1:
-            return (fitting or list(self))[0]
-        return self.exactly(name)
+    def _named(
+        self, name: str | None, groups: Sequence[Sequence[Served | ServedDecoder]], what: str
+    ) -> Served | ServedDecoder:
+        """The model of that name; without one, the only model of the first group that is not empty."""
+        if len(self._served) == 1:
+            return next(iter(self))
+        if name is not None:
+            return self.exactly(name)
+        fitting = next((group for group in groups if group), ())
+        if len(fitting) == 1:
+            return fitting[0]
+        if not fitting:
+            shown = ", ".join(f"{model.name!r} ({model.kind})" for model in self)
+            raise RequestError(f"{what}: no model here is for that; there are {shown}", param="model")
+        shown = ", ".join(repr(model.name) for model in fitting)
+        raise RequestError(f"{what}: several models can answer: name one of {shown} in 'model'", param="model")
 
     async def close(self) -> None:
         """Finish what is queued."""
         await asyncio.gather(
             *(model.batcher.close() if isinstance(model, Served) else model.generator.close() for model in self)
         )
+
+
+def _finished(rows: np.ndarray, options: EmbedOptions) -> np.ndarray:
+    """Cut to the dimensions that are asked for, then of length 1 if that is."""
+    kept = rows if options.dimensions is None else np.ascontiguousarray(rows[:, : options.dimensions])
+    return normalized(kept) if options.normalize else kept
 
 
 def normalized(rows: np.ndarray) -> np.ndarray:

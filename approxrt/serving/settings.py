@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 
 from approxrt.errors import InputError
@@ -21,6 +22,7 @@ class Settings:
     max_inputs         texts of one request
     max_body_bytes     of one request
     api_key            what clients must send (Authorization: Bearer KEY, or X-Api-Key); None: nothing
+    cors_origins       origins whose pages may ask (https://example.org, or * for all); none: browsers' pages may not
     drain_s            how long a server that is told to stop finishes what it has accepted
     """
 
@@ -33,6 +35,7 @@ class Settings:
     max_body_bytes: int = 8_000_000
     api_key: str | None = None
     drain_s: float = 30.0
+    cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         least = {"max_batch_tokens": 1, "max_queue": 1, "max_sequences": 1, "max_inputs": 1, "max_body_bytes": 1000}
@@ -47,6 +50,12 @@ class Settings:
             raise InputError("timeout_s is 0; every request would fail: give some seconds")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             raise InputError("the API key must be printable ASCII, which headers can carry, and not empty")
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+                raise InputError(
+                    f"the origin {origin!r} is not one: write * for all, or a scheme and a host without a path, "
+                    "such as https://example.org or http://localhost:3000"
+                )
 
     def public(self) -> dict[str, object]:
         """All of it that anyone may read."""

@@ -30,6 +30,11 @@ class Task:
     columns: tuple[str, ...] | None = None
     regression: bool | None = False
 
+    @property
+    def unquoted_tsv(self) -> bool:
+        """Whether a quotation mark in its .tsv files is a part of the text, as in GLUE's own."""
+        return self.labels is not None or self.regression is True
+
 
 _ENTAILS = ("entailment", "not_entailment")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from approxrt.runtime.activation import apply_activation
 from approxrt.serving.errors import RequestError
-from approxrt.serving.routes.common import Body, rank, registry_of, reply
+from approxrt.serving.routes.body import Body, Integer, Neutral
+from approxrt.serving.routes.common import rank, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.watch import while_connected
 
@@ -17,13 +19,17 @@ router = APIRouter(tags=["cohere"], route_class=JsonRoute)
 
 
 class RerankBody(Body):
-    """Documents over the model's limit are cut, as cohere does."""
+    """Documents over the model's limit are cut, as cohere does. `max_tokens_per_doc` may not ask for an earlier cut."""
 
     query: str
     documents: list[str | dict[str, Any]]
     model: str | None = None
-    top_n: int | None = None
-    return_documents: bool = False
+    top_n: Integer | None = None
+    return_documents: bool | None = None
+    max_tokens_per_doc: Integer | None = None
+
+    # Of a document that is an object, its text is ranked; a long one is cut, not ranked in several chunks.
+    plain: ClassVar[Neutral] = {"rank_fields": (["text"], []), "max_chunks_per_doc": (1,)}
 
 
 @router.post("/v1/rerank")
@@ -31,13 +37,19 @@ class RerankBody(Body):
 async def rerank(request: Request, body: RerankBody) -> Response:
     """The documents' places, best first, with relevances between 0 and 1."""
     if body.top_n is not None and body.top_n < 1:
-        raise RequestError(f"top_n is {body.top_n}; it must be at least 1")
-    served = registry_of(request).get(body.model)
+        raise RequestError(f"top_n is {body.top_n}; it must be at least 1", param="top_n")
+    served = registry_of(request).reranker(body.model)
+    limit = served.model.spec.max_length
+    if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < limit:
+        raise RequestError(
+            f"max_tokens_per_doc is {body.max_tokens_per_doc}; model {served.name!r} cuts query and document together "
+            f"to {limit} tokens: leave it out",
+            param="max_tokens_per_doc",
+        )
     texts = [_text(document, i) for i, document in enumerate(body.documents)]
-    scores, tokens = await while_connected(
-        request, rank(served, body.query, texts, raw=False, truncate=True), served.crowded
-    )
-    scores = np.clip(scores, 0.0, 1.0)  # cosines of an embedder may be negative
+    outputs, tokens = await while_connected(request, rank(served, body.query, texts, truncate=True), served.crowded)
+    # Cosines of an embedder may be negative.
+    scores = apply_activation(outputs[:, None], "sigmoid")[:, 0] if served.labels else np.clip(outputs, 0.0, 1.0)
     order = np.argsort(-scores, kind="stable")[: body.top_n]
     results: list[dict[str, Any]] = [{"index": i, "relevance_score": float(scores[i])} for i in order.tolist()]
     if body.return_documents:

@@ -9,13 +9,16 @@ from approxrt.serving.errors import Unavailable
 router = APIRouter(tags=["health"])
 
 
+# Load balancers ask with HEAD as well as with GET.
 @router.get("/live")
+@router.head("/live", include_in_schema=False)
 async def live() -> Response:
     """200 as long as the process answers."""
     return Response(status_code=200)
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
 async def health(request: Request) -> Response:
     """200 when requests are welcome, 503 while the server shuts down."""
     check_ready(request)

@@ -17,7 +17,8 @@ from fastapi import APIRouter, Request, Response
 import approxrt
 from approxrt.runtime.tokenize import Text
 from approxrt.serving.errors import RequestError
-from approxrt.serving.registry import Answer, Served
+from approxrt.serving.registry import Answer, EmbedOptions, Served
+from approxrt.serving.routes.body import refuse_other_fields
 from approxrt.serving.routes.common import registry_of, reply
 from approxrt.serving.routes.health import check_ready
 from approxrt.serving.watch import while_connected
@@ -35,11 +36,13 @@ async def server() -> Response:
 
 
 @router.get("/health/live")
+@router.head("/health/live", include_in_schema=False)
 async def live() -> Response:
     return reply({"live": True})
 
 
 @router.get("/health/ready")
+@router.head("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     check_ready(request)
     return reply({"ready": True})
@@ -83,10 +86,13 @@ async def infer(request: Request, name: str, version: str = "1") -> Response:
     """One inference; JSON, or JSON followed by binary tensors."""
     served = _model(request, name, version)
     head, binary = _split(await request.body(), request.headers.get(HEADER))
+    _refuse_unknown(head)
     texts = _texts(served, head, binary)
-    parameters = head.get("parameters") or {}
-    truncate = bool(parameters.get("truncate", True))
-    work = served.run(texts, "logits", truncate) if served.labels else served.embed(texts, True, truncate)
+    truncate = (head.get("parameters") or {}).get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise RequestError(f"parameters.truncate is {truncate!r}; it must be true or false", param="parameters")
+    options = EmbedOptions(truncate=truncate)
+    work = served.run(texts, "logits", truncate) if served.labels else served.embed(texts, options)
     answer = await while_connected(request, work, served.crowded)
     return _answer(served, head, answer)
 
@@ -111,6 +117,21 @@ def _outputs(served: Served) -> list[tuple[str, str, list[int]]]:
 
 
 # -- requests -----------------------------------------------------------------
+
+
+def _refuse_unknown(head: dict[str, Any]) -> None:
+    """Raise UnknownField for what might change the answer, wherever it stands in a request."""
+    refuse_other_fields(head, frozenset({"id", "inputs", "outputs", "parameters", "model_name", "model_version"}))
+    refuse_other_fields(head.get("parameters") or {}, frozenset({"truncate", "binary_data_output"}), "parameters.")
+    tensor = {"inputs": ("data", "datatype", "shape"), "outputs": ("datatype", "shape")}
+    known = {"inputs": "binary_data_size", "outputs": "binary_data"}
+    for part, fields in tensor.items():
+        for i, item in enumerate(head.get(part) or []):
+            if not isinstance(item, dict):
+                continue  # refused where it is read
+            refuse_other_fields(item, frozenset({"name", "parameters", *fields}), f"{part}[{i}].")
+            if isinstance(item.get("parameters"), dict):
+                refuse_other_fields(item["parameters"], frozenset({known[part]}), f"{part}[{i}].parameters.")
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:

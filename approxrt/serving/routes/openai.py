@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
-from approxrt.serving.errors import RequestError
-from approxrt.serving.registry import Answer, Served, ServedDecoder, normalized
-from approxrt.serving.routes.common import Body, TokenId, as_texts, registry_of, reply
+from approxrt.serving.registry import Answer, EmbedOptions, Served, ServedDecoder
+from approxrt.serving.routes.body import Body, Integer
+from approxrt.serving.routes.common import TokenId, as_texts, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.watch import while_connected
 
@@ -21,21 +21,17 @@ class EmbeddingsBody(Body):
 
     input: str | list[str] | list[TokenId] | list[list[TokenId]]
     model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
-    user: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Integer | None = None
 
 
 @router.post("/embeddings")
 async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     """An embedding an input; base64 is little-endian float32. Texts over the model's limit are an error."""
-    served = registry_of(request).get(body.model, labels=False)
-    width = served.model.spec.hidden_size
-    if body.dimensions is not None and not 1 <= body.dimensions <= width:
-        raise RequestError(f"dimensions is {body.dimensions}; model {served.name!r} has 1 to {width}")
-    answer = await while_connected(request, _embed(served, body.input), served.crowded)
-    rows = answer.rows if body.dimensions is None else answer.rows[:, : body.dimensions]
-    rows = normalized(rows).astype("<f4")
+    served = registry_of(request).get(body.model, ("embedding",), "embeddings")
+    options = EmbedOptions(dimensions=body.dimensions)
+    answer = await while_connected(request, _embed(served, body.input, options), served.crowded)
+    rows = answer.rows.astype("<f4")
     encode: Any = (lambda row: base64.b64encode(row.tobytes()).decode()) if body.encoding_format == "base64" else list
     data = [
         {"object": "embedding", "index": i, "embedding": row if encode is list else encode(row)}
@@ -46,11 +42,10 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Response:
     return reply({"object": "list", "data": data, "model": served.name, "usage": usage})
 
 
-async def _embed(served: Served, given: Any) -> Answer:
+async def _embed(served: Served, given: Any, options: EmbedOptions) -> Answer:
     if isinstance(given, str) or (given and isinstance(given[0], str)):
-        return await served.embed(as_texts(given), normalize=False, truncate=False)
-    ids = [given] if given and isinstance(given[0], int) else given
-    return await served.run_ids(ids, "pooled")
+        return await served.embed(as_texts(given), options)
+    return await served.embed_ids([given] if given and isinstance(given[0], int) else given, options)
 
 
 @router.get("/models")

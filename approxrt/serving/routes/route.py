@@ -12,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
+from approxrt.serving.routes.body import Body
+
 
 class JsonRoute(APIRoute):
     """Described in OpenAPI like any route, but the body's bytes go straight to its model.
@@ -34,6 +36,8 @@ class JsonRoute(APIRoute):
             except ValidationError as error:
                 faults = [fault | {"loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
                 raise RequestValidationError(faults) from None
+            if isinstance(body, Body):
+                body.refuse_unknown()
             return await endpoint(request, body)
 
         return handle

@@ -1,17 +1,20 @@
-"""The routes of text-embeddings-inference (TEI): /embed, /predict, /rerank, /info and POST /."""
+"""The routes of text-embeddings-inference (TEI): /embed, /predict, /rerank, /similarity and /info."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
 import approxrt
+from approxrt.runtime.activation import apply_activation
 from approxrt.runtime.tokenize import Text
 from approxrt.serving.errors import RequestError
-from approxrt.serving.registry import Registry, Served, ServedDecoder, normalized
-from approxrt.serving.routes.common import Body, TokenId, as_texts, need, rank, registry_of, reply
+from approxrt.serving.registry import EmbedOptions, Registry, Served, ServedDecoder
+from approxrt.serving.routes.body import Body, Integer, Neutral
+from approxrt.serving.routes.common import Side, TokenId, as_texts, rank, registry_of, relevance, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.settings import Settings
 from approxrt.serving.watch import while_connected
@@ -20,72 +23,97 @@ router = APIRouter(tags=["text-embeddings-inference"], route_class=JsonRoute)
 
 
 class EmbedBody(Body):
-    """`inputs`: a text, texts, token ids or lists of them."""
+    """`inputs`: a text, texts, token ids or lists of them. `dimensions`: so many elements, then normalised."""
 
     inputs: str | list[str] | list[TokenId] | list[list[TokenId]]
-    normalize: bool = True
-    truncate: bool = False
+    normalize: bool | None = None
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
+    prompt_name: str | None = None
+    dimensions: Integer | None = None
     model: str | None = None
+
+    plain: ClassVar[Neutral] = {"encoding_format": ("float",)}
 
 
 class PredictBody(Body):
-    """`inputs`: a text, a pair [a, b], or a list of [a] and [a, b]."""
+    """`inputs`: a text, [a text], a pair [a, b], or a list of [a] and [a, b]."""
 
     inputs: str | list[str] | list[list[str]]
-    raw_scores: bool = False
-    truncate: bool = False
+    raw_scores: bool | None = None
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
     model: str | None = None
 
 
 class RerankBody(Body):
     query: str
     texts: list[str]
-    raw_scores: bool = False
-    return_text: bool = False
-    truncate: bool = False
+    raw_scores: bool | None = None
+    return_text: bool | None = None
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
     model: str | None = None
 
 
-class RootBody(Body):
-    """What huggingface_hub's client posts to a bare address: the body of /predict or of /embed, by the model."""
+class Similarity(Body):
+    source_sentence: str
+    sentences: list[str]
 
-    inputs: Any
-    parameters: dict[str, Any] | None = None
-    normalize: bool = True
-    truncate: bool = True
+
+class SimilarityParameters(Body):
+    truncate: bool | None = None
+    truncation_direction: Side | None = None
+    prompt_name: str | None = None
+
+
+class SimilarityBody(Body):
+    inputs: Similarity
+    parameters: SimilarityParameters | None = None
     model: str | None = None
+
+    def refuse_unknown(self, place: str = "") -> None:
+        """Of the inner objects, too."""
+        super().refuse_unknown(place)
+        self.inputs.refuse_unknown(f"{place}inputs.")
+        if self.parameters is not None:
+            self.parameters.refuse_unknown(f"{place}parameters.")
 
 
 @router.post("/embed")
 async def embed(request: Request, body: EmbedBody) -> Response:
     """list[list[float]]: a vector a text."""
-    served = registry_of(request).get(body.model, labels=False)
-    return reply(await while_connected(request, _embed(served, body), served.crowded))
+    served = registry_of(request).get(body.model, ("embedding",), "/embed")
+    options = EmbedOptions(
+        body.normalize is not False, bool(body.truncate), body.truncation_direction, body.prompt_name, body.dimensions
+    )
+    return reply(await while_connected(request, _embed(served, body.inputs, options), served.crowded))
 
 
-async def _embed(served: Served, body: EmbedBody) -> np.ndarray:
-    if isinstance(body.inputs, str) or (body.inputs and isinstance(body.inputs[0], str)):
-        answer = await served.embed(as_texts(body.inputs), body.normalize, body.truncate)
-        return answer.rows
-    ids: Any = body.inputs
-    if ids and isinstance(ids[0], int):
-        ids = [ids]
-    rows = (await served.run_ids(ids, "pooled")).rows
-    return normalized(rows) if body.normalize else rows
+async def _embed(served: Served, inputs: Any, options: EmbedOptions) -> np.ndarray:
+    if isinstance(inputs, str) or (inputs and isinstance(inputs[0], str)):
+        return (await served.embed(as_texts(inputs), options)).rows
+    ids = [inputs] if inputs and isinstance(inputs[0], int) else inputs
+    return (await served.embed_ids(ids, options)).rows
 
 
 @router.post("/predict")
 async def predict(request: Request, body: PredictBody) -> Response:
     """list[{score, label}], best first; a list of those for a list of inputs."""
-    served = need(registry_of(request).get(body.model, labels=True), True, "predict")
-    texts, single = _sequences(served, body.inputs)
-    answers = await while_connected(request, _predict(served, texts, body.raw_scores, body.truncate), served.crowded)
+    served = registry_of(request).get(body.model, ("classifier", "reranker"), "/predict")
+    texts, single = sequences(body.inputs)
+    function = "none" if body.raw_scores else None
+    work = predictions(served, texts, function, bool(body.truncate), body.truncation_direction)
+    answers = await while_connected(request, work, served.crowded)
     return reply(answers[0] if single else answers)
 
 
-async def _predict(served: Served, texts: list[Text], raw: bool, truncate: bool) -> list[list[dict[str, Any]]]:
-    rows = (await served.run(texts, "logits", truncate)).rows
-    scores = rows if raw else served.model.scores(rows)
+async def predictions(
+    served: Served, texts: list[Text], function: str | None, truncate: bool, side: str | None = None
+) -> list[list[dict[str, Any]]]:
+    """[{score, label}] of each text, best first; `function` in place of the model's own makes scores of the outputs."""
+    rows = (await served.run(texts, "logits", truncate, side)).rows
+    scores = served.model.scores(rows) if function is None else apply_activation(rows, function)
     labels = served.labels
     return [
         [{"score": float(row[j]), "label": labels[j]} for j in np.argsort(-row, kind="stable").tolist()]
@@ -93,75 +121,68 @@ async def _predict(served: Served, texts: list[Text], raw: bool, truncate: bool)
     ]
 
 
-def _sequences(served: Served, inputs: str | list[str] | list[list[str]]) -> tuple[list[Text], bool]:
-    """(texts and pairs, whether it is one). Two strings are a pair, as in TEI, unless the model takes none."""
+def sequences(inputs: str | Sequence[str] | Sequence[Sequence[str]]) -> tuple[list[Text], bool]:
+    """(texts and pairs, whether it is one). As in TEI a flat list is one text or one pair, a list of lists many."""
     if isinstance(inputs, str):
         return [inputs], True
     if not inputs:
         raise RequestError("inputs is an empty list: give at least one text")
     if all(isinstance(item, str) for item in inputs):
-        if len(inputs) == 2 and served.model.spec.inputs != "single":
-            return [(inputs[0], inputs[1])], True  # type: ignore[list-item]
-        return list(inputs), False  # type: ignore[arg-type]
+        if len(inputs) > 2:
+            raise RequestError(
+                f"inputs is a flat list of {len(inputs)} texts; a flat list is one text or one pair: "
+                'write [["one text"], ["another"], ...]'
+            )
+        return [_sequence(inputs)], True  # type: ignore[arg-type]
     texts: list[Text] = []
     for i, item in enumerate(inputs):
-        if not isinstance(item, list) or not 1 <= len(item) <= 2:
+        if isinstance(item, str) or not 1 <= len(item) <= 2:
             raise RequestError(f"inputs[{i}] must be [text] or [text, text]")
-        texts.append(item[0] if len(item) == 1 else (item[0], item[1]))
+        texts.append(_sequence(item))
     return texts, False
+
+
+def _sequence(item: Sequence[str]) -> Text:
+    return item[0] if len(item) == 1 else (item[0], item[1])
 
 
 @router.post("/rerank")
 async def rerank(request: Request, body: RerankBody) -> Response:
     """list[{index, score, text?}], best first."""
-    served = registry_of(request).get(body.model)
-    scores, _ = await while_connected(
-        request, rank(served, body.query, body.texts, body.raw_scores, body.truncate), served.crowded
-    )
+    served = registry_of(request).reranker(body.model)
+    work = rank(served, body.query, body.texts, bool(body.truncate), body.truncation_direction)
+    scores, _ = await while_connected(request, work, served.crowded)
+    if served.labels and not body.raw_scores:
+        scores = relevance(served, scores[:, None])
     ranked = [{"index": i, "score": float(scores[i])} for i in np.argsort(-scores, kind="stable").tolist()]
     if body.return_text:
         ranked = [item | {"text": body.texts[int(item["index"])]} for item in ranked]
     return reply(ranked)
 
 
-@router.post("/")
-async def root(request: Request, body: RootBody) -> Response:
-    """/predict for a model with labels, /embed for one without."""
-    served = registry_of(request).get(body.model)
-    options = {k: v for k, v in (body.parameters or {}).items() if k in ("truncate", "normalize", "top_k")}
-    truncate = bool(options.get("truncate", body.truncate))
-    inputs = body.inputs
-    if isinstance(inputs, dict):  # the client's sentence pairs
-        text, pair = inputs.get("text"), inputs.get("text_pair")
-        inputs = text if pair is None else [[text, pair]]
-    if not _is_texts(inputs):
-        raise RequestError("inputs must be a text, a list of texts or a list of [text, text_pair]")
-    if served.labels:
-        texts, _ = _sequences(served, inputs)
-        answers = await while_connected(request, _predict(served, texts, False, truncate), served.crowded)
-        top = options.get("top_k")
-        if isinstance(top, int) and top > 0:
-            answers = [answer[:top] for answer in answers]
-        return reply(answers)
-    if not (isinstance(inputs, str) or all(isinstance(item, str) for item in inputs)):
-        raise RequestError(f"model {served.name!r} embeds single texts: give a text or a list of texts")
-    normalize = bool(options.get("normalize", body.normalize))
-    answer = await while_connected(request, served.embed(as_texts(inputs), normalize, truncate), served.crowded)
-    return reply(answer.rows)
-
-
-def _is_texts(inputs: Any) -> bool:
-    if isinstance(inputs, str):
-        return True
-    return isinstance(inputs, list) and all(
-        isinstance(item, str) or (isinstance(item, list) and all(isinstance(part, str) for part in item))
-        for item in inputs
+@router.post("/similarity")
+async def similarity(request: Request, body: SimilarityBody) -> Response:
+    """list[float]: the cosine of each sentence and the source sentence."""
+    served = registry_of(request).get(body.model, ("embedding",), "/similarity")
+    given = body.parameters or SimilarityParameters()
+    options = EmbedOptions(
+        truncate=bool(given.truncate), side=given.truncation_direction, prompt_name=given.prompt_name
     )
+    work = cosines(served, body.inputs.source_sentence, body.inputs.sentences, options)
+    return reply(await while_connected(request, work, served.crowded))
+
+
+async def cosines(served: Served, source: str, sentences: list[str], options: EmbedOptions) -> np.ndarray:
+    """float32 [n] of the sentences with the source. Raises RequestError for none."""
+    if not sentences:
+        raise RequestError("sentences is an empty list: give at least one")
+    rows = (await served.embed([source, *sentences], options)).rows
+    return rows[1:] @ rows[0]
 
 
 @router.get("/info")
 async def info(request: Request, model: str | None = None) -> Response:
-    """What is served, in TEI's words."""
+    """What is served, in TEI's words: the model of that name, or the first; `models` names all."""
     registry = registry_of(request)
     served = next(iter(registry)) if model is None else registry.exactly(model)
     settings = served.settings
@@ -174,7 +195,7 @@ async def info(request: Request, model: str | None = None) -> Response:
         kind = {"embedding": {"pooling": spec.head.pooling}}
     else:
         names = dict(enumerate(spec.labels))
-        kind = {"reranker" if len(names) == 1 else "classifier": {
+        kind = {served.kind: {
             "id2label": {str(i): name for i, name in names.items()},
             "label2id": {name: i for i, name in names.items()},
         }}  # fmt: skip
