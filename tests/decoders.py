@@ -60,7 +60,11 @@ def build_decoder(family: str, folder: Path, seed: int = 0, **options: Any) -> P
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": "</s>", "bos_token": {"content": "<s>"}, "chat_template": CHAT_TEMPLATE}
+    settings = {
+        "eos_token": "</s>",
+        "bos_token": {"__type": "AddedToken", "content": "<s>"},
+        "chat_template": CHAT_TEMPLATE,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 

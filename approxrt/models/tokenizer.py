@@ -204,10 +204,9 @@ def _without_types(processor: dict[str, Any] | None) -> dict[str, Any]:
         return {"type": "TemplateProcessing", "single": sequence[:1], "pair": sequence, "special_tokens": {}}
     kind = processor["type"]
     if kind == "Sequence":
-        parts = processor["processors"]
-        changed = [_without_types(part) if part["type"] in ("TemplateProcessing", "BertProcessing") else part
-                   for part in parts]  # fmt: skip
-        return {**processor, "processors": changed}
+        return {**processor, "processors": [_without_types(part) for part in processor["processors"]]}
+    if kind == "ByteLevel":  # changes offsets alone, and leaves the second text with type 1
+        return {"type": "Sequence", "processors": [processor, _without_types(None)]}
     if kind == "BertProcessing":
         (cls, cls_id), (sep, sep_id) = processor["cls"], processor["sep"]
         ends = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ((cls, cls_id), (sep, sep_id))}
