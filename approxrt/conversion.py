@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
-from approxrt.models.decoder import DecoderCheckpoint, is_decoder_config, is_gguf, load_decoder
+from approxrt.models.decoder import DecoderCheckpoint, is_gguf, load_decoder, names_a_decoder
 from approxrt.models.weights import read_json
 from approxrt.runtime.gpu_layout import PRUNE_BLOCK
 from approxrt.tasks.lm import read_text
@@ -136,9 +137,7 @@ def _load(model: str | os.PathLike[str], grouped: bool) -> Checkpoint | DecoderC
     if is_gguf(model):
         return load_decoder(model, None, grouped)
     folder = find_folder(model)
-    return (
-        load_decoder(model, folder) if is_decoder_config(read_json(folder / "config.json")) else load_checkpoint(model)
-    )
+    return load_decoder(model, folder) if names_a_decoder(read_json(folder / "config.json")) else load_checkpoint(model)
 
 
 def _quantize(
@@ -152,7 +151,7 @@ def _quantize(
     table_bits: int,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
     masks = prune_tiles(spec, tensors, density, block=_BLOCKS[target]) if density < 1 else {}
-    total, done = max(1, sum(array.size for array in tensors.values())), 0
+    total, done = max(1, sum(math.prod(shape) for _, _, shape in spec.dense_tensors())), 0
 
     def advance(elements: int, name: str) -> None:
         nonlocal done
