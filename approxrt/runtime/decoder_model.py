@@ -21,7 +21,7 @@ from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.generation import Request, Sequence, grow, grow_together, step
 from approxrt.runtime.model import Model
 from approxrt.runtime.sampling import Sampling
-from approxrt.runtime.streaming import check_stop
+from approxrt.runtime.streaming import check_stop, hidden_tokens
 from approxrt.runtime.tokenize import load_tokenizer
 
 Prompt = str | Messages
@@ -52,6 +52,7 @@ class DecoderModel(Model):
         self._artifact = artifact
         self._decoder = _engine(artifact, threads, cache_kind, device)
         self._tokenizer = load_tokenizer(artifact.tokenizer_path, self.decoder_spec.vocab_size)
+        self._hidden = hidden_tokens(self._tokenizer)
         self._decoder.wait()
         artifact.release_pages()
 
@@ -263,7 +264,7 @@ class DecoderModel(Model):
         return Request(ids, max_new_tokens, sampling, strings, frozenset(self.decoder_spec.eos_token_ids))
 
     def _sequence(self, request: Request) -> Sequence:
-        return Sequence(self._decoder, self._tokenizer, request)
+        return Sequence(self._decoder, self._tokenizer, request, self._hidden)
 
     def _refuse(self, method: str, instead: str) -> NoReturn:
         raise UnsupportedTaskError(
