@@ -16,7 +16,7 @@ import numpy as np
 
 from approxrt.artifact.reader import Artifact
 from approxrt.errors import InputError, TextTooLongError, TruncationWarning, UnsupportedTaskError
-from approxrt.runtime.chat import Messages, render_chat
+from approxrt.runtime.chat import ChatTokenizer, Conversation, Messages, render
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.generation import Request, Sequence, grow, grow_together, step
 from approxrt.runtime.model import Model
@@ -24,7 +24,7 @@ from approxrt.runtime.sampling import Sampling
 from approxrt.runtime.streaming import check_stop, hidden_tokens
 from approxrt.runtime.tokenize import load_tokenizer
 
-Prompt = str | Messages
+Prompt = str | Messages | Conversation
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Generated:
 class DecoderModel(Model):
     """A loaded decoder. Methods may be called from several threads at once.
 
-    A prompt is a str or a conversation, a list of {"role": ..., "content": ...}, which goes through the artifact's
-    chat template. Its text does not depend on what else runs beside it, nor on the number of threads.
+    A prompt is a str or a conversation, a list of {"role": ..., "content": ...} or an `approxrt.runtime.chat.Conversation`,
+    which goes through the artifact's chat template. Its text does not depend on what else runs beside it, nor on the number of threads.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class DecoderModel(Model):
         self._decoder = _engine(artifact, threads, cache_kind, device)
         self._tokenizer = load_tokenizer(artifact.tokenizer_path, self.decoder_spec.vocab_size)
         self._hidden = hidden_tokens(self._tokenizer)
+        self._chat = ChatTokenizer(self._tokenizer)
         self._decoder.wait()
         artifact.release_pages()
 
@@ -87,12 +88,17 @@ class DecoderModel(Model):
             yield taken
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt: plain text with what the tokenizer puts around it, a conversation as its template says."""
-        plain = isinstance(prompt, str)
-        text = prompt if isinstance(prompt, str) else render_chat(self.decoder_spec, prompt)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=plain).ids
+        """Ids of a prompt: plain text with what the tokenizer puts around it, a conversation as its template says.
+
+        Control tokens that plain text spells are control tokens; those that messages spell are text, unless a
+        `Conversation` says otherwise.
+        """
+        if isinstance(prompt, str):
+            ids: list[int] = self._tokenizer.encode(prompt).ids
+        else:
+            ids = self._chat.encode(render(self.decoder_spec, prompt, self._chat.control_tokens))
         if not ids:
-            raise InputError(f"the prompt {text!r} gives no tokens: give at least one character")
+            raise InputError(f"the prompt {prompt!r} gives no tokens: give at least one character")
         return ids
 
     def generate(
