@@ -5,7 +5,6 @@ Every fault is collected; nothing is raised, whatever the JSON holds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

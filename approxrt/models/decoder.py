@@ -40,8 +40,8 @@ _SHOWN = 10
 class DecoderCheckpoint:
     """A checkpoint in the artifact's terms: all linears f32; `source` holds plain facts for the card.
 
-    Those of a .gguf file are turned to floats whenever one is taken from `tensors`: a copy of all of them may be several
-    times as large as the file.
+    Those of a .gguf file are turned to floats whenever one is taken from `tensors`: a copy of all of them may be
+    several times as large as the file.
     `grouped`: matrices of a .gguf file that have kind g4 or g8 there (`approxrt.models.gguf_groups`), which `tensors`
     holds as floats, too.
     """
@@ -174,7 +174,8 @@ def _refuse_left_over(path: str, weights: Weights) -> None:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         raise CheckpointError(
             f"checkpoint {path!r} has tensors that the model of its config.json does not use: "
-            f"{', '.join(sorted(left)[:_SHOWN])}{more}; set attention_bias or mlp_bias if these are biases, or remove them"
+            f"{', '.join(sorted(left)[:_SHOWN])}{more}; set attention_bias or mlp_bias if these are biases, or "
+            "remove them"
         )
 
 
@@ -193,8 +194,9 @@ def _refuse_ids(path: str, ids: Mapping[str, int], rows: int) -> None:
         shown = ", ".join(f"{token!r} ({i})" for i, token in beyond[:_SHOWN])
         more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
         raise CheckpointError(
-            f"checkpoint {path!r}: tokens of its tokenizer have ids beyond the word table's {rows} rows: {shown}{more}; "
-            "enlarge the table (model.resize_token_embeddings(len(tokenizer))) or take them out of the tokenizer"
+            f"checkpoint {path!r}: tokens of its tokenizer have ids beyond the word table's {rows} rows: {shown}"
+            f"{more}; enlarge the table (model.resize_token_embeddings(len(tokenizer))) or take them out of "
+            "the tokenizer"
         )
 
 

@@ -1,4 +1,5 @@
 """Which tokens end a text, by the rules of llama.cpp: ids that a .gguf file names, and tokens that are called so."""
+# ruff: noqa: RUF001 (tokens are called so)
 
 from __future__ import annotations
 

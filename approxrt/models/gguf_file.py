@@ -1,9 +1,9 @@
 """The header and the tensors of .gguf files (llama.cpp's container), read strictly.
 
-The file is mapped, and its header is walked once with every length checked against the file's end. That takes a fraction
-of a second for a vocabulary of a hundred thousand tokens, needs no package, and finds what is wrong before anything is
-computed. Tensors stay views into the map: `GgufTensor.floats` turns one of them to float32 when it is asked for, by
-`gguf.quants`.
+The file is mapped, and its header is walked once with every length checked against the file's end. That takes a
+fraction of a second for a vocabulary of a hundred thousand tokens, needs no package, and finds what is wrong before
+anything is computed. Tensors stay views into the map: `GgufTensor.floats` turns one of them to float32 when it is
+asked for, by `gguf.quants`.
 
 Layout (docs/gguf.md of ggml), little-endian: "GGUF", u32 version, u64 tensors, u64 keys; keys as (string, u32 type,
 value); tensors as (string, u32 dimensions, u64 each, u32 type, u64 offset); then, aligned, the data. A string is a u64
@@ -20,6 +20,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ MAX_DIMENSIONS = 4
 _BLOCK = 1 << 20
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {
+_SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("u1"), 1: np.dtype("i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
     5: np.dtype("<i4"), 6: np.dtype("<f4"), 7: np.dtype("u1"), 10: np.dtype("<u8"), 11: np.dtype("<i8"),
     12: np.dtype("<f8"),
@@ -210,7 +211,8 @@ def _check_part(header: _Header, first: _Header, no: int, count: int) -> None:
             f"{no + 1} of {count}"
         )
     for key, value in header.metadata.items():
-        if not key.startswith("split.") and not np.array_equal(value, first.metadata.get(key)):
+        known = first.metadata.get(key)
+        if not key.startswith("split.") and (known is None or not np.array_equal(value, known)):
             raise CheckpointError(f"{str(header.path)!r}: the key {key} is not that of the model's first part")
     if header.metadata.get("split.tensors.count") != first.metadata.get("split.tensors.count"):
         raise CheckpointError(f"{str(header.path)!r} is a part of another model than {first.path.name}")
@@ -271,7 +273,7 @@ class _Header:
                 "download or copy it again"
             )
         extents.sort()
-        for (_, end, name), (begin, _, other) in zip(extents, extents[1:], strict=False):
+        for (_, end, name), (begin, _, other) in pairwise(extents):
             if begin < end:
                 raise self._damaged(f"tensor {other!r} lies on tensor {name!r}")
         return found
@@ -292,8 +294,8 @@ class _Header:
         (version,) = self._numbers("<I")
         if version & 0xFFFF == 0:
             raise CheckpointError(
-                f"{str(self.path)!r} is big-endian (GGUF version {int.from_bytes(version.to_bytes(4, 'little'), 'big')} "
-                "of a machine of the other byte order); convert it with gguf-convert-endian or download a little-endian file"
+                f"{str(self.path)!r} is big-endian (GGUF version {version >> 24}, of a machine of the other byte "
+                "order); convert it with gguf-convert-endian or download a little-endian file"
             )
         if version not in VERSIONS:
             raise CheckpointError(
@@ -374,8 +376,8 @@ class _Header:
 
     def _truncated(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{str(self.path)!r} is truncated or damaged: the file's {len(self.data)} bytes end within {what}; download or "
-            "copy it again"
+            f"{str(self.path)!r} is truncated or damaged: the file's {len(self.data)} bytes end within {what}; "
+            "download or copy it again"
         )
 
     def _damaged(self, what: str) -> CheckpointError:

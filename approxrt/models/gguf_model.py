@@ -87,7 +87,7 @@ def _refuse_experts(file: GgufFile) -> None:
     if count or names:
         what = f"expert_count is {count}" if count else f"tensors {_some(names)}"
         raise UnsupportedModelError(
-            f"{str(file.path)!r} is a mixture of experts ({what}); supported: models with one feed-forward network a layer"
+            f"{str(file.path)!r} is a mixture of experts ({what}); supported: one feed-forward network a layer"
         )
     kind = file.metadata.get("general.type", "model")
     if kind != "model":
@@ -148,7 +148,8 @@ class _Keys:
             value = self.raw(key, usual)
             if value != usual:
                 raise UnsupportedModelError(
-                    f"{str(self.file.path)!r}: {self.prefix}{key} is {value!r}, which asks for {meaning}; that is not supported"
+                    f"{str(self.file.path)!r}: {self.prefix}{key} is {value!r}, which asks for {meaning}; "
+                    "that is not supported"
                 )
         known = {self.prefix + key for key in (*self.read, *_INFORMATION)}
         unknown = [key for key in self.file.metadata if key.startswith(self.prefix) and key not in known]
@@ -240,7 +241,7 @@ def _zeros(n: int) -> Callable[[], np.ndarray]:
 
 
 def to_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """[heads * dim, ...] in which rows 2 i and 2 i + 1 of a head turn together -> those in which i and i + dim / 2 do."""
+    """[heads * dim, ...] in which rows 2 i and 2 i + 1 of a head turn together -> those where i and i + dim / 2 do."""
     pairs = rows.reshape(heads, len(rows) // heads // 2, 2, -1)
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))
 
@@ -256,14 +257,15 @@ def _llama(keys: _Keys, tensors: _Tensors, vocab: int) -> DecoderSpec:
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.size(key, MAX_DIM, dim) != dim and not keys.faults:
             raise UnsupportedModelError(
-                f"{str(keys.file.path)!r}: {keys.prefix}{key} is {keys.raw(key)} and heads are {dim} wide; supported: heads "
-                "that turn as a whole, with values as wide as keys"
+                f"{str(keys.file.path)!r}: {keys.prefix}{key} is {keys.raw(key)} and heads are {dim} wide; "
+                "supported: heads that turn as a whole, with values as wide as keys"
             )
     eps = keys.number("attention.layer_norm_rms_epsilon")
     window = keys.raw("attention.sliding_window")
     if type(window) is int and 0 < window < context:
         raise UnsupportedModelError(
-            f"{str(keys.file.path)!r}: {keys.prefix}attention.sliding_window is {window}; supported: attention over all tokens"
+            f"{str(keys.file.path)!r}: {keys.prefix}attention.sliding_window is {window}; "
+            "supported: attention over all tokens"
         )
     for i, (all_heads, some) in enumerate(zip(heads, kv_heads, strict=True)):
         if all_heads % some:
@@ -314,8 +316,8 @@ def _rope(keys: _Keys, tensors: _Tensors, dim: int, context: int) -> tuple[RopeS
     kind = keys.raw("rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
         raise UnsupportedModelError(
-            f"{str(keys.file.path)!r}: {keys.prefix}rope.scaling.type is {kind!r}; supported: none, linear, and rope_freqs.weight "
-            "(Llama 3)"
+            f"{str(keys.file.path)!r}: {keys.prefix}rope.scaling.type is {kind!r}; supported: none, linear, and "
+            "rope_freqs.weight (Llama 3)"
         )
     factors = [keys.raw(key) for key in ("rope.scaling.factor", "rope.scale_linear")]
     given = next((factor for factor in factors if factor is not None), 0)

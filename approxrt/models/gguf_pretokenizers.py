@@ -1,10 +1,11 @@
 """How the byte-level vocabularies of .gguf files cut a text into words before merging: `tokenizer.ggml.pre` by name.
 
-A kind is a list of regular expressions. Each cuts what the one before it has left into its matches and what lies between
-them. The names are llama.cpp's; the expressions are those of the models' own tokenizer.json files where these can be had
-exactly (`tokenizers` knows all Unicode categories and flags, llama.cpp writes some of them around), and llama.cpp's
-otherwise. Kinds that are no list of expressions over bytes are in `NOT_EXPRESSIBLE`, to be refused by name.
+A kind is a list of regular expressions. Each cuts what the one before it has left into its matches and what lies
+between them. The names are llama.cpp's; the expressions are those of the models' own tokenizer.json files where these
+can be had exactly (`tokenizers` knows all Unicode categories and flags, llama.cpp writes some of them around), and
+llama.cpp's otherwise. Kinds that are no list of expressions over bytes are in `NOT_EXPRESSIBLE`, to be refused by name.
 """
+# ruff: noqa: RUF001 (characters that look like others are meant)
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ _HARD = (
 )  # fmt: skip
 _OTHER_MODELS = {
     "bert": "WordPiece", "t5": "SentencePiece's unigram model", "rwkv": "RWKV's", "plamo2": "PLaMo-2's",
-    "gemma4": "BPE over characters", "hybriddna": "HybridDNA's", "whitespace": "words", "none": "none", "no_vocab": "none",
+    "gemma4": "BPE over characters", "hybriddna": "HybridDNA's", "whitespace": "words", "none": "none",
+    "no_vocab": "none",
 }  # fmt: skip
 
 
@@ -84,8 +86,8 @@ def read_gguf_tokenizer(file: GgufFile) -> GgufTokenizer:
     ends = end_of_text(vocabulary.ids, special)
     if not ends:
         raise CheckpointError(
-            f"{str(file.path)!r}: {_KEY}eos_token_id is missing and no token has a known end's name, so a text would never "
-            "end; add the key with gguf-new-metadata"
+            f"{str(file.path)!r}: {_KEY}eos_token_id is missing and no token has a known end's name, so a text "
+            "would never end; add the key with gguf-new-metadata"
         )
     scores = _scores(file, len(vocabulary.tokens)) if model == "llama" else np.zeros(0)
     tokenizer = _bpe(file, vocabulary, pre) if pre else _sentencepiece(file, vocabulary, scores, special)
@@ -149,8 +151,9 @@ def _pre_tokenizer(file: GgufFile) -> PreTokenizer:
     name = file.metadata.get(f"{_KEY}pre")
     if name is None:
         raise CheckpointError(
-            f"{str(file.path)!r}: the key {_KEY}pre is missing, so it is not known how texts are cut into words; convert the "
-            "model again with a llama.cpp of after April 2024, or add the key with gguf-new-metadata --pre-tokenizer"
+            f"{str(file.path)!r}: the key {_KEY}pre is missing, so it is not known how texts are cut into words; "
+            "convert the model again with a llama.cpp of after April 2024, or add the key with gguf-new-metadata "
+            "--pre-tokenizer"
         )
     if isinstance(name, str) and name in PRE_TOKENIZERS:
         return PRE_TOKENIZERS[name]
@@ -166,7 +169,8 @@ def _bpe(file: GgufFile, vocabulary: _Vocabulary, pre: PreTokenizer) -> Any:
     lines = file.metadata.get(f"{_KEY}merges")
     if not isinstance(lines, list):
         raise CheckpointError(
-            f"{str(file.path)!r}: the key {_KEY}merges is missing or no list of strings; a byte-level vocabulary has merges"
+            f"{str(file.path)!r}: the key {_KEY}merges is missing or no list of strings; a byte-level "
+            "vocabulary has merges"
         )
     merges = []
     for i, line in enumerate(lines):
@@ -192,8 +196,8 @@ def _scores(file: GgufFile, count: int) -> np.ndarray:
     scores = file.metadata.get(f"{_KEY}scores")
     if not isinstance(scores, np.ndarray) or len(scores) != count or not np.isfinite(scores).all():
         raise CheckpointError(
-            f"{str(file.path)!r}: {_KEY}scores is missing or no list of {count} numbers; SentencePiece's BPE joins pairs by "
-            "their scores"
+            f"{str(file.path)!r}: {_KEY}scores is missing or no list of {count} numbers; SentencePiece's BPE joins "
+            "pairs by their scores"
         )
     return scores.astype(np.float64)
 
@@ -311,9 +315,7 @@ def join_by_scores(words: str, scores: dict[str, float]) -> list[str]:
     pieces = list(words)
     while True:
         pairs = [
-            (-scores[left + right], at)
-            for at, (left, right) in enumerate(zip(pieces, pieces[1:], strict=False))
-            if left + right in scores
+            (-scores[left + right], at) for at, (left, right) in enumerate(pairwise(pieces)) if left + right in scores
         ]
         if not pairs:
             return pieces

@@ -127,7 +127,8 @@ def _rope_options(config: Config) -> dict[str, Any]:
         if value:
             if any(isinstance(option, dict) for option in value.values()):
                 raise UnsupportedModelError(
-                    f"{key} has rotary positions by kind of layer ({', '.join(map(str, value))}); supported: one for all"
+                    f"{key} has rotary positions by kind of layer ({', '.join(map(str, value))}); "
+                    "supported: one for all"
                 )
             return dict(value)
     return {}

@@ -37,8 +37,8 @@ def refuse_quantized(folder: Path, config: Mapping[str, Any]) -> None:
         found = _in_tensors(folder)
     if found is not None:
         raise UnsupportedModelError(
-            f"checkpoint {str(folder)!r} is quantised already: {found}; supported: weights in float32, float16 or bfloat16. "
-            "Take the checkpoint that it was made from, or a .gguf file of it"
+            f"checkpoint {str(folder)!r} is quantised already: {found}; supported: weights in float32, float16 "
+            "or bfloat16. Take the checkpoint that it was made from, or a .gguf file of it"
         )
 
 

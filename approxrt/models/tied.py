@@ -12,8 +12,8 @@ HEAD = "lm_head.weight"
 def take_words(weights: Weights, table: str, vocab: int, hidden: int, tied: bool) -> bool:
     """Take the word table `table` and, where it is a matrix of its own, the head; whether they are one.
 
-    As transformers 5 does: where config.json says that they are `tied` and the checkpoint has both, they are one if they
-    are equal; with one of them alone, that is both.
+    As transformers 5 does: where config.json says that they are `tied` and the checkpoint has both, they are one if
+    they are equal; with one of them alone, that is both.
     """
     has_table, has_head = weights.shape(weights.prefix + table) is not None, weights.shape(HEAD) is not None
     if tied and not has_table and has_head:

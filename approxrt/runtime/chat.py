@@ -45,8 +45,10 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A rendered conversation. `marks` are the two characters that stand about each control token of `text` that is text;
-    "" where there is none."""
+    """A rendered conversation.
+
+    `marks` are the two characters that stand about each control token of `text` that is text; "" where there is none.
+    """
 
     text: str
     marks: str = ""
@@ -141,7 +143,7 @@ class ChatTokenizer:
     def _parts(self, text: str, marks: str) -> Iterator[tuple[str, str | None]]:
         """(text, the control token after it, if one is there); marks are left out."""
         token = "|".join(re.escape(token) for token in sorted(self._special, key=len, reverse=True))
-        start, end = marks
+        start, end = marks[0], marks[1]
         at = 0
         for found in re.finditer(f"{start}(?P<text>{token}){end}|[{start}{end}]|(?P<control>{token})", text):
             yield text[at : found.start()] + (found["text"] or ""), found["control"]
@@ -175,7 +177,8 @@ def _check(messages: Any) -> list[dict[str, Any]]:
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not _has_content(message):
             raise InputError(
-                f"message {i} is {message!r:.80}; it must have a str 'role' and a str 'content' (none with 'tool_calls')"
+                f"message {i} is {message!r:.80}; it must have a str 'role' and a str 'content' "
+                "(none with 'tool_calls')"
             )
         plain: dict[str, Any] = _plain(message, f"message {i}")
         said = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)

@@ -41,12 +41,16 @@ MAX_COUNT = 10_000  # widths, counts and the like that a filter or a method is g
 MAX_NODES = 20_000  # of the syntax tree
 
 # Methods whose results are no larger than what they are given; those in _GROWING are checked.
+_STR_METHODS = frozenset(
+    {
+        "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii",
+        "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
+        "isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition",
+        "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
+    }
+)  # fmt: skip
 _METHODS: dict[type, frozenset[str]] = {
-    str: frozenset(
-        "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower "
-        "isnumeric isprintable isspace istitle isupper lower lstrip partition removeprefix removesuffix rfind rindex "
-        "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper".split()
-    ),
+    str: _STR_METHODS,
     list: frozenset({"count", "index", "copy"}),
     tuple: frozenset({"count", "index"}),
     dict: frozenset({"copy", "get", "items", "keys", "values"}),
@@ -56,10 +60,13 @@ _METHODS: dict[type, frozenset[str]] = {
 _PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
 _GROWING = frozenset((*_PADDING, "replace", "join"))
 _FILTERS = frozenset(
-    "abs attr batch capitalize center count d default dictsort e escape first float format groupby indent int items join "
-    "last length list lower map max min reject rejectattr replace reverse round safe select selectattr slice sort string "
-    "sum title tojson trim truncate unique upper wordcount".split()
-)
+    {
+        "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first",
+        "float", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map",
+        "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr",
+        "slice", "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount",
+    }
+)  # fmt: skip
 _WIDTH = re.compile(r"%[^a-zA-Z%]*?(?:\*|\d{5,})|\{[^{}]*(?:\{|\d{5,})")
 
 
@@ -203,7 +210,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             optimized=False,  # nothing is computed while compiling
             finalize=_put_out,
         )
-        self.filters = {
+        self.filters: dict[str, Any] = {
             name: _guarded(name, function) for name, function in self.filters.items() if name in _FILTERS
         } | {"tojson": _to_json, "limit:tick": _meter_tick, "limit:fresh": _meter_fresh, "limit:concat": _concat}
         self.globals.pop("lipsum")
@@ -218,7 +225,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         count, stack = 0, [tree]
         while stack:
             count += 1
-            stack.extend(stack.pop().iter_child_nodes())  # type: ignore[arg-type]
+            stack.extend(stack.pop().iter_child_nodes())
             if count > MAX_NODES:
                 raise TemplateLimitError(f"it has over {MAX_NODES} expressions and statements")
         rewritten: nodes.Template = _Metering().visit(tree)
@@ -243,7 +250,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         meter.tick()
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as in Jinja)
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """The result of a call, unless it would be too large or the method is none of those that are known."""
         meter = _METER.get()
         meter.tick()
@@ -398,7 +405,7 @@ def _to_json(
     """As transformers': JSON as it is, no HTML escapes."""
     meter = _METER.get()
     size = weigh(value, meter.value)
-    width = len(indent) if isinstance(indent, str) else indent if isinstance(indent, int) else 0
+    width = len(indent) if isinstance(indent, str) else int(indent or 0)
     if width > MAX_COUNT:
         raise TemplateLimitError(f"the filter 'tojson' is given an indent of {width}; the limit is {MAX_COUNT}")
     # Entries are at most as deep as there are entries, but what is deeper than this is no conversation.

@@ -40,8 +40,9 @@ class Generated:
 class DecoderModel(Model):
     """A loaded decoder. Methods may be called from several threads at once.
 
-    A prompt is a str or a conversation, a list of {"role": ..., "content": ...} or an `approxrt.runtime.chat.Conversation`,
-    which goes through the artifact's chat template. Its text does not depend on what else runs beside it, nor on the number of threads.
+    A prompt is a str or a conversation, which goes through the artifact's chat template: a list of
+    {"role": ..., "content": ...}, or an `approxrt.runtime.chat.Conversation`. Its text does not depend on what else
+    runs beside it, nor on the number of threads.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Sampling:
     """How the next token is chosen. Raises InputError naming the value that is out of range.
 
-    temperature         0: the likeliest token; else logits are divided by it, however small it is: what is far below the
-                        likeliest then has no probability, and tokens of exactly its logit share it
+    temperature         0: the likeliest token; else logits are divided by it, however small it is: what is below the
+                        likeliest may then have no probability, and tokens of exactly its logit share it
     top_k               draw from the k likeliest; 0: all
     top_p               draw from the fewest tokens that together have this probability, in (0, 1]
     min_p               draw from tokens with at least this share of the likeliest one's probability, in [0, 1)
