@@ -87,7 +87,7 @@ def render(spec: DecoderSpec, messages: Messages | Conversation, control_tokens:
 
 def _rendered(spec: DecoderSpec, values: Mapping[str, Any], marks: str) -> str:
     try:
-        from approxrt.runtime.chat_sandbox import metered
+        from approxrt.runtime.template_limits import metered
     except ImportError:
         raise MissingDependencyError("jinja2", "chat", "a conversation") from None
     size = len(spec.chat_template) + sum(map(len, _strings(values)))
