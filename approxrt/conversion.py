@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,8 @@ from approxrt.approx.rotate import can_rotate, rotate
 from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.writer import check_target, write_artifact
-from approxrt.errors import InputError
+from approxrt.decoder_verification import verify_decoder
+from approxrt.errors import ApproxrtError, InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.models.decoder import DecoderCheckpoint, is_gguf, load_decoder, names_a_decoder
 from approxrt.models.weights import read_json
@@ -114,7 +116,14 @@ def convert(
         linears["embeddings.word"] = cast(LinearKind, converted[0].embedding_kind)
         kept = [name for name, parts in checkpoint.grouped.items() if linears[name] == kind_of(parts)]
         card["method"] |= {"table_bits": table_bits, "matrices_as_in_the_file": len(kept), **previewed}
-    return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
+    path = write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite)
+    if isinstance(checkpoint, DecoderCheckpoint):
+        try:
+            verify_decoder(path, checkpoint, bits, pruned=density < 1 or head_preview is not None)
+        except ApproxrtError:
+            shutil.rmtree(path)
+            raise
+    return path
 
 
 def _previewed(

@@ -44,6 +44,7 @@ class DecoderCheckpoint:
     several times as large as the file.
     `grouped`: matrices of a .gguf file that have kind g4 or g8 there (`approxrt.models.gguf_groups`), which `tensors`
     holds as floats, too.
+    `folder`: where the checkpoint's files are, unless it is a .gguf file.
     """
 
     spec: DecoderSpec
@@ -51,6 +52,7 @@ class DecoderCheckpoint:
     tokenizer_json: bytes
     source: dict[str, Any]
     grouped: Mapping[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
@@ -132,7 +134,7 @@ def _from_folder(folder: Path, path: str) -> DecoderCheckpoint:
         "finetuning_task": None,
         "weight_bytes": sum(tensor.data.nbytes for tensor in weights.tensors.values()),
     }
-    return _checked(path, DecoderCheckpoint(spec, taken, tokenizer_json, source))
+    return _checked(path, DecoderCheckpoint(spec, taken, tokenizer_json, source, folder=folder))
 
 
 def _from_gguf(path: Path, grouped: bool) -> DecoderCheckpoint:

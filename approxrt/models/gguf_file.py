@@ -79,8 +79,10 @@ class GgufTensor:
         step = max(1, _BLOCK // max(1, self.shape[-1]))
         bad = 0
         for start in range(0, len(out), step):
-            part = _to_floats(self.rows[start : start + step], self.kind, self.name)
-            out[start : start + step] = part
+            rows = self.rows[start : start + step]
+            # Blocks do not care about rows, and the package takes few rows at a time.
+            part = _to_floats(rows.reshape(1, -1), self.kind, self.name)
+            out[start : start + step] = part.reshape(len(rows), -1)
             bad += part.size - int(np.count_nonzero(np.isfinite(part)))
         if bad:
             raise CheckpointError(f"tensor {self.name!r} has {bad} values that are NaN or infinite")

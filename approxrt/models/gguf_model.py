@@ -270,7 +270,7 @@ def _llama(keys: _Keys, tensors: _Tensors, vocab: int) -> DecoderSpec:
     for i, (all_heads, some) in enumerate(zip(heads, kv_heads, strict=True)):
         if all_heads % some:
             keys.faults.append(f"{all_heads} attention heads of layer {i} are no multiple of {some} key-value heads")
-    if dim % 2:
+    if dim % 2 and not keys.faults:
         keys.faults.append(f"heads are {dim} wide, which is odd: rotary positions turn pairs")
     rope, context = _rope(keys, tensors, dim, context)
     keys.finish()
