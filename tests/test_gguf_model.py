@@ -99,7 +99,7 @@ BAD: dict[str, tuple[str, dict[str, Any], Callable[..., Any], str]] = {
     "no-block-count": ("llama", {"block_count": None}, dict, "llama.block_count is missing"),
     "many-blocks": ("llama", {"block_count": 2**31}, dict, "llama.block_count is 2147483648"),
     "no-eps": ("llama", {"attention.layer_norm_rms_epsilon": None}, dict, "layer_norm_rms_epsilon is missing"),
-    "two-keys": ("llama", {"context_length": None, "embedding_length": None}, dict, "embedding_length is mis.*context_l"),
+    "two-keys": ("llama", {"context_length": None, "embedding_length": None}, dict, "embedding_length.*context_l"),
     "gpt2-no-eps": ("gpt2", {"attention.layer_norm_epsilon": None}, dict, "gpt2.attention.layer_norm_epsilon is mis"),
     "fewer-blocks": ("llama", {"block_count": 1}, dict, "does not have: .*blk.1.attn_norm.weight"),
     "more-blocks": ("llama", {"block_count": 3}, dict, "blk.2.attn_norm.weight is missing.*blk.2.ffn_down.weight"),
@@ -155,7 +155,7 @@ def test_an_adapter_is_no_model(models: dict[str, Any], tmp_path: Path) -> None:
         writer.add_type("adapter")
 
     path = write_gguf(tmp_path / "m.gguf", models["llama"], "llama", vocabulary=vocabulary)
-    with pytest.raises(UnsupportedModelError, match="general.type is 'adapter'".replace(".", r"\.")):
+    with pytest.raises(UnsupportedModelError, match=r"general\.type is 'adapter'"):
         load_decoder(path, None)
 
 

@@ -16,7 +16,7 @@ from approxrt.models.tied import take_words
 
 MODEL_TYPES = ("gpt2",)
 PREFIX = "transformer."
-ANCHOR = "wte."
+ANCHOR = "h."
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,

@@ -19,7 +19,7 @@ from approxrt.models.tied import take_words
 
 MODEL_TYPES = ("llama", "qwen2")
 PREFIX = "model."
-ANCHOR = "embed_tokens."
+ANCHOR = "layers."
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,

@@ -37,7 +37,9 @@ class TextStream:
             return ""
         new = _after(before, now)
         if new:
-            self._begin, self._given = self._given, len(self._ids)
+            if not before.endswith(REPLACEMENT):  # else the prompt ended within a character, which begins before it
+                self._begin = self._given
+            self._given = len(self._ids)
         return new
 
     def finish(self) -> str:
@@ -47,14 +49,15 @@ class TextStream:
         return _after(before, now)
 
     def _tail(self, prompt: Sequence[int]) -> list[int]:
-        """The shortest end of the prompt, but a power of two, that has any text; nothing of one without text."""
+        """A short end of the prompt that has text and does not begin within a character; of one without text nothing."""
         count = 8
         while True:
             tail = list(prompt[-count:])
-            if self._tokenizer.decode(tail, skip_special_tokens=True):
-                return tail
+            text = self._tokenizer.decode(tail, skip_special_tokens=True)
             if count >= len(prompt):
-                return []
+                return tail if text else []
+            if text and not text.startswith(REPLACEMENT):
+                return tail
             count *= 2
 
     def _texts(self) -> tuple[str, str]:
