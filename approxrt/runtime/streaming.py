@@ -49,14 +49,12 @@ class TextStream:
         return _after(before, now)
 
     def _tail(self, prompt: Sequence[int]) -> list[int]:
-        """A short end of the prompt that has text and does not begin within a character; of one without text nothing."""
+        """A short end of the prompt that has text and does not begin within a character, or all of it."""
         count = 8
         while True:
             tail = list(prompt[-count:])
             text = self._tokenizer.decode(tail, skip_special_tokens=True)
-            if count >= len(prompt):
-                return tail if text else []
-            if text and not text.startswith(REPLACEMENT):
+            if count >= len(prompt) or (text and not text.startswith(REPLACEMENT)):
                 return tail
             count *= 2
 
