@@ -16,7 +16,7 @@ from approxrt import __version__
 from approxrt.approx.groups import kind_of
 from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import BITS, TABLE_BITS, Spec, quantize_model
-from approxrt.approx.rotate import can_rotate, rotate
+from approxrt.approx.rotate import can_rotate, rotate_lazily
 from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.writer import check_target, write_artifact
@@ -101,7 +101,7 @@ def convert(
         # SmolLM2's Q4_1 has a perplexity of 47 in plain int4 when it is rotated first.
         rotated = bits == 8 and density == 1 and can_rotate(decoder)
         if rotated:
-            decoder, tensors = rotate(decoder, tensors)
+            decoder, tensors = rotate_lazily(decoder, tensors)
         converted = _quantize(decoder, tensors, bits, density, target, progress, checkpoint.grouped, table_bits)
     previewed: dict[str, Any] = {}
     if text is not None:

@@ -4,13 +4,13 @@ llama.cpp names of a layer's tensors are `blk.i.attn_q.weight` and so on. It int
 query and key heads for its own rotary positions; they are put back. GPT-2's query, key and value are one matrix there.
 
 A key or tensor that is missing, left over or of another size is a fault, and all faults are raised together. Weights
-are turned to floats one by one, when they are asked for (`GgufTensors`).
+are turned to floats one by one, when they are asked for (`LazyTensors`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec, RopeSpec
 from approxrt.artifact.decoder_validate import MAX_CONTEXT
+from approxrt.artifact.lazy import LazyTensors
 from approxrt.artifact.spec import MAX_DIM, MAX_LAYERS, MAX_VOCAB
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.gguf_file import GgufFile, GgufTensor
@@ -44,26 +45,7 @@ _ATTENTION = {"attn_q": "query", "attn_k": "key", "attn_v": "value", "attn_outpu
 _FFN = {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
 
 
-class GgufTensors(Mapping[str, np.ndarray]):
-    """The artifact's tensors in float32, each computed anew whenever it is asked for."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
-        self._makers = dict(makers)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._makers[name]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-
-def build_gguf(file: GgufFile, tokens: int) -> tuple[DecoderSpec, GgufTensors]:
+def build_gguf(file: GgufFile, tokens: int) -> tuple[DecoderSpec, LazyTensors]:
     """(all-f32 spec, tensors) of a file whose vocabulary has so many `tokens`.
 
     Raises UnsupportedModelError naming the key or tensor for what is not implemented (experts, another attention),
@@ -78,7 +60,7 @@ def build_gguf(file: GgufFile, tokens: int) -> tuple[DecoderSpec, GgufTensors]:
         tensors.faults.append(f"tensors that a {file.architecture} model does not have: {_some(left)}")
     if tensors.faults:
         raise CheckpointError(f"{str(file.path)!r} does not hold the model it describes: {'; '.join(tensors.faults)}")
-    return spec, GgufTensors(tensors.makers)
+    return spec, LazyTensors(tensors.makers)
 
 
 def _refuse_experts(file: GgufFile) -> None:
