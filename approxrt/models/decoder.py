@@ -86,10 +86,10 @@ def load_decoder(path: str | os.PathLike[str], folder: Path | None, grouped: boo
     return _from_folder(folder, os.fspath(path))
 
 
-def load_any_decoder(path: str | os.PathLike[str]) -> DecoderCheckpoint:
+def load_any_decoder(path: str | os.PathLike[str], grouped: bool = False) -> DecoderCheckpoint:
     """A folder, a hub id or a .gguf file. Raises UnsupportedModelError for what is no decoder."""
     if is_gguf(path):
-        return load_decoder(path, None)
+        return load_decoder(path, None, grouped)
     folder = find_folder(path)
     config = read_json(folder / "config.json")
     if not names_a_decoder(config):
