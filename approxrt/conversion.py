@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +15,14 @@ from approxrt import __version__
 from approxrt.approx.groups import kind_of
 from approxrt.approx.prune import prune_tiles
 from approxrt.approx.quantize import BITS, TABLE_BITS, Spec, quantize_model
-from approxrt.approx.rotate import can_rotate, rotate
+from approxrt.approx.rotate import can_rotate, rotate_lazily
 from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.writer import check_target, write_artifact
+from approxrt.decoder_verification import verify_decoder
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
-from approxrt.models.decoder import DecoderCheckpoint, is_decoder_config, is_gguf, load_decoder
+from approxrt.models.decoder import DecoderCheckpoint, is_gguf, load_decoder, names_a_decoder
 from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
 from approxrt.runtime.gpu_layout import PRUNE_BLOCK
@@ -102,7 +103,7 @@ def convert(
         # SmolLM2's Q4_1 has a perplexity of 47 in plain int4 when it is rotated first.
         rotated = bits == 8 and density == 1 and can_rotate(decoder)
         if rotated:
-            decoder, tensors = rotate(decoder, tensors)
+            decoder, tensors = rotate_lazily(decoder, tensors)
         converted = _quantize(decoder, tensors, bits, density, target, progress, checkpoint.grouped, table_bits)
     previewed: dict[str, Any] = {}
     if text is not None:
@@ -117,7 +118,13 @@ def convert(
         linears["embeddings.word"] = cast(LinearKind, converted[0].embedding_kind)
         kept = [name for name, parts in checkpoint.grouped.items() if linears[name] == kind_of(parts)]
         card["method"] |= {"table_bits": table_bits, "matrices_as_in_the_file": len(kept), **previewed}
-    check = partial(verify_encoder, checkpoint) if isinstance(checkpoint, Checkpoint) else None
+    pruned = density < 1 or head_preview is not None
+
+    def check(folder: Path) -> Mapping[str, Any]:
+        if isinstance(checkpoint, Checkpoint):
+            return verify_encoder(checkpoint, folder)
+        return verify_decoder(folder, checkpoint, bits, pruned)
+
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite, check)
 
 
@@ -141,7 +148,7 @@ def _load(model: str | os.PathLike[str], grouped: bool) -> Checkpoint | DecoderC
     if is_gguf(model):
         return load_decoder(model, None, grouped)
     folder = find_folder(model)
-    if is_decoder_config(read_json(encoder_folder(folder) / "config.json")):
+    if names_a_decoder(read_json(encoder_folder(folder) / "config.json")):
         return load_decoder(model, folder)
     return load_checkpoint(model)
 
@@ -157,7 +164,7 @@ def _quantize(
     table_bits: int,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
     masks = prune_tiles(spec, tensors, density, block=_BLOCKS[target]) if density < 1 else {}
-    total, done = max(1, sum(array.size for array in tensors.values())), 0
+    total, done = max(1, sum(math.prod(shape) for _, _, shape in spec.dense_tensors())), 0
 
     def advance(elements: int, name: str) -> None:
         nonlocal done

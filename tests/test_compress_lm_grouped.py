@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, checkpoint: DecoderCheckpoint) -> Non
     """The checkpoint stands for a .gguf file; a table decides instead of timings, which say nothing of this size."""
     torch.set_num_threads(1)
     monkeypatch.setattr(lm, "TIMING_SECONDS", 0.05)
-    monkeypatch.setattr(lm, "load_any_decoder", lambda path: checkpoint)
+    monkeypatch.setattr(lm, "load_any_decoder", lambda path, grouped: checkpoint)
 
     def latency(spec: Any, kinds: Any, heads: Any, *args: Any, **more: Any) -> decoder_latency.DecoderLatency:
         head = {kind: 1e-9 * kind.bytes(spec.vocab_size, spec.hidden_size) for kind in heads}

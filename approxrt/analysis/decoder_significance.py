@@ -81,7 +81,7 @@ def _analyze(
     started = time.monotonic()
     progress(0.0, "reading the checkpoint and the text")
     model = load_any_decoder(checkpoint)
-    spec, tensors = model.spec, model.tensors
+    spec, tensors = model.spec, dict(model.tensors)
     ids = token_ids(model.tokenizer_json, text_file(data))
     sequence = min(SEQUENCE, spec.max_positions)
     calibrating, held_out = split(ids, sequence)

@@ -108,12 +108,16 @@ def quantize_model(
     if bits == 5 and masks:
         raise ValueError("bits is 5 with tiles to prune: kinds g4 and g8 are dense")
     given = dict(grouped or {}) if bits == 5 else {}
-    out = dict(tensors)
+    # Tensors may be computed when they are asked for: a matrix that is rounded is taken once, and not kept.
+    rounded = {f"{name}.weight" for name, linear in spec.linears() if not spec.stays_f32(name) and linear.kind == "f32"}
+    if spec.embedding_kind == "f32":
+        rounded.add("embeddings.word.weight")
+    out = {name: tensors[name] for name in tensors if name not in rounded}
     kinds: dict[str, LinearKind] = {}
     for name, linear in spec.linears():
         if spec.stays_f32(name) or linear.kind != "f32":
             continue
-        weight = out.pop(f"{name}.weight")
+        weight = tensors[f"{name}.weight"]
         if name == "head.out" and bits == 5:
             parts = _grouped_table(weight, given.get(name), table_bits)
             kinds[name] = kind_of(parts)
@@ -126,7 +130,7 @@ def quantize_model(
             progress(weight.size, name)
     embedding_kind = spec.embedding_kind
     if embedding_kind == "f32":
-        words = out.pop("embeddings.word.weight")
+        words = tensors["embeddings.word.weight"]
         embedding_kind = "s8" if bits == 8 else "s4"
         if bits == 5:
             parts = _grouped_table(words, given.get("embeddings.word"), table_bits)

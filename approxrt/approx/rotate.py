@@ -18,13 +18,16 @@ norms subtract a mean and do not commute with R: models that have them stay as t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
 from approxrt.artifact.decoder_spec import DOWN_BLOCKS, DecoderSpec
+from approxrt.artifact.lazy import LazyTensors
 
 _SEED = 576
+Maker = Callable[[], np.ndarray]
 
 
 def can_rotate(spec: DecoderSpec) -> bool:
@@ -34,22 +37,28 @@ def can_rotate(spec: DecoderSpec) -> bool:
 
 def rotate(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
     """(spec, f32 tensors) of the same function, but for rounding. Raises ValueError where it does not apply."""
+    spec, lazy = rotate_lazily(spec, tensors)
+    return spec, dict(lazy)
+
+
+def rotate_lazily(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[DecoderSpec, LazyTensors]:
+    """The same, with each tensor rotated when it is asked for."""
     if not can_rotate(spec):
         raise ValueError("only all-f32 decoders with RMS norms can be rotated")
-    out = dict(tensors)
+    out: dict[str, Maker] = {name: partial(tensors.__getitem__, name) for name in tensors}
     r, block = orthogonal(spec.hidden_size), _down_block(spec)
 
     def reads(name: str, gamma: np.ndarray) -> None:
-        out[f"{name}.weight"] = _product(out[f"{name}.weight"] * gamma, r)
+        _then(out, f"{name}.weight", lambda weight: _product(weight * gamma, r))
 
     def writes(name: str) -> None:
         if f"{name}.weight" in out:
-            out[f"{name}.weight"] = _product(r.T, out[f"{name}.weight"])
-        out[f"{name}.bias"] = _product(out[f"{name}.bias"], r)
+            _then(out, f"{name}.weight", lambda weight: _product(r.T, weight))
+        _then(out, f"{name}.bias", lambda bias: _product(bias, r))
 
     def gamma_of(norm: str) -> np.ndarray:
-        gamma = out[f"{norm}.weight"]
-        out[f"{norm}.weight"] = np.ones_like(gamma)
+        gamma = out[f"{norm}.weight"]()
+        _then(out, f"{norm}.weight", np.ones_like)
         return gamma
 
     for i, layer in enumerate(spec.layers):
@@ -66,18 +75,26 @@ def rotate(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[Decode
             for part in ("gate", "up") if spec.gated else ("up",):
                 reads(f"{at}.{part}", gamma)
         if layer.has_ffn and block:
-            weight = out[f"{at}.down.weight"]
-            spread = _product(weight.reshape(len(weight), -1, block), hadamard(block))
-            out[f"{at}.down.weight"] = spread.reshape(weight.shape)
+            _then(out, f"{at}.down.weight", partial(_spread, by=hadamard(block)))
         writes(f"{at}.down")
     if spec.tied_embeddings:
         out["head.out.weight"] = out["embeddings.word.weight"]
-        out["head.out.bias"] = np.zeros(spec.vocab_size, np.float32)
+        out["head.out.bias"] = partial(np.zeros, spec.vocab_size, np.float32)
     reads("head.out", gamma_of("head.norm"))
     for name in ("embeddings.word.weight", "embeddings.position.weight"):
         if name in out:
-            out[name] = _product(out[name], r)
-    return dataclasses.replace(spec, tied_embeddings=False, down_block=block), out
+            _then(out, name, lambda table: _product(table, r))
+    return dataclasses.replace(spec, tied_embeddings=False, down_block=block), LazyTensors(out)
+
+
+def _then(out: dict[str, Maker], name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    before = out[name]
+    out[name] = lambda: change(before())
+
+
+def _spread(weight: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Each row's blocks, of the size of `by`, times it."""
+    return _product(weight.reshape(len(weight), -1, len(by)), by).reshape(weight.shape)
 
 
 def _down_block(spec: DecoderSpec) -> int:
@@ -101,16 +118,14 @@ def hadamard(n: int) -> np.ndarray:
     return matrix / np.sqrt(n)
 
 
-def _rotate_values(out: dict[str, np.ndarray], at: str, heads: int, kv_heads: int, dim: int) -> None:
+def _rotate_values(out: dict[str, Maker], at: str, heads: int, kv_heads: int, dim: int) -> None:
     """A head's values by H, and the output projection's columns that read them."""
     if dim & (dim - 1):
         return
     h = hadamard(dim)
-    weight, bias = out[f"{at}.value.weight"], out[f"{at}.value.bias"]
-    out[f"{at}.value.weight"] = _product(h, weight.reshape(kv_heads, dim, -1)).reshape(weight.shape)
-    out[f"{at}.value.bias"] = _product(bias.reshape(kv_heads, dim), h).reshape(bias.shape)
-    weight = out[f"{at}.output.weight"]
-    out[f"{at}.output.weight"] = _product(weight.reshape(len(weight), heads, dim), h).reshape(weight.shape)
+    _then(out, f"{at}.value.weight", lambda w: _product(h, w.reshape(kv_heads, dim, -1)).reshape(w.shape))
+    _then(out, f"{at}.value.bias", lambda b: _product(b.reshape(kv_heads, dim), h).reshape(b.shape))
+    _then(out, f"{at}.output.weight", lambda w: _product(w.reshape(len(w), heads, dim), h).reshape(w.shape))
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

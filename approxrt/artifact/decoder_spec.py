@@ -108,6 +108,8 @@ class RopeSpec:
       linear   divided by `factor` (Chen et al. 2023, arXiv 2306.15595)
       llama3   divided by `factor` where the wavelength is over original_positions / low_freq_factor, kept where it is
                under original_positions / high_freq_factor, blended in between (Llama 3.1)
+    Before that each is divided by its own of `frequency_factors` [head_dim / 2], if there are any: .gguf files have
+    Llama 3.1's scaling in this form.
     """
 
     theta: float = 10000.0
@@ -116,11 +118,14 @@ class RopeSpec:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_positions: int = 8192
+    frequency_factors: tuple[float, ...] = ()
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """f32[head_dim / 2] in radians a position, rounded as transformers rounds them."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         plain = (np.float32(1) / np.power(np.float32(self.theta), exponents)).astype(np.float32)
+        if self.frequency_factors:
+            plain = plain / np.asarray(self.frequency_factors, np.float32)
         if self.scaling == "linear":
             return (plain / np.float32(self.factor)).astype(np.float32)
         if self.scaling == "none":
@@ -298,6 +303,8 @@ class DecoderSpec:
         if self.head_preview is None:
             # So that releases which know of no preview read what has none.
             del data["head_preview"]
+        if self.rope is not None and not self.rope.frequency_factors:
+            del data["rope"]["frequency_factors"]
         return data
 
 

@@ -5,7 +5,6 @@ Every fault is collected; nothing is raised, whatever the JSON holds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -74,7 +73,7 @@ def decoder_from_json(data: Any) -> tuple[DecoderSpec | None, list[str]]:
     elif "layers" in fields:
         faults.append(f"model.layers is {show(layers)}; a list is needed")
     if fields.get("rope") is not None:
-        fields["rope"] = build_object(fields["rope"], RopeSpec, "model.rope", faults)
+        fields["rope"] = _rope_from_json(fields["rope"], faults)
     ends = fields.get("eos_token_ids", [])
     if isinstance(ends, list):
         fields["eos_token_ids"] = tuple(ends)
@@ -87,6 +86,18 @@ def decoder_from_json(data: Any) -> tuple[DecoderSpec | None, list[str]]:
     spec = DecoderSpec(**fields)
     types = _type_faults(spec)
     return (None, types) if types else (spec, decoder_faults(spec))
+
+
+def _rope_from_json(data: Any, faults: list[str]) -> Any:
+    factors = data.get("frequency_factors", []) if isinstance(data, Mapping) else []
+    if not isinstance(factors, list):
+        faults.append(f"model.rope.frequency_factors is {show(factors)}; a list is needed")
+        return None
+    if factors:
+        data = {**data, "frequency_factors": tuple(factors)}
+    elif isinstance(data, Mapping):
+        data = {key: value for key, value in data.items() if key != "frequency_factors"}
+    return build_object(data, RopeSpec, "model.rope", faults)
 
 
 def decoder_faults(spec: DecoderSpec) -> list[str]:
@@ -127,6 +138,9 @@ def _type_faults(spec: DecoderSpec) -> list[str]:
             need(is_text(spec.rope.scaling), "model.rope.scaling", spec.rope.scaling, "a string")
             original = spec.rope.original_positions
             need(type(original) is int, "model.rope.original_positions", original, "an integer")
+            factors = spec.rope.frequency_factors
+            sound = isinstance(factors, tuple) and all(type(factor) in (int, float) for factor in factors)
+            need(sound, "model.rope.frequency_factors", factors, "a sequence of numbers")
         else:
             need(False, "model.rope", spec.rope, "an object or null")
     if isinstance(spec.head_preview, HeadPreviewSpec):
@@ -162,7 +176,7 @@ def _range_faults(spec: DecoderSpec) -> Iterator[str]:
     yield from between("model.hidden_size", spec.hidden_size, 1, MAX_DIM)
     highest = MAX_DIM if spec.positions == "learned" else MAX_CONTEXT
     yield from between("model.max_positions", spec.max_positions, 1, highest)
-    if not (math.isfinite(spec.norm_eps) and 0 <= spec.norm_eps <= 1):
+    if not 0 <= spec.norm_eps <= 1:
         yield f"model.norm_eps is {show(spec.norm_eps)}; it must be between 0 and 1"
     if not 1 <= len(spec.layers) <= MAX_LAYERS:
         yield f"model.layers has {len(spec.layers)} entries; it must have 1 to {MAX_LAYERS}"
@@ -188,9 +202,14 @@ def _range_faults(spec: DecoderSpec) -> Iterator[str]:
     if spec.rope is not None:
         for name in _ROPE_NUMBERS:
             value = getattr(spec.rope, name)
-            if not (math.isfinite(value) and 0 < value <= 1e12):
+            if not 0 < value <= 1e12:
                 yield f"model.rope.{name} is {show(value)}; it must be over 0 and at most 1e12"
         yield from between("model.rope.original_positions", spec.rope.original_positions, 1, MAX_CONTEXT)
+        factors, dim = spec.rope.frequency_factors, dims[0] if dims else 0
+        if factors and dim and len(factors) != dim // 2:
+            yield f"model.rope.frequency_factors has {len(factors)} entries; heads of {dim} need {dim // 2}"
+        if not all(0 < factor <= 1e12 for factor in factors):
+            yield "model.rope.frequency_factors has entries that are not over 0 and at most 1e12"
         if spec.rope.scaling == "llama3" and spec.rope.high_freq_factor <= spec.rope.low_freq_factor:
             yield (
                 f"model.rope.high_freq_factor is {show(spec.rope.high_freq_factor)}; it must be over "

@@ -45,7 +45,7 @@ from approxrt.compression.lm_train import starting_state, train
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.work import Candidate, Work
 from approxrt.errors import InputError
-from approxrt.models.decoder import is_gguf, load_any_decoder, load_decoder
+from approxrt.models.decoder import load_any_decoder
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.threads import resolve_threads
 from approxrt.tasks.lm import engine_score, perplexity
@@ -78,7 +78,7 @@ class LmCompression:
         self.progress, self.log = progress or (lambda share, text: None), log or (lambda text: None)
         self.started = time.monotonic()
         self.threads = resolve_threads(options.threads)
-        self.checkpoint = load_decoder(model, None, True) if is_gguf(model) else load_any_decoder(model)
+        self.checkpoint = load_any_decoder(model, grouped=True)
         self.spec, self.tensors = self.checkpoint.spec, dict(self.checkpoint.tensors)
         self.sequence = min(SEQUENCE, self.spec.max_positions)
         ids = token_ids(self.checkpoint.tokenizer_json, text_file(data))

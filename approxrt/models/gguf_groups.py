@@ -13,14 +13,14 @@ llama.cpp interleaves the rows of a Llama model's query and key heads for its ow
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
-from approxrt.approx.groups import dequantize_groups, pack_unsigned
+from approxrt.approx.groups import pack_unsigned
 from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.spec import GROUP_WEIGHTS
+from approxrt.models.gguf_file import GgufFile
+from approxrt.models.gguf_model import to_halves
 
 _LAYER_PARTS = {
     "attn_q": "attention.query",
@@ -35,39 +35,23 @@ _TABLES = {"token_embd.weight": "embeddings.word", "output.weight": "head.out"}
 _BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 
 
-def grouped_tensors(
-    path: Path, spec: DecoderSpec, tensors: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, np.ndarray]]:
-    """Of each matrix that the file holds in one of the three forms, by the artifact's name, the parts of a g4 or g8.
+def grouped_tensors(file: GgufFile, spec: DecoderSpec) -> dict[str, dict[str, np.ndarray]]:
+    """Of each matrix that the file holds in one of the three forms, by the artifact's name, the parts of a g4 or g8."""
+    return dict(_parts(file, spec))
 
-    `tensors` are the file's as floats, as `approxrt.models.decoder.load_decoder` has them. What does not stand for
-    exactly these is left out: a family whose rows are in another order still, say.
-    """
-    out = {}
-    for name, parts in _read(path, spec):
-        weight = tensors.get(f"{name}.weight")
-        shape = (len(parts["group_scale"]), parts["group_scale"].shape[1] * GROUP_WEIGHTS)
-        if weight is None or weight.shape != shape:
+
+def _parts(file: GgufFile, spec: DecoderSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    for tensor in file.tensors.values():
+        name = artifact_name(tensor.name)
+        if name is None or tensor.kind not in _BLOCK_BYTES or len(tensor.shape) != 2:
             continue
-        if np.array_equal(dequantize_groups(parts, shape[1]), weight):
-            out[name] = parts
-    return out
-
-
-def _read(path: Path, spec: DecoderSpec) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    from gguf import GGUFReader
-
-    for tensor in GGUFReader(str(path)).tensors:
-        name, kind = artifact_name(tensor.name), tensor.tensor_type.name
-        if name is None or kind not in _BLOCK_BYTES or tensor.data.ndim != 2:
-            continue
-        parts = split_blocks(np.asarray(tensor.data), kind)
+        parts = split_blocks(tensor.rows, tensor.kind)
         if not all(np.isfinite(array).all() for array in parts.values()):
             continue
         if spec.architecture == "llama" and name.endswith(("attention.query", "attention.key")):
             layer = spec.layers[int(name.split(".")[1])]
             heads = layer.num_heads if name.endswith("query") else layer.num_kv_heads
-            parts = {part: _to_halves(array, heads) for part, array in parts.items()}
+            parts = {part: to_halves(array, heads) for part, array in parts.items()}
         yield name, parts
 
 
@@ -100,9 +84,3 @@ def split_blocks(data: np.ndarray, kind: str) -> dict[str, np.ndarray]:
 
 def _halves(raw: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.ascontiguousarray(raw).view("<f2")[..., 0])
-
-
-def _to_halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of heads in which two neighbours turn together -> those in which i and i + head_dim / 2 do."""
-    pairs = rows.reshape(heads, len(rows) // heads // 2, 2, rows.shape[1])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))

@@ -12,10 +12,11 @@ import numpy as np
 from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec
 from approxrt.errors import UnsupportedModelError
 from approxrt.models.base import Config, Weights
+from approxrt.models.tied import take_words
 
 MODEL_TYPES = ("gpt2",)
 PREFIX = "transformer."
-ANCHOR = "wte."
+ANCHOR = "h."
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,
@@ -37,7 +38,7 @@ def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.n
     positions = config.size("n_positions")
     inner = config.size("n_inner") if config.get("n_inner") is not None else 4 * hidden
     heads, head_dim = config.heads("n_embd", "n_head")
-    weights.take("embeddings.word.weight", "wte.weight", (vocab, hidden))
+    tied = take_words(weights, "wte.weight", vocab, hidden, bool(config.get("tie_word_embeddings")))
     weights.take("embeddings.position.weight", "wpe.weight", (positions, hidden))
 
     def linear(targets: tuple[str, ...], source: str, n: int, k: int) -> None:
@@ -61,10 +62,6 @@ def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.n
         linear((f"{at}.ffn.up",), f"{there}.mlp.c_fc", inner, hidden)
         linear((f"{at}.ffn.down",), f"{there}.mlp.c_proj", hidden, inner)
     weights.norm("head.norm", "ln_f", hidden)
-    tied = bool(config.get("tie_word_embeddings"))
-    if not tied:
-        weights.take("head.out.weight", "lm_head.weight", (vocab, hidden), encoder=False)
-        weights.out["head.out.bias"] = np.zeros(vocab, np.float32)
     spec = DecoderSpec(
         architecture="gpt2",
         vocab_size=vocab,

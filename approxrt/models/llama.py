@@ -5,17 +5,21 @@ RMS norms, rotary positions in halves, SwiGLU. Qwen2 has biases at query, key an
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec, RopeSpec
+from approxrt.artifact.decoder_validate import MAX_CONTEXT
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.base import Config, Weights
+from approxrt.models.tied import take_words
 
 MODEL_TYPES = ("llama", "qwen2")
 PREFIX = "model."
-ANCHOR = "embed_tokens."
+ANCHOR = "layers."
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -54,7 +58,7 @@ def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.n
         raise CheckpointError(f"config.json: hidden_size {hidden} is not a multiple of {heads} heads")
     head_dim = config.size("head_dim") if config.get("head_dim") is not None else hidden // heads
     attention_bias, mlp_bias = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
-    weights.take("embeddings.word.weight", "embed_tokens.weight", (vocab, hidden))
+    tied = take_words(weights, "embed_tokens.weight", vocab, hidden, bool(config.get("tie_word_embeddings")))
 
     def linear(target: str, source: str, n: int, k: int, bias: bool) -> None:
         weights.take(f"{target}.weight", f"{source}.weight", (n, k))
@@ -76,45 +80,67 @@ def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.n
         linear(f"{at}.ffn.up", f"{there}.mlp.up_proj", inner, hidden, mlp_bias)
         linear(f"{at}.ffn.down", f"{there}.mlp.down_proj", hidden, inner, mlp_bias)
     weights.take("head.norm.weight", "norm.weight", (hidden,))
-    tied = bool(config.get("tie_word_embeddings"))
-    if not tied:
-        weights.take("head.out.weight", "lm_head.weight", (vocab, hidden), encoder=False)
-        weights.out["head.out.bias"] = np.zeros(vocab, np.float32)
     activation = config.get("hidden_act")
     if activation not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"activation {activation!r} (hidden_act in config.json) is not supported; supported: "
             + ", ".join(ACTIVATIONS)
         )
+    rope = read_rope(config)
     spec = DecoderSpec(
         architecture=str(config.get("model_type")),
         vocab_size=vocab,
         hidden_size=hidden,
-        max_positions=config.size("max_position_embeddings"),
+        max_positions=read_context(config, rope),
         norm="rms",
         norm_eps=config.number("rms_norm_eps"),
         activation=ACTIVATIONS[activation],
         gated=True,
         positions="rope",
-        rope=read_rope(config),
+        rope=rope,
         layers=tuple(DecoderLayerSpec(heads, kv_heads, head_dim, inner) for _ in range(layers)),
         tied_embeddings=tied,
     )
     return spec, weights.finish()
 
 
-def read_rope(config: Config) -> RopeSpec:
-    """From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
+def read_context(config: Config, rope: RopeSpec) -> int:
+    """Positions that a text may have. A linear factor stretches the context that the model was trained for first.
 
-    Raises UnsupportedModelError for scalings that depend on the text's length (dynamic, longrope) or change attention
-    (yarn), naming those that are supported.
+    max_position_embeddings is of before the scaling for some (Vicuna 16k) and of after it for others; transformers runs
+    texts of any length. So it is taken as of before, unless original_max_position_embeddings says what that was.
     """
-    given: dict[str, Any] = {}
+    positions = config.size("max_position_embeddings")
+    if rope.scaling != "linear" or rope.factor <= 1:
+        return positions
+    original = _rope_options(config).get("original_max_position_embeddings")
+    stretched = int((original if type(original) is int and original > 0 else positions) * rope.factor)
+    return min(MAX_CONTEXT, max(positions, stretched))
+
+
+def _rope_options(config: Config) -> dict[str, Any]:
+    """`rope_scaling` where there is one, else `rope_parameters` (transformers 5): so does transformers."""
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)
         if value is not None and not isinstance(value, dict):
             raise CheckpointError(f"config.json: {key} is {value!r}; an object is needed")
-        given |= value or {}
+        if value:
+            if any(isinstance(option, dict) for option in value.values()):
+                raise UnsupportedModelError(
+                    f"{key} has rotary positions by kind of layer ({', '.join(map(str, value))}); "
+                    "supported: one for all"
+                )
+            return dict(value)
+    return {}
+
+
+def read_rope(config: Config) -> RopeSpec:
+    """From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
+
+    Raises UnsupportedModelError for scalings that depend on the text's length (dynamic, longrope) or change attention
+    (yarn), naming those that are supported; CheckpointError for a number that the scaling needs and that is missing.
+    """
+    given = _rope_options(config)
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise UnsupportedModelError(f"RoPE scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
@@ -123,17 +149,30 @@ def read_rope(config: Config) -> RopeSpec:
             raise UnsupportedModelError(
                 f"partial_rotary_factor {options['partial_rotary_factor']!r} is not supported; supported: 1"
             )
-    values = {"rope_theta": config.get("rope_theta"), "original_max_position_embeddings": 8192, **given}
-    numbers = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **values}
-    for key in ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
-        value = numbers[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise CheckpointError(f"config.json: {key} of the rotary positions is {value!r}; a number over 0 is needed")
-    return RopeSpec(
-        theta=float(numbers["rope_theta"]),
-        scaling=ROPE_TYPES[kind],
-        factor=float(numbers["factor"]),
-        low_freq_factor=float(numbers["low_freq_factor"]),
-        high_freq_factor=float(numbers["high_freq_factor"]),
-        original_positions=int(numbers["original_max_position_embeddings"]),
+    spec = RopeSpec(theta=_rope_number(given, "rope_theta", config.get("rope_theta")), scaling=ROPE_TYPES[kind])
+    if kind == "default":
+        return spec
+    spec = dataclasses.replace(spec, factor=_rope_number(given, "factor"))
+    if kind == "linear":
+        return spec
+    # As transformers: the config's own number wins, and without any it is the context of now.
+    original = config.get("original_max_position_embeddings", given.get("original_max_position_embeddings"))
+    if original is None:
+        original = config.get("max_position_embeddings")
+    return dataclasses.replace(
+        spec,
+        low_freq_factor=_rope_number(given, "low_freq_factor"),
+        high_freq_factor=_rope_number(given, "high_freq_factor"),
+        original_positions=int(
+            _rope_number({"original_max_position_embeddings": original}, "original_max_position_embeddings")
+        ),
     )
+
+
+def _rope_number(options: Mapping[str, Any], key: str, usual: Any = None) -> float:
+    value = options.get(key, usual)
+    value = usual if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e12:
+        what = "is missing" if value is None else f"is {value!r:.40}"
+        raise CheckpointError(f"config.json: {key} of the rotary positions {what}; a number over 0 is needed")
+    return float(value)

@@ -16,15 +16,15 @@ import numpy as np
 
 from approxrt.artifact.reader import Artifact
 from approxrt.errors import InputError, TextTooLongError, TruncationWarning, UnsupportedTaskError
-from approxrt.runtime.chat import Messages, render_chat
+from approxrt.runtime.chat import ChatTokenizer, Conversation, Messages, render
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.generation import Request, Sequence, grow, grow_together, step
 from approxrt.runtime.model import Model
 from approxrt.runtime.sampling import Sampling
-from approxrt.runtime.streaming import check_stop
+from approxrt.runtime.streaming import check_stop, hidden_tokens
 from approxrt.runtime.tokenize import load_tokenizer
 
-Prompt = str | Messages
+Prompt = str | Messages | Conversation
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Generated:
 class DecoderModel(Model):
     """A loaded decoder. Methods may be called from several threads at once.
 
-    A prompt is a str or a conversation, a list of {"role": ..., "content": ...}, which goes through the artifact's
-    chat template. Its text does not depend on what else runs beside it, nor on the number of threads.
+    A prompt is a str or a conversation, which goes through the artifact's chat template: a list of
+    {"role": ..., "content": ...}, or an `approxrt.runtime.chat.Conversation`. Its text does not depend on what else
+    runs beside it, nor on the number of threads.
     """
 
     def __init__(
@@ -52,6 +53,9 @@ class DecoderModel(Model):
         self._artifact = artifact
         self._decoder = _engine(artifact, threads, cache_kind, device)
         self._tokenizer = load_tokenizer(artifact.tokenizer_path, self.decoder_spec.vocab_size)
+        self._tokenizer.no_truncation()
+        self._hidden = hidden_tokens(self._tokenizer)
+        self._chat = ChatTokenizer(self._tokenizer)
         self._decoder.wait()
         artifact.release_pages()
 
@@ -86,12 +90,24 @@ class DecoderModel(Model):
             yield taken
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt: plain text with what the tokenizer puts around it, a conversation as its template says."""
-        plain = isinstance(prompt, str)
-        text = prompt if isinstance(prompt, str) else render_chat(self.decoder_spec, prompt)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=plain).ids
+        """Ids of a prompt: plain text with what the tokenizer puts around it, a conversation as its template says.
+
+        Control tokens that plain text spells are control tokens; those that messages spell are text, unless a
+        `Conversation` says otherwise.
+        """
+        if isinstance(prompt, str):
+            ids: list[int] = self._tokenizer.encode(prompt).ids
+        else:
+            ids = self._chat.encode(render(self.decoder_spec, prompt, self._chat.control_tokens))
         if not ids:
-            raise InputError(f"the prompt {text!r} gives no tokens: give at least one character")
+            raise InputError(f"the prompt {prompt!r} gives no tokens: give at least one character")
+        rows = self.decoder_spec.vocab_size
+        if max(ids) >= rows:
+            token = self._tokenizer.id_to_token(max(ids))
+            raise InputError(
+                f"the prompt has the token {token!r} (id {max(ids)}), for which the word table of {rows} rows has none: "
+                "leave it out"
+            )
         return ids
 
     def generate(
@@ -263,7 +279,7 @@ class DecoderModel(Model):
         return Request(ids, max_new_tokens, sampling, strings, frozenset(self.decoder_spec.eos_token_ids))
 
     def _sequence(self, request: Request) -> Sequence:
-        return Sequence(self._decoder, self._tokenizer, request)
+        return Sequence(self._decoder, self._tokenizer, request, self._hidden)
 
     def _refuse(self, method: str, instead: str) -> NoReturn:
         raise UnsupportedTaskError(

@@ -7,7 +7,7 @@ A `Sequence` is everything that belongs to one text: its cache, its sampler, wha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from approxrt.runtime.decoder_cpu import PROMPT_CHUNK, DecoderEngine
 from approxrt.runtime.sampling import Sampler, Sampling
-from approxrt.runtime.streaming import StopFilter, TextStream
+from approxrt.runtime.streaming import StopFilter, TextStream, hidden_tokens
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Request:
 class Sequence:
     """One text in the making. `finish_reason` is None until it is "eos", "stop" or "length"."""
 
-    def __init__(self, engine: DecoderEngine, tokenizer: Any, request: Request) -> None:
+    def __init__(
+        self, engine: DecoderEngine, tokenizer: Any, request: Request, hidden: Mapping[int, str] | None = None
+    ) -> None:
+        """`hidden` are the tokenizer's special tokens (`approxrt.runtime.streaming.hidden_tokens`)."""
         self.request = request
         self.new: list[int] = []  # ids, without the one that ended the text
         self.finish_reason: str | None = None
@@ -40,7 +43,8 @@ class Sequence:
         # The last new token is never read, so it needs no place.
         self.cache = engine.cache(len(request.prompt) + request.max_new_tokens - 1)
         self._sampler = Sampler(request.sampling)
-        self._stream = TextStream(tokenizer)
+        self._stream = TextStream(tokenizer, request.prompt)
+        self._hidden = hidden_tokens(tokenizer) if hidden is None else hidden
         self._filter = StopFilter(request.stop)
 
     def accept(self, logits: np.ndarray) -> str:
@@ -50,6 +54,8 @@ class Sequence:
             return self._finish("eos")
         self.new.append(token)
         text = self._filter.add(self._stream.add(token))
+        if token in self._hidden:
+            text += self._filter.add(self._hidden[token], hidden=True)
         if self._filter.stopped:
             self.finish_reason = "stop"
             return text

@@ -15,12 +15,15 @@ import numpy as np
 
 from approxrt.errors import InputError
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. Raises InputError naming the value that is out of range.
 
-    temperature         0: the likeliest token; else logits are divided by it
+    temperature         0: the likeliest token; else logits are divided by it, however small it is: what is below the
+                        likeliest may then have no probability, and tokens of exactly its logit share it
     top_k               draw from the k likeliest; 0: all
     top_p               draw from the fewest tokens that together have this probability, in (0, 1]
     min_p               draw from tokens with at least this share of the likeliest one's probability, in [0, 1)
@@ -52,8 +55,15 @@ class Sampling:
 
 def _number(name: str, value: Any, ok: Any, what: str) -> None:
     # NaN fails every comparison.
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not ok(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not ok(_as_float(value)):
         raise InputError(f"{name} is {value!r}; it must be {what}")
+
+
+def _as_float(value: int | float | np.floating) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 class Sampler:
@@ -69,9 +79,10 @@ class Sampler:
         if options.repetition_penalty != 1.0 and seen:
             logits = logits.copy()
             ids = np.unique(np.asarray(seen))
-            some = logits[ids]
-            penalty = np.float32(options.repetition_penalty)
-            logits[ids] = np.where(some > 0, some / penalty, some * penalty)
+            some, penalty = logits[ids].astype(np.float64), float(options.repetition_penalty)
+            with np.errstate(over="ignore"):
+                penalised = np.where(some > 0, some / penalty, some * penalty)
+            logits[ids] = np.clip(penalised, -_LARGEST, _LARGEST)
         if options.temperature == 0:
             return int(np.argmax(logits))
         ids, probabilities = distribution(logits, options)
@@ -82,9 +93,9 @@ class Sampler:
 
 def distribution(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """(ids, probabilities float64) that a draw has, likeliest first; they sum to 1. Temperature is over 0."""
-    scaled = logits.astype(np.float64) / options.temperature
-    peak = scaled.max()
-    weights = np.exp(scaled - peak)
+    below = logits.astype(np.float64) - float(logits.max())
+    with np.errstate(over="ignore"):  # what is infinitely far below has no weight
+        weights = np.exp(below / float(options.temperature))
     count = min(options.top_k, len(weights)) if options.top_k else len(weights)
     if options.top_p < 1:
         ids = _nucleus(weights, count, options.top_p)

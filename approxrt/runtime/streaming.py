@@ -10,33 +10,53 @@ from approxrt.errors import InputError
 REPLACEMENT = "�"  # what a tokenizer gives for bytes that are no UTF-8, such as half a character
 
 
-class TextStream:
-    """Text of a growing list of ids, in pieces whose sum is the text of all ids.
+def hidden_tokens(tokenizer: Any) -> dict[int, str]:
+    """The special tokens, which decoding leaves out, with their texts."""
+    return {i: str(token.content) for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
-    Byte-level tokens may end within a character, and some tokenizers' text of a token depends on those before it. So a
-    few tokens are decoded again with each new one, and what is new is given out once it ends with a whole character.
+
+class TextStream:
+    """Text of a growing list of ids, in pieces whose sum is the text that they add to the `prompt` before them.
+
+    Byte-level tokens may end within a character, and some tokenizers' text of a token depends on those before it: alone
+    it loses its first space. So a few tokens are decoded again with each new one, at first the prompt's last ones, and
+    what is new is given out once it ends with a whole character.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids = self._tail(prompt)
         self._begin = 0  # ids from here on are decoded again
-        self._given = 0  # ids whose text was given out
+        self._given = len(self._ids)  # ids whose text was given out
 
     def add(self, token: int) -> str:
         """The text that has become certain."""
         self._ids.append(token)
         before, now = self._texts()
-        if len(now) <= len(before) or now.endswith(REPLACEMENT):
+        if now.endswith(REPLACEMENT):
             return ""
-        self._begin, self._given = self._given, len(self._ids)
-        return now[len(before) :]
+        new = _after(before, now)
+        if new:
+            if not before.endswith(REPLACEMENT):  # else the prompt ended within a character, which begins before it
+                self._begin = self._given
+            self._given = len(self._ids)
+        return new
 
     def finish(self) -> str:
         """What is left: nothing more comes, so half a character is one that cannot be read."""
         before, now = self._texts()
         self._begin = self._given = len(self._ids)
-        return now[len(before) :]
+        return _after(before, now)
+
+    def _tail(self, prompt: Sequence[int]) -> list[int]:
+        """A short end of the prompt that has text and does not begin within a character, or all of it."""
+        count = 8
+        while True:
+            tail = list(prompt[-count:])
+            text = self._tokenizer.decode(tail, skip_special_tokens=True)
+            if count >= len(prompt) or (text and not text.startswith(REPLACEMENT)):
+                return tail
+            count *= 2
 
     def _texts(self) -> tuple[str, str]:
         decode = self._tokenizer.decode
@@ -46,31 +66,50 @@ class TextStream:
         )
 
 
+def _after(before: str, now: str) -> str:
+    """What `now` adds to `before`, whose last character may have been half of one."""
+    end = len(before)
+    while not now.startswith(before[:end]):
+        end -= 1
+    return now[end:]
+
+
 class StopFilter:
     """Passes text on until one of the stop strings has come, wherever the borders of its pieces are."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = check_stop(stop)
-        self._held = ""  # an end that may be the beginning of a stop string
+        # An end that may be the beginning of a stop string, and of each of its characters whether it may be shown.
+        self._held, self._visible = "", ""
         self.stopped = False
 
-    def add(self, text: str) -> str:
-        """What may be shown. Nothing comes after a stop string; the string itself is left out."""
+    def add(self, text: str, hidden: bool = False) -> str:
+        """What may be shown. Nothing comes after a stop string; the string itself is left out.
+
+        `hidden` text (of a special token) is never shown, but is looked at: it may be a stop string, or a part of one.
+        """
         if self.stopped:
             return ""
-        text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        self._held += text
+        self._visible += ("0" if hidden else "1") * len(text)
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        hold = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
+            self.stopped = True
+            shown = self._take(min(found))
+            self._held = self._visible = ""
+            return shown
+        return self._take(len(self._held) - max((_overlap(self._held, stop) for stop in self._stop), default=0))
 
     def finish(self) -> str:
         """What was held back and turned out to be no stop string."""
-        text, self._held = self._held, ""
-        return text
+        return self._take(len(self._held))
+
+    def _take(self, count: int) -> str:
+        text, visible = self._held[:count], self._visible[:count]
+        self._held, self._visible = self._held[count:], self._visible[count:]
+        if "0" not in visible:
+            return text
+        return "".join(c for c, shown in zip(text, visible, strict=True) if shown == "1")
 
 
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:

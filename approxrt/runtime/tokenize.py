@@ -45,10 +45,11 @@ def with_prompt(texts: Texts, prompt: str) -> Texts:
     return [with_prompt(text, prompt) if isinstance(text, str | tuple) else text for text in texts]  # type: ignore[misc]
 
 
-def load_tokenizer(path: Path, vocab_size: int, added_may_lack_rows: bool = False) -> Any:
-    """The `tokenizers.Tokenizer` of an artifact, without padding; truncation is the file's. Raises ArtifactError.
+def load_tokenizer(path: Path, vocab_size: int) -> Any:
+    """The `tokenizers.Tokenizer` of an artifact, without padding; truncation is the file's.
 
-    With `added_may_lack_rows` ids beyond the embedding table are left to whoever encodes, if they are of added tokens.
+    Raises ArtifactError, for a vocabulary beyond the embedding table, too. Added tokens may lack a row, as in
+    checkpoints that transformers runs: whoever encodes refuses texts that have them.
     """
     from tokenizers import Tokenizer
 
@@ -58,11 +59,9 @@ def load_tokenizer(path: Path, vocab_size: int, added_may_lack_rows: bool = Fals
         raise ArtifactError(path.parent, [f"tokenizer.json cannot be used: {error}"]) from None
     # tokenizer.json may carry a padding of its training days.
     tokenizer.no_padding()
-    if not added_may_lack_rows:
-        tokenizer.no_truncation()
-    if tokenizer.get_vocab_size(with_added_tokens=not added_may_lack_rows) > vocab_size:
+    if tokenizer.get_vocab_size(with_added_tokens=False) > vocab_size:
         # Tokens may share rows (`approxrt.approx.synonyms`): what counts is the highest id.
-        rows = max(tokenizer.get_vocab(with_added_tokens=not added_may_lack_rows).values()) + 1
+        rows = max(tokenizer.get_vocab(with_added_tokens=False).values()) + 1
         if rows > vocab_size:
             raise ArtifactError(
                 path.parent, [f"tokenizer.json has ids up to {rows - 1}, the embedding table {vocab_size} rows"]
@@ -89,7 +88,7 @@ class TextEncoder:
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         self._path = path
-        self._tokenizer = load_tokenizer(path, spec.vocab_size, added_may_lack_rows=True)
+        self._tokenizer = load_tokenizer(path, spec.vocab_size)
         self._side = truncation_side(self._tokenizer)
         self.max_length = spec.max_length
         self.inputs = spec.inputs

@@ -1,0 +1,148 @@
+"""convert's last look at a decoder: what was written is loaded, run, and compared with what was read.
+
+The comparison is with the checkpoint's own float32 weights, in plain numpy, a layer at a time, so that it needs neither
+torch nor a second copy of the weights; and, where the source is a folder and transformers is there, with transformers'
+tokens. So a conversion that would fail at its first use, or answer for another model, fails at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.reader import read_artifact
+from approxrt.errors import CheckpointError
+from approxrt.models.decoder import DecoderCheckpoint
+from approxrt.runtime.decoder_cpu import DecoderEngine
+from approxrt.runtime.tokenize import load_tokenizer
+
+# Texts in which tokenizers differ: spaces, line ends, digits, cases, accents, scripts, half-known characters.
+TEXTS = (
+    "The capital of France is",
+    " Hello,  world!\n\n1. It's 12345 o'clock\tnow. ",
+    "Ünïcode: 漢字かな 한국어 привет 🙂👩‍🔬 e\u0301",
+    "def f(x):\n    return {'a': x ** 2}  # <tag>",
+)
+# Tokens that are run: errors of quantisation add up along a text, mistakes show in a few.
+RUN = 24
+# The largest share of the logits' own spread (root mean square) that a dense artifact's may be off by, by bits. In
+# float32 the order of summation is left. 8 bits cost some hundredths on small random models; another model's logits are
+# off by 1.4 times their spread. Fewer bits may cost so much on a model that was made up that there is nothing to see.
+BOUNDS: Mapping[int, float] = {32: 1e-3, 8: 1.0}
+
+
+def verify_decoder(path: Path, checkpoint: DecoderCheckpoint, bits: int, pruned: bool = False) -> dict[str, Any]:
+    """Load the artifact at `path`, run it and compare its logits with those of `checkpoint`; what the card says of it.
+
+    `fidelity` holds the error of the logits as a share of their spread, or None where it is not bounded: of a `pruned`
+    model, and with bits that have no bound, logits must be numbers, and no more is asked.
+    Raises ArtifactError for an artifact that cannot be loaded, CheckpointError for one that gives something else.
+    """
+    artifact, name = read_artifact(path), checkpoint.source["name"]
+    tokenizer = load_tokenizer(artifact.tokenizer_path, checkpoint.spec.vocab_size)
+    tokenizer.no_truncation()
+    ids = _ids(tokenizer, checkpoint.spec)
+    engine = DecoderEngine(artifact)
+    found = engine.prefill(engine.cache(len(ids)), ids).astype(np.float64)
+    if not np.isfinite(found).all():
+        raise CheckpointError(f"{name}: the converted model's logits are no numbers; use other bits, or 32")
+    if pruned or bits not in BOUNDS:
+        return {"fidelity": {"tokens": len(ids), "logit_error": None}}
+    expected = reference_logits(checkpoint.spec, checkpoint.tensors, ids).astype(np.float64)
+    spread = float(np.std(expected))
+    error = float(np.sqrt(np.mean((found - expected) ** 2))) / (spread or 1.0)
+    if error > BOUNDS[bits]:
+        raise CheckpointError(
+            f"{name}: the artifact does not answer as the checkpoint does: its logits are off by {error:.3g} of their "
+            f"spread, and with bits={bits} at most {BOUNDS[bits]:g} is expected; convert with more bits"
+        )
+    return {"fidelity": {"tokens": len(ids), "logit_error": round(error, 6)}}
+
+
+def _ids(tokenizer: Any, spec: DecoderSpec) -> list[int]:
+    """The first tokens of the texts, or of the vocabulary where they have none."""
+    ids: list[int] = [token for text in TEXTS for token in tokenizer.encode(text).ids]
+    return (ids or list(range(spec.vocab_size)))[: min(RUN, spec.max_positions)]
+
+
+def reference_logits(spec: DecoderSpec, tensors: Mapping[str, np.ndarray], ids: Sequence[int]) -> np.ndarray:
+    """f32[vocab] of the token after `ids`, of an all-f32 model. A tensor is taken when it is needed, and let go."""
+    x = tensors["embeddings.word.weight"][list(ids)]
+    if spec.positions == "learned":
+        x = x + tensors["embeddings.position.weight"][: len(x)]
+    for i, layer in enumerate(spec.layers):
+        at = f"layers.{i}"
+        n = _norm(spec, tensors, f"{at}.attention.norm", x)
+        q, k, v = (
+            _linear(tensors, f"{at}.attention.{part}", n).reshape(len(x), -1, layer.head_dim).swapaxes(0, 1)
+            for part in ("query", "key", "value")
+        )
+        if spec.rope is not None:
+            angles = np.arange(len(x), dtype=np.float32)[:, None] * spec.rope.frequencies(layer.head_dim)
+            q, k = _turned(q, angles), _turned(k, angles)
+        k, v = (np.repeat(part, layer.num_heads // layer.num_kv_heads, axis=0) for part in (k, v))
+        scores = q @ k.swapaxes(1, 2) / np.float32(math.sqrt(layer.head_dim))
+        scores[:, np.triu(np.ones((len(x), len(x)), bool), 1)] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        attended = (weights / weights.sum(axis=-1, keepdims=True)) @ v
+        x = x + _linear(tensors, f"{at}.attention.output", attended.swapaxes(0, 1).reshape(len(x), -1))
+        n = _norm(spec, tensors, f"{at}.ffn.norm", x)
+        inner = _ACTIVATIONS[spec.activation](_linear(tensors, f"{at}.ffn.{'gate' if spec.gated else 'up'}", n))
+        if spec.gated:
+            inner = inner * _linear(tensors, f"{at}.ffn.up", n)
+        x = x + _linear(tensors, f"{at}.ffn.down", inner)
+    last = _norm(spec, tensors, "head.norm", x[-1:])
+    if spec.tied_embeddings:
+        logits: np.ndarray = (last @ tensors["embeddings.word.weight"].T)[0]
+        return logits
+    return _linear(tensors, "head.out", last)[0]
+
+
+def _linear(tensors: Mapping[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
+    out: np.ndarray = x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+    return out
+
+
+def _norm(spec: DecoderSpec, tensors: Mapping[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
+    if spec.norm == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    x = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(spec.norm_eps))
+    x = x * tensors[f"{name}.weight"]
+    return x + tensors[f"{name}.bias"] if spec.norm == "layer" else x
+
+
+def _turned(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    a, b = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x))
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    erf = np.array([math.erf(value) for value in (x / math.sqrt(2)).ravel()], np.float32)
+    return x * (np.float32(0.5) + np.float32(0.5) * erf.reshape(x.shape))
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)))
+
+
+def _relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": _relu,
+}
