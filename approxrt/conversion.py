@@ -19,7 +19,6 @@ from approxrt.approx.rotate import can_rotate, rotate_lazily
 from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.writer import check_target, write_artifact
-from approxrt.decoder_verification import verify_decoder
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.models.decoder import DecoderCheckpoint, is_gguf, load_decoder, names_a_decoder
@@ -27,7 +26,8 @@ from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
 from approxrt.runtime.gpu_layout import PRUNE_BLOCK
 from approxrt.tasks.lm import read_text
-from approxrt.verification import verify_encoder
+from approxrt.verification.decoder import verify_decoder
+from approxrt.verification.encoder import verify_encoder
 
 _METHODS = {
     4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",

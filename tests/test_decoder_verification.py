@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from decoders import DECODERS, build_decoder
 
 import approxrt
 import approxrt.conversion
+from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
-from approxrt.decoder_verification import BOUNDS, reference_logits, verify_decoder
-from approxrt.errors import CheckpointError
+from approxrt.errors import CheckpointError, CheckpointWarning
+from approxrt.models import llama
 from approxrt.models.decoder import load_decoder
 from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.verification.decoder import BOUNDS, reference_logits, verify_decoder
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in DECODERS),
@@ -43,13 +47,14 @@ def test_sound_conversions_pass(family: str, tmp_path: Path) -> None:
     checkpoint = load_decoder(folder, folder)
     for bits in (32, 8, 5, 4):
         path = approxrt.convert(folder, tmp_path / str(bits), bits=bits)
-        found = verify_decoder(path, checkpoint, bits)
+        found = verify_decoder(path, checkpoint, bits)["fidelity"]
+        assert read_artifact(path).card["fidelity"] == found
         if bits in BOUNDS:
-            assert found.error is not None and found.error < BOUNDS[bits] / 4
+            assert found["logit_error"] < BOUNDS[bits] / 4
         else:
-            assert found.error is None
+            assert found["logit_error"] is None
     path = approxrt.convert(folder, tmp_path / "pruned", bits=8, density=0.25)
-    assert verify_decoder(path, checkpoint, 8, pruned=True).error is None
+    assert verify_decoder(path, checkpoint, 8, pruned=True)["fidelity"]["logit_error"] is None
 
 
 @pytest.mark.parametrize("bits", [8, 32])
@@ -91,16 +96,35 @@ def test_logits_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         verify_decoder(path, checkpoint, 32, pruned=True)
 
 
-def test_tokens_that_transformers_changes_are_refused(tmp_path: Path) -> None:
-    """tokenizer_config.json has a say in transformers: here the class puts its tokens around every text."""
+def test_a_config_that_means_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter that reads an epsilon wrong agrees with itself; transformers does not."""
     folder = build_decoder("llama", tmp_path / "c")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "bos_token": "<s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    checkpoint = load_decoder(folder, folder)
-    path = approxrt.convert(folder, tmp_path / "a")
-    assert verify_decoder(path, checkpoint, 8).texts == 4
+    build = llama.build
+
+    def misread(config: Any, weights: Any) -> Any:
+        spec, tensors = build(config, weights)
+        return dataclasses.replace(spec, norm_eps=0.05), tensors
+
+    monkeypatch.setattr(llama, "build", misread)
+    with pytest.raises(CheckpointError, match=r"the logits differ from transformers' by .* nothing was written"):
+        approxrt.convert(folder, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_tokenizer_config_is_obeyed(tmp_path: Path) -> None:
+    """The class decides what stands around a text, not the file."""
+    import transformers
+
+    folder = build_decoder("llama", tmp_path / "c")
     data = json.loads((folder / "tokenizer.json").read_text())
     data["normalizer"] = {"type": "Lowercase"}
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match=r"give different tokens for .*from token \d+ on.*Save it anew"):
-        verify_decoder(path, checkpoint, 8)
+    for name in ("PreTrainedTokenizerFast", "GPT2Tokenizer"):
+        settings = {"tokenizer_class": name, "eos_token": "</s>", "bos_token": "<s>"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)
+            model = approxrt.load(approxrt.convert(folder, tmp_path / "a", overwrite=True))
+        original = transformers.AutoTokenizer.from_pretrained(folder)
+        for text in ("A Good Film", "the 42 \n\n towns"):
+            assert model.tokenize(text) == original(text)["input_ids"]

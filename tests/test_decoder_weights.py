@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import approxrt
 from approxrt.artifact.reader import read_artifact
-from approxrt.errors import CheckpointError, UnsupportedModelError
+from approxrt.errors import CheckpointError, CheckpointWarning, InputError, UnsupportedModelError
 from approxrt.models.decoder import load_decoder
 from approxrt.runtime.decoder_reference import DecoderReference
 
@@ -200,15 +200,18 @@ def test_tokens_beyond_the_word_table_are_named(tmp_path: Path) -> None:
          "normalized": False, "special": True}
     )  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match=rf"'<extra>' \({rows}\); enlarge the table"):
-        approxrt.convert(folder, tmp_path / "a")
+    with pytest.warns(CheckpointWarning, match=rf"added tokens '<extra>' \(id {rows}\): texts with them"):
+        model = approxrt.load(approxrt.convert(folder, tmp_path / "a"))
+    assert model.generate("a film", max_new_tokens=2)
+    with pytest.raises(InputError, match=rf"the prompt has the token '<extra>' \(id {rows}\)"):
+        model.generate("a <extra> film", max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
     ("generation", "config", "settings", "ends"),
     [
         ({"eos_token_id": 5}, {}, {"eos_token": "</s>"}, (5, 2)),
-        ({"eos_token_id": [5, 6]}, {}, {"eos_token": {"content": "</s>"}}, (5, 6, 2)),
+        ({"eos_token_id": [5, 6]}, {}, {"eos_token": {"__type": "AddedToken", "content": "</s>"}}, (5, 6, 2)),
         ({}, {"eos_token_id": 7}, {}, (7,)),
         ({"eos_token_id": None}, {"eos_token_id": [7, 2]}, {"eos_token": "</s>"}, (7, 2)),
         ({"eos_token_id": 2}, {}, {"eos_token": "no such token"}, (2,)),

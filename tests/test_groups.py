@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from approxrt.compression.data import _finetuned_split, _split
+from approxrt.compression.data import DataOptions, _finetuned_split, _split
 from approxrt.errors import InputError
 from approxrt.finetune import FinetuneOptions, split_data, total_steps
 from approxrt.tasks.groups import containment_groups, held_out, held_out_groups
@@ -91,13 +91,16 @@ def test_every_class_is_on_both_sides_or_groups_are_not_kept() -> None:
         assert held is not None and set(rare[held]) == {0, 1} == set(np.delete(rare, held))
     only = Dataset(texts, (np.arange(20) // 2 == 3).astype(np.int64), ("no", "yes"))  # type: ignore[arg-type]
     assert held_out_groups(only, 4, [0]) is None
-    train, validation = _split(only, 0, 0.2, None)
+    train, validation = _split(only, DataOptions(0, 0.2))
     assert 1 in train.labels and 1 in validation.labels
 
 
 def test_splits_keep_sentences_on_one_side() -> None:
     data = data_of([*PHRASES, *(f"line {i}" for i in range(40))])
-    for train, validation in (split_data(data, FinetuneOptions(val_fraction=0.2, seed=3)), _split(data, 3, 0.2, None)):
+    for train, validation in (
+        split_data(data, FinetuneOptions(val_fraction=0.2, seed=3)),
+        _split(data, DataOptions(3, 0.2)),
+    ):
         assert sorted([*train.texts, *validation.texts]) == sorted(data.texts)
         assert abs(len(validation) - 0.2 * len(data)) <= 3
         # Every phrase here is the beginning of one sentence only.

@@ -1,8 +1,9 @@
 """convert's last look at a decoder: what was written is loaded, run, and compared with what was read.
 
-The comparison is with the checkpoint's own float32 weights, in plain numpy, a layer at a time, so that it needs neither
-torch nor a second copy of the weights; and, where the source is a folder and transformers is there, with transformers'
-tokens. So a conversion that would fail at its first use, or answer for another model, fails at once.
+The artifact is compared with the checkpoint's own float32 weights, in plain numpy, a layer at a time, so that a .gguf
+file needs neither torch nor a second copy of its weights. That these weights mean what approxrt takes them for is
+compared with transformers, where the source is a folder. So a conversion that would fail at its first use, or answer
+for another model, fails at once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import numpy as np
 
 from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.artifact.reader import read_artifact
-from approxrt.errors import CheckpointError
+from approxrt.errors import CheckpointError, MissingDependencyError
+from approxrt.models.classifier import quiet
 from approxrt.models.decoder import DecoderCheckpoint
 from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.tokenize import load_tokenizer
 
-# Texts in which tokenizers differ: spaces, line ends, digits, cases, accents, scripts, half-known characters.
+# Texts whose tokens are run.
 TEXTS = (
     "The capital of France is",
     " Hello,  world!\n\n1. It's 12345 o'clock\tnow. ",
@@ -33,6 +35,7 @@ RUN = 24
 # The largest share of the logits' own spread (root mean square) that a dense artifact's may be off by, by bits. In
 # float32 the order of summation is left. 8 bits cost some hundredths on small random models; another model's logits are
 # off by 1.4 times their spread. Fewer bits may cost so much on a model that was made up that there is nothing to see.
+SAME = 5e-4  # of the largest logit, between two float32 computations: sums in another order, over some tens of layers
 BOUNDS: Mapping[int, float] = {32: 1e-3, 8: 1.0}
 
 
@@ -51,9 +54,14 @@ def verify_decoder(path: Path, checkpoint: DecoderCheckpoint, bits: int, pruned:
     found = engine.prefill(engine.cache(len(ids)), ids).astype(np.float64)
     if not np.isfinite(found).all():
         raise CheckpointError(f"{name}: the converted model's logits are no numbers; use other bits, or 32")
+    expected = None
+    if checkpoint.folder is not None:
+        expected = reference_logits(checkpoint.spec, checkpoint.tensors, ids).astype(np.float64)
+        _check_same(expected, _original_logits(checkpoint, ids), name)
     if pruned or bits not in BOUNDS:
         return {"fidelity": {"tokens": len(ids), "logit_error": None}}
-    expected = reference_logits(checkpoint.spec, checkpoint.tensors, ids).astype(np.float64)
+    if expected is None:
+        expected = reference_logits(checkpoint.spec, checkpoint.tensors, ids).astype(np.float64)
     spread = float(np.std(expected))
     error = float(np.sqrt(np.mean((found - expected) ** 2))) / (spread or 1.0)
     if error > BOUNDS[bits]:
@@ -62,6 +70,39 @@ def verify_decoder(path: Path, checkpoint: DecoderCheckpoint, bits: int, pruned:
             f"spread, and with bits={bits} at most {BOUNDS[bits]:g} is expected; convert with more bits"
         )
     return {"fidelity": {"tokens": len(ids), "logit_error": round(error, 6)}}
+
+
+def _original_logits(checkpoint: DecoderCheckpoint, ids: list[int]) -> np.ndarray:
+    """transformers' float32 logits of the token after `ids`."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        package = str(error.name)
+        raise MissingDependencyError(package, "compress", "comparing an artifact with its checkpoint") from None
+    try:
+        with quiet(), torch.inference_mode():
+            model = AutoModelForCausalLM.from_pretrained(
+                str(checkpoint.folder), local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+            ).eval()
+            logits: np.ndarray = model(input_ids=torch.tensor([ids])).logits[0, -1].double().numpy()
+            return logits
+    except Exception as error:  # of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"transformers cannot load {checkpoint.source['name']!r} to compare the artifact with: {reason}"
+        ) from error
+
+
+def _check_same(ours: np.ndarray, theirs: np.ndarray, name: str) -> None:
+    scale = float(np.abs(theirs).max()) + 1.0
+    apart = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else math.inf
+    if not apart <= SAME * scale:
+        raise CheckpointError(
+            f"checkpoint {name!r}: in float32 the logits differ from transformers' by {apart:.3g} (values up to "
+            f"{scale - 1:.3g}). Something in its files means what approxrt does not know, so nothing was written; "
+            "please report it with the checkpoint's config.json"
+        )
 
 
 def _ids(tokenizer: Any, spec: DecoderSpec) -> list[int]:

@@ -1,0 +1,1 @@
+"""What a conversion checks before it says done."""
