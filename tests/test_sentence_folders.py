@@ -195,6 +195,17 @@ def test_a_default_prompt_that_is_none_of_them(tmp_path: Path) -> None:
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"truncate_dim": 32}, "truncate_dim 32"), ({"model_type": "SparseEncoder"}, "model_type 'SparseEncoder'")],
+)
+def test_what_else_the_folder_may_ask_for(tmp_path: Path, changes: dict, named: str) -> None:
+    folder = folder_of(tmp_path)
+    edit_json(folder / "config_sentence_transformers.json", **changes)
+    with pytest.raises(UnsupportedModelError, match=named):
+        load_checkpoint(folder)
+
+
 def test_how_vectors_are_compared(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     edit_json(folder / "config_sentence_transformers.json", similarity_fn_name="dot")

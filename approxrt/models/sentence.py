@@ -76,23 +76,33 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         return None
     encoder, pooling, normalize = folder, None, False
     for i, module in enumerate(modules):
-        kind, path = _kind(module), _inside(folder, module.get("path", ""))
-        if kind == "Transformer" and i == 0:
+        name, path = _kind(module), _inside(folder, module.get("path", ""))
+        if name == "Transformer" and i == 0:
             encoder = path
-        elif kind == "Pooling" and pooling is None and i:
+        elif name == "Pooling" and pooling is None and i:
             pooling = _read_pooling(path / "config.json")
-        elif kind == "Normalize" and pooling is not None:
+        elif name == "Normalize" and pooling is not None:
             _check_normalize(path / "config.json")
             normalize = True
-        elif kind == "Dropout" and pooling is not None:
+        elif name == "Dropout" and pooling is not None:
             continue
         else:
-            where = f"sentence-transformers module {kind!r} at place {i} of {folder / MODULES}"
+            where = f"sentence-transformers module {name!r} at place {i} of {folder / MODULES}"
             raise UnsupportedModelError(f"{where} is not supported; {_SUPPORTED}")
     config = read_json_if_there(folder / CONFIG)
+    kind = config.get("model_type") or "SentenceTransformer"
+    if kind not in ("SentenceTransformer", "CrossEncoder"):
+        raise UnsupportedModelError(
+            f"{folder / CONFIG}: model_type {kind!r} is not supported; supported: SentenceTransformer, CrossEncoder"
+        )
+    if config.get("truncate_dim") is not None:
+        raise UnsupportedModelError(
+            f"{folder / CONFIG}: truncate_dim {config['truncate_dim']!r} is not supported: set it to null, and give "
+            "truncate_dim to encode (dimensions to the server)"
+        )
     length, lower_case, classifies = _transformer_options(encoder)
     if pooling is None:
-        if not classifies and config.get("model_type") != "CrossEncoder":
+        if not classifies and kind != "CrossEncoder":
             raise UnsupportedModelError(
                 f"{folder / MODULES} has no Pooling module: token embeddings are not supported; {_SUPPORTED}"
             )
