@@ -45,21 +45,27 @@ build: install   ## Compile the extension again after a change in csrc/
 
 # A file's tests stay together: they share what its fixtures train or convert. Few workers, since many of these tests run
 # all of the machine's threads. Left out: a peer's own compiler at work, `pytest -m compiles` runs it, and `test-all`'s.
-TEST_ARGS ?= -n auto --maxprocesses=2 --dist=loadfile -m "not compiles and not integration"
+TEST_ARGS ?= -n auto --maxprocesses=2 --dist=loadfile -m "not compiles and not integration and not slow"
 
 test: build lint ## Build, lint, type-check and run the tests
 	$(BIN)/python -m pytest -q $(TEST_ARGS)
 	$(MAKE) --no-print-directory test-rounding
 
 # What compares floats must hold on every CPU: the same tests with the kernels and libraries of a smaller one.
+ROUNDING_TESTS = tests/test_fake_quantize.py tests/test_qat.py tests/test_recover.py tests/test_student.py \
+                 tests/test_preview_fit.py tests/test_decoder_rounding.py tests/test_decoder_structure.py \
+                 tests/test_compress.py::test_artifact_equals_the_emulation tests/test_sign_matching.py \
+                 tests/test_compress_lm_grouped.py::test_the_student_starts_and_ends_on_the_grids tests/test_mixed_rows.py \
+                 tests/test_gptq.py tests/test_refit.py tests/test_obs.py tests/test_head_preview.py
 SMALLER_CPU = APPROXRT_ISA=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
               OMP_NUM_THREADS=1
 
 test-rounding: build ## The tests that compare floats, as a smaller CPU would round
 	$(SMALLER_CPU) $(BIN)/python -m pytest -q -n auto --maxprocesses=2 --dist=loadfile $(ROUNDING_TESTS)
 
-test-all: test $(VENV)/.integrations ## Also the tests against Ray, Triton Inference Server and schemathesis
-	$(BIN)/python -m pytest -q -m integration tests
+test-all: test $(VENV)/.integrations ## Also slow tests, and those against Ray, Triton Inference Server, schemathesis
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=2 --dist=loadfile -m "slow and not compiles and not integration"
+	$(BIN)/python -m pytest -q -m integration
 
 lint: install    ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

@@ -94,6 +94,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert report["gpu"] is None and report["parts"] == {} and report["packages"]["torch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["check", "tune", "bench_kernels", "bench_encoder", "bench_decoder"])
 def test_scripts_run_on_tiny_sizes(name: str, tmp_path: Path) -> None:
     pytest.importorskip("triton")

@@ -202,6 +202,7 @@ def test_padding_does_not_change_torchs_answer(checkpoint: Path) -> None:
     np.testing.assert_allclose(answer, [source.reference[0], source.reference[9]], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_real_texts(checkpoint: Path, artifacts: list[Path]) -> None:
     texts = Source(checkpoint).sample_ids
     result = measure(artifacts[1:], parse_peers("torch-eager"), checkpoint, (1, 8), texts=texts, threads=1, budget=0.1)
@@ -213,6 +214,7 @@ def test_real_texts(checkpoint: Path, artifacts: list[Path]) -> None:
         assert ("torch-eager", batch) in rows
 
 
+@pytest.mark.slow
 def test_real_texts_once_more_at_each_engines_best_batch(checkpoint: Path, artifacts: list[Path]) -> None:
     texts = Source(checkpoint).sample_ids
     result = measure(artifacts[1:], parse_peers("torch-eager"), checkpoint, (1, 8), texts=texts, threads=1, budget=0.1)

@@ -19,6 +19,8 @@ from approxrt.approx.practice import Practice  # noqa: E402
 from approxrt.approx.recover import Recovery  # noqa: E402
 from approxrt.compression.members import PACE_STEPS  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def test_members_removals_and_an_ensemble(
     checkpoint: Path,  # noqa: F811

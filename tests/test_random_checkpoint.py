@@ -56,6 +56,7 @@ def test_its_tokenizer_knows_every_plain_text(checkpoint: Path) -> None:
     assert tokenizer.encode("a", "b").type_ids == [0, 0, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_same_arguments_same_files(checkpoint: Path, tmp_path: Path) -> None:
     assert write(tmp_path / "again", *TINY).returncode == 0
     assert write(tmp_path / "other", *TINY, "--seed", "1").returncode == 0

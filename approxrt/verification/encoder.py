@@ -97,25 +97,29 @@ def _texts(spec: ModelSpec) -> list[Text]:
 
 
 def _original(checkpoint: Checkpoint, encoded: Encoded) -> np.ndarray:
-    """transformers' float32 answers, one text at a time: [n, labels], or pooled states [n, hidden]."""
+    """transformers' float32 answers: [n, labels], or pooled states [n, hidden]."""
     try:
         import torch
     except ImportError:
         raise MissingDependencyError("torch", "compress", "comparing an artifact with its checkpoint") from None
-    spec, rows = checkpoint.spec, []
+    spec = checkpoint.spec
     model = _load_original(checkpoint)
+    longest = max(map(len, encoded.ids))
+    ids = torch.tensor([row + [spec.pad_token_id] * (longest - len(row)) for row in encoded.ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in encoded.ids])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if spec.type_vocab_size:
+        inputs["token_type_ids"] = torch.tensor([row + [0] * (longest - len(row)) for row in encoded.type_ids])
     with torch.inference_mode():
-        for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
-            inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-            if spec.type_vocab_size:
-                inputs["token_type_ids"] = torch.tensor([types])
-            answer = model(**inputs)
-            if spec.labels:
-                rows.append(answer.logits[0].double().numpy())
-            else:
-                states = answer.last_hidden_state[0].double()
-                rows.append((states[0] if spec.head.pooling == "cls" else states.mean(dim=0)).numpy())
-    return np.stack(rows)
+        answer = model(**inputs)
+        if spec.labels:
+            rows = answer.logits.double()
+        else:
+            states = answer.last_hidden_state.double()
+            weights = mask[:, :, None] / mask.sum(dim=1)[:, None, None]
+            rows = states[:, 0] if spec.head.pooling == "cls" else (states * weights).sum(dim=1)
+        found: np.ndarray = rows.numpy()
+        return found
 
 
 def _load_original(checkpoint: Checkpoint) -> Any:

@@ -18,7 +18,7 @@ from approxrt.runtime.decoder_cpu import DecoderEngine
 from approxrt.runtime.decoder_cuda import CudaDecoderEngine
 from approxrt.runtime.decoder_reference import DecoderReference
 
-pytestmark = pytest.mark.filterwarnings("ignore::approxrt.errors.TargetWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::approxrt.errors.TargetWarning")]
 
 
 @dataclasses.dataclass

@@ -26,6 +26,8 @@ from approxrt.runtime.cpu import CpuEngine
 from approxrt.runtime.cuda import CudaEngine
 from approxrt.runtime.reference import Reference
 
+pytestmark = pytest.mark.slow
+
 
 @dataclasses.dataclass
 class Weights:

@@ -19,6 +19,8 @@ import approxrt
 from approxrt.errors import DeviceError, InputError
 from approxrt.runtime import cuda, decoder_cuda
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a gripping film", "two hours that nobody in the room will ever get back"]
 
 

@@ -14,6 +14,8 @@ from approxrt.runtime.gpu_plan import attention_tiles
 from approxrt.runtime.reference import kept_keys_by_tiles
 from approxrt.runtime.reference import sign_attention as formula
 
+pytestmark = pytest.mark.slow
+
 HEADS, D = 2, 32
 
 
