@@ -94,6 +94,35 @@ def test_prefixes_of_training_frameworks(tmp_path: Path, wrapper: str, plain: bo
         assert_close(model.logits(texts), expected)
 
 
+def test_names_of_weights_from_tensorflow(tmp_path: Path) -> None:
+    folder = build_checkpoint("bert", tmp_path / "c")
+    expected = converted(folder).logits("a film")
+    weights = load_file(folder / "model.safetensors")
+    older = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for new, old in older.items():
+        weights = {name.replace(new, old): array for name, array in weights.items()}
+    rewrite(folder, weights)
+    assert_close(converted(folder).logits("a film"), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"model_max_length": 2}, "leaves no room beside the specials"),
+        ({"sep_token": "[END]"}, "has the token '\\[END\\]'"),
+    ],
+)
+def test_a_tokenizer_that_reads_nothing(tmp_path: Path, settings: dict, named: str) -> None:
+    """Every text would fail, so the conversion does."""
+    folder = build_checkpoint("bert", tmp_path / "c")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        with pytest.raises(CheckpointError, match=f"cannot read ordinary sentences, so nothing was written: .*{named}"):
+            approxrt.convert(folder, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_prefix_that_nobody_knows_is_named(tmp_path: Path) -> None:
     folder = build_checkpoint("bert", tmp_path / "c")
     weights = load_file(folder / "model.safetensors")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec import ModelSpec
-from approxrt.errors import CheckpointError, CheckpointWarning, MissingDependencyError
+from approxrt.errors import CheckpointError, CheckpointWarning, InputError, MissingDependencyError
 from approxrt.models.checkpoint import Checkpoint
 from approxrt.models.classifier import quiet
 from approxrt.models.sample_texts import SAMPLE_TEXTS
@@ -62,7 +62,12 @@ def verify_encoder(checkpoint: Checkpoint, artifact: Path) -> dict[str, Any]:
     where the artifact's approximation costs more than a user would want.
     """
     model = load(artifact, device="cpu")
-    encoded = model.encode(_texts(model.spec))
+    try:
+        encoded = model.encode(_texts(model.spec))
+    except InputError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.source['name']!r} cannot read ordinary sentences, so nothing was written: {error}"
+        ) from error
     engine = CpuEngine(_InMemory(checkpoint.spec, checkpoint.tensors))
     output = "logits" if checkpoint.spec.labels else "pooled"
     exact = engine.forward(encoded.ids, encoded.type_ids, output)
