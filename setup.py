@@ -115,8 +115,8 @@ class NinjaBuildExt(build_ext):
         sanitize = os.environ.get("APPROXRT_SANITIZE", "")
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        # An installation that runs from this tree keeps its objects in it, whoever asks (pip has a folder of its own for
-        # each call): what was compiled once is not compiled again.
+        # An installation that runs from this tree keeps its objects in it, whoever asks (pip has a folder of its own
+        # for each call): what was compiled once is not compiled again.
         here = self.inplace or getattr(self, "editable_mode", False)
         temporary = ROOT / "build" / "inplace" if here else Path(self.build_temp).resolve()
         build = temporary / ("ninja" + ("-" + sanitize.replace(",", "-") if sanitize else ""))
