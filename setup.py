@@ -101,6 +101,11 @@ def python_header_missing() -> str | None:
 class NinjaBuildExt(build_ext):
     """build_ext that writes a build.ninja and lets ninja compile in parallel."""
 
+    def run(self) -> None:
+        # setuptools resets `inplace` while it builds.
+        self.runs_from_here = bool(self.inplace or getattr(self, "editable_mode", False))
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         import pybind11
 
@@ -117,8 +122,7 @@ class NinjaBuildExt(build_ext):
         output.parent.mkdir(parents=True, exist_ok=True)
         # An installation that runs from this tree keeps its objects in it, whoever asks (pip has a folder of its own
         # for each call): what was compiled once is not compiled again.
-        here = self.inplace or getattr(self, "editable_mode", False)
-        temporary = ROOT / "build" / "inplace" if here else Path(self.build_temp).resolve()
+        temporary = ROOT / "build" / "inplace" if self.runs_from_here else Path(self.build_temp).resolve()
         build = temporary / ("ninja" + ("-" + sanitize.replace(",", "-") if sanitize else ""))
         build.mkdir(parents=True, exist_ok=True)
 
