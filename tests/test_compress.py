@@ -185,6 +185,7 @@ def test_missed_goal_saves_the_best_and_fails(checkpoint: Path, data: Path, tmp_
         assert "cannot be reached" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_embedder(tmp_path: Path) -> None:
     base = build_checkpoint("bert", tmp_path / "c", hidden=64, heads=4, layers=2, ffn=128, pooling="mean", plain=True)
     rng = np.random.default_rng(0)
@@ -291,6 +292,7 @@ def test_report_is_json(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["task"] == "csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["distilbert", "roberta", "electra"])
 def test_families(family: str, data: Path, tmp_path: Path) -> None:
     """Every family goes in; the vocabulary of a byte-level BPE shrinks, too."""
@@ -353,6 +355,7 @@ def test_a_budget_shortens_the_training(
     assert 60 <= report.chosen["about"]["steps"] <= 112
 
 
+@pytest.mark.slow
 def test_few_steps_cut_before_they_train(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -304,6 +304,7 @@ def test_a_head_that_is_not_previewed(data: Path, tmp_path: Path) -> None:
         assert not any(c["about"]["plan"] == lm.PREVIEWED for c in candidates(tmp_path / work))
 
 
+@pytest.mark.slow
 def test_a_smaller_one_learns(data: Path, tmp_path: Path) -> None:
     compress(data, tmp_path / "a", objective="size", shrink=8.0, max_drop=0.001, epochs=6.0, lr=1e-3)
     found = candidates(tmp_path / "a.work")
@@ -347,6 +348,7 @@ def test_what_is_out_of_reach_is_said_first(data: Path, tmp_path: Path) -> None:
     assert planned and all(c["about"]["plan"]["loss"] < 1 for c in planned)
 
 
+@pytest.mark.slow
 def test_more_budget_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little time for a step of distillation is no end: the same command with more trains, and notes stay."""
     wanted: dict[str, Any] = {"speedup": 1000.0, "max_drop": 0.01, "epochs": None}

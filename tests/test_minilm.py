@@ -20,9 +20,12 @@ SHARED = Path(os.environ.get("APPROXRT_SHARED", Path(__file__).resolve().parents
 CHECKPOINT = SHARED / "models" / "minilm-sst2"
 DEV = SHARED / "data" / "glue" / "SST-2" / "dev.tsv"
 
-pytestmark = pytest.mark.skipif(
-    not (CHECKPOINT.is_dir() and DEV.is_file()), reason=f"{CHECKPOINT} or {DEV} is absent (set APPROXRT_SHARED)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHECKPOINT.is_dir() and DEV.is_file()), reason=f"{CHECKPOINT} or {DEV} is absent (set APPROXRT_SHARED)"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,7 @@ def timer(self: pipeline.Compression, student: Student, bits: Any) -> float:
     return 3.5 if any(layer.attention_keep for layer in student.spec.layers) else 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["train", "one-shot"])
 def test_long_texts_choose_it_and_the_artifact_runs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
@@ -165,6 +166,7 @@ def test_long_texts_choose_it_and_the_artifact_runs_it(
     assert np.isfinite(approxrt.load(tmp_path / "a").embed(["a fine film " * 12, "rain"])).all()
 
 
+@pytest.mark.slow
 def test_short_texts_leave_attention_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(workload.peer_runs, "__defaults__", (("torch-eager",),))

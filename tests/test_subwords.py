@@ -40,7 +40,7 @@ def wordpiece(vocab: list[str]) -> Tokenizer:
 
 
 @given(wordpiece_cases())
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_wordpiece_loses_no_word_whatever_the_vocabulary(case: tuple[list[str], list[str]]) -> None:
     """All words of up to six characters, checked against the library."""
     vocab, train = case
@@ -114,7 +114,7 @@ def bpe(merges: list[tuple[str, str]], **options: Any) -> Tokenizer:
 
 
 @given(bpe_cases(), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_bpe_keeps_every_segmentation_whatever_the_merges(
     case: tuple[list[tuple[str, str]], list[str]], ignore_merges: bool
 ) -> None:

@@ -307,6 +307,7 @@ def test_wrong_lengths(length: Any) -> None:
 # -- the real thing -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (MINILM.is_file() and SST2.is_dir()), reason=f"{MINILM} or {SST2} is absent (set APPROXRT_SHARED)"
 )
