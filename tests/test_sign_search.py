@@ -120,10 +120,11 @@ def write_texts(path: Path, words: tuple[int, int]) -> Path:
 
 
 def small_base(table: Any) -> Any:
-    """A measured table beside the times that are given here: what its blocks do not cover must be little of those."""
+    """A measured table beside the times that are given here: little of those, however fast this CPU's kernels are."""
 
     def found(self: pipeline.Compression) -> Any:
         measured = table(self)
+        measured = measured.scaled(1.0 / measured.model_ms(self.spec, [len(text) for text in self.timed]))
         measured.base_ms = 0.1
         return measured
 
