@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from approxrt import __version__
 from approxrt.approx.optimizer import decay_groups
-from approxrt.artifact.layout import explain_os_error
+from approxrt.artifact.layout import explain_os_error, umask
 from approxrt.errors import InputError, TrainingError
 from approxrt.models.classifier import load_classifier, quiet
 from approxrt.models.tokenizer import read_tokenizer
@@ -366,6 +366,8 @@ class Run:
                 self.model.save_pretrained(self.out)
         except (OSError, SafetensorError) as error:
             raise _unwritable(self.out, error) from error
+        for path in self.out.glob("*.safetensors"):
+            os.chmod(path, 0o666 & ~umask())  # safetensors writes files that nobody else may read
         (self.out / "tokenizer.json").write_bytes(self.tokenizer_json)
         for name in TOKENIZER_FILES:
             if (self.folder / name).is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,15 @@ def test_regression_and_pairs(base: Path, tmp_path: Path) -> None:
     assert report["validation"]["pearson"] > 0.9
     spec = read_artifact(convert(tmp_path / "out", tmp_path / "artifact")).spec
     assert (spec.task_type, spec.labels, spec.inputs) == ("regression", ("score",), "pair")
+
+
+def test_a_checkpoint_s_files_get_the_umask_s_mode(base: Path, data: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        finetune(base, "csv", data, tmp_path / "out", FinetuneOptions(epochs=1, limit=20))
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").iterdir()} == {"0o640"}
 
 
 def test_dev_does_not_select(base: Path, data: Path, tmp_path: Path) -> None:

@@ -20,6 +20,13 @@ IGNORED = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 MAX_JSON_BYTES = 64 << 20
 
 
+def umask() -> int:
+    """The modes that new files of this process do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def explain_os_error(error: OSError) -> str:
     """What the system said, and what to do about it."""
     mends = {

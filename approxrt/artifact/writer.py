@@ -27,7 +27,7 @@ from safetensors.numpy import save
 
 from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
 from approxrt.artifact.decoder_validate import decoder_faults
-from approxrt.artifact.layout import CARD, CONFIG, TOKENIZER, WEIGHTS, explain_os_error
+from approxrt.artifact.layout import CARD, CONFIG, TOKENIZER, WEIGHTS, explain_os_error, umask
 from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION
 from approxrt.artifact.tensorfile import parse_json
 from approxrt.artifact.tensors import tensor_faults
@@ -175,7 +175,7 @@ def _write_and_rename(target: Path, files: Mapping[str, bytes], check: Check | N
         # Held until this process ends or is done: tells a live write from an abandoned one.
         lock = os.open(temporary, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~umask())
         for name, data in files.items():
             _write_file(temporary / name, data)
         found = {} if check is None else check(temporary)
@@ -243,9 +243,3 @@ def _remove_abandoned(target: Path) -> None:
             pass
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
