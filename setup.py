@@ -121,8 +121,9 @@ class NinjaBuildExt(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         # An installation that runs from this tree keeps its objects in it, whoever asks (pip has a folder of its own
-        # for each call): what was compiled once is not compiled again.
-        temporary = ROOT / "build" / "inplace" if self.runs_from_here else Path(self.build_temp).resolve()
+        # for each call), where a wheel's build finds them, too: what was compiled once is not compiled again.
+        kept = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"  # setuptools' own name for it
+        temporary = kept if self.runs_from_here else Path(self.build_temp).resolve()
         build = temporary / ("ninja" + ("-" + sanitize.replace(",", "-") if sanitize else ""))
         build.mkdir(parents=True, exist_ok=True)
 
