@@ -176,7 +176,7 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """How texts are read and vectors compared, as the checkpoint's own library does it.
+    """Say how texts are read and vectors compared, as the checkpoint's own library does it.
 
     What a tokenizer can say itself stands in tokenizer.json, the side that a text over the limit loses among it
     (`truncation.direction`).

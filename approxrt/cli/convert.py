@@ -84,6 +84,6 @@ def command(
 
 
 def _fidelity(card: dict[str, Any]) -> str:
-    """How near the artifact is to the float32 model, for people."""
+    """Say how near the artifact is to the float32 model, for people."""
     found = card.get("fidelity") or {}
     return f"cosine to f32 {found['cosine']:.4f}, " if "cosine" in found else ""

@@ -1,4 +1,4 @@
-"""How commands that read task data are told of files that are laid out otherwise than the task's own."""
+"""Options of commands that read task data, for files that are laid out otherwise than the task's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def data_format(
     regression: bool | None,
     quotes: bool | None,
 ) -> DataFormat:
-    """The options as one value. Raises InputError for what cannot be."""
+    """Return the options as one value. Raises InputError for what cannot be."""
     return DataFormat(delimiter, text_column, pair_column, label_column, regression, quotes)
 
 

@@ -117,7 +117,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _with_surroundings(
     spec: ModelSpec, raw: dict[str, Any], sentence: SentenceFolder | None, tokenizer: CheckpointTokenizer
 ) -> ModelSpec:
-    """The spec with what other files than the weights decide: inputs, longest text, prompts, activations."""
+    """Return the spec with what other files than the weights decide: inputs, longest text, prompts, activations."""
     length = sentence.max_length if sentence is not None and sentence.max_length else tokenizer.max_length
     head = spec.head
     if spec.labels:
@@ -133,7 +133,7 @@ def _with_surroundings(
 
 
 def _inputs_of(raw: Mapping[str, Any], spec: ModelSpec, tokenizer: CheckpointTokenizer) -> str:
-    """What the checkpoint says, but no pairs where the tokenizer gives them a token type that the model has not."""
+    """Return what the checkpoint says, but no pairs where they get a token type that the model does not have."""
     inputs = _inputs(raw)
     highest = tokenizer.highest_pair_type()
     if highest == 0 or highest < spec.type_vocab_size:
@@ -147,7 +147,7 @@ def _inputs_of(raw: Mapping[str, Any], spec: ModelSpec, tokenizer: CheckpointTok
 
 
 def _pipeline_function(spec: ModelSpec, raw: Mapping[str, Any]) -> str:
-    """What transformers' text-classification pipeline applies to the logits."""
+    """Name what transformers' text-classification pipeline applies to the logits."""
     problem = raw.get("problem_type")
     if problem == "regression":
         return "none"

@@ -56,7 +56,7 @@ class DecoderCheckpoint:
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a .gguf file: by its name, or by what it begins with (a cache's files have no suffix)."""
+    """Return whether `path` is a .gguf file, by its name or by its first bytes (a cache's files have no suffix)."""
     file = Path(path)
     return (file.suffix.lower() == ".gguf" and not file.is_dir()) or has_gguf_magic(file)
 
@@ -67,7 +67,7 @@ def is_decoder_config(config: Mapping[str, Any]) -> bool:
 
 
 def names_a_decoder(config: Mapping[str, Any]) -> bool:
-    """Whether config.json is that of a decoder with its language-model head, supported or not."""
+    """Return whether config.json describes a decoder with a language-model head, supported or not."""
     return is_decoder_config(config) or (bool(config.get("architectures")) and _head(config).endswith(_HEADS))
 
 
@@ -171,7 +171,7 @@ def _checked(path: str, checkpoint: DecoderCheckpoint) -> DecoderCheckpoint:
 
 
 def _refuse_left_over(path: str, weights: Weights) -> None:
-    """What a model would not use may be what it was trained with: biases, norms of queries and keys, adapters."""
+    """Refuse tensors that the model would not use: it may have been trained with them (biases, norms, adapters)."""
     left = [name for name in weights.tensors if name not in weights.taken and not name.endswith(_BUFFERS)]
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""

@@ -1,4 +1,4 @@
-"""Which tokens end a text, by the rules of llama.cpp: ids that a .gguf file names, and tokens that are called so."""
+"""Find the tokens that end a text, by the rules of llama.cpp: ids that a .gguf file names, and tokens called so."""
 # ruff: noqa: RUF001 (tokens are called so)
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ENDS = ("eos", "eot", "eom")
 
 
 def is_control_text(token: str) -> bool:
-    """Whether a token of this text is a control token, whatever the file says of it."""
+    """Return whether a token of this text is a control token, whatever the file says of it."""
     return token in END_TEXTS or any(token in texts for texts in _MIDDLE_TEXTS.values())
 
 

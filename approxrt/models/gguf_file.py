@@ -136,7 +136,7 @@ def text(metadata: Mapping[str, Any], key: str, path: Path) -> str:
 
 
 def has_gguf_magic(path: Path) -> bool:
-    """Whether `path` is a regular file that begins as a .gguf file does."""
+    """Return whether `path` is a regular file that begins as a .gguf file does."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False

@@ -36,7 +36,7 @@ _BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 
 
 def grouped_tensors(file: GgufFile, spec: DecoderSpec) -> dict[str, dict[str, np.ndarray]]:
-    """Of each matrix that the file holds in one of the three forms, by the artifact's name, the parts of a g4 or g8."""
+    """Return the parts of a g4 or g8, by the artifact's name, of each matrix that is in one of the forms."""
     return dict(_parts(file, spec))
 
 

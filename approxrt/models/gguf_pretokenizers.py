@@ -1,4 +1,4 @@
-"""How the byte-level vocabularies of .gguf files cut a text into words before merging: `tokenizer.ggml.pre` by name.
+"""Cut a text into words before merging, as the byte-level vocabularies of .gguf files do: `tokenizer.ggml.pre` by name.
 
 A kind is a list of regular expressions. Each cuts what the one before it has left into its matches and what lies
 between them. The names are llama.cpp's; the expressions are those of the models' own tokenizer.json files where these

@@ -56,7 +56,7 @@ class GgufTokenizer:
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """What the file says, checked. `types` has llama.cpp's corrections: tokens that end a text are control tokens."""
+    """The file's tokens, checked. `types` has llama.cpp's corrections: tokens that end a text are control tokens."""
 
     tokens: list[str]
     types: list[int]
@@ -255,7 +255,7 @@ def _add_specials(tokenizer: Any, vocabulary: _Vocabulary) -> None:
 
 
 def _add_ends(file: GgufFile, tokenizer: Any, vocabulary: _Vocabulary, special: dict[str, int], bos: bool) -> None:
-    """What is put around a prompt: `add_bos_token` and `add_eos_token`, else what is usual for the kind."""
+    """Return what is put around a prompt: `add_bos_token` and `add_eos_token`, else what is usual for the kind."""
     from tokenizers import processors
 
     around = []

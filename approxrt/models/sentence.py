@@ -43,7 +43,7 @@ _ACTIVATIONS = {"Identity": "identity", "Sigmoid": "sigmoid", "Softmax": "softma
 
 @dataclass(frozen=True)
 class SentenceFolder:
-    """What a sentence-transformers folder says of its model.
+    """Hold what a sentence-transformers folder says of its model.
 
     encoder      the folder of the encoder's config.json, weights and tokenizer
     pooling      None for a CrossEncoder, which has a classifier's head

@@ -184,7 +184,7 @@ def _original(folder: Path) -> Any:
 
 
 def _lowers(normalizer: dict[str, Any] | None) -> bool:
-    """Whether texts come out in lower case already, judged as sentence-transformers does."""
+    """Return whether texts come out in lower case already, judged as sentence-transformers does."""
     if normalizer is None:
         return False
     if normalizer["type"] == "Sequence":

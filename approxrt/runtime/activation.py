@@ -1,4 +1,4 @@
-"""What turns logits into scores, by the names that Hugging Face's libraries use."""
+"""Turn logits into scores, by the names that Hugging Face's libraries use."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Model:
         return vectors
 
     def prompt(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
-        """What `embed` puts before each text; "" for nothing. Raises InputError for a name that is no prompt's."""
+        """Return what `embed` puts before each text; "" for nothing. Raises InputError for an unknown name."""
         if prompt is not None:
             return prompt
         known = self.spec.text.prompts
@@ -202,7 +202,7 @@ class Model:
         return self._engine.hidden(ids, type_ids)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """What `classify` gives as scores: probabilities, or a regression's values; float [n, n_labels].
+        """Return what `classify` gives as scores: probabilities, or a regression's values; float [n, n_labels].
 
         The activation that the checkpoint names for a CrossEncoder comes first, then what transformers' pipeline
         applies; an artifact that says neither goes by its kind of task.

@@ -67,7 +67,7 @@ class TextStream:
 
 
 def _after(before: str, now: str) -> str:
-    """What `now` adds to `before`, whose last character may have been half of one."""
+    """Return what `now` adds to `before`, whose last character may have been half of one."""
     end = len(before)
     while not now.startswith(before[:end]):
         end -= 1
@@ -84,7 +84,7 @@ class StopFilter:
         self.stopped = False
 
     def add(self, text: str, hidden: bool = False) -> str:
-        """What may be shown. Nothing comes after a stop string; the string itself is left out.
+        """Return what may be shown. Nothing comes after a stop string; the string itself is left out.
 
         `hidden` text (of a special token) is never shown, but is looked at: it may be a stop string, or a part of one.
         """

@@ -1,4 +1,4 @@
-"""What a template from a stranger may use: steps, seconds, sizes, and the methods whose results have a bound.
+"""Limit what a template from a stranger may use: steps, seconds, sizes, and the methods whose results have a bound.
 
 A `Meter` counts for one rendering; the `check_` functions look at what an operator, a method or a filter is about to
 make before it is made: a string of 5 GB cannot be measured any more. Limits grow with the input's own size.
@@ -52,7 +52,7 @@ class TemplateLimitError(jinja2.TemplateRuntimeError):
 
 
 class Meter:
-    """What a rendering has used. `size` is that of its input, in characters; `marks` are characters that JSON keeps."""
+    """Count what a rendering uses. `size` is its input's, in characters; `marks` are characters that JSON keeps."""
 
     def __init__(self, size: int, marks: str) -> None:
         self.marks = marks
@@ -166,7 +166,7 @@ def check_format(meter: Meter, text: Any, values: Any) -> None:
 
 
 def check_method(meter: Meter, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Of the methods of built-in types only those whose results have a bound."""
+    """Allow only those methods of built-in types whose results have a bound."""
     owner: Any = getattr(function, "__self__", None)
     name = getattr(function, "__name__", "")
     kind = next((kind for kind in _METHODS if isinstance(owner, kind)), None)

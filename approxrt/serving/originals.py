@@ -1,4 +1,4 @@
-"""What objects that stand in for a library's own share: its keywords, obeyed or refused by name, and its devices."""
+"""Shared parts of objects that stand in for a library's own: keywords, obeyed or refused by name, and devices."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def device_name(device: Any) -> str | None:
 
 
 def device_of(model: Model) -> str:
-    """Where a loaded model's engine is."""
+    """Name the device of a loaded model's engine."""
     return str(model.info["device"])
 
 

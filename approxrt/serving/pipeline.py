@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -104,24 +105,24 @@ def _dtype(value: Any) -> str | None:
 
 
 def _is_own(tokenizer: Any, model: Model) -> bool:
-    """Whether a tokenizer is named by the artifact's own folder."""
+    """Return whether a tokenizer is named by the artifact's own folder."""
     return isinstance(tokenizer, str | os.PathLike) and os.path.realpath(tokenizer) == os.path.realpath(model.path)
 
 
-class _Pipeline:
+class _Pipeline(ABC):
     """Options of every call under those of one, and inputs one by one or many."""
 
     def __init__(self, model: Model, options: dict[str, Any] | None = None) -> None:
         self.model, self.options = model, options or {}
         self._checked({})
 
+    @abstractmethod
     def _checked(self, given: dict[str, Any]) -> dict[str, Any]:
-        """All options of a call. Raises InputError for one that cannot be obeyed."""
-        raise NotImplementedError
+        """Return all options of a call. Raises InputError for one that cannot be obeyed."""
 
+    @abstractmethod
     def _answers(self, texts: list[Any], options: dict[str, Any]) -> list[Any]:
-        """An answer a text."""
-        raise NotImplementedError
+        """Return an answer for each text."""
 
     def _run(self, inputs: Any, options: dict[str, Any]) -> Any:
         """A list for a list, a generator for a generator, one answer for all else."""
@@ -190,7 +191,7 @@ class TextClassification(_Pipeline):
         ]
 
     def _function(self) -> str:
-        """What transformers applies to this model's outputs; an artifact of before the field goes by its task."""
+        """Name what transformers applies to this model's outputs; an artifact of before the field goes by its task."""
         by_task = {"regression": "none", "multi_label": "sigmoid"}.get(self.model.spec.task_type, "softmax")
         return self.model.spec.head.function_to_apply or by_task
 

@@ -82,7 +82,7 @@ class _Wrapped:
 
     @property
     def device(self) -> str:
-        """Where the engine is: "cpu" or "cuda"."""
+        """Name the engine's device: "cpu" or "cuda"."""
         return device_of(self.model)
 
     def to(self, device: Any) -> Any:
@@ -95,7 +95,7 @@ class _Wrapped:
         return self
 
     def _prompt(self, prompt: Any, prompt_name: Any) -> str:
-        """What stands before each text, as the original decides it."""
+        """Return what stands before each text, as the original decides it."""
         if prompt is None and prompt_name is None:
             prompt_name = self.default_prompt_name
             if prompt_name is None:
@@ -234,7 +234,7 @@ class SentenceTransformer(_Wrapped):
 
     @property
     def similarity_fn_name(self) -> str:
-        """How embeddings are compared: cosine, dot, euclidean or manhattan; the artifact's own, unless it is set."""
+        """Name how embeddings are compared: cosine, dot, euclidean or manhattan; the artifact's own, unless set."""
         return self._similarity
 
     @similarity_fn_name.setter
@@ -282,7 +282,7 @@ class CrossEncoder(_Wrapped):
 
     @property
     def num_labels(self) -> int:
-        """How many outputs there are."""
+        """Return the number of outputs."""
         return len(self.model.labels)
 
     @property

@@ -1,4 +1,4 @@
-"""How alike embeddings are, by the functions that sentence-transformers names."""
+"""Measure how alike embeddings are, by the functions that sentence-transformers names."""
 
 from __future__ import annotations
 

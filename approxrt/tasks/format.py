@@ -1,4 +1,4 @@
-"""What a user says of data files that are laid out otherwise than their task's own."""
+"""Describe data files that are laid out otherwise than their task's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|",
 
 @dataclass(frozen=True)
 class DataFormat:
-    """How .csv, .tsv and .jsonl files are read; None leaves a point to the file's suffix and the task.
+    """Say how .csv, .tsv and .jsonl files are read; None leaves a point to the file's suffix and the task.
 
     delimiter     the character between cells, or tab, comma, semicolon, pipe; by suffix: a comma or a tab
     text_column   name of the column of texts
@@ -51,7 +51,7 @@ class DataFormat:
 
     @property
     def names_columns(self) -> bool:
-        """Whether any column is named, so that a file must have a header."""
+        """Return whether any column is named, so that a file must have a header."""
         return (self.text_column, self.pair_column, self.label_column) != (None, None, None)
 
 

@@ -1,1 +1,1 @@
-"""What a conversion checks before it says done."""
+"""Checks that a conversion makes before it says done."""

@@ -36,7 +36,7 @@ MOST_FLIPS = 0.1
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near an artifact is to its checkpoint in float32, over `sentences` built-in sentences.
+    """Measures how near an artifact is to its checkpoint in float32, over `sentences` built-in sentences.
 
     cosine   least cosine between the pooled states
     flips    share of sentences with another best label; None without classes

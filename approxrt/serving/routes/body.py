@@ -1,4 +1,4 @@
-"""What all JSON bodies have: a field that a route does not know is refused unless it cannot change the answer."""
+"""The base of all JSON bodies: a field that a route does not know is refused unless it cannot change the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /v1/completions and /v1/chat/completions may be asked for.
+"""Bodies of /v1/completions and /v1/chat/completions.
 
 A field that is null has its default, as with OpenAI. top_k, min_p and repetition_penalty come on top of OpenAI's
 fields. What cannot be done (several choices, log probabilities, tools, penalties of OpenAI's kind) is refused, unless
@@ -69,7 +69,7 @@ class StreamOptions(Body):
 
 
 class TextBody(Body):
-    """What both routes share."""
+    """The fields that both routes share."""
 
     model: str | None = None
     max_tokens: Integer | None = None

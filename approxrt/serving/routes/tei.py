@@ -182,7 +182,7 @@ async def cosines(served: Served, source: str, sentences: list[str], options: Em
 
 @router.get("/info")
 async def info(request: Request, model: str | None = None) -> Response:
-    """What is served, in TEI's words: the model of that name, or the first; `models` names all."""
+    """Describe what is served, in TEI's words: the model of that name, or the first; `models` names all."""
     registry = registry_of(request)
     served = next(iter(registry)) if model is None else registry.exactly(model)
     settings = served.settings
