@@ -77,7 +77,7 @@ def vector_agreement(vectors: np.ndarray, dense: np.ndarray) -> dict[str, float]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Options of reading and splitting training data: a share validates, drawn by the seed, of at most `limit` examples."""
+    """Options of reading and splitting training data: the share that validates, the seed, at most `limit` examples."""
 
     seed: int
     val_fraction: float
