@@ -9,6 +9,7 @@ compares. While code moves, nothing here may change; a number that must change d
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -120,7 +121,7 @@ def pairs(root: Path) -> Path:
         lines = (sentences(root) / "train.csv").read_text().splitlines()[1:]
         rows = [line.rsplit(",", 1) for line in lines]
         text = ["text,text_pair,label"] + [
-            f"{a},{b},{label}" for (a, label), (b, _) in zip(rows, rows[1:], strict=False)
+            f"{a},{b},{label}" for (a, label), (b, _) in itertools.pairwise(rows)
         ]
         (folder / "train.csv").write_text("\n".join(text) + "\n")
 
