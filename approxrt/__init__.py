@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from approxrt.version import __version__
+
 __all__ = ["Model", "Prediction", "__version__", "compress", "convert", "errors", "load"]
 
 if TYPE_CHECKING:
     from approxrt import errors
-    from approxrt.compression.compress import compress
+    from approxrt.compression.api import compress
     from approxrt.conversion import convert
     from approxrt.runtime.loading import load
     from approxrt.runtime.model import Model, Prediction
@@ -28,7 +29,7 @@ _LAZY = {
     "load": "approxrt.runtime.loading",
     "Model": "approxrt.runtime.model",
     "Prediction": "approxrt.runtime.model",
-    "compress": "approxrt.compression.compress",
+    "compress": "approxrt.compression.api",
     "convert": "approxrt.conversion",
     "errors": "approxrt.errors",
 }

@@ -11,23 +11,24 @@ from typing import Any, cast
 
 import numpy as np
 
-from approxrt import __version__
-from approxrt.approx.groups import kind_of
-from approxrt.approx.prune import prune_tiles
-from approxrt.approx.quantize import BITS, TABLE_BITS, Spec, quantize_model
-from approxrt.approx.rotate import can_rotate, rotate_lazily
-from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
-from approxrt.artifact.spec import INPUTS, TILE_K, TILE_N, LinearKind
+from approxrt.artifact.spec.decoder import AnySpec, DecoderSpec
+from approxrt.artifact.spec.encoder import INPUTS
+from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
+from approxrt.artifact.storage.groupwise import kind_of
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.models.decoder import DecoderCheckpoint, is_gguf, load_decoder, names_a_decoder
 from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
-from approxrt.runtime.gpu_layout import PRUNE_BLOCK
+from approxrt.pruning.magnitude import prune_tiles
+from approxrt.quantization.rotation import can_rotate, rotate_lazily
+from approxrt.quantization.rtn import BITS, TABLE_BITS, Spec, quantize_model
+from approxrt.runtime.cuda.layout import PRUNE_BLOCK
 from approxrt.tasks.lm import read_text
 from approxrt.verification.decoder import verify_decoder
 from approxrt.verification.encoder import verify_encoder
+from approxrt.version import __version__
 
 _METHODS = {
     4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",
@@ -62,7 +63,7 @@ def convert(
               int8 with such scales. Q4_0, Q4_1 and Q8_0 tensors of a .gguf file have this form and stay as they are.
     table_bits  with bits=5, what the word table and head get: 8, or 6, which are faster to read and round.
     head_preview  a text file, UTF-8: a decoder whose head is its word table (bits=5, table_bits=8) gets a preview that
-              is fitted to it (`approxrt.approx.head_preview`), and reads half of its head a token.
+              is fitted to it (`approxrt.quantization.low_rank_head`), and reads half of its head a token.
     density   share of tiles that each linear of the layers keeps, in (0, 1]; below 1 it needs bits=8 or 4.
     overwrite replace an artifact at `out`.
     inputs    "single", "pair" or "any": what an encoder accepts; None takes the checkpoint's word.
@@ -134,8 +135,8 @@ def _previewed(
     """(spec, tensors, what the card says) of a decoder with a preview of its head."""
     from tokenizers import Tokenizer
 
-    from approxrt.analysis.decoder_latency import InMemory
-    from approxrt.approx.head_preview import with_preview
+    from approxrt.artifact.memory import InMemory
+    from approxrt.quantization.low_rank_head import with_preview
 
     assert isinstance(spec, DecoderSpec)
     ids: list[int] = Tokenizer.from_str(tokenizer_json.decode("utf-8")).encode(text).ids

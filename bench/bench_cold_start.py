@@ -50,8 +50,8 @@ class Contestant:
 
 def onnxruntime_folder(checkpoint: Path, work: Path) -> Path:
     """model.onnx (int8) and tokenizer.json, made as the benchmark's peer is."""
-    from approxrt.benchmark import onnxruntime_engine
-    from approxrt.benchmark.source import Source
+    from approxrt.peers import onnxruntime_engine
+    from approxrt.peers.source import Source
 
     folder = work / "onnxruntime"
     folder.mkdir()

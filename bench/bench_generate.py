@@ -37,7 +37,7 @@ import numpy as np
 import approxrt
 from approxrt.artifact.reader import read_artifact
 from approxrt.benchmark import report
-from approxrt.runtime.decoder_cpu import DecoderEngine
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.tasks.lm import engine_score, perplexity, read_text
 
 SCHEMA = "approxrt.generate/1"

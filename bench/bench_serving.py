@@ -182,8 +182,8 @@ def summary(rows: list[dict[str, Any]], name: str, clients: int, engine: float) 
 
 def ort_folder(checkpoint: Path, work: Path) -> Path:
     """model.onnx (int8), tokenizer.json and config.json."""
-    from approxrt.benchmark import onnxruntime_engine
-    from approxrt.benchmark.source import Source
+    from approxrt.peers import onnxruntime_engine
+    from approxrt.peers.source import Source
 
     folder = work / "onnxruntime"
     folder.mkdir()

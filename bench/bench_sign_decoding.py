@@ -23,7 +23,7 @@ import numpy as np
 import approxrt
 from approxrt.artifact.reader import read_artifact
 from approxrt.benchmark.report import git_commit, machine, versions
-from approxrt.runtime.decoder_cpu import DecoderEngine
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.tasks.lm import engine_score, perplexity, read_text
 
 SCHEMA = "approxrt.sign-decoding/1"

@@ -20,7 +20,7 @@ import numpy as np
 
 from approxrt.artifact.reader import read_artifact
 from approxrt.benchmark.report import git_commit, machine, versions
-from approxrt.runtime.cpu import CpuEngine
+from approxrt.runtime.cpu.engine import CpuEngine
 
 ALWAYS = 1 << 20
 # name: (values, the first is the base of the ratios; workloads as batch x tokens)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.analysis.plots import BLUE, GREY, INK, STYLE
+from approxrt.significance.report.plots import BLUE, GREY, INK, STYLE
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))

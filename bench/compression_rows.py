@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import approxrt
-from approxrt.analysis.workload import peer_runs, sample_texts, take_turns
-from approxrt.approx.student import Student, predict
-from approxrt.approx.vocabulary import compact_tokenizer
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.spec import embedding_tensors
+from approxrt.artifact.spec.formats import embedding_tensors
 from approxrt.artifact.tensors import DTYPES
 from approxrt.benchmark.report import git_commit, machine, versions
-from approxrt.compression.data import encode
 from approxrt.models.checkpoint import Checkpoint, load_checkpoint
+from approxrt.significance.workload import peer_runs, sample_texts, take_turns
+from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import compute_metrics, flip_rate
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
+from approxrt.torch_models.encoder import Student, predict
+from approxrt.vocabulary.prune import compact_tokenizer
 
 FOLDER = Path(__file__).resolve().parent / "results" / "compression"
 PEERS = ("torch-eager", "onnxruntime-f32", "openvino-int8")
@@ -114,7 +114,7 @@ def on_dev(dense: Checkpoint, artifact: Path, task: str, data: Path) -> dict[str
 
 
 def shares_rows(artifact: Path) -> bool:
-    """Pieces without a row of the word table stand for others (`approxrt.approx.synonyms`)."""
+    """Pieces without a row of the word table stand for others (`approxrt.vocabulary.row_sharing`)."""
     vocab: dict[str, int] = json.loads((artifact / "tokenizer.json").read_bytes())["model"]["vocab"]
     return len(vocab) > len(set(vocab.values()))
 

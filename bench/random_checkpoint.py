@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.benchmark.source import SAMPLE_TEXTS
+from approxrt.peers.source import SAMPLE_TEXTS
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 POSITIONS = 512

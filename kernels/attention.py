@@ -6,7 +6,7 @@ Rows are tokens, heads lie side by side: q [rows, heads * head_dim], k and v [ro
 row stride (slices of one fused projection will do); heads are a multiple of kv_heads, consecutive ones share one.
 Types f16 or bf16, products on tensor cores with f32 sums; out of any float type.
 
-Work comes as a table of query tiles (`approxrt.runtime.gpu_plan.attention_tiles`), i32 [tiles, 5]:
+Work comes as a table of query tiles (`approxrt.runtime.cuda.plan.attention_tiles`), i32 [tiles, 5]:
 
     first query row, queries (at most BLOCK_M; 0: nothing to do), first key row, keys, position of the first query
 

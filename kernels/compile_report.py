@@ -60,7 +60,7 @@ SUMS = {"sums_ptr": "*i32", "arrivals_ptr": "*i32"}
 def gemm_cases() -> Iterator[Case]:
     """Products of int8 activations: dense, in blocks, with int4 weights, of one token."""
     from approxrt.kernels import gemm_bsr_int8, gemm_int4, gemm_int8, gemv, launch
-    from approxrt.runtime.gpu_layout import BLOCKS
+    from approxrt.runtime.cuda.layout import BLOCKS
 
     def case(name: str, kernel: Any, types: dict[str, str], config: Any, constants: dict[str, Any], mma: bool) -> Case:
         return Case(

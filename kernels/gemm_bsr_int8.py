@@ -7,7 +7,7 @@ and on). q i8 [M, ldq], ldq a multiple of BLOCK_K; the rest as in kernels/gemm_i
 what a tensor-core instruction takes, 64 bytes of a row.
 
 Rows of blocks have unequal lengths, so work comes as a table of items i32 [items, 4]
-(`approxrt.runtime.gpu_layout.work_items`):
+(`approxrt.runtime.cuda.layout.work_items`):
 
     row of blocks, first block, end, parts of this row
 

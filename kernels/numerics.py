@@ -1,6 +1,6 @@
 """What kernels share: rounding, quantisation, activations, saturating stores.
 
-The arithmetic is that of the CPU engine (approxrt/runtime/reference.py): round half to even, s_t = m * (1/127).
+The arithmetic is that of the CPU engine (approxrt/runtime/reference/encoder.py): round half to even, s_t = m * (1/127).
 Device functions here use neither libdevice nor inline assembly, so that the interpreter runs them too.
 """
 
@@ -15,7 +15,7 @@ _LARGEST_F16 = tl.constexpr(65504.0)
 _ROUNDER = tl.constexpr(12582912.0)
 _LOG2E = tl.constexpr(1.4426950408889634)
 
-# Names of approxrt.artifact.spec.ACTIVATIONS as constexpr arguments.
+# Names of approxrt.artifact.spec.encoder.ACTIVATIONS as constexpr arguments.
 ACTIVATION_CODES = {"identity": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "tanh": 4, "silu": 5}
 
 

@@ -1,7 +1,7 @@
 """Sign-matching attention over tiles of 64 keys: a query tile attends only to the key tiles that match its signs best.
 
 Nagarajan et al. 2020 (arXiv 2010.03688), whose single keys are tiles here, since tensor cores take no fewer. The
-definition is `approxrt.runtime.reference.kept_keys_by_tiles`:
+definition is `approxrt.runtime.reference.encoder.kept_keys_by_tiles`:
 
     b_g      = sum over the keys j of group g (8 neighbours) of sign(k_j)            int8, element by element
     score    = sum over the tile's queries i of max over the key tile's groups g of sign(q_i) . b_g      int32

@@ -12,7 +12,7 @@ from typing import Any
 from families import build_tokenizer, randomize
 from tokenizers import Tokenizer, processors
 
-from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec, RopeSpec
+from approxrt.artifact.spec.decoder import DecoderLayerSpec, DecoderSpec, RopeSpec
 
 DECODERS = ("gpt2", "llama", "qwen2")
 CHAT_TEMPLATE = (

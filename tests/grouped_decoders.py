@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from approxrt.approx.groups import dequantize_groups, quantize_groups4, quantize_groups8
+from approxrt.artifact.storage.groupwise import dequantize_groups
 from approxrt.models.decoder import DecoderCheckpoint, load_decoder
+from approxrt.quantization.groupwise import quantize_groups4, quantize_groups8
 
 
 def grouped_checkpoint(folder: Path) -> DecoderCheckpoint:

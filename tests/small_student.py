@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 from specs import random_tensors, small_spec
 
-from approxrt.approx.recover import Examples
-from approxrt.approx.student import Student, predict
-from approxrt.artifact.spec import HeadSpec, LayerSpec
+from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec
+from approxrt.tasks.examples import Examples
+from approxrt.torch_models.encoder import Student, predict
 
 
 def small_student(seed: int = 0, layers: int = 2, **changes) -> Student:

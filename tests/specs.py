@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from approxrt.approx.groups import pack_quarters, pack_unsigned
-from approxrt.approx.int4 import pack_nibbles
-from approxrt.artifact.int4 import group_count
-from approxrt.artifact.spec import MAX_GROUP_SCALE, TILE_K, TILE_N, HeadSpec, LayerSpec, LinearSpec, ModelSpec
+from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec, ModelSpec
+from approxrt.artifact.spec.formats import MAX_GROUP_SCALE, TILE_K, TILE_N, LinearSpec
+from approxrt.artifact.spec.int4_faults import group_count
+from approxrt.artifact.storage.groupwise import pack_quarters, pack_unsigned
+from approxrt.artifact.storage.int4 import pack_nibbles
 
 TOKENIZER_JSON = b'{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}}'
 

@@ -13,11 +13,12 @@ torch = pytest.importorskip("torch", reason="students need torch")
 
 from small_student import labelled_by, random_examples, small_student  # noqa: E402
 
-from approxrt.approx.sign_attention import SignKind, with_sign_attention  # noqa: E402
-from approxrt.approx.student import Student, predict  # noqa: E402
-from approxrt.compression import accuracy, members  # noqa: E402
+from approxrt.compression import members  # noqa: E402
+from approxrt.compression.recipes import accuracy  # noqa: E402
+from approxrt.sign_attention.calibrate import SignKind, with_sign_attention  # noqa: E402
 from approxrt.tasks.metrics import compute_metrics  # noqa: E402
 from approxrt.tasks.registry import get_task  # noqa: E402
+from approxrt.torch_models.encoder import Student, predict  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import small_spec
 
-from approxrt.analysis.allocation import (
+from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
+from approxrt.compression.ramp import Ramp
+from approxrt.planning.allocate import (
     BUCKETS,
     Block,
     BlockScores,
@@ -22,8 +24,6 @@ from approxrt.analysis.allocation import (
     blocks_of,
     structure_of,
 )
-from approxrt.artifact.spec import LayerSpec, ModelSpec
-from approxrt.compression.ramp import Ramp
 
 
 class Table:
@@ -181,7 +181,7 @@ def test_a_disturbed_timing_cuts_nothing() -> None:
     pytest.importorskip("torch", reason="students need torch")
     from small_student import random_examples, small_student
 
-    from approxrt.compression.oneshot import Subject
+    from approxrt.compression.recipes.one_shot import Subject
 
     def cut(times: list[float]) -> tuple[dict[str, np.ndarray], int]:
         """(masks, timed cuts) of a cut whose timings are `times`, the last one again and again."""

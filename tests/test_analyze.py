@@ -17,11 +17,13 @@ from families import build_checkpoint  # noqa: E402
 from pages import read_page  # noqa: E402
 from typer.testing import CliRunner, Result  # noqa: E402
 
-from approxrt.analysis import plots, report, significance  # noqa: E402
-from approxrt.analysis.front import spread  # noqa: E402
-from approxrt.approx.bsr import to_tiles  # noqa: E402
+from approxrt.artifact.storage.bsr import to_tiles  # noqa: E402
 from approxrt.cli.main import app  # noqa: E402
 from approxrt.errors import ApproxrtError, InputError, MissingDependencyError  # noqa: E402
+from approxrt.significance import analyze as significance  # noqa: E402
+from approxrt.significance.pareto import spread  # noqa: E402
+from approxrt.significance.report import encoder as report  # noqa: E402
+from approxrt.significance.report import plots  # noqa: E402
 
 HOSTILE = "<script>alert('x')</script> & $co$"
 
@@ -184,7 +186,7 @@ def test_what_is_said_of_a_block(change: float, stderr: float, said: str) -> Non
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    from approxrt.analysis import statistics
+    from approxrt.significance import statistics
 
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("the work has begun")

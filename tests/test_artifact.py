@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.spec import LINEAR_KINDS, LayerSpec
+from approxrt.artifact.spec.encoder import LayerSpec
+from approxrt.artifact.spec.formats import LINEAR_KINDS
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ArtifactError
 

@@ -12,26 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
-from approxrt.approx.groups import (
+from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.storage.groupwise import (
     dequantize_groups,
     kind_of,
     matrix_parts,
     pack_quarters,
     pack_unsigned,
-    quantize_groups4,
-    quantize_groups6,
-    quantize_groups8,
     unpack_quarters,
     unpack_unsigned,
 )
-from approxrt.approx.int4 import row_integers
-from approxrt.approx.quantize import quantize_model
-from approxrt.approx.quantize4 import quantize_rows4
-from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.storage.int4 import row_integers
 from approxrt.artifact.summary import summarize
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ArtifactError
+from approxrt.quantization.groupwise import quantize_groups4, quantize_groups6, quantize_groups8
+from approxrt.quantization.int4 import quantize_rows4
+from approxrt.quantization.rtn import quantize_model
 
 CARD = {"method": {}}
 

@@ -14,7 +14,7 @@ from specs import TOKENIZER_JSON, random_tensors, small_spec
 from test_artifact import CARD, DOWN, UP, edit_config, edit_tensors, replace_tensor, set_value, write
 
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.spec import LayerSpec
+from approxrt.artifact.spec.encoder import LayerSpec
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ArtifactError

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specs import random_tensors, small_spec
 
-from approxrt.artifact.spec import LINEAR_KINDS, MAX_LAYERS, LayerSpec, ModelSpec
+from approxrt.artifact.spec.encoder import MAX_LAYERS, LayerSpec
+from approxrt.artifact.spec.encoder_schema import encoder_faults, encoder_from_json
+from approxrt.artifact.spec.formats import LINEAR_KINDS
 from approxrt.artifact.tensors import tensor_faults
-from approxrt.artifact.validate import spec_from_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -36,10 +37,10 @@ def test_hostile_json_never_raises(where: tuple, value: object) -> None:
         for key in where[:-1]:
             target = target[key]
         target[where[-1]] = value
-    spec, faults = spec_from_json(data)
+    spec, faults = encoder_from_json(data)
     assert spec is not None or faults
     if not faults:
-        assert ModelSpec.from_json(spec.to_json()) == (spec, [])
+        assert encoder_from_json(spec.to_json()) == (spec, [])
         list(spec.dense_tensors())
     for fault in faults:
         fault.encode("utf-8")
@@ -48,7 +49,7 @@ def test_hostile_json_never_raises(where: tuple, value: object) -> None:
 
 @given(data=JSON)
 def test_any_json_is_refused(data: object) -> None:
-    spec, faults = spec_from_json(data)
+    spec, faults = encoder_from_json(data)
     assert spec is None and faults
 
 
@@ -56,19 +57,19 @@ def test_any_json_is_refused(data: object) -> None:
 def test_every_field_is_checked(field: str) -> None:
     data = small_spec().to_json()
     data[field] = object()
-    spec, faults = spec_from_json(data)
+    spec, faults = encoder_from_json(data)
     assert spec is None and any(f"model.{field}" in fault for fault in faults)
 
 
 def test_spec_faults_name_value_and_limit() -> None:
     layer = LayerSpec(-1, 20, 51)
     spec = small_spec(layers=(layer,) * (MAX_LAYERS + 1), max_length=99, pad_token_id=30, labels=("a", "a"))
-    text = "\n".join(spec.validate())
+    text = "\n".join(encoder_faults(spec))
     for part in ("num_heads is -1", "257 entries", "max_length is 99", "between 1 and 16", "pad_token_id is 30"):
         assert part in text
     assert "not distinct: 'a'" in text
-    assert "has none" in "\n".join(small_spec(task_type="embedding").validate())
-    assert "1 to" in "\n".join(small_spec(labels=()).validate())
+    assert "has none" in "\n".join(encoder_faults(small_spec(task_type="embedding")))
+    assert "1 to" in "\n".join(encoder_faults(small_spec(labels=())))
 
 
 def test_tensor_faults_of_sound_tensors() -> None:

@@ -15,15 +15,16 @@ from families import build_checkpoint
 from typer.testing import CliRunner
 
 import approxrt
-from approxrt.benchmark import engines
-from approxrt.benchmark.engines import parse_peers
 from approxrt.benchmark.limits import limit_ms, products
-from approxrt.benchmark.measure import Row, measure
+from approxrt.benchmark.measure import measure
 from approxrt.benchmark.ratios import ratios
 from approxrt.benchmark.report import document, tables
-from approxrt.benchmark.source import Source, pad
+from approxrt.benchmark.results import Row
 from approxrt.cli.main import app
 from approxrt.errors import InputError
+from approxrt.peers import engines
+from approxrt.peers.engines import parse_peers
+from approxrt.peers.source import Source, pad
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -231,7 +232,7 @@ def test_real_texts_once_more_at_each_engines_best_batch(checkpoint: Path, artif
 def test_a_peer_that_is_not_installed_is_named(
     checkpoint: Path, artifacts: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from approxrt.benchmark import openvino_engine
+    from approxrt.peers import openvino_engine
 
     monkeypatch.setattr(openvino_engine, "PACKAGES", ("no_such_package_here",))
     result = measure(artifacts[1:], parse_peers("openvino"), checkpoint, (1,), (4,), threads=1, budget=0.05)
@@ -242,7 +243,7 @@ def test_a_peer_that_is_not_installed_is_named(
 def test_a_peer_that_breaks_is_left_out(
     checkpoint: Path, artifacts: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from approxrt.benchmark import torch_engine
+    from approxrt.peers import torch_engine
 
     def broken(variant: str, source: Source, work: Path) -> Path:
         raise RuntimeError(f"no way to prepare {variant}")

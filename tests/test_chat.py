@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 import approxrt
 from approxrt.errors import InputError, UnsupportedTaskError
-from approxrt.runtime.chat import ChatTokenizer, Conversation, render, render_chat
+from approxrt.runtime.chat.template import ChatTokenizer, Conversation, render, render_chat
 from approxrt.runtime.decoder_model import DecoderModel
 
 jinja2 = pytest.importorskip("jinja2", reason="jinja2 is not installed")

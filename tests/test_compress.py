@@ -16,14 +16,16 @@ torch = pytest.importorskip("torch", reason="compression trains in torch")
 pytest.importorskip("transformers", reason="compression reads data through transformers' tokenizers")
 
 import approxrt  # noqa: E402
-from approxrt.analysis import workload  # noqa: E402
-from approxrt.analysis.allocation import blocks_of  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
-from approxrt.compression import pipeline, stages, words  # noqa: E402
+from approxrt.compression import pipeline  # noqa: E402
 from approxrt.compression.options import CompressOptions  # noqa: E402
+from approxrt.compression.recipes import gradual as stages  # noqa: E402
 from approxrt.errors import CompressionError, DataError, InputError, UnsupportedTaskError  # noqa: E402
-from approxrt.finetune import FinetuneOptions, finetune  # noqa: E402
-from approxrt.runtime.reference import reference_logits  # noqa: E402
+from approxrt.planning.allocate import blocks_of  # noqa: E402
+from approxrt.runtime.reference.encoder import reference_logits  # noqa: E402
+from approxrt.significance import workload  # noqa: E402
+from approxrt.training.finetune import FinetuneOptions, finetune  # noqa: E402
+from approxrt.vocabulary import selection as words  # noqa: E402
 
 
 class CountedTable:
@@ -224,7 +226,7 @@ measured_table = pipeline.Compression.table  # before a fixture takes its place
 def test_block_times_that_disagree_with_the_model_are_measured_again(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from approxrt.analysis.latency import MeasuredTable
+    from approxrt.significance.latency import MeasuredTable
 
     compression = pipeline.Compression(checkpoint, "csv", data, tmp_path / "a", options(speedup=2.0))
     whole = compression.baseline()["times"][pipeline.REFERENCE]["median_ms"]

@@ -14,14 +14,14 @@ from lm_checkpoints import text, trained_llama
 from typer.testing import CliRunner
 
 import approxrt
-from approxrt.analysis import decoder_latency
 from approxrt.artifact.reader import read_artifact
 from approxrt.cli.main import app
 from approxrt.compression import lm, lm_search, lm_train
-from approxrt.compression.lm_text import split
 from approxrt.compression.report import Report
 from approxrt.errors import DataError, InputError
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.runtime.reference.decoder import DecoderReference
+from approxrt.significance import decoder_latency
+from approxrt.tasks.text import split
 
 
 @pytest.fixture(scope="module")

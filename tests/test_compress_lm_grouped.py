@@ -14,27 +14,29 @@ from lm_checkpoints import text, trained_llama
 from rounding import assert_equal_but_for_flips
 
 import approxrt
-from approxrt.analysis import decoder_latency
-from approxrt.analysis.decoder_options import KINDS, Kind, Plan, kind_named, kinds_of
-from approxrt.approx.decoder_recover import DecoderRecovery, DecoderRecoveryOptions, on_grid
-from approxrt.approx.decoder_round import calibration, statistics
-from approxrt.approx.fake_quantize import groups_of_activations
-from approxrt.approx.gptq import dequantized_linear, output_error, round_weights
-from approxrt.approx.group_grids import nearest, parts_of, selected
-from approxrt.approx.groups import dequantize_groups, quantize_groups4, quantize_groups6, quantize_groups8
-from approxrt.approx.quantize import quantize_linear
-from approxrt.approx.structure import Selection, Structure
-from approxrt.approx.torch_decoder import TorchDecoder
 from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.storage.groupwise import dequantize_groups
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.compression import lm, lm_search, lm_train
 from approxrt.compression.lm_build import Builder, Own, cut_without_statistics, untied, with_words
 from approxrt.compression.lm_train import starting_state
 from approxrt.compression.report import Report
 from approxrt.models.decoder import DecoderCheckpoint
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.runtime.decoder_reference import DecoderReference
-from approxrt.runtime.group_reference import dequantized_tokens
+from approxrt.planning.decoder_options import KINDS, Kind, Plan, kind_named, kinds_of
+from approxrt.pruning.structure import Selection, Structure, selected
+from approxrt.quantization.calibration import calibration
+from approxrt.quantization.fake_quantize import groups_of_activations
+from approxrt.quantization.gptq import dequantized_linear, output_error, round_weights
+from approxrt.quantization.grids import nearest, parts_of
+from approxrt.quantization.groupwise import quantize_groups4, quantize_groups6, quantize_groups8
+from approxrt.quantization.rtn import quantize_linear
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.reference.decoder import DecoderReference
+from approxrt.runtime.reference.groupwise import dequantized_tokens
+from approxrt.significance import decoder_latency
+from approxrt.significance.decoder_statistics import statistics
+from approxrt.torch_models.decoder import TorchDecoder
+from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +290,7 @@ def test_the_head_is_previewed(data: Path, tmp_path: Path, monkeypatch: pytest.M
             if name.startswith("head.preview."):
                 np.testing.assert_array_equal(artifact.tensors[name], array)
     # A run that goes on takes it from the candidate.
-    monkeypatch.setattr("approxrt.approx.head_preview.with_preview", None)
+    monkeypatch.setattr("approxrt.quantization.low_rank_head.with_preview", None)
     (tmp_path / "a.work" / "done.json").unlink()
     again = compress(data, tmp_path / "a", max_drop=0.5, recipe="one-shot", overwrite=True)
     assert again.finished and approxrt.load(tmp_path / "a").generate("the", max_new_tokens=2)
@@ -374,7 +376,7 @@ def test_more_budget_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_measured_heads_are_paired(checkpoint: DecoderCheckpoint, data: Path) -> None:
-    from approxrt.analysis.decoder_removal import head_divergence
+    from approxrt.significance.decoder_removal import head_divergence
 
     spec, tensors = untied(checkpoint.spec, checkpoint.tensors)
     batch = calibration(list(range(3, 60)), 2, 20)

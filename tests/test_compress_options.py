@@ -11,11 +11,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="compression trains in torch")
 pytest.importorskip("transformers", reason="compression reads data through transformers' tokenizers")
 
-from approxrt.compression.data import folds, vector_agreement  # noqa: E402
 from approxrt.compression.options import CompressOptions, parse_drop, parse_duration  # noqa: E402
 from approxrt.compression.report import choose, pareto, shortfalls  # noqa: E402
-from approxrt.compression.work import Candidate  # noqa: E402
+from approxrt.compression.state import Candidate  # noqa: E402
 from approxrt.errors import InputError  # noqa: E402
+from approxrt.training.data import folds, vector_agreement  # noqa: E402
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
-from approxrt.runtime.cpu import CpuEngine
+from approxrt.runtime.cpu.engine import CpuEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLERS = 6  # more than any of the pools below lets in at once

@@ -21,7 +21,7 @@ from approxrt.conversion import convert
 from approxrt.errors import ArtifactError, CheckpointError, InputError
 
 pytest.importorskip("transformers", reason="checkpoints are built by transformers")
-from approxrt.runtime.reference import quantize_tokens, reference_logits
+from approxrt.runtime.reference.encoder import quantize_tokens, reference_logits
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from families import build_checkpoint
 from specs import random_tensors, small_spec
 from test_convert import run_command
 
-from approxrt.approx.prune import prune_tiles
 from approxrt.artifact.reader import read_artifact
 from approxrt.conversion import convert
 from approxrt.errors import InputError
-from approxrt.runtime.cpu import CpuEngine
-from approxrt.runtime.gpu_layout import kept_blocks, model_layouts, stacked_tiles
+from approxrt.pruning.magnitude import prune_tiles
+from approxrt.runtime.cpu.engine import CpuEngine
+from approxrt.runtime.cuda.layout import kept_blocks, model_layouts, stacked_tiles
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ pytest.importorskip("transformers", reason="fine-tuning needs transformers")
 import approxrt
 from approxrt.cli.evaluate import evaluate
 from approxrt.cli.main import app
-from approxrt.compression.data import DataOptions, read_data
 from approxrt.compression.options import CompressOptions
 from approxrt.errors import DataError, InputError
-from approxrt.finetune import FinetuneOptions, finetune
 from approxrt.models.checkpoint import load_checkpoint
 from approxrt.tasks.format import DataFormat
+from approxrt.training.data import DataOptions, read_data
+from approxrt.training.finetune import FinetuneOptions, finetune
 
 ODD = DataFormat(delimiter=";", text_column="Review", label_column="Stars")
 FLAGS = ["--delimiter", "semicolon", "--text-column", "Review", "--label-column", "Stars"]
@@ -79,7 +79,7 @@ def test_what_compression_and_analysis_read(folders: dict[str, Path], checkpoint
 
 
 def test_what_is_no_format_is_refused(checkpoint: Path, folders: dict[str, Path]) -> None:
-    from approxrt.analysis.significance import analyze
+    from approxrt.significance.analyze import analyze
 
     wrong: object = {"delimiter": ";"}
     for options in (FinetuneOptions(data_format=wrong), CompressOptions(data_format=wrong)):  # type: ignore[arg-type]

@@ -11,9 +11,9 @@ from decoders import small_decoder_spec
 from levels import every_level_of_linears
 from specs import random_tensors
 
-from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.reference.decoder import DecoderReference
 
 KINDS = ("f32", "s8", "bsr_s8", "s4", "bsr_s4", "g4", "g6", "g8")
 

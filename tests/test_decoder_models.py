@@ -13,13 +13,13 @@ from decoders import CHAT_TEMPLATE, DECODERS, build_decoder, small_decoder_spec
 from specs import TOKENIZER_JSON, random_tensors
 
 import approxrt
-from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.summary import summarize
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ArtifactError, CheckpointError, InputError, UnsupportedModelError, UnsupportedTaskError
 from approxrt.models.decoder import load_decoder
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.runtime.reference.decoder import DecoderReference
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 10000.0},

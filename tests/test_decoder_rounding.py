@@ -13,20 +13,17 @@ from specs import random_tensors
 from test_decoder import without_blocks
 
 import approxrt
-from approxrt.approx.decoder_round import (
-    calibration,
-    predicted_loss,
-    quantize_dequantize,
-    round_decoder,
-    statistics,
-)
-from approxrt.approx.gptq import dequantized_linear
-from approxrt.approx.quantize import quantize_linear
-from approxrt.approx.rotate import can_rotate, hadamard, orthogonal, rotate
-from approxrt.approx.torch_decoder import TorchDecoder
-from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.artifact.storage.hadamard import hadamard
 from approxrt.models.decoder import load_decoder
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.pruning.second_order import predicted_loss
+from approxrt.quantization.calibration import calibration, quantize_dequantize, round_decoder
+from approxrt.quantization.gptq import dequantized_linear
+from approxrt.quantization.rotation import can_rotate, orthogonal, rotate
+from approxrt.quantization.rtn import quantize_linear
+from approxrt.runtime.reference.decoder import DecoderReference
+from approxrt.significance.decoder_statistics import statistics
+from approxrt.torch_models.decoder import TorchDecoder
 
 
 def logits(spec: DecoderSpec, tensors: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:

@@ -11,13 +11,13 @@ from levels import every_level
 from specs import random_tensors
 from test_decoder import InMemory, tokens
 
-from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.decoder_validate import decoder_faults, decoder_from_json
 from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.artifact.spec.decoder_schema import decoder_faults, decoder_from_json
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ApproxrtError
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.reference.decoder import DecoderReference
 
 LENGTH = 230
 

@@ -20,8 +20,11 @@ from specs import random_tensors
 from test_decoder import gpt_like
 from typer.testing import CliRunner
 
-from approxrt.analysis.decoder_latency import measure_latency, random_decoder
-from approxrt.analysis.decoder_options import (
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.artifact.tensors import tensor_faults
+from approxrt.cli.main import app
+from approxrt.compression.lm_build import Builder, with_words
+from approxrt.planning.decoder_options import (
     INT8,
     KINDS,
     BlockOption,
@@ -33,20 +36,19 @@ from approxrt.analysis.decoder_options import (
     kind_named,
     with_measured_blocks,
 )
-from approxrt.analysis.decoder_removal import DecoderElement, elements_of, measure_removals
-from approxrt.analysis.decoder_report import decoder_findings
-from approxrt.approx.decoder_recover import DecoderRecovery, DecoderRecoveryOptions, on_grid
-from approxrt.approx.decoder_round import Statistics, refit_kept, statistics
-from approxrt.approx.decoder_structure import kept_groups, remove, unit_groups
-from approxrt.approx.rotate import rotate
-from approxrt.approx.structure import Structure
-from approxrt.approx.torch_decoder import TorchDecoder
-from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.tensors import tensor_faults
-from approxrt.cli.main import app
-from approxrt.compression.lm_build import Builder, with_words
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.pruning.decoder_structure import kept_groups, remove, unit_groups
+from approxrt.pruning.reconstruct import refit_kept
+from approxrt.pruning.second_order import Statistics
+from approxrt.pruning.structure import Structure
+from approxrt.quantization.rotation import rotate
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.reference.decoder import DecoderReference
+from approxrt.significance.decoder_latency import measure_latency, random_decoder
+from approxrt.significance.decoder_removal import DecoderElement, elements_of, measure_removals
+from approxrt.significance.decoder_statistics import statistics
+from approxrt.significance.report.decoder import decoder_findings
+from approxrt.torch_models.decoder import TorchDecoder
+from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
 
 
 @pytest.fixture(autouse=True)

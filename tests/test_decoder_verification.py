@@ -19,7 +19,7 @@ from approxrt.artifact.writer import write_artifact
 from approxrt.errors import CheckpointError, CheckpointWarning
 from approxrt.models import llama
 from approxrt.models.decoder import load_decoder
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.runtime.reference.decoder import DecoderReference
 from approxrt.verification.decoder import BOUNDS, reference_logits, verify_decoder
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

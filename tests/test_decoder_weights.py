@@ -16,7 +16,7 @@ import approxrt
 from approxrt.artifact.reader import read_artifact
 from approxrt.errors import CheckpointError, CheckpointWarning, InputError, UnsupportedModelError
 from approxrt.models.decoder import load_decoder
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.runtime.reference.decoder import DecoderReference
 
 IDS = np.random.default_rng(0).integers(0, 300, 60).tolist()
 

@@ -7,10 +7,11 @@ import pytest
 from levels import EPS, every_level
 
 from approxrt._C import kernels
-from approxrt.approx.groups import dequantize_groups, pack_quarters, pack_unsigned, quantize_groups6
-from approxrt.approx.int4 import pack_nibbles, row_integers
-from approxrt.approx.mixed_rows import mixed_integers
-from approxrt.artifact.spec import GROUP_WEIGHTS
+from approxrt.artifact.spec.formats import GROUP_WEIGHTS
+from approxrt.artifact.storage.groupwise import dequantize_groups, pack_quarters, pack_unsigned
+from approxrt.artifact.storage.int4 import pack_nibbles, row_integers
+from approxrt.artifact.storage.mixed_rows import mixed_integers
+from approxrt.quantization.groupwise import quantize_groups6
 
 
 @every_level

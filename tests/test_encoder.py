@@ -22,10 +22,11 @@ from levels import EPS, every_level_of_linears
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt.artifact.reader import Artifact, read_artifact
-from approxrt.artifact.spec import LINEAR_KINDS, HeadSpec, LayerSpec
+from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec
+from approxrt.artifact.spec.formats import LINEAR_KINDS
 from approxrt.artifact.writer import write_artifact
 from approxrt.conversion import convert
-from approxrt.runtime.cpu import CpuEngine
+from approxrt.runtime.cpu.engine import CpuEngine
 
 SIZES = {
     "head_dim 32": {"hidden": 64, "heads": 2, "ffn": 128},
@@ -112,7 +113,7 @@ def test_every_kind_equals_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, pooling: str, isa: str
 ) -> None:
     pytest.importorskip("torch", reason="the reference is written in PyTorch")
-    from approxrt.runtime.reference import reference_hidden, reference_logits
+    from approxrt.runtime.reference.encoder import reference_hidden, reference_logits
 
     monkeypatch.setenv("APPROXRT_ISA", isa)
     artifact = random_artifact(tmp_path, kind=kind, head=HeadSpec(pooling=pooling, dense_features=40))
@@ -144,7 +145,7 @@ def test_mixed_kinds_equal_the_reference(
 ) -> None:
     """Query, key and value share one input, quantised once for each layout that they read."""
     pytest.importorskip("torch", reason="the reference is written in PyTorch")
-    from approxrt.runtime.reference import reference_logits
+    from approxrt.runtime.reference.encoder import reference_logits
 
     monkeypatch.setenv("APPROXRT_ISA", isa)
     layers = (LayerSpec(2, 20, 51, *MIXTURES[kinds]), LayerSpec(2, 20, 33, *MIXTURES[kinds][::-1]))

@@ -8,9 +8,10 @@ from specs import random_tensors, small_spec
 
 torch = pytest.importorskip("torch", reason="fake quantisation is for training in torch")
 
-from approxrt.approx.bsr import bsr_to_dense, expand_mask, grid  # noqa: E402
-from approxrt.approx.build import quantized  # noqa: E402
-from approxrt.approx.fake_quantize import (  # noqa: E402
+from approxrt.artifact.storage.bsr import bsr_to_dense, expand_mask, grid  # noqa: E402
+from approxrt.artifact.storage.int4 import row_integers, tile_integers  # noqa: E402
+from approxrt.quantization.build import quantized  # noqa: E402
+from approxrt.quantization.fake_quantize import (  # noqa: E402
     REFRESH,
     FakeQuantizer,
     int4_steps,
@@ -18,10 +19,9 @@ from approxrt.approx.fake_quantize import (  # noqa: E402
     quantize_weight4,
     quantize_weight8,
 )
-from approxrt.approx.int4 import row_integers, tile_integers  # noqa: E402
-from approxrt.approx.quantize import quantize_linear, quantize_rows  # noqa: E402
-from approxrt.approx.student import Student, predict  # noqa: E402
-from approxrt.runtime.reference import quantize_tokens, reference_logits  # noqa: E402
+from approxrt.quantization.rtn import quantize_linear, quantize_rows  # noqa: E402
+from approxrt.runtime.reference.encoder import quantize_tokens, reference_logits  # noqa: E402
+from approxrt.torch_models.encoder import Student, predict  # noqa: E402
 
 IDS = [[3, 4, 5, 6], [7], [8, 9, 10, 11, 12, 13, 14, 15, 3], [4, 4]]
 rng = np.random.default_rng(0)

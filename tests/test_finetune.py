@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from approxrt.artifact.reader import read_artifact
 from approxrt.conversion import convert
 from approxrt.errors import DataError, InputError, TrainingError, UnsupportedModelError
-from approxrt.finetune import FinetuneOptions, finetune, split_data, total_steps
 from approxrt.tasks.readers import Dataset
-from approxrt.training import STATE, bucketed_batches
+from approxrt.training.finetune import FinetuneOptions, finetune, split_data, total_steps
+from approxrt.training.run import STATE, bucketed_batches
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs torch")
 pytest.importorskip("transformers", reason="fine-tuning needs transformers")
@@ -81,7 +81,7 @@ def test_it_learns_and_its_checkpoint_converts(base: Path, data: Path, tmp_path:
     # The saved weights are those that were evaluated: the artifact's own dev accuracy is the report's.
     from tokenizers import Tokenizer
 
-    from approxrt.runtime.reference import reference_logits
+    from approxrt.runtime.reference.encoder import reference_logits
     from approxrt.tasks.metrics import compute_metrics
     from approxrt.tasks.readers import read_task
 

@@ -11,17 +11,17 @@ torch = pytest.importorskip("torch", reason="students need torch")
 
 from small_student import labelled_by, random_examples, small_student  # noqa: E402
 
-from approxrt.analysis.gain import bootstrap_share, calibrated_loss, gains  # noqa: E402
-from approxrt.analysis.removal import (  # noqa: E402
+from approxrt.pruning.structure import Structure  # noqa: E402
+from approxrt.significance.bootstrap import bootstrap_share, calibrated_loss, gains  # noqa: E402
+from approxrt.significance.removal import (  # noqa: E402
     Element,
     Held,
     shrunk,
     without,
 )
-from approxrt.approx.structure import Structure  # noqa: E402
-from approxrt.approx.student import sample_losses  # noqa: E402
-from approxrt.compression.data import folds  # noqa: E402
 from approxrt.tasks.registry import get_task  # noqa: E402
+from approxrt.torch_models.encoder import sample_losses  # noqa: E402
+from approxrt.training.data import folds  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

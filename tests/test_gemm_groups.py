@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from levels import EPS, SUPPORTED, every_level_of_linears
 
 from approxrt._C import kernels
-from approxrt.approx.groups import dequantize_groups, pack_quarters, pack_unsigned
-from approxrt.artifact.spec import GROUP_WEIGHTS
-from approxrt.runtime.group_reference import dequantized_tokens, fma, product
+from approxrt.artifact.spec.formats import GROUP_WEIGHTS
+from approxrt.artifact.storage.groupwise import dequantize_groups, pack_quarters, pack_unsigned
+from approxrt.runtime.reference.groupwise import dequantized_tokens, fma, product
 
 # (tokens, inputs, outputs): around the blocks of tokens (4, 6, 8, 12 and 24), the panels, the tile, pairs of strips,
 # and the group

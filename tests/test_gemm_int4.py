@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from levels import EPS, SUPPORTED, every_level_of_linears
 
 from approxrt._C import kernels
-from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr
-from approxrt.approx.int4 import pack_nibbles, row_integers, tile_integers
-from approxrt.artifact.spec import GROUP_TILES, GROUP_WEIGHTS, MAX_GROUP_SCALE, TILE_K, TILE_N
+from approxrt.artifact.spec.formats import GROUP_TILES, GROUP_WEIGHTS, MAX_GROUP_SCALE, TILE_K, TILE_N
+from approxrt.artifact.storage.bsr import bsr_to_dense, dense_to_bsr
+from approxrt.artifact.storage.int4 import pack_nibbles, row_integers, tile_integers
 
 # (tokens, inputs, outputs): around the register blocks (6, 8, 24 tokens) and their next panel, the 96 tokens
 # taken at a time, the tile (16 x 4), the group (32 inputs) and the chunk of 128 tiles (512 inputs)

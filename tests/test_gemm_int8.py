@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from levels import EPS, SUPPORTED, every_level_of_linears
 
 from approxrt._C import kernels
-from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr
-from approxrt.artifact.spec import TILE_K, TILE_N
+from approxrt.artifact.spec.formats import TILE_K, TILE_N
+from approxrt.artifact.storage.bsr import bsr_to_dense, dense_to_bsr
 
 # (tokens, inputs, outputs): around the register blocks (6, 8, 16, 24 tokens) and the tile (16 x 4); of AMX also inputs
 # that leave room for two lanes of tokens, for one, and for none, held apart

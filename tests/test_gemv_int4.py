@@ -9,8 +9,8 @@ from test_gemm_int4 import activations, random_bsr, random_dense, unit
 
 from approxrt import _C
 from approxrt._C import kernels
-from approxrt.approx.bsr import bsr_to_dense
-from approxrt.approx.int4 import row_integers, tile_integers
+from approxrt.artifact.storage.bsr import bsr_to_dense
+from approxrt.artifact.storage.int4 import row_integers, tile_integers
 
 LEVELS = [row["isa"] for row in _C.kernel_list() if row["family"] == "gemv_int4" and row["isa"] in SUPPORTED]
 SHAPES = [(1, 1, 1), (1, 4, 16), (2, 31, 33), (3, 33, 31), (4, 64, 16), (5, 100, 48), (7, 384, 16), (8, 513, 40)]

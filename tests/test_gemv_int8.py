@@ -9,7 +9,7 @@ from test_gemm_int8 import extreme, random_bsr, unit
 
 from approxrt import _C
 from approxrt._C import kernels
-from approxrt.approx.bsr import bsr_to_dense
+from approxrt.artifact.storage.bsr import bsr_to_dense
 
 # Levels with a kernel of their own; others multiply few tokens with gemm_int8.
 LEVELS = [row["isa"] for row in _C.kernel_list() if row["family"] == "gemv_int8" and row["isa"] in SUPPORTED]

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 import approxrt
 from approxrt.errors import InputError, TextTooLongError, TruncationWarning, UnsupportedTaskError
 from approxrt.runtime.decoder_model import DecoderModel
-from approxrt.runtime.sampling import Sampler, Sampling, distribution
-from approxrt.runtime.streaming import StopFilter, TextStream
+from approxrt.runtime.generation.sampling import Sampler, Sampling, distribution
+from approxrt.runtime.generation.streaming import StopFilter, TextStream
 
 PROMPT = "the quick brown fox"
 
@@ -139,7 +139,7 @@ def test_chat_uses_the_template(model: DecoderModel) -> None:
 def test_hostile_templates_do_nothing(model: DecoderModel) -> None:
     import dataclasses
 
-    from approxrt.runtime.chat import render_chat
+    from approxrt.runtime.chat.template import render_chat
 
     messages = [{"role": "user", "content": "x"}]
     for template in (

@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 import approxrt
 from approxrt.errors import InputError
 from approxrt.runtime.decoder_model import DecoderModel
-from approxrt.runtime.sampling import Sampler, Sampling, distribution
-from approxrt.runtime.streaming import StopFilter, TextStream, hidden_tokens
+from approxrt.runtime.generation.sampling import Sampler, Sampling, distribution
+from approxrt.runtime.generation.streaming import StopFilter, TextStream, hidden_tokens
 
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "▁a", "▁b", "ab", "▁ab", "."]
 

@@ -13,12 +13,12 @@ from decoders import decoder_tokenizer
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from approxrt.approx.groups import dequantize_groups, matrix_parts  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
+from approxrt.artifact.storage.groupwise import dequantize_groups, matrix_parts  # noqa: E402
 from approxrt.conversion import convert  # noqa: E402
 from approxrt.models.gguf_groups import artifact_name, split_blocks  # noqa: E402
-from approxrt.runtime.decoder_cpu import DecoderEngine  # noqa: E402
-from approxrt.runtime.decoder_reference import DecoderReference  # noqa: E402
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine  # noqa: E402
+from approxrt.runtime.reference.decoder import DecoderReference  # noqa: E402
 
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 64, 4, 2, 96, 2
 KINDS = {

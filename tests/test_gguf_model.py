@@ -18,7 +18,7 @@ from gguf_files import model_logits, random_model, write_gguf  # noqa: E402
 import approxrt  # noqa: E402
 from approxrt.errors import CheckpointError, UnsupportedModelError  # noqa: E402
 from approxrt.models.decoder import load_decoder  # noqa: E402
-from approxrt.runtime.decoder_reference import DecoderReference  # noqa: E402
+from approxrt.runtime.reference.decoder import DecoderReference  # noqa: E402
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -29,7 +29,7 @@ LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
 
 def rope_freqs(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """With the factors by which llama.cpp divides the frequencies of `LLAMA3`, for heads of 16."""
-    from approxrt.artifact.decoder_spec import RopeSpec
+    from approxrt.artifact.spec.decoder import RopeSpec
 
     plain = RopeSpec(500.0).frequencies(16)
     scaled = RopeSpec(500.0, "llama3", 4.0, 1.0, 4.0, 32).frequencies(16)

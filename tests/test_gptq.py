@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from specs import random_tensors, small_spec
 
-from approxrt.approx.bsr import expand_mask, grid
-from approxrt.approx.gptq import dequantized_linear, output_error, round_weights
-from approxrt.approx.quantize import quantize_linear
-from approxrt.runtime.reference import Reference
+from approxrt.artifact.storage.bsr import expand_mask, grid
+from approxrt.quantization.gptq import dequantized_linear, output_error, round_weights
+from approxrt.quantization.rtn import quantize_linear
+from approxrt.runtime.reference.encoder import Reference
 
 SHAPES = [(16, 32), (33, 70), (15, 37), (48, 200)]
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from approxrt.runtime.gpu_decode_plan import SPARE_ROWS, RowPool, StepViews, fill_step, step_bucket
+from approxrt.runtime.cuda.decode_plan import SPARE_ROWS, RowPool, StepViews, fill_step, step_bucket
 
 RUNS = st.lists(st.tuples(st.integers(1, 90), st.integers(0, 700)), min_size=1, max_size=9)
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specs import random_tensors, small_spec
 
-from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr, expand_mask, grid
-from approxrt.artifact.spec import LinearSpec
-from approxrt.runtime.gpu_layout import (
+from approxrt.artifact.spec.formats import LinearSpec
+from approxrt.artifact.storage.bsr import bsr_to_dense, dense_to_bsr, expand_mask, grid
+from approxrt.runtime.cuda.layout import (
     BLOCKS,
     choose_layout,
     kept_blocks,

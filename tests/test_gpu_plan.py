@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from approxrt.errors import DeviceError, MissingDependencyError
-from approxrt.runtime.gpu_graphs import GraphCache
-from approxrt.runtime.gpu_plan import PassViews, attention_tiles, bucket_of, fill_pass, round_tokens
+from approxrt.runtime.cuda.graphs import GraphCache
+from approxrt.runtime.cuda.plan import PassViews, attention_tiles, bucket_of, fill_pass, round_tokens
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 
@@ -102,7 +102,7 @@ def test_cuda_without_a_gpu_says_what_to_install() -> None:
 def test_cuda_without_its_packages_says_what_to_install(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from approxrt.runtime.cuda import require_cuda
+    from approxrt.runtime.cuda.engine import require_cuda
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else object())
     with pytest.raises(MissingDependencyError, match=rf"'{package}'.*pip install 'approxrt\[cuda\]'"):
@@ -111,7 +111,7 @@ def test_cuda_without_its_packages_says_what_to_install(package: str, monkeypatc
 
 def test_the_plan_needs_neither_torch_nor_triton() -> None:
     code = (
-        "import sys; import approxrt.runtime.gpu_plan, approxrt.runtime.gpu_graphs, approxrt.runtime.cuda;"
+        "import sys; import approxrt.runtime.cuda.plan, approxrt.runtime.cuda.graphs, approxrt.runtime.cuda.engine;"
         "assert not {'torch', 'triton'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

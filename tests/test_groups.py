@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from approxrt.compression.data import DataOptions, _finetuned_split, _split
 from approxrt.errors import InputError
-from approxrt.finetune import FinetuneOptions, split_data, total_steps
 from approxrt.tasks.groups import containment_groups, held_out, held_out_groups
 from approxrt.tasks.readers import Dataset
 from approxrt.tasks.registry import get_task
+from approxrt.training.data import DataOptions, _finetuned_split, _split
+from approxrt.training.finetune import FinetuneOptions, split_data, total_steps
 
 PHRASES = [
     f"{a} {b} {c}{end}"

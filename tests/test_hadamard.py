@@ -7,7 +7,7 @@ import pytest
 from levels import EPS, every_level
 
 from approxrt._C import kernels
-from approxrt.approx.rotate import hadamard
+from approxrt.artifact.storage.hadamard import hadamard
 
 
 @every_level

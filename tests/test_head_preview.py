@@ -14,13 +14,13 @@ from decoders import small_decoder_spec
 from levels import every_level_of_linears
 from specs import random_tensors
 
-from approxrt.approx.decoder_signs import dense
-from approxrt.artifact.decoder_spec import DecoderSpec, HeadPreviewSpec
-from approxrt.artifact.decoder_validate import decoder_faults, decoder_from_json
+from approxrt.artifact.spec.decoder import DecoderSpec, HeadPreviewSpec
+from approxrt.artifact.spec.decoder_schema import decoder_faults, decoder_from_json
 from approxrt.artifact.tensors import tensor_faults
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.runtime.decoder_reference import DecoderReference
-from approxrt.runtime.group_reference import product
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.reference.decoder import DecoderReference
+from approxrt.runtime.reference.groupwise import product
+from approxrt.sign_attention.codes import dense
 
 VOCAB = 70
 

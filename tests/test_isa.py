@@ -13,8 +13,8 @@ from levels import ALL, SUPPORTED, every_level_of_linears
 
 from approxrt import _C
 from approxrt.errors import DeviceError
-from approxrt.runtime import cpu
-from approxrt.runtime.cpu import forced_isa, suitable_isa
+from approxrt.runtime.cpu import engine as cpu
+from approxrt.runtime.cpu.engine import forced_isa, suitable_isa
 
 INCLUDED = {
     "scalar": {"scalar"},

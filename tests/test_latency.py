@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from specs import small_spec
 
-from approxrt.analysis import latency
-from approxrt.analysis.latency import MeasuredTable, block_share, measure_table
-from approxrt.analysis.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
-from approxrt.artifact.spec import LayerSpec, ModelSpec
+from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
+from approxrt.significance import latency
+from approxrt.significance.latency import MeasuredTable, block_share, measure_table
+from approxrt.significance.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ pytest.importorskip("sklearn")
 
 from small_student import random_examples, small_student  # noqa: E402
 
-from approxrt.approx.recover import Recovery, RecoveryOptions  # noqa: E402
-from approxrt.approx.teacher import teach  # noqa: E402
-from approxrt.compression import lessons  # noqa: E402
 from approxrt.tasks.readers import Dataset  # noqa: E402
+from approxrt.training import augmentation as lessons  # noqa: E402
+from approxrt.training.recovery import Recovery, RecoveryOptions  # noqa: E402
+from approxrt.training.teacher import teach  # noqa: E402
 
 SUBJECTS = ("a cat", "the dog", "my bird", "one horse", "our fish", "that mouse")
 DEEDS = ("sleeps", "runs home", "sings a song", "eats grass")

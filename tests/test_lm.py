@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_decoder import build, tokens
 
 from approxrt.errors import InputError
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.reference.decoder import DecoderReference
 from approxrt.tasks.lm import engine_score, perplexity, windows
 
 

@@ -19,7 +19,7 @@ from approxrt.artifact.mapped import MappedFile
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ArtifactError
-from approxrt.runtime.cpu import CpuEngine
+from approxrt.runtime.cpu.engine import CpuEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = "model.safetensors"

@@ -19,13 +19,13 @@ from specs import random_tensors  # noqa: E402
 from test_decoder import InMemory, tokens  # noqa: E402
 
 import approxrt  # noqa: E402
-from approxrt.approx.decoder_signs import codes_for, dense, fit_codes, with_codes  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
 from approxrt.cli.main import app  # noqa: E402
-from approxrt.compression import lm_signs  # noqa: E402
 from approxrt.errors import ApproxrtError, DataError, InputError  # noqa: E402
-from approxrt.runtime.decoder_cpu import DecoderEngine  # noqa: E402
-from approxrt.runtime.decoder_reference import DecoderReference  # noqa: E402
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine  # noqa: E402
+from approxrt.runtime.reference.decoder import DecoderReference  # noqa: E402
+from approxrt.sign_attention import decoder_search as lm_signs  # noqa: E402
+from approxrt.sign_attention.codes import codes_for, dense, fit_codes, with_codes  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,19 @@ from levels import every_level
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 from test_artifact import CARD, edit_config, edit_tensors, replace_tensor, set_value
 
-from approxrt.approx.mixed_rows import dequantize_mixed, frequent_rows, mixed_integers, quantize_mixed, quantize_rows2
-from approxrt.approx.quantize4 import quantize_rows4
-from approxrt.approx.student import dequantized
-from approxrt.approx.vocabulary import PrunedVocabulary, apply_vocabulary, trim_positions
-from approxrt.artifact.decoder_validate import decoder_faults
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.spec import MAX_ROW_GROUP_SCALE, ModelSpec
+from approxrt.artifact.spec.decoder_schema import decoder_faults
+from approxrt.artifact.spec.encoder import ModelSpec
+from approxrt.artifact.spec.formats import MAX_ROW_GROUP_SCALE
+from approxrt.artifact.storage.mixed_rows import dequantize_mixed, mixed_integers
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ArtifactError, InputError
-from approxrt.runtime.cpu import CpuEngine
+from approxrt.quantization.int4 import quantize_rows4
+from approxrt.quantization.mixed_rows import frequent_rows, quantize_mixed, quantize_rows2
+from approxrt.runtime.cpu.engine import CpuEngine
+from approxrt.torch_models.encoder import dequantized
+from approxrt.vocabulary.prune import PrunedVocabulary, apply_vocabulary, trim_positions
 
 WORD = "embeddings.word"
 
@@ -106,7 +108,7 @@ def test_artifact_and_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wi
 
 def test_the_reference_reads_the_same_rows() -> None:
     pytest.importorskip("torch", reason="the reference is written in PyTorch")
-    from approxrt.runtime.reference import Reference
+    from approxrt.runtime.reference.encoder import Reference
 
     spec = mixed_spec()
     tensors = random_tensors(spec)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from approxrt.analysis.obs import group_curve, structure_errors, tile_curve, unit_errors
+from approxrt.pruning.obs import group_curve, structure_errors, tile_curve, unit_errors
 
 
 def problem(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

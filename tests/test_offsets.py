@@ -8,12 +8,12 @@ import pytest
 metrics = pytest.importorskip("sklearn.metrics", reason="metrics need scikit-learn")
 pytest.importorskip("torch", reason="removals are measured with torch")
 
-from approxrt.analysis.gain import metric_gain  # noqa: E402
-from approxrt.analysis.offsets import gain_of_offsets, logit_offsets, vector_scaling  # noqa: E402
-from approxrt.compression.data import folds  # noqa: E402
 from approxrt.errors import InputError  # noqa: E402
+from approxrt.significance.bootstrap import metric_gain  # noqa: E402
+from approxrt.significance.threshold import gain_of_offsets, logit_offsets, vector_scaling  # noqa: E402
 from approxrt.tasks.confusion import confusion, metric_of  # noqa: E402
 from approxrt.tasks.metrics import compute_metrics, primary  # noqa: E402
+from approxrt.training.data import folds  # noqa: E402
 
 
 def drawn(n: int, seed: int, shift: float = 0.0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,16 +11,17 @@ from families import CORPUS, build_checkpoint
 from small_student import random_examples, small_student
 
 import approxrt
-from approxrt.analysis import workload
-from approxrt.analysis.scoring import spread
-from approxrt.approx.structure import Structure
-from approxrt.approx.student import predict
 from approxrt.artifact.reader import read_artifact
-from approxrt.compression import oneshot, pipeline
-from approxrt.compression.oneshot import Subject
+from approxrt.compression import pipeline
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.pipeline import Compression
+from approxrt.compression.recipes import one_shot as oneshot
+from approxrt.compression.recipes.one_shot import Subject
 from approxrt.errors import CompressionError
+from approxrt.pruning.structure import Structure
+from approxrt.significance import workload
+from approxrt.significance.scoring import spread
+from approxrt.torch_models.encoder import predict
 
 TEXTS = 120
 

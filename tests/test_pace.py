@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from approxrt.compression.stages import _Pace
+from approxrt.compression.recipes.gradual import _Pace
 
 
 def lengths(seconds: list[float], planned: int, budget: float) -> list[int]:

@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch", reason="students need torch")
 from families import build_checkpoint  # noqa: E402
 from small_student import random_examples, small_student  # noqa: E402
 
-from approxrt.analysis.paper import Found, Test, search  # noqa: E402
-from approxrt.analysis.removal import Held, shrunk  # noqa: E402
-from approxrt.approx.student import Student, predict, sample_losses  # noqa: E402
+from approxrt.significance.paper import Found, Test, search  # noqa: E402
+from approxrt.significance.removal import Held, shrunk  # noqa: E402
+from approxrt.torch_models.encoder import Student, predict, sample_losses  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

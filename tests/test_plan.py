@@ -13,7 +13,7 @@ from specs import TOKENIZER_JSON, random_tensors, small_spec
 from approxrt._C import plan_groups
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
-from approxrt.runtime.cpu import CpuEngine
+from approxrt.runtime.cpu.engine import CpuEngine
 
 
 def plan(lengths: list[int], threads: int) -> tuple[bool, list[tuple[int, int]]]:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st  # noqa: E402
 from small_student import small_student  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 
-from approxrt.approx.practice import Exercise, Practice, change  # noqa: E402
-from approxrt.approx.recover import RecoveryOptions  # noqa: E402
-from approxrt.approx.student import Student, make_batch  # noqa: E402
 from approxrt.errors import TrainingError  # noqa: E402
+from approxrt.torch_models.encoder import Student, make_batch  # noqa: E402
+from approxrt.training.recovery import RecoveryOptions  # noqa: E402
+from approxrt.training.replaced_token import Exercise, Practice, change  # noqa: E402
 
 START, END = 1, 2
 WORDS = range(3, 30)

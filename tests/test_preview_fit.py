@@ -19,16 +19,17 @@ from safetensors.numpy import load_file, save_file
 from test_head_preview import InMemory, previewed
 from typer.testing import CliRunner
 
-from approxrt.approx.groups import dequantize_groups, quantize_groups8
-from approxrt.approx.head_preview import build_preview, with_preview
-from approxrt.approx.quantize import quantize_model
-from approxrt.artifact.decoder_validate import decoder_faults
 from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.spec.decoder_schema import decoder_faults
+from approxrt.artifact.storage.groupwise import dequantize_groups
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.cli.main import app
 from approxrt.conversion import convert
 from approxrt.errors import DataError, InputError
-from approxrt.runtime.decoder_cpu import DecoderEngine
+from approxrt.quantization.groupwise import quantize_groups8
+from approxrt.quantization.low_rank_head import build_preview, with_preview
+from approxrt.quantization.rtn import quantize_model
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 
 VOCAB, WIDTH = 3000, 256
 

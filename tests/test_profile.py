@@ -8,7 +8,7 @@ import pytest
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 import approxrt
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.writer import write_artifact
 from approxrt.benchmark.profile import WAITING, profile_passes, table
 
@@ -18,7 +18,7 @@ IDS = [[1, 2, 3, 4, 5], [6, 7, 8]]
 @pytest.fixture
 def model(tmp_path: Path) -> approxrt.Model:
     # Mean pooling: with CLS pooling the last layer leaves out what only other tokens would need.
-    spec = small_spec(head=approxrt.artifact.spec.HeadSpec(pooling="mean"))
+    spec = small_spec(head=approxrt.artifact.spec.encoder.HeadSpec(pooling="mean"))
     return approxrt.load(write_artifact(tmp_path / "a", spec, random_tensors(spec), TOKENIZER_JSON, {}), threads=2)
 
 

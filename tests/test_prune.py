@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from specs import random_tensors, small_spec
 
-from approxrt.approx.bsr import bsr_to_dense, dense_to_bsr, expand_mask, grid, to_tiles
-from approxrt.approx.prune import prunable_linears, prune_tiles, tile_scores
-from approxrt.artifact.spec import TILE_K, TILE_N
+from approxrt.artifact.spec.formats import TILE_K, TILE_N
+from approxrt.artifact.storage.bsr import bsr_to_dense, dense_to_bsr, expand_mask, grid, to_tiles
+from approxrt.pruning.magnitude import prunable_linears, prune_tiles, tile_scores
 
 SIDES_N = (1, TILE_N - 1, TILE_N, TILE_N + 1, 2 * TILE_N, 3 * TILE_N + 5)
 SIDES_K = (1, TILE_K - 1, TILE_K, TILE_K + 1, 2 * TILE_K, 9 * TILE_K + 2)

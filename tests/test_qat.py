@@ -14,12 +14,12 @@ torch = pytest.importorskip("torch", reason="fine-tuning needs torch")
 pytest.importorskip("transformers", reason="fine-tuning needs transformers")
 
 import approxrt  # noqa: E402
-from approxrt.approx.qat import quantize_module, round_weights  # noqa: E402
-from approxrt.approx.quantize import dequantize, quantize_rows  # noqa: E402
 from approxrt.errors import InputError  # noqa: E402
-from approxrt.finetune import FinetuneOptions, finetune  # noqa: E402
 from approxrt.models.checkpoint import load_checkpoint  # noqa: E402
 from approxrt.models.classifier import load_classifier  # noqa: E402
+from approxrt.quantization.qat import quantize_module, round_weights  # noqa: E402
+from approxrt.quantization.rtn import dequantize, quantize_rows  # noqa: E402
+from approxrt.training.finetune import FinetuneOptions, finetune  # noqa: E402
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,8 +8,8 @@ from levels import every_level_of_linears
 from test_gemm_groups import activations
 
 from approxrt._C import kernels
-from approxrt.artifact.spec import GROUP_WEIGHTS
-from approxrt.runtime.group_reference import MAX_SHIFT, dequantized_tokens, quantize_groups
+from approxrt.artifact.spec.formats import GROUP_WEIGHTS
+from approxrt.runtime.reference.groupwise import MAX_SHIFT, dequantized_tokens, quantize_groups
 
 SHAPES = [(1, 1), (2, 7), (3, 31), (5, 32), (6, 33), (7, 48), (8, 63), (9, 64), (25, 100), (50, 576)]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import approxrt
-from approxrt.benchmark.source import SAMPLE_TEXTS, Source
+from approxrt.peers.source import SAMPLE_TEXTS, Source
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--layers", "2", "--hidden", "64", "--heads", "4", "--ffn", "96", "--vocab", "900", "--labels", "3")

@@ -11,13 +11,14 @@ from specs import random_tensors, small_spec
 
 torch = pytest.importorskip("torch", reason="recovery trains in torch")
 
-from approxrt.approx.bsr import grid  # noqa: E402
-from approxrt.approx.recover import Examples, Recovery, RecoveryOptions, encoder_linears  # noqa: E402
-from approxrt.approx.structure import Structure  # noqa: E402
-from approxrt.approx.student import Student, predict  # noqa: E402
-from approxrt.approx.teacher import teach  # noqa: E402
-from approxrt.artifact.spec import LayerSpec, ModelSpec  # noqa: E402
+from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec  # noqa: E402
+from approxrt.artifact.storage.bsr import grid  # noqa: E402
 from approxrt.errors import TrainingError  # noqa: E402
+from approxrt.pruning.structure import Structure  # noqa: E402
+from approxrt.tasks.examples import Examples  # noqa: E402
+from approxrt.torch_models.encoder import Student, predict  # noqa: E402
+from approxrt.training.recovery import Recovery, RecoveryOptions, encoder_linears  # noqa: E402
+from approxrt.training.teacher import teach  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def test_teacher_remembers_every_token(spec: ModelSpec, examples: Examples) -> N
     assert teacher.layers == (0, 1)
     rows = np.array([3, 40])
     longest = max(len(examples.ids[i]) for i in rows)
-    from approxrt.approx.student import make_batch
+    from approxrt.torch_models.encoder import make_batch
 
     want = dense(make_batch([examples.ids[i] for i in rows])).hidden
     for got, full in zip(teacher.hidden(rows, longest), want, strict=True):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from small_student import random_examples, small_student
 
-from approxrt.approx.bsr import expand_mask, grid
-from approxrt.approx.refit import Moments, refit, solve
-from approxrt.approx.structure import Structure, remove
-from approxrt.approx.student import Student, make_batch
+from approxrt.artifact.storage.bsr import expand_mask, grid
+from approxrt.pruning.reconstruct import Moments, refit, solve
+from approxrt.pruning.structure import Structure, remove
+from approxrt.torch_models.encoder import Student, make_batch
 
 
 def random_masks(student: Student, density: float, seed: int = 0) -> dict[str, np.ndarray]:

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch", reason="students need torch")
 
 from small_student import random_examples, small_student  # noqa: E402
 
-from approxrt.analysis.removal import (  # noqa: E402
+from approxrt.pruning.structure import Structure, remove  # noqa: E402
+from approxrt.significance.removal import (  # noqa: E402
     Element,
     Held,
     elements_of,
@@ -21,9 +22,8 @@ from approxrt.analysis.removal import (  # noqa: E402
     shrunk,
     without,
 )
-from approxrt.analysis.statistics import collect  # noqa: E402
-from approxrt.approx.structure import Structure, remove  # noqa: E402
-from approxrt.approx.student import Student, predict, sample_losses  # noqa: E402
+from approxrt.significance.statistics import collect  # noqa: E402
+from approxrt.torch_models.encoder import Student, predict, sample_losses  # noqa: E402
 
 # Logits of a few layers in float32 whose sums run in another order.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -18,16 +18,18 @@ from levels import EPS, every_level_of_linears
 from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 import approxrt
-from approxrt.approx.prune import prunable_linears, prune_tiles
-from approxrt.approx.quantize import quantize_model
 from approxrt.artifact.reader import Artifact, read_artifact
-from approxrt.artifact.spec import LINEAR_KINDS, HeadSpec, LayerSpec, ModelSpec
+from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec, ModelSpec
+from approxrt.artifact.spec.encoder_schema import encoder_faults, encoder_from_json
+from approxrt.artifact.spec.formats import LINEAR_KINDS
 from approxrt.artifact.summary import summarize
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.artifact.writer import write_artifact
 from approxrt.benchmark.limits import products
 from approxrt.errors import ArtifactError
-from approxrt.runtime.cpu import CpuEngine
+from approxrt.pruning.magnitude import prunable_linears, prune_tiles
+from approxrt.quantization.rtn import quantize_model
+from approxrt.runtime.cpu.engine import CpuEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,7 +76,7 @@ def sequences(lengths: tuple[int, ...], vocab: int = 30) -> list[list[int]]:
 def compare_with_the_reference(tmp_path: Path, spec: ModelSpec) -> None:
     import torch
 
-    from approxrt.runtime.reference import reference_hidden, reference_logits
+    from approxrt.runtime.reference.encoder import reference_hidden, reference_logits
 
     torch.set_num_threads(1)  # matrices this small gain nothing from threads that wait for each other
     artifact = artifact_of(tmp_path / f"a-{spec.head.pooling}", spec)
@@ -144,7 +146,7 @@ def test_heads_and_sizes_that_differ_by_layer(tmp_path: Path, kind: str, head_di
 def test_the_reference_adds_the_bias() -> None:
     """By hand, for a layer of which nothing but two norms is left."""
     pytest.importorskip("torch", reason="the reference is written in PyTorch")
-    from approxrt.runtime.reference import Reference
+    from approxrt.runtime.reference.encoder import Reference
 
     spec = spec_of(((0, 0),), "f32")
     tensors = random_tensors(spec)
@@ -252,7 +254,7 @@ def test_the_spec_of_a_removed_block() -> None:
         f"layers.2.{part}" for part in ("attention.output.bias", "ffn.down.bias")
     } | {f"layers.2.{block}.norm.{part}" for block in ("attention", "ffn") for part in ("weight", "bias")}
     assert shapes["layers.0.attention.output.bias"] == shapes["layers.1.ffn.down.bias"] == (40,)
-    assert ModelSpec.from_json(spec.to_json()) == (spec, [])
+    assert encoder_from_json(spec.to_json()) == (spec, [])
     assert tensor_faults(spec, random_tensors(spec)) == []
     with pytest.raises(KeyError, match=r"layers\.1\.ffn\.up"):
         spec.with_linear_kinds({"layers.1.ffn.up": "s8"})
@@ -323,8 +325,8 @@ def test_bad_layers_are_named(case: str) -> None:
     changes, message = BAD_LAYERS[case]
     layer = dataclasses.replace(LayerSpec(2, 20, 51, *["s8"] * 6), **changes)
     spec = small_spec("s8", layers=(layer,))
-    assert any(message in fault for fault in spec.validate()), spec.validate()
-    _, faults = ModelSpec.from_json(spec.to_json())
+    assert any(message in fault for fault in encoder_faults(spec)), encoder_faults(spec)
+    _, faults = encoder_from_json(spec.to_json())
     assert any(message in fault for fault in faults), faults
 
 
@@ -380,7 +382,7 @@ def test_a_config_that_removes_what_is_stored(tmp_path: Path) -> None:
 def test_the_engine_refuses_them_by_itself(tmp_path: Path) -> None:
     """The C++ side trusts nobody either: a bias that is missing, short or of another type."""
     from approxrt import _C
-    from approxrt.runtime.cpu import encoder_config
+    from approxrt.runtime.cpu.engine import encoder_config
 
     spec = spec_of(((0, 0),))
     config, tensors = encoder_config(spec), random_tensors(spec)

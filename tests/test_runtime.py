@@ -14,7 +14,7 @@ from specs import random_tensors, small_spec
 from tokenizers import Tokenizer
 
 import approxrt
-from approxrt.artifact.spec import HeadSpec, ModelSpec
+from approxrt.artifact.spec.encoder import HeadSpec, ModelSpec
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import (
     ArtifactError,

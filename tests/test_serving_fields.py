@@ -17,7 +17,7 @@ pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
 from fastapi.testclient import TestClient
 
 import approxrt
-from approxrt.artifact.spec import HeadSpec, TextSpec
+from approxrt.artifact.spec.encoder import HeadSpec, TextSpec
 from approxrt.artifact.writer import write_artifact
 from approxrt.runtime.model import Model
 from approxrt.serving.app import create_app

@@ -234,7 +234,7 @@ def test_roles_and_names(client: TestClient, model: DecoderModel) -> None:
 
 
 def test_a_template_with_tools_renders_them(model: DecoderModel) -> None:
-    from approxrt.runtime.chat import render_chat
+    from approxrt.runtime.chat.template import render_chat
 
     spec = dataclasses.replace(model.decoder_spec, chat_template=TOOLS_TEMPLATE)
     messages = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [CALL]}]

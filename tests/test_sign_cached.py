@@ -9,7 +9,7 @@ from levels import EPS, every_level
 from test_cached_attention import KINDS, stored
 
 from approxrt._C import kernels
-from approxrt.runtime.reference import kept_keys
+from approxrt.runtime.reference.encoder import kept_keys
 
 BLOCK = 64  # tokens between two rows of sums
 

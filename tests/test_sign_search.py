@@ -16,15 +16,16 @@ torch = pytest.importorskip("torch", reason="compression trains in torch")
 pytest.importorskip("transformers", reason="compression reads data through transformers' tokenizers")
 
 import approxrt  # noqa: E402
-from approxrt.analysis import workload  # noqa: E402
-from approxrt.approx.recover import Examples  # noqa: E402
-from approxrt.approx.sign_attention import SignKind, calibrate, with_sign_attention  # noqa: E402
-from approxrt.approx.student import Student, predict  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
-from approxrt.artifact.spec import MAX_SIGN_DIM, LayerSpec  # noqa: E402
+from approxrt.artifact.spec.encoder import MAX_SIGN_DIM, LayerSpec  # noqa: E402
+from approxrt.artifact.spec.encoder_schema import encoder_faults  # noqa: E402
 from approxrt.compression import attention, pipeline  # noqa: E402
 from approxrt.compression.attention import break_even, saved_ms, time_attention  # noqa: E402
 from approxrt.compression.options import CompressOptions  # noqa: E402
+from approxrt.sign_attention.calibrate import SignKind, calibrate, with_sign_attention  # noqa: E402
+from approxrt.significance import workload  # noqa: E402
+from approxrt.tasks.examples import Examples  # noqa: E402
+from approxrt.torch_models.encoder import Student, predict  # noqa: E402
 
 
 def counted(head_dim: int, longest: int) -> dict[int, dict[int, float]]:
@@ -90,7 +91,7 @@ def test_layers_are_set_and_unset() -> None:
     with_sign_attention(student, {1: SignKind(4, 9, False)}, (5, 2))
     assert student.spec.layers[0] == LayerSpec(3, 8, 36)
     assert student.spec.layers[1] == LayerSpec(3, 8, 36, attention_keep=4, sign_from=9)
-    assert student.spec.always_kept == (2, 5) and not student.spec.validate()
+    assert student.spec.always_kept == (2, 5) and not encoder_faults(student.spec)
     with_sign_attention(student, {}, ())
     assert student.spec.layers == (LayerSpec(3, 8, 36),) * 2
 

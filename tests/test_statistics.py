@@ -7,14 +7,14 @@ import pytest
 import torch
 from small_student import random_examples, small_student
 
-from approxrt.analysis import statistics
-from approxrt.analysis.scoring import element_scores, rounding_errors
-from approxrt.analysis.statistics import collect
-from approxrt.approx.gptq import dequantized_linear
-from approxrt.approx.quantize import quantize_linear
-from approxrt.approx.recover import encoder_linears
-from approxrt.approx.student import make_batch
-from approxrt.artifact.spec import HeadSpec
+from approxrt.artifact.spec.encoder import HeadSpec
+from approxrt.quantization.gptq import dequantized_linear
+from approxrt.quantization.rtn import quantize_linear
+from approxrt.significance import statistics
+from approxrt.significance.scoring import element_scores, rounding_errors
+from approxrt.significance.statistics import collect
+from approxrt.torch_models.encoder import make_batch
+from approxrt.training.recovery import encoder_linears
 
 
 @pytest.fixture

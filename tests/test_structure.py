@@ -10,8 +10,10 @@ from specs import random_tensors, small_spec
 
 torch = pytest.importorskip("torch", reason="the shrunk model is compared in torch")
 
-from approxrt.approx.bsr import expand_mask, grid  # noqa: E402
-from approxrt.approx.structure import (  # noqa: E402
+from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec  # noqa: E402
+from approxrt.artifact.storage.bsr import expand_mask, grid  # noqa: E402
+from approxrt.artifact.tensors import tensor_faults  # noqa: E402
+from approxrt.pruning.structure import (  # noqa: E402
     Structure,
     dead_structure,
     head_rows,
@@ -19,9 +21,7 @@ from approxrt.approx.structure import (  # noqa: E402
     selections,
     shrink_masks,
 )
-from approxrt.approx.student import Student, predict  # noqa: E402
-from approxrt.artifact.spec import LayerSpec, ModelSpec  # noqa: E402
-from approxrt.artifact.tensors import tensor_faults  # noqa: E402
+from approxrt.torch_models.encoder import Student, predict  # noqa: E402
 
 IDS = [[3, 4, 5, 6], [7], [8, 9, 10, 11, 12, 13, 14, 15, 3], [4, 4]]
 

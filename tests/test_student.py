@@ -12,10 +12,10 @@ from specs import random_tensors, small_spec
 
 torch = pytest.importorskip("torch", reason="students are torch modules")
 
-from approxrt.approx.bsr import expand_mask, grid  # noqa: E402
-from approxrt.approx.student import Student, dequantized, make_batch, predict, sample_losses  # noqa: E402
-from approxrt.artifact.spec import LayerSpec  # noqa: E402
-from approxrt.runtime.reference import reference_hidden, reference_logits  # noqa: E402
+from approxrt.artifact.spec.encoder import LayerSpec  # noqa: E402
+from approxrt.artifact.storage.bsr import expand_mask, grid  # noqa: E402
+from approxrt.runtime.reference.encoder import reference_hidden, reference_logits  # noqa: E402
+from approxrt.torch_models.encoder import Student, dequantized, make_batch, predict, sample_losses  # noqa: E402
 
 IDS = [[3, 4, 5, 6], [7], [8, 9, 10, 11, 12, 13, 14, 15, 3], [4, 4]]
 TYPES = [[0, 0, 1, 1], [0], [0] * 9, [1, 0]]

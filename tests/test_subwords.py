@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from approxrt.approx.subwords import close_bpe, close_wordpiece, greedy_prefix
-from approxrt.approx.vocabulary import prune_vocabulary
+from approxrt.vocabulary.prune import prune_vocabulary
+from approxrt.vocabulary.subwords import close_bpe, close_wordpiece, greedy_prefix
 
 
 def prune(tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:

@@ -16,15 +16,15 @@ torch = pytest.importorskip("torch", reason="the model that compares pieces runs
 from small_student import small_student  # noqa: E402
 
 import approxrt  # noqa: E402
-from approxrt.approx.student import Student, make_batch, predict  # noqa: E402
-from approxrt.approx.synonyms import piece_states, share_rows, shares_rows  # noqa: E402
-from approxrt.approx.vocabulary import PrunedVocabulary, apply_vocabulary  # noqa: E402
-from approxrt.artifact.spec import ModelSpec  # noqa: E402
+from approxrt.artifact.spec.encoder import ModelSpec  # noqa: E402
 from approxrt.artifact.writer import write_artifact  # noqa: E402
-from approxrt.compression import words  # noqa: E402
 from approxrt.errors import ArtifactError, InputError, UnsupportedModelError  # noqa: E402
 from approxrt.models.checkpoint import Checkpoint  # noqa: E402
 from approxrt.tasks.readers import Dataset  # noqa: E402
+from approxrt.torch_models.encoder import Student, make_batch, predict  # noqa: E402
+from approxrt.vocabulary import selection as words  # noqa: E402
+from approxrt.vocabulary.prune import PrunedVocabulary, apply_vocabulary  # noqa: E402
+from approxrt.vocabulary.row_sharing import piece_states, share_rows, shares_rows  # noqa: E402
 
 TRAIN = [CORPUS[0], (CORPUS[1], CORPUS[4]), "fine fine [SEP] a film"]
 TOKENIZER = build_tokenizer("bert")

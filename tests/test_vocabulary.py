@@ -14,18 +14,18 @@ from specs import random_tensors, small_spec
 from tokenizers import Tokenizer, models
 
 import approxrt
-from approxrt.approx.vocabulary import (
+from approxrt.artifact.spec.encoder_schema import encoder_faults
+from approxrt.artifact.tensors import tensor_faults
+from approxrt.artifact.writer import write_artifact
+from approxrt.errors import CheckpointError, InputError, UnsupportedModelError
+from approxrt.tasks.readers import read_task
+from approxrt.vocabulary.prune import (
     PrunedVocabulary,
     apply_vocabulary,
     compact_tokenizer,
     prune_vocabulary,
     trim_positions,
 )
-from approxrt.artifact.tensors import tensor_faults
-from approxrt.artifact.validate import spec_faults
-from approxrt.artifact.writer import write_artifact
-from approxrt.errors import CheckpointError, InputError, UnsupportedModelError
-from approxrt.tasks.readers import read_task
 
 SHARED = Path(os.environ.get("APPROXRT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 MINILM = SHARED / "models" / "minilm-sst2" / "tokenizer.json"
@@ -248,7 +248,7 @@ def test_logits_of_train_texts_stay_bit_for_bit(tmp_path: Path, family: str, kin
     spec, tensors = model_of(kind, tokenizer, pad_token_id=pad)
     pruned = prune_vocabulary(raw(tokenizer), TRAIN)
     less, less_tensors = apply_vocabulary(spec, tensors, pruned)
-    assert not spec_faults(less) and less.vocab_size == len(pruned.kept) < spec.vocab_size
+    assert not encoder_faults(less) and less.vocab_size == len(pruned.kept) < spec.vocab_size
     assert less.embedding_kind == spec.embedding_kind
     full = approxrt.load(write_artifact(tmp_path / "full", spec, tensors, raw(tokenizer), {}), threads=1)
     small = approxrt.load(write_artifact(tmp_path / "small", less, less_tensors, pruned.tokenizer_json, {}), threads=1)

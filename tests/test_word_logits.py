@@ -7,7 +7,7 @@ import pytest
 from levels import every_level
 
 from approxrt._C import kernels
-from approxrt.runtime.group_reference import product
+from approxrt.runtime.reference.groupwise import product
 
 
 def _table(rng: np.random.Generator, words: int, k: int) -> dict[str, np.ndarray]:

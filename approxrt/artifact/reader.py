@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import TASK, AnySpec, DecoderSpec
-from approxrt.artifact.decoder_validate import decoder_from_json
 from approxrt.artifact.layout import (
     CARD,
     CONFIG,
@@ -28,10 +26,12 @@ from approxrt.artifact.layout import (
     explain_os_error,
 )
 from approxrt.artifact.mapped import MappedFile
-from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION, ModelSpec
+from approxrt.artifact.spec.decoder import TASK, AnySpec, DecoderSpec
+from approxrt.artifact.spec.decoder_schema import decoder_from_json
+from approxrt.artifact.spec.encoder import FORMAT_NAME, FORMAT_VERSION, ModelSpec
+from approxrt.artifact.spec.encoder_schema import encoder_from_json
 from approxrt.artifact.tensorfile import parse_json, tensors_of
 from approxrt.artifact.tensors import tensor_faults
-from approxrt.artifact.validate import spec_from_json
 from approxrt.errors import ArtifactError, UnsupportedTaskError
 
 
@@ -92,7 +92,7 @@ def read_artifact(path: str | os.PathLike[str], weights: MappedFile | None = Non
     if config is not None:
         model = config.get("model")
         decoder = isinstance(model, dict) and model.get("task_type") == TASK
-        spec, spec_faults = decoder_from_json(model) if decoder else spec_from_json(model)
+        spec, spec_faults = decoder_from_json(model) if decoder else encoder_from_json(model)
         faults += spec_faults
     tensors: dict[str, np.ndarray] = {}
     if weights is not None:

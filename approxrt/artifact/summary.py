@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import AnySpec, DecoderLayerSpec, DecoderSpec
 from approxrt.artifact.reader import Artifact
-from approxrt.artifact.spec import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LayerSpec, LinearSpec
+from approxrt.artifact.spec.decoder import AnySpec, DecoderLayerSpec, DecoderSpec
+from approxrt.artifact.spec.encoder import LayerSpec
+from approxrt.artifact.spec.formats import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 _LINEAR_PARTS = (
     "weight",

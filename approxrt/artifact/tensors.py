@@ -3,7 +3,7 @@
 The kernels trust what passes here: an index that passed is in range, a strip's
 tiles ascend, a scale is a positive finite number, and -128 does not occur (the
 engine's |q| <= 127 keeps sums within their int32 bound). What int4 values must
-be is in `approxrt.artifact.int4`. With float16 scales of groups every nibble and
+be is in `approxrt.artifact.spec.int4_faults`. With float16 scales of groups every nibble and
 byte will do, and every finite scale: sums are of 32 products before they become floats.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 
-from approxrt.artifact import int4
-from approxrt.artifact.decoder_spec import AnySpec
-from approxrt.artifact.spec import GROUP_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
+from approxrt.artifact.spec import int4_faults as int4
+from approxrt.artifact.spec.decoder import AnySpec
+from approxrt.artifact.spec.formats import GROUP_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),

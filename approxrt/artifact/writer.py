@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from approxrt.artifact.decoder_spec import AnySpec, DecoderSpec
-from approxrt.artifact.decoder_validate import decoder_faults
 from approxrt.artifact.layout import CARD, CONFIG, TOKENIZER, WEIGHTS, explain_os_error, umask
-from approxrt.artifact.spec import FORMAT_NAME, FORMAT_VERSION
+from approxrt.artifact.spec.decoder import AnySpec, DecoderSpec
+from approxrt.artifact.spec.decoder_schema import decoder_faults
+from approxrt.artifact.spec.encoder import FORMAT_NAME, FORMAT_VERSION
+from approxrt.artifact.spec.encoder_schema import encoder_faults
 from approxrt.artifact.tensorfile import parse_json
 from approxrt.artifact.tensors import tensor_faults
-from approxrt.artifact.validate import spec_faults
 from approxrt.errors import ArtifactError
 
 _AT_FDCWD = -100
@@ -128,7 +128,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 def _content_faults(
     spec: AnySpec, tensors: Mapping[str, np.ndarray], tokenizer_json: bytes, card: Mapping[str, Any]
 ) -> list[str]:
-    faults = decoder_faults(spec) if isinstance(spec, DecoderSpec) else spec_faults(spec)
+    faults = decoder_faults(spec) if isinstance(spec, DecoderSpec) else encoder_faults(spec)
     if not faults:
         contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         faults += tensor_faults(spec, contiguous)

@@ -18,16 +18,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.benchmark.engines import Engine, Peer, family_module, missing_packages
 from approxrt.benchmark.limits import limit_ms, peak_gmacs, products
 from approxrt.benchmark.ratios import ratios
-from approxrt.benchmark.source import Source
+from approxrt.benchmark.results import Contestant, Result, Row
 from approxrt.benchmark.workloads import (
     BEST_BATCH,
     OURS,
@@ -38,9 +36,11 @@ from approxrt.benchmark.workloads import (
 )
 from approxrt.errors import InputError
 from approxrt.models.sample_texts import SAMPLE_TEXTS
+from approxrt.peers.engines import Peer, family_module, missing_packages
+from approxrt.peers.source import Source
 
 if TYPE_CHECKING:
-    from approxrt.benchmark.approxrt_engine import ApproxrtEngine
+    from approxrt.peers.approxrt_engine import ApproxrtEngine
 
 BLOCK_S = 0.05
 SETTLE_S = 0.02
@@ -49,59 +49,6 @@ MIN_ROUNDS = 3
 PROBE_TIMEOUT_S = 300
 
 Log = Callable[[str], None]
-
-
-@dataclass
-class Contestant:
-    """A loaded engine and what is known of it apart from its speed."""
-
-    name: str
-    family: str
-    variant: str
-    path: Path
-    engine: Engine
-    load: dict[str, float] = field(default_factory=dict)
-    max_deviation: float | None = None
-    agreement: float | None = None
-    info: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Row:
-    """One engine on one workload. Times in milliseconds for the whole batch (or the whole data set)."""
-
-    engine: str
-    workload: str
-    batch: int
-    seq: int | None
-    repetitions: int
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-    texts_per_s: float
-    speedup_of: dict[str, float] = field(default_factory=dict)
-    limit_ms: float | None = None  # ours: the products' time at the peak measured beside, see `limits`
-    peak_gmacs: dict[str, float] | None = None
-
-
-@dataclass
-class Result:
-    """Everything that one benchmark found."""
-
-    engines: list[dict[str, Any]]
-    rows: list[Row]
-    ratios: list[dict[str, Any]]
-    left_out: dict[str, str]
-    threads: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "threads": self.threads,
-            "engines": self.engines,
-            "left_out": self.left_out,
-            "rows": [asdict(row) for row in self.rows],
-            "ratios": self.ratios,
-        }
 
 
 def measure(

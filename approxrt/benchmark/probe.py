@@ -19,7 +19,7 @@ def main(family: str, variant: str, path: str, threads: str) -> None:
 
     import numpy as np
 
-    from approxrt.benchmark.engines import family_module
+    from approxrt.peers.engines import family_module
 
     engine = family_module(family).open_engine(variant, Path(path), int(threads))
     opened = time.perf_counter()

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt import Model, load
+from approxrt.runtime.loading import load
+from approxrt.runtime.model import Model
 
 if TYPE_CHECKING:
     from rich.table import Table

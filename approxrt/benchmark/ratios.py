@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from approxrt.benchmark.measure import Row
+    from approxrt.benchmark.results import Row
 
 # Key in the document, heading in the table, and which peers it is about.
 GROUPS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (

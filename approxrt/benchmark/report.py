@@ -12,8 +12,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from approxrt.benchmark.measure import OURS, Result
+from approxrt.benchmark.measure import OURS
 from approxrt.benchmark.ratios import GROUPS
+from approxrt.benchmark.results import Result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

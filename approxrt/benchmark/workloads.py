@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.benchmark.source import pad
 from approxrt.errors import InputError
+from approxrt.peers.source import pad
 
 if TYPE_CHECKING:
-    from approxrt.benchmark.measure import Contestant
+    from approxrt.benchmark.results import Contestant
 
 OURS = "approxrt"
 BEST_BATCH = "data, best batch"

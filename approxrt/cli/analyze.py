@@ -38,7 +38,7 @@ def command(
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Rank blocks, heads, neurons, weights and embedding rows by what the task loses without them; write a report."""
-    from approxrt.analysis.significance import analyze
+    from approxrt.significance.analyze import analyze
 
     form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
     if task == "lm":
@@ -55,7 +55,7 @@ def command(
             advance(step, text)
 
         if task == "lm":
-            from approxrt.analysis.decoder_significance import analyze_decoder
+            from approxrt.significance.analyze_decoder import analyze_decoder
 
             document = analyze_decoder(checkpoint, data, samples=samples, threads=threads, progress=show)
         else:
@@ -87,9 +87,9 @@ def write(document: dict[str, Any], out: Path) -> list[Path]:
     }
     if out.suffix == ".html":
         if document["data"]["task"] == "lm":
-            from approxrt.analysis.decoder_report import render_decoder as render
+            from approxrt.significance.report.decoder import render_decoder as render
         else:
-            from approxrt.analysis.report import render
+            from approxrt.significance.report.encoder import render
         files = {out: render(document), **files}
     for path, text in files.items():
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -108,7 +108,7 @@ def _check_target(out: Path) -> None:
     if out.suffix not in SUFFIXES:
         output.usage(f"--out is {str(out)!r}; it must end in .html or .json")
     if out.suffix == ".html":
-        from approxrt.analysis.plots import require_matplotlib
+        from approxrt.significance.report.plots import require_matplotlib
 
         require_matplotlib()
     probe = out.with_name(f".{out.name}.{os.getpid()}")
@@ -135,8 +135,8 @@ def _unwritable(path: Path, error: OSError) -> Exception:
 def _show(document: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from approxrt.analysis.decoder_report import decoder_findings
-    from approxrt.analysis.report import findings
+    from approxrt.significance.report.decoder import decoder_findings
+    from approxrt.significance.report.encoder import findings
 
     dense = document["dense"]
     names = {block["name"]: block for block in document["blocks"]}

@@ -34,10 +34,10 @@ def command(
     as_json: bool = output.JSON_OPTION,
 ) -> None:
     """Measure latency, throughput, load time and memory, side by side with other engines."""
-    from approxrt.benchmark.engines import parse_peers
     from approxrt.benchmark.measure import measure
     from approxrt.benchmark.report import document, tables
     from approxrt.errors import InputError
+    from approxrt.peers.engines import parse_peers
 
     batches, seqs = _sizes(batch, "--batch"), _sizes(seq, "--seq")
     pairs = _pairs(workload) if workload else None

@@ -52,7 +52,7 @@ def command(
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Make a fine-tuned model faster, smaller or more accurate, within limits that are measured on the result."""
-    from approxrt.compression.compress import compress, remove_work
+    from approxrt.compression.api import compress, remove_work
     from approxrt.compression.options import CompressOptions, parse_drop, parse_duration
 
     options = CompressOptions(

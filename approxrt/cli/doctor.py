@@ -42,7 +42,7 @@ def examine() -> dict[str, Any]:
     import approxrt
     from approxrt import _C
     from approxrt.runtime import threads
-    from approxrt.runtime.cpu import forced_isa
+    from approxrt.runtime.cpu.engine import forced_isa
 
     isa = forced_isa()
     return {
@@ -71,7 +71,7 @@ def examine() -> dict[str, Any]:
 def gpu_status() -> str:
     """The GPU that device="cuda" would run on, or why it would not."""
     from approxrt.errors import ApproxrtError
-    from approxrt.runtime.cuda import require_cuda
+    from approxrt.runtime.cuda.engine import require_cuda
 
     try:
         require_cuda()

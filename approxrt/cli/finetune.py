@@ -36,8 +36,8 @@ def command(
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Fine-tune a checkpoint on a task; the best epoch on data carved from train is kept."""
-    from approxrt.finetune import FinetuneOptions, finetune, total_steps
     from approxrt.tasks.readers import read_task, require_split
+    from approxrt.training.finetune import FinetuneOptions, finetune, total_steps
 
     form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
     options = FinetuneOptions(

@@ -30,8 +30,8 @@ def command(
     """
     from rich.table import Table
 
-    from approxrt.compression.lm_signs import match_signs
     from approxrt.compression.options import parse_drop
+    from approxrt.sign_attention.decoder_search import match_signs
 
     report = match_signs(
         artifact, data, out, keep=keep, window=window, context=context, max_drop=parse_drop(max_drop),

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.approx.sign_attention import SignKind, calibrate, with_sign_attention
-from approxrt.approx.student import Student, predict
-from approxrt.artifact.spec import MAX_SIGN_DIM, ModelSpec
+from approxrt.artifact.spec.encoder import MAX_SIGN_DIM, ModelSpec
+from approxrt.sign_attention.calibrate import SignKind, calibrate, with_sign_attention
+from approxrt.torch_models.encoder import Student, predict
 
 if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
@@ -102,7 +102,7 @@ def time_attention(head_dim: int, longest: int) -> dict[int, dict[int, float]]:
     longest    tokens of the longest text; the grid ends with the first length that is not below it
     """
     from approxrt._C import kernels
-    from approxrt.runtime.cpu import forced_isa
+    from approxrt.runtime.cpu.engine import forced_isa
 
     grid = [n for i, n in enumerate(LENGTHS) if not i or LENGTHS[i - 1] < longest]
     times: dict[int, dict[int, float]] = {keep: {} for keep in (0, *KEEPS)}

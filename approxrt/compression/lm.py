@@ -1,7 +1,7 @@
 """`compress` for decoders: blocks, heads, units, tiles and bits by what each costs and brings, then distillation.
 
 A decoder that writes one token after the other reads every weight for each, so its time follows the bytes of its
-weights. What a part may become is in `approxrt.analysis.decoder_options`, with its loss and its measured time; a plan
+weights. What a part may become is in `approxrt.planning.decoder_options`, with its loss and its measured time; a plan
 takes what brings most time for a loss,
 
   - with `speedup` (or `shrink`), just enough for it;
@@ -9,7 +9,7 @@ takes what brings most time for a loss,
 
 Plans are built, measured, and planned again with what was learnt of the predictions. Where a plan costs more than is
 allowed, or a bolder one may come within it, the student learns from the dense model for the time that is left
-(`approxrt.approx.decoder_recover`). Perplexities are the engine's, of the artifact.
+(`approxrt.training.decoder_recovery`). Perplexities are the engine's, of the artifact.
 
 Every step ends with a candidate's artifact in `OUT.work`, the first of them after a minute: whatever happens later, the
 best so far is there. The budget bounds every step; an interrupted run goes on from its candidates and its training.
@@ -28,27 +28,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from approxrt.analysis.decoder_latency import InMemory, decode_run, steps_of
-from approxrt.analysis.decoder_options import HEAD
-from approxrt.analysis.latency import cpu_name
-from approxrt.analysis.workload import take_turns
-from approxrt.approx.build import folder_bytes
-from approxrt.approx.quantize import quantize_model
-from approxrt.approx.rotate import can_rotate, rotate
-from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.memory import InMemory
 from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.writer import write_artifact
 from approxrt.compression.lm_build import Own, untied
 from approxrt.compression.lm_search import BudgetSpent, Search
-from approxrt.compression.lm_text import SEQUENCE, split, text_file, token_ids
 from approxrt.compression.lm_train import starting_state, train
 from approxrt.compression.options import CompressOptions
-from approxrt.compression.work import Candidate, Work
+from approxrt.compression.state import Candidate, Work
 from approxrt.errors import InputError
 from approxrt.models.decoder import load_any_decoder
-from approxrt.runtime.decoder_cpu import DecoderEngine
+from approxrt.planning.decoder_options import HEAD
+from approxrt.quantization.build import folder_bytes
+from approxrt.quantization.rotation import can_rotate, rotate
+from approxrt.quantization.rtn import quantize_model
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.threads import resolve_threads
+from approxrt.significance.decoder_latency import decode_run, steps_of
+from approxrt.significance.latency import cpu_name
+from approxrt.significance.workload import take_turns
 from approxrt.tasks.lm import engine_score, perplexity
+from approxrt.tasks.text import SEQUENCE, split, text_file, token_ids
 
 Progress = Callable[[float, str], None]
 
@@ -213,7 +214,7 @@ class LmCompression:
 
     def _preview_head(self) -> None:
         """A candidate whose head is previewed, and what the others' heads are previewed with."""
-        from approxrt.approx.head_preview import with_preview
+        from approxrt.quantization.low_rank_head import with_preview
 
         if self.cost != "seconds":
             return

@@ -17,19 +17,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from approxrt.analysis.decoder_latency import DecoderLatency, InMemory
-from approxrt.analysis.decoder_options import HEAD, Choices, Kind, LinearOption, Plan, kind_of_form, kinds_of
-from approxrt.analysis.obs import tile_curve
-from approxrt.approx.bsr import to_tiles
-from approxrt.approx.decoder_round import Statistics, predicted_loss, refit_kept, round_decoder
-from approxrt.approx.decoder_structure import remove, selections, shrunk_spec
-from approxrt.approx.gptq import dequantized_linear, round_weights
-from approxrt.approx.group_grids import parts_of, selected
-from approxrt.approx.groups import kind_of
-from approxrt.approx.quantize import quantize_rows
-from approxrt.approx.structure import Structure
-from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.spec import TILE_K, TILE_N, LinearKind
+from approxrt.artifact.memory import InMemory
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
+from approxrt.artifact.storage.bsr import to_tiles
+from approxrt.artifact.storage.groupwise import kind_of
+from approxrt.planning.decoder_options import HEAD, Choices, Kind, LinearOption, Plan, kind_of_form, kinds_of
+from approxrt.pruning.decoder_structure import remove, selections, shrunk_spec
+from approxrt.pruning.obs import tile_curve
+from approxrt.pruning.reconstruct import refit_kept
+from approxrt.pruning.second_order import Statistics, predicted_loss
+from approxrt.pruning.structure import Structure, selected
+from approxrt.quantization.calibration import round_decoder
+from approxrt.quantization.gptq import dequantized_linear, round_weights
+from approxrt.quantization.grids import parts_of
+from approxrt.quantization.rtn import quantize_rows
+from approxrt.significance.decoder_latency import DecoderLatency
 
 Tensors = Mapping[str, np.ndarray]
 Say = Callable[[str], None]
@@ -74,7 +77,7 @@ class _Rounded:
 
 
 class Builder:
-    """See the module's text. `scores` of tiles by linear (`approxrt.analysis.obs`); empty: no kinds with tiles."""
+    """See the module's text. `scores` of tiles by linear (`approxrt.pruning.obs`); empty: no kinds with tiles."""
 
     def __init__(
         self, spec: DecoderSpec, tensors: Tensors, stats: Mapping[str, Statistics], own: Own | None = None
@@ -200,7 +203,7 @@ class Builder:
         return self._rounded[name, kind]
 
     def _plain(self, name: str, bits: int) -> dict[str, np.ndarray]:
-        from approxrt.approx.quantize import quantize_linear
+        from approxrt.quantization.rtn import quantize_linear
 
         return quantize_linear(self.tensors[f"{name}.weight"], bits)[1]
 

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.analysis.decoder_latency import DecoderLatency, measure_latency
-from approxrt.analysis.decoder_options import (
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.compression.lm_build import Builder, build_in_sequence, refitted
+from approxrt.compression.report import SLACK, choose, violation
+from approxrt.compression.state import Candidate
+from approxrt.planning.decoder_options import (
     HEAD,
     INT8,
     KINDS,
@@ -20,13 +23,11 @@ from approxrt.analysis.decoder_options import (
     block_options,
     with_measured_blocks,
 )
-from approxrt.analysis.decoder_removal import DecoderElement, head_divergence, measure_removals
-from approxrt.approx.decoder_round import calibration, statistics
-from approxrt.approx.decoder_structure import GROUPS
-from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.compression.lm_build import Builder, build_in_sequence, refitted
-from approxrt.compression.report import SLACK, choose, violation
-from approxrt.compression.work import Candidate
+from approxrt.pruning.decoder_structure import GROUPS
+from approxrt.quantization.calibration import calibration
+from approxrt.significance.decoder_latency import DecoderLatency, measure_latency
+from approxrt.significance.decoder_removal import DecoderElement, head_divergence, measure_removals
+from approxrt.significance.decoder_statistics import statistics
 
 if TYPE_CHECKING:
     from approxrt.compression.lm import LmCompression

@@ -1,4 +1,4 @@
-"""Distillation within what is left of the budget: `approxrt.approx.decoder_recover` with a clock."""
+"""Distillation within what is left of the budget: `approxrt.training.decoder_recovery` with a clock."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from approxrt.analysis.decoder_latency import InMemory
-from approxrt.analysis.decoder_options import HEAD, Plan
-from approxrt.approx.decoder_recover import DecoderRecovery, DecoderRecoveryOptions, on_grid
-from approxrt.approx.decoder_round import calibration
-from approxrt.approx.gptq import dequantized_linear
-from approxrt.approx.group_grids import parts_of
-from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.memory import InMemory
+from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.compression.lm_build import Builder, build_in_sequence, cut_without_statistics, refitted, with_words
 from approxrt.compression.lm_search import ROUNDING_SEQUENCES, BudgetSpent
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.training import has_bf16
+from approxrt.planning.decoder_options import HEAD, Plan
+from approxrt.quantization.calibration import calibration
+from approxrt.quantization.gptq import dequantized_linear
+from approxrt.quantization.grids import parts_of
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
+from approxrt.training.run import has_bf16
 
 if TYPE_CHECKING:
     from approxrt.compression.lm import LmCompression

@@ -1,7 +1,7 @@
 """Members of an ensemble: models of the checkpoint's size, practised on the task's texts and trained on its labels.
 
-All begin with the weights that practice (`approxrt.approx.practice`) left, and differ in the order of the examples and
-in dropout. They end near each other, so that the mean of their weights is a model, too.
+All begin with the weights that practice (`approxrt.training.replaced_token`) left, and differ in the order of the
+examples and in dropout. They end near each other, so that the mean of their weights is a model, too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.approx.practice import Practice
-from approxrt.approx.recover import Recovery, RecoveryOptions
-from approxrt.approx.student import Student
-from approxrt.approx.teacher import Teacher
+from approxrt.torch_models.encoder import Student
+from approxrt.training.recovery import Recovery, RecoveryOptions
+from approxrt.training.replaced_token import Practice
+from approxrt.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression

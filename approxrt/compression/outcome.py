@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from approxrt.approx.student import Student, predict
-from approxrt.compression.data import encode
-from approxrt.compression.work import Candidate
+from approxrt.compression.state import Candidate
+from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import flip_rate
 from approxrt.tasks.readers import Dataset, read_task, read_texts
+from approxrt.torch_models.encoder import Student, predict
 
 if TYPE_CHECKING:
     from approxrt.compression.pipeline import Compression
@@ -52,7 +52,7 @@ def notes(run: Compression, best: Candidate) -> list[str]:
 
 def evaluate_dev(run: Compression, artifact: Path, file: Path | None) -> dict[str, Any] | None:
     """Metrics of the dense model and of an artifact on a labelled file, for the report."""
-    import approxrt
+    from approxrt.runtime.loading import load
 
     if file is None:
         return None
@@ -64,7 +64,7 @@ def evaluate_dev(run: Compression, artifact: Path, file: Path | None) -> dict[st
         dataset = read_task(data.task, file, spec.labels if data.classifies else None, not data.classifies, data.form)
     whole = encode(dataset, run.checkpoint.tokenizer_json, run.length)
     dense = predict(Student(spec, run.checkpoint.tensors), whole.ids, whole.types)
-    model = approxrt.load(artifact, threads=run.threads)
+    model = load(artifact, threads=run.threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # texts over max_length: cut for the dense model, too
         logits = model.embed(dataset.texts, normalize=False) if data.embeds else model.logits(dataset.texts)

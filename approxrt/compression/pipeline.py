@@ -1,6 +1,6 @@
 """How a compression runs: prepare, measure the dense model, cut and recover stage by stage, build, check, choose.
 
-Everything that decides the next step is on disk (`approxrt.compression.work`), so an interrupted run goes on; every
+Everything that decides the next step is on disk (`approxrt.compression.state`), so an interrupted run goes on; every
 stage leaves a finished artifact, so the best so far is never lost. What is promised is checked on the built artifact:
 time in the engine beside float32 peers, bytes of its folder, the metric on validation data by the runtime itself.
 """
@@ -14,21 +14,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from approxrt.analysis.allocation import DENSITIES
-from approxrt.analysis.latency import MeasuredTable, cpu_name, measure_table
-from approxrt.analysis.workload import Run, engine_run, peer_runs, sample_texts, take_turns
-from approxrt.approx import build
-from approxrt.approx.quantize import quantize_rows
-from approxrt.approx.recover import RecoveryOptions, encoder_linears
-from approxrt.approx.student import Student, dequantized, predict
-from approxrt.approx.teacher import Teacher, teach
-from approxrt.approx.vocabulary import apply_vocabulary, compact_tokenizer, trim_positions
-from approxrt.compression import oneshot
-from approxrt.compression.data import DataOptions, TaskData, encode, read_data
-from approxrt.compression.lessons import with_more_pairs
 from approxrt.compression.options import CompressOptions
-from approxrt.compression.stages import run_stages
-from approxrt.compression.words import (
+from approxrt.compression.recipes import one_shot as oneshot
+from approxrt.compression.recipes.gradual import run_stages
+from approxrt.compression.state import Candidate, Work
+from approxrt.errors import CompressionError
+from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
+from approxrt.planning.allocate import DENSITIES
+from approxrt.quantization import build
+from approxrt.quantization.rtn import quantize_rows
+from approxrt.significance.latency import MeasuredTable, cpu_name, measure_table
+from approxrt.significance.workload import Run, engine_run, peer_runs, sample_texts, take_turns
+from approxrt.tasks.examples import encode
+from approxrt.tasks.metrics import flip_rate, primary
+from approxrt.torch_models.encoder import Student, dequantized, predict
+from approxrt.training.augmentation import with_more_pairs
+from approxrt.training.data import DataOptions, TaskData, read_data
+from approxrt.training.recovery import RecoveryOptions, encoder_linears
+from approxrt.training.run import has_bf16
+from approxrt.training.teacher import Teacher, teach
+from approxrt.vocabulary.prune import apply_vocabulary, compact_tokenizer, trim_positions
+from approxrt.vocabulary.selection import (
     WIDE_SHARE,
     TaskVocabulary,
     is_tight,
@@ -36,11 +42,6 @@ from approxrt.compression.words import (
     stored_embeddings,
     task_vocabulary,
 )
-from approxrt.compression.work import Candidate, Work
-from approxrt.errors import CompressionError
-from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
-from approxrt.tasks.metrics import flip_rate, primary
-from approxrt.training import has_bf16
 
 WORKLOAD_TEXTS = 128
 OWN_F32 = "approxrt-f32"
@@ -274,11 +275,11 @@ class Compression:
     def run(self) -> list[Candidate]:
         """The recipe; the candidates that were built, in order."""
         if self.options.method == "paper":
-            from approxrt.compression.paper import paper
+            from approxrt.compression.recipes.paper import paper
 
             return paper(self)
         if "accuracy" in self.options.objective:
-            from approxrt.compression.accuracy import more_accurate
+            from approxrt.compression.recipes.accuracy import more_accurate
 
             return more_accurate(self)
         if self.options.recipe == "one-shot":
@@ -328,10 +329,10 @@ class Compression:
 
     def check(self, path: Path, about: Mapping[str, Any]) -> Candidate:
         """Measure a built artifact: metric and flips on validation, bytes, time beside the float32 engines."""
-        import approxrt
+        from approxrt.runtime.loading import load
 
         baseline = self.baseline()
-        model = approxrt.load(path, threads=self.threads)
+        model = load(path, threads=self.threads)
         logits = model.forward(self.validation.ids, self.validation.types if model.spec.type_vocab_size else None)
         dense = self.work.load_array("baseline_logits")
         metrics = self.data.metrics(logits, dense)

@@ -1,7 +1,7 @@
 """The way down: cut after cut, each the best under the time that is still allowed, training in between.
 
 The time allowed falls from the dense model's to the target along a cubic (Zhu & Gupta 2017, arXiv 1710.01878). Every
-cut allocates anew over all blocks (`approxrt.analysis.allocation`) with scores that are taken anew: that is worth more
+cut allocates anew over all blocks (`approxrt.planning.allocate`) with scores that are taken anew: that is worth more
 than better scores taken once. The table only predicts; after each cut the model is
 timed in the engine and the prediction corrected, and the last cut is repeated until the measured time fits.
 """
@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from approxrt.analysis.allocation import (
+from approxrt.errors import CompressionError
+from approxrt.planning.allocate import (
     DENSITIES,
     Allocation,
     Block,
@@ -24,10 +25,9 @@ from approxrt.analysis.allocation import (
     blocks_of,
     structure_of,
 )
-from approxrt.analysis.latency import block_share
-from approxrt.approx.structure import Structure, dead_structure
-from approxrt.approx.student import Student
-from approxrt.errors import CompressionError
+from approxrt.pruning.structure import Structure, dead_structure
+from approxrt.significance.latency import block_share
+from approxrt.torch_models.encoder import Student
 
 TOLERANCE = 0.03
 CORRECTIONS = 4
@@ -38,7 +38,7 @@ Timer = Callable[[Student, Mapping[str, int]], float]
 
 
 class Subject(Protocol):
-    """What is cut: a student in training (`approxrt.approx.recover.Recovery`) or in the one-shot recipe."""
+    """What is cut: a student in training (`approxrt.training.recovery.Recovery`) or in the one-shot recipe."""
 
     student: Student
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from approxrt import __version__
 from approxrt.compression.options import CompressOptions
-from approxrt.compression.work import Candidate
+from approxrt.compression.state import Candidate
+from approxrt.version import __version__
 
 SLACK = 0.97  # a measured time within 3 % of what was asked is that time: the machine's own drift is larger
 

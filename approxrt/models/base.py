@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import MAX_LABELS, MAX_LAYERS, MAX_VOCAB, HeadSpec, LayerSpec, TaskType
+from approxrt.artifact.spec.encoder import MAX_LABELS, MAX_LAYERS, MAX_VOCAB, HeadSpec, LayerSpec, TaskType
 from approxrt.artifact.tensorfile import Tensor
 from approxrt.errors import CheckpointError, UnsupportedModelError
 

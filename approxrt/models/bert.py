@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.models.base import (
     BERT_LAYER,
     Config,

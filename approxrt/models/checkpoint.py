@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import INPUTS, ModelSpec, TextSpec
-from approxrt.artifact.validate import spec_faults
+from approxrt.artifact.spec.encoder import INPUTS, ModelSpec, TextSpec
+from approxrt.artifact.spec.encoder_schema import encoder_faults
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 from approxrt.models import bert, distilbert, electra, roberta
 from approxrt.models.base import Config, Pooling, Weights
@@ -91,14 +91,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     weights = Weights(tensors, family.PREFIX)
     build: Callable[..., tuple[ModelSpec, dict[str, np.ndarray]]] = family.build
     spec, taken = build(config, weights, pooling)
-    faults = spec_faults(spec)
+    faults = encoder_faults(spec)
     if faults:
         raise CheckpointError(f"checkpoint {str(root)!r} describes no sound model: " + "; ".join(faults))
     # After the config's sizes were found sound: transformers reads it, too, and would believe anything.
     lower_case = sentence is not None and sentence.lower_case
     tokenizer = load_tokenizer(folder, lower_case, getattr(family, "TOKEN_TYPES", True))
     spec = _with_surroundings(spec, raw, sentence, tokenizer)
-    faults = spec_faults(spec)
+    faults = encoder_faults(spec)
     if faults:
         raise CheckpointError(f"checkpoint {str(root)!r} describes no sound model: " + "; ".join(faults))
     tokenizer.check_rows(spec.vocab_size)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import DecoderSpec
-from approxrt.artifact.decoder_validate import decoder_faults
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.artifact.spec.decoder_schema import decoder_faults
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models import gpt2, llama
 from approxrt.models.base import Config, Weights

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.models.base import Config, LayerNames, Pooling, Weights, classifier_task, encoder_task, take_layers
 
 MODEL_TYPES = ("distilbert",)

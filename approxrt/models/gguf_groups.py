@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from approxrt.approx.groups import pack_unsigned
-from approxrt.artifact.decoder_spec import DecoderSpec
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.artifact.storage.groupwise import pack_unsigned
 from approxrt.models.gguf_file import GgufFile
 from approxrt.models.gguf_model import to_halves
 

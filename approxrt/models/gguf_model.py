@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec, RopeSpec
-from approxrt.artifact.decoder_validate import MAX_CONTEXT
 from approxrt.artifact.lazy import LazyTensors
-from approxrt.artifact.spec import MAX_DIM, MAX_LAYERS, MAX_VOCAB
+from approxrt.artifact.spec.decoder import DecoderLayerSpec, DecoderSpec, RopeSpec
+from approxrt.artifact.spec.decoder_schema import MAX_CONTEXT
+from approxrt.artifact.spec.encoder import MAX_DIM, MAX_LAYERS, MAX_VOCAB
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.gguf_file import GgufFile, GgufTensor
 

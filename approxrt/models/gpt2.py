@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec
+from approxrt.artifact.spec.decoder import DecoderLayerSpec, DecoderSpec
 from approxrt.errors import UnsupportedModelError
 from approxrt.models.base import Config, Weights
 from approxrt.models.tied import take_words

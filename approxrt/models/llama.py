@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec, RopeSpec
-from approxrt.artifact.decoder_validate import MAX_CONTEXT
+from approxrt.artifact.spec.decoder import DecoderLayerSpec, DecoderSpec, RopeSpec
+from approxrt.artifact.spec.decoder_schema import MAX_CONTEXT
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.base import Config, Weights
 from approxrt.models.tied import take_words

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from approxrt.artifact.spec import SIMILARITIES, TextSpec
+from approxrt.artifact.spec.encoder import SIMILARITIES, TextSpec
 from approxrt.artifact.tensorfile import parse_json
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.base import Pooling

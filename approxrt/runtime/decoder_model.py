@@ -16,12 +16,12 @@ import numpy as np
 
 from approxrt.artifact.reader import Artifact
 from approxrt.errors import InputError, TextTooLongError, TruncationWarning, UnsupportedTaskError
-from approxrt.runtime.chat import ChatTokenizer, Conversation, Messages, render
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.runtime.generation import Request, Sequence, grow, grow_together, step
+from approxrt.runtime.chat.template import ChatTokenizer, Conversation, Messages, render
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.generation.sampling import Sampling
+from approxrt.runtime.generation.sequences import Request, Sequence, grow, grow_together, step
+from approxrt.runtime.generation.streaming import check_stop, hidden_tokens
 from approxrt.runtime.model import Model
-from approxrt.runtime.sampling import Sampling
-from approxrt.runtime.streaming import check_stop, hidden_tokens
 from approxrt.runtime.tokenize import load_tokenizer
 
 Prompt = str | Messages | Conversation
@@ -41,8 +41,8 @@ class DecoderModel(Model):
     """A loaded decoder. Methods may be called from several threads at once.
 
     A prompt is a str or a conversation, which goes through the artifact's chat template: a list of
-    {"role": ..., "content": ...}, or an `approxrt.runtime.chat.Conversation`. Its text does not depend on what else
-    runs beside it, nor on the number of threads.
+    {"role": ..., "content": ...}, or an `approxrt.runtime.chat.template.Conversation`. Its text does not depend on what
+    else runs beside it, nor on the number of threads.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class DecoderModel(Model):
         stop: ListOf[str] = (),
         truncate: bool = False,
     ) -> Request:
-        """A checked request, for those who step many texts together (`approxrt.runtime.generation.step`).
+        """A checked request, for those who step many texts together (`approxrt.runtime.generation.sequences.step`).
 
         Raises what `generate` raises. A prompt of token ids is taken as it is.
         """
@@ -306,7 +306,7 @@ def _with_seed(options: Sampling, seed: int) -> Sampling:
 def _engine(artifact: Artifact, threads: int | None, cache_kind: str | None, device: str) -> DecoderEngine:
     """The engine for "cpu" or "cuda", which have the same methods; the CPU's may still be packing weights."""
     if device == "cuda":
-        from approxrt.runtime.decoder_cuda import CudaDecoderEngine
+        from approxrt.runtime.cuda.decoder_engine import CudaDecoderEngine
 
         if cache_kind not in (None, "f16"):
             raise InputError(f"cache_kind is {cache_kind!r}; a GPU keeps keys and values in f16: leave it out")

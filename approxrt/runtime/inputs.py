@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.errors import InputError
 
 

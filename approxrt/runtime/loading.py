@@ -34,15 +34,15 @@ def load(
         raise DeviceError(f"unknown device {device!r}: choose 'auto', 'cpu' or 'cuda'")
     where = "cuda" if device == "cuda" else "cpu"
     if where == "cuda":
-        from approxrt.runtime.cuda import require_cuda
+        from approxrt.runtime.cuda.engine import require_cuda
 
         require_cuda()
     try:
         weights = MappedFile(Path(path) / WEIGHTS)
     except OSError:
         weights = None  # the reader meets the same error and says it among the others
-    from approxrt.artifact.decoder_spec import DecoderSpec
     from approxrt.artifact.reader import read_artifact
+    from approxrt.artifact.spec.decoder import DecoderSpec
     from approxrt.runtime.model import Model
 
     artifact = read_artifact(path, weights)

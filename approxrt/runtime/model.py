@@ -17,8 +17,8 @@ from approxrt.runtime.activation import apply_activation
 from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single, with_prompt
 
 if TYPE_CHECKING:
-    from approxrt.runtime.cpu import CpuEngine
-    from approxrt.runtime.cuda import CudaEngine
+    from approxrt.runtime.cpu.engine import CpuEngine
+    from approxrt.runtime.cuda.engine import CudaEngine
 
 
 @dataclass(frozen=True)
@@ -237,9 +237,9 @@ class Model:
 def _engine(artifact: Artifact, threads: int | None, device: str) -> CpuEngine | CudaEngine:
     """The engine for "cpu" or "cuda"; the CPU's may still be packing weights."""
     if device == "cuda":
-        from approxrt.runtime.cuda import CudaEngine
+        from approxrt.runtime.cuda.engine import CudaEngine
 
         return CudaEngine(artifact)
-    from approxrt.runtime.cpu import CpuEngine
+    from approxrt.runtime.cpu.engine import CpuEngine
 
     return CpuEngine(artifact, threads, wait=False)

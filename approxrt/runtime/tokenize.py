@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.errors import ArtifactError, InputError, TextTooLongError, UnsupportedTaskError
 from approxrt.runtime.inputs import padding_in_texts
 from approxrt.runtime.long_text import CHARACTERS_A_TOKEN, LongTextCutter
@@ -60,7 +60,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> Any:
     # tokenizer.json may carry a padding of its training days.
     tokenizer.no_padding()
     if tokenizer.get_vocab_size(with_added_tokens=False) > vocab_size:
-        # Tokens may share rows (`approxrt.approx.synonyms`): what counts is the highest id.
+        # Tokens may share rows (`approxrt.vocabulary.row_sharing`): what counts is the highest id.
         rows = max(tokenizer.get_vocab(with_added_tokens=False).values()) + 1
         if rows > vocab_size:
             raise ArtifactError(

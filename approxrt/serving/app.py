@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-import approxrt
 from approxrt.errors import ApproxrtError, InputError, TextTooLongError
 from approxrt.runtime.model import Model
 from approxrt.serving.errors import ContextOverflow, RequestError
@@ -22,6 +21,7 @@ from approxrt.serving.metrics import Metrics
 from approxrt.serving.registry import Registry
 from approxrt.serving.routes import cohere, health, hub, kserve, openai, openai_text, tei
 from approxrt.serving.settings import Settings
+from approxrt.version import __version__
 
 log = logging.getLogger("approxrt.serving")
 
@@ -38,7 +38,7 @@ def create_app(models: Iterable[tuple[str, Model]], settings: Settings | None = 
         app.state.draining = True
         await registry.close()
 
-    app = FastAPI(title="approxrt", version=approxrt.__version__, lifespan=lifespan)
+    app = FastAPI(title="approxrt", version=__version__, lifespan=lifespan)
     app.state.registry, app.state.metrics, app.state.settings, app.state.draining = registry, metrics, settings, False
     for adapter in (health, tei, hub, openai, openai_text, cohere, kserve):
         app.include_router(adapter.router)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from approxrt.runtime.decoder_model import DecoderModel
-from approxrt.runtime.generation import Request, Sequence, step
+from approxrt.runtime.generation.sequences import Request, Sequence, step
 from approxrt.serving.errors import Overloaded, Unavailable
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import SIMILARITIES
+from approxrt.artifact.spec.encoder import SIMILARITIES
 from approxrt.errors import InputError
 
 

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.errors import InputError, UnsupportedTaskError
 
 MAX_BATCH = 256

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.decoder_spec import DecoderSpec
 from approxrt.artifact.reader import read_artifact
+from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.errors import CheckpointError, MissingDependencyError
 from approxrt.models.classifier import quiet
 from approxrt.models.decoder import DecoderCheckpoint
-from approxrt.runtime.decoder_cpu import DecoderEngine
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.tokenize import load_tokenizer
 
 # Texts whose tokens are run.

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec import ModelSpec
+from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.errors import CheckpointError, CheckpointWarning, InputError, MissingDependencyError
 from approxrt.models.checkpoint import Checkpoint
 from approxrt.models.classifier import quiet
 from approxrt.models.sample_texts import SAMPLE_TEXTS
 from approxrt.models.weights import read_weights
-from approxrt.runtime.cpu import CpuEngine
+from approxrt.runtime.cpu.engine import CpuEngine
 from approxrt.runtime.loading import load
 from approxrt.runtime.tokenize import Encoded, Text
 

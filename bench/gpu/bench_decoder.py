@@ -102,7 +102,7 @@ def main() -> None:
     rows = common.Rows(setting.out)
     from subjects import decoder_peer, random_decoder
 
-    from approxrt.runtime.decoder_cuda import CudaDecoderEngine
+    from approxrt.runtime.cuda.decoder_engine import CudaDecoderEngine
 
     start = time.monotonic()
     subjects = {f"ours int{bits}": random_decoder(bits, setting.smoke) for bits in (8, 4)}

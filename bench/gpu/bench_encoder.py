@@ -21,7 +21,7 @@ def engines(setting: common.Setting, sizes: tuple[int, int, int, int]) -> dict[s
     """Our engines by name, and the dense subject's spec."""
     from subjects import random_encoder
 
-    from approxrt.runtime.cuda import CudaEngine
+    from approxrt.runtime.cuda.engine import CudaEngine
 
     hidden, ffn, layers, heads = sizes
     vocab = setting.size(30522, 500)

@@ -18,12 +18,12 @@ def products(setting: common.Setting, m: int, n: int, k: int, density: float) ->
     import torch
     from operands import Product, kept_blocks_mask
 
-    from approxrt.approx.bsr import expand_mask
+    from approxrt.artifact.storage.bsr import expand_mask
     from approxrt.kernels import launch
     from approxrt.kernels.epilogue import Workspace
     from approxrt.kernels.gemm_bsr_int8 import gemm_bsr_int8
     from approxrt.kernels.gemm_int8 import gemm_int8
-    from approxrt.runtime.gpu_layout import longest_part, to_blocks, work_items
+    from approxrt.runtime.cuda.layout import longest_part, to_blocks, work_items
 
     p, workspace = Product.random(m, n, k, setting.device), Workspace(setting.device)
     y = p.room()
@@ -66,7 +66,7 @@ def attention(setting: common.Setting, batch: int, n: int, heads: int, d: int, c
 
     from approxrt.kernels.attention import attention as ours
     from approxrt.kernels.launch import attention_rule
-    from approxrt.runtime.gpu_plan import attention_tiles
+    from approxrt.runtime.cuda.plan import attention_tiles
 
     qkv = torch.randn(batch * n, 3 * heads * d, device=setting.device).half()
     q, k, v = qkv.split(heads * d, 1)
@@ -91,7 +91,7 @@ def sign_attention(setting: common.Setting, n: int, heads: int, d: int, share: f
     from approxrt.kernels.launch import ceil_div, next_power_of_2
     from approxrt.kernels.sign_attention import TILE
     from approxrt.kernels.sign_attention import sign_attention as ours
-    from approxrt.runtime.gpu_plan import attention_tiles
+    from approxrt.runtime.cuda.plan import attention_tiles
 
     qkv = torch.randn(n, 3 * heads * d, device=setting.device).half()
     q, k, v = qkv.split(heads * d, 1)
@@ -117,7 +117,7 @@ def norm(setting: common.Setting, m: int, width: int) -> dict[str, Any]:
     import torch
 
     from approxrt.kernels.layer_norm import layer_norm
-    from approxrt.runtime.gpu_linear import quantized_like
+    from approxrt.runtime.cuda.linear import quantized_like
 
     x, residual = torch.randn(2, m, width, device=setting.device).half()
     gamma, beta = torch.randn(2, width, device=setting.device)

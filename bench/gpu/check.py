@@ -57,11 +57,11 @@ def check_bsr(setting: common.Setting, m: int, n: int, k: int, block: tuple[int,
     import torch
     from operands import Product, kept_blocks_mask
 
-    from approxrt.approx.bsr import expand_mask
+    from approxrt.artifact.storage.bsr import expand_mask
     from approxrt.kernels.epilogue import Workspace
     from approxrt.kernels.gemm_bsr_int8 import gemm_bsr_int8
     from approxrt.kernels.gemm_int8 import gemm_int8
-    from approxrt.runtime.gpu_layout import to_blocks, work_items
+    from approxrt.runtime.cuda.layout import to_blocks, work_items
 
     p = Product.random(m, n, k, setting.device)
     k = p.w.shape[1]
@@ -114,7 +114,7 @@ def check_attention(setting: common.Setting, lengths: list[int], heads: int, d: 
 
     from approxrt.kernels.attention import attention
     from approxrt.kernels.launch import attention_rule
-    from approxrt.runtime.gpu_plan import attention_tiles
+    from approxrt.runtime.cuda.plan import attention_tiles
 
     generator = torch.Generator(setting.device).manual_seed(0)
     total = sum(lengths)
@@ -142,9 +142,9 @@ def check_sign_attention(setting: common.Setting, lengths: list[int], heads: int
 
     from approxrt.kernels.launch import ceil_div, next_power_of_2
     from approxrt.kernels.sign_attention import TILE, sign_attention
-    from approxrt.runtime.gpu_plan import attention_tiles
-    from approxrt.runtime.reference import kept_keys_by_tiles
-    from approxrt.runtime.reference import sign_attention as formula
+    from approxrt.runtime.cuda.plan import attention_tiles
+    from approxrt.runtime.reference.encoder import kept_keys_by_tiles
+    from approxrt.runtime.reference.encoder import sign_attention as formula
 
     generator = torch.Generator(setting.device).manual_seed(0)
     total = sum(lengths)
@@ -170,8 +170,8 @@ def check_encoder(setting: common.Setting, hidden: int, ffn: int, layers: int, d
     """Logits against the reference; graphs against launches; a sequence alone and in a batch, bit for bit."""
     from subjects import random_encoder
 
-    from approxrt.runtime.cuda import CudaEngine
-    from approxrt.runtime.reference import reference_logits
+    from approxrt.runtime.cuda.engine import CudaEngine
+    from approxrt.runtime.reference.encoder import reference_logits
 
     subject = random_encoder(hidden, ffn, layers, hidden // 64, density)
     engine = CudaEngine(subject, setting.device)
@@ -200,8 +200,8 @@ def check_decoder(setting: common.Setting, bits: int) -> dict[str, Any]:
     """Steps and prompts against the reference without a cache; replays against launches, bit for bit."""
     from subjects import random_decoder
 
-    from approxrt.runtime.decoder_cuda import CudaDecoderEngine
-    from approxrt.runtime.decoder_reference import DecoderReference
+    from approxrt.runtime.cuda.decoder_engine import CudaDecoderEngine
+    from approxrt.runtime.reference.decoder import DecoderReference
 
     subject = random_decoder(bits, small=True)
     engine = CudaDecoderEngine(subject, setting.device, 1024)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.approx.prune import prune_tiles
-from approxrt.approx.quantize import quantize_model
-from approxrt.artifact.decoder_spec import DecoderLayerSpec, DecoderSpec, RopeSpec
-from approxrt.artifact.spec import HeadSpec, LayerSpec, ModelSpec
-from approxrt.runtime.gpu_layout import PRUNE_BLOCK
+from approxrt.artifact.spec.decoder import DecoderLayerSpec, DecoderSpec, RopeSpec
+from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec, ModelSpec
+from approxrt.pruning.magnitude import prune_tiles
+from approxrt.quantization.rtn import quantize_model
+from approxrt.runtime.cuda.layout import PRUNE_BLOCK
 
 POSITIONS = 512
 

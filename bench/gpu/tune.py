@@ -51,11 +51,11 @@ def tune_bsr(setting: common.Setting, m: int, n: int, k: int, block: tuple[int, 
     import torch
     from operands import Product, kept_blocks_mask
 
-    from approxrt.approx.bsr import expand_mask
+    from approxrt.artifact.storage.bsr import expand_mask
     from approxrt.kernels import launch
     from approxrt.kernels.epilogue import Workspace
     from approxrt.kernels.gemm_bsr_int8 import gemm_bsr_int8
-    from approxrt.runtime.gpu_layout import longest_part, to_blocks, work_items
+    from approxrt.runtime.cuda.layout import longest_part, to_blocks, work_items
 
     p, workspace = Product.random(m, n, k, setting.device), Workspace(setting.device)
     kept, y = kept_blocks_mask(n, k, block, 0.25), p.room()

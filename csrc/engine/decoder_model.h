@@ -1,4 +1,4 @@
-// What a decoder is made of (approxrt/artifact/decoder_spec.py has the formulas).
+// What a decoder is made of (approxrt/artifact/spec/decoder.py has the formulas).
 #pragma once
 
 #include <cstdint>

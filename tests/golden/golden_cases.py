@@ -120,9 +120,7 @@ def pairs(root: Path) -> Path:
         folder.mkdir()
         lines = (sentences(root) / "train.csv").read_text().splitlines()[1:]
         rows = [line.rsplit(",", 1) for line in lines]
-        text = ["text,text_pair,label"] + [
-            f"{a},{b},{label}" for (a, label), (b, _) in itertools.pairwise(rows)
-        ]
+        text = ["text,text_pair,label"] + [f"{a},{b},{label}" for (a, label), (b, _) in itertools.pairwise(rows)]
         (folder / "train.csv").write_text("\n".join(text) + "\n")
 
     return once(root / "pairs", make)
@@ -155,7 +153,7 @@ def embedder(root: Path) -> Path:
 
 def tuned(root: Path, data: Callable[[Path], Path] = sentences) -> Path:
     """A classifier (or what the data asks for) of a few steps."""
-    from approxrt.finetune import FinetuneOptions, finetune
+    from approxrt.training.finetune import FinetuneOptions, finetune
 
     options = FinetuneOptions(epochs=3, lr=5e-3, batch_size=16, seed=3, val_fraction=0.2, precision="f32")
     name = f"tuned-{data.__name__}"
@@ -350,7 +348,7 @@ def finetuned(root: Path) -> Any:
 
 @case
 def analysis(root: Path) -> Any:
-    from approxrt.analysis.significance import analyze
+    from approxrt.significance.analyze import analyze
 
     document = analyze(tuned(root), "csv", sentences(root), samples=30, threads=1, val_fraction=0.2)
     return {key: of_json(rounded(value)) for key, value in document.items() if key != "seconds"}
@@ -358,7 +356,7 @@ def analysis(root: Path) -> Any:
 
 @case
 def decoder_analysis(root: Path) -> Any:
-    from approxrt.analysis.decoder_significance import analyze_decoder
+    from approxrt.significance.analyze_decoder import analyze_decoder
 
     document = analyze_decoder(llama(root), lm_text(root), samples=120, threads=1)
     return {key: of_json(rounded(value)) for key, value in document.items() if key != "seconds"}

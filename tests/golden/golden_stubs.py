@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 import approxrt
-from approxrt import training
-from approxrt.analysis import decoder_latency, latency, workload
-from approxrt.runtime.cpu import CpuEngine
-from approxrt.runtime.decoder_cpu import DecoderEngine
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.cpu.engine import CpuEngine
+from approxrt.significance import decoder_latency, latency, workload
+from approxrt.training import run as training
 
 BYTES_PER_MS = 2000.0  # of weights in layers: some ten milliseconds for the models here
 BASE_MS = 0.5

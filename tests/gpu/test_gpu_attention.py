@@ -9,7 +9,7 @@ import pytest
 from gpu_support import EPS16, INTERPRETED, empty, on_device, torch
 
 from approxrt.kernels.attention import attention
-from approxrt.runtime.gpu_plan import attention_tiles
+from approxrt.runtime.cuda.plan import attention_tiles
 
 BLOCK_M = 16
 

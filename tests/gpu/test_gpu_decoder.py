@@ -12,11 +12,11 @@ from specs import random_tensors
 
 pytest.importorskip("approxrt._C", reason="the CPU engine, to compare with, is not built")
 
-from approxrt.artifact.decoder_spec import DecoderSpec, HeadPreviewSpec
+from approxrt.artifact.spec.decoder import DecoderSpec, HeadPreviewSpec
 from approxrt.errors import InputError, TargetWarning
-from approxrt.runtime.decoder_cpu import DecoderEngine
-from approxrt.runtime.decoder_cuda import CudaDecoderEngine
-from approxrt.runtime.decoder_reference import DecoderReference
+from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.cuda.decoder_engine import CudaDecoderEngine
+from approxrt.runtime.reference.decoder import DecoderReference
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::approxrt.errors.TargetWarning")]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from gpu_support import EPS16, EPS32, empty, on_device, torch
 
-from approxrt.approx.rotate import hadamard
+from approxrt.artifact.storage.hadamard import hadamard
 from approxrt.kernels.cached_attention import PART, cached_attention
 from approxrt.kernels.gated import gated
 from approxrt.kernels.rope import rope
-from approxrt.runtime.reference import quantize_tokens
+from approxrt.runtime.reference.encoder import quantize_tokens
 
 
 @pytest.mark.parametrize("turns", [True, False])

@@ -7,9 +7,9 @@ import pytest
 from gpu_support import EPS32, empty, on_device, torch
 from specs import random_rows4
 
-from approxrt.approx.int4 import row_integers
+from approxrt.artifact.storage.int4 import row_integers
 from approxrt.kernels.embedding import WordTable, embedding
-from approxrt.runtime.reference import quantize_tokens
+from approxrt.runtime.reference.encoder import quantize_tokens
 
 
 def random_table(kind: str, v: int, e: int, rng: np.random.Generator) -> tuple[WordTable, np.ndarray]:

@@ -16,15 +16,16 @@ import pytest
 from gpu_support import DEVICE, torch
 from specs import random_tensors, small_spec
 
-from approxrt.approx.bsr import bsr_to_dense
-from approxrt.approx.prune import prune_tiles
-from approxrt.approx.quantize import quantize_model
-from approxrt.artifact.spec import LINEAR_KINDS, HeadSpec, LayerSpec, ModelSpec
+from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec, ModelSpec
+from approxrt.artifact.spec.formats import LINEAR_KINDS
+from approxrt.artifact.storage.bsr import bsr_to_dense
 from approxrt.errors import TargetWarning
-from approxrt.runtime import reference
-from approxrt.runtime.cpu import CpuEngine
-from approxrt.runtime.cuda import CudaEngine
-from approxrt.runtime.reference import Reference
+from approxrt.pruning.magnitude import prune_tiles
+from approxrt.quantization.rtn import quantize_model
+from approxrt.runtime.cpu.engine import CpuEngine
+from approxrt.runtime.cuda.engine import CudaEngine
+from approxrt.runtime.reference import encoder as reference
+from approxrt.runtime.reference.encoder import Reference
 
 pytestmark = pytest.mark.slow
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from gpu_support import DEVICE, empty, on_device, random_int8, torch
 
-from approxrt.approx.bsr import expand_mask, grid
+from approxrt.artifact.storage.bsr import expand_mask, grid
 from approxrt.kernels.epilogue import Workspace
 from approxrt.kernels.gemm_bsr_int8 import gemm_bsr_int8
 from approxrt.kernels.gemm_int8 import gemm_int8
 from approxrt.kernels.launch import Config
-from approxrt.runtime.gpu_layout import kept_blocks, to_blocks, work_items
+from approxrt.runtime.cuda.layout import kept_blocks, to_blocks, work_items
 
 TILE = Config({"BLOCK_M": 16})
 

@@ -9,7 +9,7 @@ from gpu_support import DEVICE, EPS16, EPS32, empty, on_device, padded, random_i
 from approxrt.kernels.epilogue import Workspace
 from approxrt.kernels.gemm_int8 import gemm_int8
 from approxrt.kernels.launch import Config
-from approxrt.runtime.reference import _activation
+from approxrt.runtime.reference.encoder import _activation
 
 TILE = Config({"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64, "GROUP_M": 2, "SPLIT_K": 1}, 4, 3)
 

@@ -7,7 +7,7 @@ import pytest
 from gpu_support import EPS16, EPS32, empty, on_device, torch
 
 from approxrt.kernels.layer_norm import layer_norm
-from approxrt.runtime.reference import quantize_tokens
+from approxrt.runtime.reference.encoder import quantize_tokens
 
 
 def formula(z: np.ndarray, gamma: np.ndarray, beta: np.ndarray | None, eps: float) -> np.ndarray:

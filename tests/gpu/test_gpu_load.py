@@ -17,7 +17,8 @@ from families import build_checkpoint
 
 import approxrt
 from approxrt.errors import DeviceError, InputError
-from approxrt.runtime import cuda, decoder_cuda
+from approxrt.runtime.cuda import decoder_engine as decoder_cuda
+from approxrt.runtime.cuda import engine as cuda
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import pytest
 from gpu_support import empty, on_device, torch
 
 from approxrt.kernels.quantize_rows import quantize_rows
-from approxrt.runtime.reference import quantize_tokens
+from approxrt.runtime.reference.encoder import quantize_tokens
 
 
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (3, 63), (9, 64), (5, 65), (16, 384)])

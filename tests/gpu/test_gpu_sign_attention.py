@@ -10,9 +10,9 @@ import pytest
 from gpu_support import EPS16, empty, on_device, torch
 
 from approxrt.kernels.sign_attention import sign_attention
-from approxrt.runtime.gpu_plan import attention_tiles
-from approxrt.runtime.reference import kept_keys_by_tiles
-from approxrt.runtime.reference import sign_attention as formula
+from approxrt.runtime.cuda.plan import attention_tiles
+from approxrt.runtime.reference.encoder import kept_keys_by_tiles
+from approxrt.runtime.reference.encoder import sign_attention as formula
 
 pytestmark = pytest.mark.slow
 

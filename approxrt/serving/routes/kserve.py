@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-import approxrt
 from approxrt.runtime.tokenize import Text
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import Answer, EmbedOptions, Served
@@ -22,6 +21,7 @@ from approxrt.serving.routes.body import refuse_other_fields
 from approxrt.serving.routes.common import registry_of, reply
 from approxrt.serving.routes.health import check_ready
 from approxrt.serving.watch import while_connected
+from approxrt.version import __version__
 
 router = APIRouter(prefix="/v2", tags=["open-inference-protocol"])
 
@@ -32,7 +32,7 @@ HEADER = "inference-header-content-length"
 async def server() -> Response:
     """The server's name and extensions."""
     extensions = ["binary_tensor_data", "model_repository"]
-    return reply({"name": "approxrt", "version": approxrt.__version__, "extensions": extensions})
+    return reply({"name": "approxrt", "version": __version__, "extensions": extensions})
 
 
 @router.get("/health/live")

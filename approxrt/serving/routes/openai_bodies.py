@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import ClassVar
 
-from approxrt.runtime.sampling import Sampling
+from approxrt.runtime.generation.sampling import Sampling
 from approxrt.serving.errors import RequestError
 from approxrt.serving.routes.body import Body, Integer, Neutral, Real
 from approxrt.serving.routes.common import TokenId

@@ -14,7 +14,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
-from approxrt.runtime.generation import Request as TextRequest
+from approxrt.runtime.generation.sequences import Request as TextRequest
 from approxrt.serving.errors import ContextOverflow, RequestError, TooLarge
 from approxrt.serving.generator import Growing, Piece
 from approxrt.serving.registry import ServedDecoder

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-import approxrt
 from approxrt.runtime.activation import apply_activation
 from approxrt.runtime.tokenize import Text
 from approxrt.serving.errors import RequestError
@@ -18,6 +17,7 @@ from approxrt.serving.routes.common import Side, TokenId, as_texts, rank, regist
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.settings import Settings
 from approxrt.serving.watch import while_connected
+from approxrt.version import __version__
 
 router = APIRouter(tags=["text-embeddings-inference"], route_class=JsonRoute)
 
@@ -213,5 +213,5 @@ def _about(registry: Registry, name: str, kind: dict[str, Any], length: int, set
         "max_client_batch_size": settings.max_inputs,
         "auto_truncate": False,
         "models": [item.name for item in registry],
-        "version": approxrt.__version__,
+        "version": __version__,
     }

@@ -1,1 +1,0 @@
-"""Approximations: transforms from a model's tensors to cheaper tensors."""

@@ -1,0 +1,267 @@
+"""Least squares, layer by layer: what is left of a model learns the dense model's outputs on its own inputs.
+
+For a linear with inputs x of the compressed model and outputs y of the dense one on the same token,
+
+    min over the kept weights and the bias of   E ||W x + b - y||^2 + lambda ||W - W0||^2
+
+where W0 are the weights as they are: with few tokens, what the data do not decide stays as it was. With the centred
+moments C = E[x x^T] - E[x] E[x]^T and R = E[y x^T] - E[y] E[x]^T - W0 C, a strip of 16 outputs that keeps S gets
+
+    W_S = W0_S + R_S (C_SS + lambda I)^-1        b = E[y] - W E[x]
+
+one Cholesky factor a strip (one for all that keep the same inputs). Linears go in the order of execution, so that each
+sees inputs that are refitted already (as in AdaPrune and OBC, Frantar & Alistarh 2022, arXiv 2208.11580).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from approxrt.artifact.spec.formats import TILE_N
+from approxrt.artifact.storage.bsr import expand_mask
+from approxrt.pruning.second_order import Statistics
+from approxrt.pruning.structure import QKV, Structure, head_rows
+from approxrt.tasks.examples import Examples
+from approxrt.torch_models.encoder import Batch, Keys, Student, make_batch
+
+BATCH = 64
+BATCH_TOKENS = 4096
+SMALLEST_RIDGE = 1e-6  # of the mean square of an input
+
+Progress = Callable[[int, int, str], None]
+
+
+class Moments:
+    """Sums over tokens of x [tokens, K] and y [tokens, N], in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.x: Tensor | float = 0.0
+        self.y: Tensor | float = 0.0
+        self.xx: Tensor | float = 0.0
+        self.yx: Tensor | float = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """A batch's tokens."""
+        self.count += len(x)
+        self.x = self.x + x.sum(0, dtype=torch.float64)
+        self.y = self.y + y.sum(0, dtype=torch.float64)
+        self.xx = self.xx + (x.T @ x).double()
+        self.yx = self.yx + (y.T @ x).double()
+
+    def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(E[x], E[y], covariance of x [K, K], of y with x [N, K])."""
+        x, y = torch.as_tensor(self.x) / self.count, torch.as_tensor(self.y) / self.count
+        xx, yx = torch.as_tensor(self.xx) / self.count, torch.as_tensor(self.yx) / self.count
+        return x, y, xx - torch.outer(x, x), yx - torch.outer(y, x)
+
+
+def solve(
+    weight: np.ndarray, mask: np.ndarray | None, moments: Moments, ridge: float, outputs: slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """(weight f32[N, K], bias f32[N]): the module's formula; `mask` is bool[strips, columns] over tiles or None.
+
+    lambda is `ridge` times the mean variance of an input, at least what the rounding of sums in float32 asks for.
+    `outputs` are the linear's among those of the moments.
+    """
+    mean_x, mean_y, xx, yx = moments.centred()
+    mean_y, yx = mean_y[outputs], yx[outputs]
+    n, k = weight.shape
+    kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
+    new = torch.from_numpy(weight.astype(np.float64) * kept)
+    residual = yx - new @ xx
+    energy = float((xx.diagonal() + mean_x.square()).mean())  # what float32 sums round is a share of this
+    damp = max(ridge * float(xx.diagonal().mean()), SMALLEST_RIDGE * energy, 1e-30)
+    groups: dict[bytes, list[int]] = {}
+    for start in range(0, n, TILE_N):
+        groups.setdefault(kept[start].tobytes(), []).append(start)
+    for starts in groups.values():
+        columns = torch.from_numpy(np.flatnonzero(kept[starts[0]]))
+        if not len(columns):
+            continue
+        rows = torch.cat([torch.arange(start, min(start + TILE_N, n)) for start in starts])
+        system = xx[columns][:, columns] + damp * torch.eye(len(columns), dtype=torch.float64)
+        right = residual[rows][:, columns]
+        step = torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
+        new[rows[:, None], columns] += step
+    rounded = new.to(torch.float32)
+    return rounded.numpy(), (mean_y - rounded.double() @ mean_x).to(torch.float32).numpy()
+
+
+def refit(
+    student: Student,
+    dense: Student,
+    examples: Examples,
+    rows: np.ndarray,
+    keep: Structure | None = None,
+    ridge: float = 1e-2,
+    follow: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Refit all linears of `student`'s layers in place; weights of pruned tiles stay zero.
+
+    dense    the model that it came from
+    rows     i64[n]: the examples that are used; hidden states of all their tokens are kept, twice
+    keep     which of the dense model's heads and units the student has, in the student's order; None: all
+    follow   a block's output also makes up for what its residual input has drifted from the dense model's: the target
+             of its last linear is y + (x_dense - x). Otherwise it is the dense model's y alone
+    """
+    keep = keep or Structure.of(dense.spec)
+    refitter = _Refitter(student, dense, examples, np.asarray(rows), ridge, follow)
+    depth = len(student.spec.layers)
+    for i in range(depth):
+        refitter.layer(i, keep.heads[i], keep.units[i])
+        if progress:
+            progress(i + 1, depth, "refitting")
+
+
+class _Refitter:
+    """Hidden states of both models before the block at hand, by batch."""
+
+    def __init__(
+        self, student: Student, dense: Student, examples: Examples, rows: np.ndarray, ridge: float, follow: bool
+    ) -> None:
+        self.student, self.dense, self.ridge, self.follow = student, dense, ridge, follow
+        self.batches = list(_batches(examples, rows))
+        self.keys = [student.keys(batch) for batch in self.batches]
+        with _plain(student), _plain(dense), torch.inference_mode():
+            self.states = [student.embed(batch) for batch in self.batches]
+            self.dense_states = [dense.embed(batch) for batch in self.batches]
+
+    def layer(self, i: int, heads: np.ndarray, units: np.ndarray) -> None:
+        """Refit layer `i` and go past it."""
+        at, layer = f"layers.{i}", self.dense.spec.layers[i]
+        with _plain(self.student), _plain(self.dense), torch.inference_mode():
+            if layer.num_heads:
+                rows = torch.from_numpy(head_rows(heads, layer.head_dim))
+                self._first({f"{at}.attention.{part}": rows for part in QKV})
+            self._last(i, f"{at}.attention.output", len(heads), bool(layer.num_heads))
+            if layer.intermediate_size:
+                self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(units))})
+            self._last(i, f"{at}.ffn.down", len(units), bool(layer.intermediate_size))
+
+    def _first(self, outputs: dict[str, Tensor]) -> None:
+        """Refit the linears that read the hidden state: `outputs` has the dense model's rows by name."""
+        if not len(next(iter(outputs.values()))):
+            return
+        moments = Moments()  # one for all: they read the same
+        for batch, x, y in zip(self.batches, self.states, self.dense_states, strict=True):
+            real = y[batch.mask]
+            wanted = [self.dense.linear(name, real)[:, rows] for name, rows in outputs.items()]
+            moments.add(x[batch.mask], torch.cat(wanted, dim=1))
+        start = 0
+        for name, rows in outputs.items():
+            self._solve(name, moments, slice(start, start + len(rows)))
+            start += len(rows)
+
+    def _last(self, i: int, name: str, size: int, whole: bool) -> None:
+        """Refit the linear that ends a block, or its bias if no more is left of the block; both models go past it."""
+        moments = Moments()
+        for j, (batch, keys) in enumerate(zip(self.batches, self.keys, strict=True)):
+            mask, x, y = batch.mask, self.states[j], self.dense_states[j]
+            wanted, self.dense_states[j] = _record(self.dense, i, name, y, keys, "output_hook")
+            if not whole:
+                continue
+            assert wanted is not None
+            target = wanted[mask]
+            if self.follow:
+                target = target + (y - x)[mask]
+            given = _record(self.student, i, name, x, keys, "input_hook")[0] if size else None
+            # A removed block has no inputs: its bias becomes the target's mean.
+            moments.add(target[:, :0] if given is None else given[mask], target)
+        if size:
+            self._solve(name, moments, slice(None))
+        elif whole:
+            mean = torch.as_tensor(moments.y) / moments.count
+            self.student.weight(f"{name}.bias").copy_(mean)
+        for j, keys in enumerate(self.keys):
+            self.states[j] = _run(self.student, i, name, self.states[j], keys)
+
+    def _solve(self, name: str, moments: Moments, outputs: slice) -> None:
+        weight, bias = self.student.weight(f"{name}.weight"), self.student.weight(f"{name}.bias")
+        mask = self.student.masks.get(name)
+        new, new_bias = solve(weight.detach().numpy(), mask, moments, self.ridge, outputs)
+        weight.copy_(torch.from_numpy(new))
+        bias.copy_(torch.from_numpy(new_bias))
+
+
+def _batches(examples: Examples, rows: np.ndarray) -> Iterator[Batch]:
+    order = rows[np.argsort(examples.lengths[rows], kind="stable")]
+    start = 0
+    while start < len(order):
+        longest = int(examples.lengths[order[min(start + BATCH, len(order)) - 1]])
+        part = order[start : start + max(1, min(BATCH, BATCH_TOKENS // longest))]
+        yield make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part])
+        start += len(part)
+
+
+def _run(model: Student, i: int, name: str, x: Tensor, keys: Keys) -> Tensor:
+    """The block of layer `i` that ends with the linear `name`."""
+    return model.attention_block(i, x, keys) if name.endswith("attention.output") else model.ffn_block(i, x)
+
+
+def _record(model: Student, i: int, name: str, x: Tensor, keys: Keys, hook: str) -> tuple[Tensor | None, Tensor]:
+    """(what goes into (`input_hook`) or comes out of (`output_hook`) the linear `name`, the block's output)."""
+    found: list[Tensor] = []
+
+    def keep(at: str, value: Tensor) -> Tensor:
+        if at == name:
+            found.append(value)
+        return value
+
+    setattr(model, hook, keep)
+    y = _run(model, i, name, x, keys)
+    setattr(model, hook, None)
+    return (found[0] if found else None), y
+
+
+class _plain:
+    """Eval mode without hooks; afterwards all is as before."""
+
+    def __init__(self, model: Student) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        model = self.model
+        self.before = (model.training, model.input_hook, model.output_hook, model.weight_hook)
+        model.eval()
+        model.input_hook = model.output_hook = model.weight_hook = None
+
+    def __exit__(self, *error: object) -> None:
+        model = self.model
+        training, model.input_hook, model.output_hook, model.weight_hook = self.before
+        model.train(training)
+
+
+RIDGE = 1e-2
+
+
+def refit_kept(
+    weight: np.ndarray, kept: np.ndarray, stats: Statistics, ridge: float = RIDGE
+) -> tuple[np.ndarray, np.ndarray]:
+    """(weight f32[N, K], what its bias gains f32[N]) of a linear that keeps some of its weights; the others are 0.
+
+    What is made least is the predicted loss: without the gradients' weights, the few tokens with activations far over
+    all others would decide, and the loss hardly depends on them.
+
+    kept   bool[strips, columns] of tiles, or bool[K] of inputs
+    """
+    n, k = weight.shape
+    found = Moments()
+    whole, x = torch.from_numpy(np.asarray(weight, np.float64)), torch.from_numpy(np.asarray(stats.mean, np.float64))
+    found.count, found.x, found.y = 1, x, whole @ x
+    found.xx = torch.from_numpy(np.asarray(stats.weighted, np.float64) / max(stats.weight, 1e-300))
+    found.yx = whole @ found.xx
+    if kept.ndim == 2:
+        return solve(weight, kept, found, ridge)
+    chosen = torch.from_numpy(np.flatnonzero(kept))
+    inner = Moments()
+    inner.count, inner.x, inner.y = 1, x[chosen], found.y
+    inner.xx, inner.yx = found.xx[chosen][:, chosen], found.yx[:, chosen]
+    out = np.zeros((n, k), np.float32)
+    out[:, kept], bias = solve(np.ascontiguousarray(weight[:, kept]), None, inner, ridge)
+    return out, bias

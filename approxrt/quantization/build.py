@@ -1,0 +1,93 @@
+"""From a student to an artifact: linears quantised at their widths, embeddings as they were stored, a card."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.artifact.spec.encoder import ModelSpec
+from approxrt.artifact.spec.formats import EmbeddingKind, LinearKind
+from approxrt.artifact.writer import write_artifact
+from approxrt.quantization.rtn import CLIP_RATIOS, quantize_linear
+from approxrt.torch_models.encoder import Student
+
+EmbeddingParts = tuple[EmbeddingKind, dict[str, np.ndarray]]
+LinearTensors = tuple[LinearKind, dict[str, np.ndarray]]
+
+
+def quantized(
+    student: Student,
+    bits: Mapping[str, int],
+    embeddings: EmbeddingParts | None = None,
+    clip_ratios: tuple[float, ...] = CLIP_RATIOS,
+    tensors_of: Mapping[str, LinearTensors] | None = None,
+) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """(spec, tensors) of the artifact. `bits` by linear, 8 where it says nothing, f32 for 32; the output layer is f32.
+
+    embeddings   (kind, tensors named "embeddings.word.*") that stand for the student's rows; None: f32 rows. With
+                 "embeddings.position.q" and ".scale" among them positions are int8, too
+    tensors_of   linears that are quantised already: (kind, tensors but the bias)
+    """
+    spec, tensors = student.spec, student.tensors()
+    kinds: dict[str, LinearKind] = {}
+    for name, _ in spec.linears():
+        if tensors_of is not None and name in tensors_of:
+            kinds[name], parts = tensors_of[name]
+            del tensors[f"{name}.weight"]
+            tensors |= {f"{name}.{part}": array for part, array in parts.items()}
+            continue
+        width = bits.get(name, 32 if name.startswith("head.") else 8)
+        if width == 32:
+            continue
+        mask = student.masks.get(name)
+        if mask is not None and mask.all():
+            mask = None
+        kinds[name], parts = quantize_linear(tensors.pop(f"{name}.weight"), width, mask, clip_ratios)
+        tensors |= {f"{name}.{part}": array for part, array in parts.items()}
+    spec = spec.with_linear_kinds(kinds)
+    if embeddings is not None:
+        spec = stored_spec(spec, embeddings)
+        tensors = without_tables(tensors, embeddings) | embeddings[1]
+    return spec, tensors
+
+
+def stored_spec(spec: ModelSpec, embeddings: EmbeddingParts) -> ModelSpec:
+    """The spec of a model whose embeddings are stored as `embeddings`."""
+    kind, parts = embeddings
+    return dataclasses.replace(
+        spec,
+        embedding_kind=kind,
+        wide_words=len(parts["embeddings.word.wide"]) if kind == "s2" else 0,
+        position_kind="s8" if "embeddings.position.q" in parts else "f32",
+    )
+
+
+def without_tables(tensors: Mapping[str, np.ndarray], embeddings: EmbeddingParts) -> dict[str, np.ndarray]:
+    """The tensors without the tables that `embeddings` stands for."""
+    tables = tuple({name.rpartition(".")[0] + "." for name in embeddings[1]})
+    return {name: array for name, array in tensors.items() if not name.startswith(tables)}
+
+
+def write(
+    path: Path,
+    student: Student,
+    bits: Mapping[str, int],
+    embeddings: EmbeddingParts,
+    tokenizer_json: bytes,
+    card: Mapping[str, Any],
+    inputs: str,
+    tensors_of: Mapping[str, LinearTensors] | None = None,
+) -> Path:
+    """Write (or replace) the artifact at `path`."""
+    spec, tensors = quantized(student, bits, embeddings, tensors_of=tensors_of)
+    spec = dataclasses.replace(spec, inputs=inputs)
+    return write_artifact(path, spec, tensors, tokenizer_json, dict(card), overwrite=True)
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of everything in an artifact's folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,307 @@
+"""What a block costs on this machine: milliseconds by size, density and bits, measured with the engine itself.
+
+A probe is a model whose layers hold only blocks of one kind and shape, with random weights and random tiles; what it
+takes beyond a model whose blocks are all removed, divided by its layers, is the cost of one block: its linears with
+their quantisation, and attention itself. The workload is the task's: sequences of its own lengths. Grid points in
+between are interpolated. Results are kept in a cache by machine, shape and workload, for times that matter (whole
+models) are measured again anyway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approxrt.artifact.memory import Memory
+from approxrt.artifact.spec.encoder import ModelSpec
+from approxrt.artifact.spec.formats import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind, LinearSpec
+from approxrt.artifact.spec.int4_faults import group_count
+from approxrt.artifact.storage.bsr import grid
+from approxrt.artifact.storage.int4 import pack_nibbles
+from approxrt.cache import cache_file, read_cached, write_cached
+from approxrt.version import __version__
+
+PROBE_LAYERS = 4
+GRID_DENSITIES = (0.03, 0.1, 0.25, 0.5, 1.0)
+GRID_SIZES = 5
+VOCABULARY = 64
+ROUNDS = 3
+
+Progress = Callable[[int, int, str], None]
+
+
+class MeasuredTable:
+    """See the module's text. `points` maps (kind, bits) to (sizes [s], densities [d], ms [s, d])."""
+
+    def __init__(self, points: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]], base_ms: float):
+        self.points, self.base_ms = dict(points), base_ms
+
+    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
+        """Milliseconds of one block, linear between grid points; 0 for a removed one."""
+        if size == 0:
+            return 0.0
+        sizes, densities, table = self.points[kind, bits]
+        by_size = np.array([np.interp(density, densities, row) for row in table])
+        # Through the origin below the smallest size: a block of no heads costs nothing.
+        return float(np.interp(size, np.concatenate([[0], sizes]), np.concatenate([[0.0], by_size])))
+
+    def model_ms(self, spec: ModelSpec, lengths: Sequence[int], bits: int = 8) -> float:
+        """What a dense model of `spec`'s layers takes by this table."""
+        total = self.base_ms
+        for i, layer in enumerate(spec.layers):
+            for kind, size in (("attention", layer.num_heads), ("ffn", layer.intermediate_size)):
+                total += self.ms(kind, size, 1.0, bits) * block_share(spec, i, kind, lengths)
+        return total
+
+    def scaled(self, factor: float) -> MeasuredTable:
+        """All times times `factor`."""
+        points = {key: (sizes, densities, ms * factor) for key, (sizes, densities, ms) in self.points.items()}
+        return MeasuredTable(points, self.base_ms * factor)
+
+    def to_json(self) -> dict[str, Any]:
+        """For cache and report."""
+        points = [
+            {"kind": k, "bits": b, "sizes": s.tolist(), "densities": d.tolist(), "ms": t.tolist()}
+            for (k, b), (s, d, t) in self.points.items()
+        ]
+        return {"base_ms": self.base_ms, "points": points}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> MeasuredTable:
+        """The inverse of `to_json`."""
+        points = {
+            (p["kind"], p["bits"]): (np.array(p["sizes"]), np.array(p["densities"]), np.array(p["ms"]))
+            for p in data["points"]
+        }
+        return MeasuredTable(points, data["base_ms"])
+
+
+def measure_table(
+    spec: ModelSpec,
+    lengths: Sequence[int],
+    bits: Sequence[int] = (8, 4),
+    threads: int | None = None,
+    cache: bool = True,
+    progress: Progress | None = None,
+    fresh: bool = False,
+) -> MeasuredTable:
+    """The table for a model of `spec`'s sizes on sequences of `lengths` tokens, all in one call.
+
+    bits      widths of weights that are measured
+    threads   as in `approxrt.load`
+    cache     read and write ~/.cache/approxrt (or $XDG_CACHE_HOME)
+    fresh     measure again whatever the cache holds
+    """
+    from approxrt.runtime.threads import resolve_threads
+
+    count = resolve_threads(threads)
+    path = _cache_file(spec, lengths, bits, count)
+    kept = read_cached(path) if cache and not fresh else None
+    if kept is not None:
+        try:
+            return MeasuredTable.from_json(json.loads(kept))
+        except (ValueError, KeyError, TypeError):
+            pass  # damaged: it is written anew
+    table = _measure(spec, lengths, bits, count, progress)
+    if cache:
+        write_cached(path, json.dumps(table.to_json()))
+    return table
+
+
+def block_share(spec: ModelSpec, layer: int, kind: str, lengths: Sequence[int]) -> float:
+    """Share of a block's cost in the table that it really has: with first-token pooling the last one's is smaller.
+
+    Its queries, output projection and FFN run for first tokens only; half of an attention's linears remain.
+    """
+    if spec.head.pooling != "cls" or layer != len(spec.layers) - 1:
+        return 1.0
+    first = len(lengths) / sum(lengths)
+    return first if kind == "ffn" else 0.5 + 0.5 * first
+
+
+def _runner(
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    sequences: Sequence[Sequence[int] | np.ndarray],
+    threads: int | None,
+    chunk: int | None,
+) -> Callable[[], None]:
+    from approxrt.runtime.cpu.engine import CpuEngine, suitable_isa
+
+    # What is planned with a table has tiles somewhere, and so runs whole at the level that suits them.
+    engine = CpuEngine(Memory(spec, tensors), threads, isa=suitable_isa(("bsr_s8",)))
+    what = "logits" if spec.labels else "pooled"
+    parts = [list(sequences)] if chunk is None else [sequences[i : i + chunk] for i in range(0, len(sequences), chunk)]
+
+    def run() -> None:
+        for part in parts:
+            engine.forward(part, None, what)
+
+    return run
+
+
+# -- the probes -------------------------------------------------------------------------------
+
+
+def _measure(
+    spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int, progress: Progress | None
+) -> MeasuredTable:
+    heads, units = max(l.num_heads for l in spec.layers), max(l.intermediate_size for l in spec.layers)
+    dim = max(l.head_dim for l in spec.layers)
+    sizes = {"attention": _sizes(heads, 1), "ffn": _sizes(units, 16)}
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, VOCABULARY, n) for n in lengths]
+    jobs: list[tuple[str, int, int, float]] = [("none", 0, 8, 1.0)]
+    jobs += [
+        (kind, size, width, density)
+        for width in bits
+        for kind in ("attention", "ffn")
+        for size in sizes[kind]
+        for density in GRID_DENSITIES
+        if size
+    ]
+    found: dict[tuple[str, int, int, float], float] = {}
+    for done, job in enumerate(jobs):
+        kind, size, width, density = job
+        probe = _probe(spec, kind, size, dim, density, width, rng)
+        run = _runner(probe.spec, probe.tensors, sequences, threads, None)
+        run()
+        times = []
+        for _ in range(ROUNDS):
+            begin = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - begin) * 1e3)
+        # The fastest: a probe is short, and whatever disturbs it only ever adds.
+        found[job] = min(times)
+        if progress:
+            progress(done + 1, len(jobs), f"timing {kind} {size} x {density} at {width} bits")
+    base = found[jobs[0]]
+    points = {}
+    for width in bits:
+        for kind in ("attention", "ffn"):
+            rows = [[found[kind, s, width, d] - base for d in GRID_DENSITIES] for s in sizes[kind] if s]
+            table = np.maximum(np.array(rows) / PROBE_LAYERS, 1e-6)
+            # More heads or tiles never cost less: what says so is noise.
+            table = np.maximum.accumulate(np.maximum.accumulate(table, axis=0), axis=1)
+            points[kind, width] = (np.array([s for s in sizes[kind] if s]), np.array(GRID_DENSITIES), table)
+    return MeasuredTable(points, base)
+
+
+def _sizes(count: int, unit: int) -> list[int]:
+    """About `GRID_SIZES` sizes up to `count`, multiples of `unit`."""
+    steps = [round(count * i / GRID_SIZES / unit) * unit for i in range(1, GRID_SIZES)]
+    return sorted({min(count, max(unit, s)) for s in steps} | {count})
+
+
+def _probe(
+    spec: ModelSpec, kind: str, size: int, dim: int, density: float, bits: int, rng: np.random.Generator
+) -> Memory:
+    """A model of `PROBE_LAYERS` layers with one kind of block."""
+    layer = dataclasses.replace(
+        spec.layers[0],
+        num_heads=size if kind == "attention" else 0,
+        head_dim=dim,
+        intermediate_size=size if kind == "ffn" else 0,
+        query="f32",
+        key="f32",
+        value="f32",
+        attention_output="f32",
+        ffn_up="f32",
+        ffn_down="f32",
+    )
+    plain = dataclasses.replace(
+        spec,
+        layers=(layer,) * PROBE_LAYERS,
+        vocab_size=VOCABULARY,
+        pad_token_id=0,
+        embedding_kind="f32",
+        projection_kind="f32",
+        embedding_size=spec.hidden_size,
+        # With first-token pooling, what follows the last attention would run for first tokens only.
+        head=dataclasses.replace(spec.head, dense_features=None, pooling="mean"),
+        labels=spec.labels[:1],
+        task_type="regression" if spec.labels else "embedding",
+    )
+    kinds: dict[str, Any] = {}
+    tensors: dict[str, np.ndarray] = {}
+    first: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}
+    for name, linear in plain.linears():
+        if name.startswith("head."):
+            continue
+        part = name.split(".", 2)[2]
+        if part not in first:
+            first[part] = _random_linear(linear, density, bits, rng)
+        kinds[name], arrays = first[part]
+        tensors |= {f"{name}.{key}": array for key, array in arrays.items()}
+    quantised = plain.with_linear_kinds(kinds)
+    for name, dtype, shape in quantised.dense_tensors():
+        if name not in tensors:
+            assert dtype == "F32", name
+            tensors[name] = (rng.standard_normal(shape) * 0.1).astype(np.float32)
+    return Memory(quantised, tensors)
+
+
+def _random_linear(
+    linear: LinearSpec, density: float, bits: int, rng: np.random.Generator
+) -> tuple[LinearKind, dict[str, np.ndarray]]:
+    """Stored form of random weights with random tiles: what is timed does not depend on their values."""
+    n, k = linear.out_features, linear.in_features
+    strips, columns = grid(n, k)
+    scale = np.full(n, 1e-3, np.float32)
+    if density >= 1:
+        if bits == 8:
+            return "s8", {"q": rng.integers(-127, 128, (n, k), dtype=np.int8), "scale": scale}
+        q4 = pack_nibbles(rng.integers(-7, 8, (n, k), dtype=np.int8))
+        return "s4", {"q4": q4, "group_scale": np.full((n, -(-k // GROUP_WEIGHTS)), 9, np.uint8), "scale": scale}
+    flat = np.zeros(strips * columns, bool)
+    flat[rng.permutation(flat.size)[: max(1, round(density * flat.size))]] = True
+    mask = flat.reshape(strips, columns)
+    indptr = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
+    parts: dict[str, np.ndarray] = {"indices": np.nonzero(mask)[1].astype(np.uint16), "indptr": indptr, "scale": scale}
+    count = len(parts["indices"])
+    if bits == 8:
+        return "bsr_s8", parts | {"tiles": rng.integers(-127, 128, (count, TILE_N, TILE_K), dtype=np.int8)}
+    tiles = pack_nibbles(rng.integers(-7, 8, (count, TILE_N, TILE_K), dtype=np.int8))
+    return "bsr_s4", parts | {"tiles4": tiles, "group_scale": np.full((group_count(indptr), TILE_N), 9, np.uint8)}
+
+
+# -- the cache --------------------------------------------------------------------------------
+
+
+def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int) -> Path | None:
+    from approxrt.runtime.cpu.engine import suitable_isa
+
+    layers = sorted({(l.num_heads, l.head_dim, l.intermediate_size) for l in spec.layers})
+    key = {
+        "version": __version__,
+        "cpu": cpu_name(),
+        "isa": suitable_isa(("bsr_s8",)),
+        "threads": threads,
+        "hidden": spec.hidden_size,
+        "layers": layers,
+        "activation": spec.activation,
+        "lengths": list(map(int, lengths)),
+        "bits": list(bits),
+        "grid": [GRID_DENSITIES, GRID_SIZES, PROBE_LAYERS, 2],
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_file(f"latency-{digest}.json")
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

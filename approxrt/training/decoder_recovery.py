@@ -1,0 +1,364 @@
+"""A compressed decoder learns from the dense one, on plain text: distillation through the structure, tiles and grids
+that the artifact will have.
+
+The student starts from the plan's weights. Its linears compute on the artifact's int8 and int4 grids, activations and
+weights, with straight-through gradients (`approxrt.quantization.fake_quantize`); pruned tiles stay zero. Norms, and
+weights and biases of the layers' linears, are trained (AdamW); the word table and the head are not.
+
+Linears that come with a grid (float16 scales and offsets of groups, or int4 with its steps) start on it, to the bit.
+Scales and offsets of groups are trained as shares of what they were (as in PEQA, Kim et al. 2023, arXiv 2305.14152),
+while integers change where a weight moves over half a step: a few of them, at these learning rates. A head that comes
+with a grid is trained, too, where `trains_head` says so.
+
+The loss is KL(teacher || student) a token, over the teacher's `TOP` likeliest next tokens and all others as one. The
+text's own next tokens are not used: with a text of one kind the student would learn that kind of text, and its
+perplexity there would say nothing of what was lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.artifact.spec.formats import GROUP_KINDS, GROUP_WEIGHTS, LinearKind
+from approxrt.artifact.storage.bsr import expand_mask
+from approxrt.errors import TrainingError
+from approxrt.quantization.fake_quantize import (
+    REFRESH,
+    int4_steps,
+    quantize_activations,
+    quantize_activations_in_groups,
+    quantize_weight4,
+    quantize_weight8,
+)
+from approxrt.quantization.gptq import FORMS, LIMITS, steps_of
+from approxrt.quantization.grids import nearest
+from approxrt.quantization.groupwise import quantize_groups4
+from approxrt.quantization.rtn import dequantize, quantize_linear, quantize_rows
+from approxrt.torch_models.decoder import TorchDecoder
+from approxrt.training.optimizer import decay_groups
+
+TOP = 64
+# What is trained of a grid, and how fast: a scale changes by a thousandth where a weight changes by a tenth of one.
+CHANGE = "_change"
+CHANGE_LR = 8.0
+
+# ids -> logits f32[tokens, vocab] of the dense model
+Teacher = Callable[[list[int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class DecoderRecoveryOptions:
+    """`lr` is the highest; it rises over the first `warmup` of the time and falls to `final_lr` of it."""
+
+    lr: float = 5e-5
+    final_lr: float = 0.05
+    warmup: float = 0.05
+    sequences: int = 2  # a step
+    weight_decay: float = 0.0
+    seed: int = 0
+    bf16: bool = False
+    trains_head: bool = False
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the teacher says of one sequence: its likeliest next tokens i32[tokens, TOP] and their log probabilities."""
+
+    ids: Tensor
+    log_probabilities: Tensor
+
+
+class DecoderRecovery:
+    """A student in training. Sequences of the text come in a shuffled order, each once an epoch.
+
+    spec, tensors  all-f32 decoder as the plan cuts and refits it
+    masks          of tiles, by linear
+    bits           by linear, as of `approxrt.quantization.gptq.round_weights`; what it does not name computes in float
+    pieces         i64[sequences, tokens] to learn from
+    grids          tensors of linears that start on a grid, for all of `bits` or for none; the word table then is what
+                   it is, and not rounded to int8
+    """
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        tensors: Mapping[str, np.ndarray],
+        masks: Mapping[str, np.ndarray],
+        bits: Mapping[str, int],
+        pieces: Tensor,
+        teacher: Teacher,
+        options: DecoderRecoveryOptions,
+        grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    ) -> None:
+        self.spec, self.bits, self.pieces = spec, dict(bits), pieces
+        self._grids = {name: dict(parts) for name, parts in (grids or {}).items()}
+        self.teacher, self.options = teacher, options
+        self.masks = dict(masks)
+        self.step, self.loss = 0, math.nan
+        self._taught: dict[int, Taught] = {}
+        self._steps: dict[str, Tensor] = {}
+        self._lines: dict[str, tuple[Tensor, Tensor]] = {}
+        self.model = TorchDecoder(spec, tensors)
+        weights = self.model.weights
+        if not self._grids:
+            q, scale = quantize_rows(weights["embeddings.word.weight"].numpy())
+            weights["embeddings.word.weight"] = torch.from_numpy(dequantize(q, scale))
+        if self._grids:
+            pass  # all of them are on their grids
+        elif spec.tied_embeddings:
+            weights["head.out.weight"] = weights["embeddings.word.weight"]
+        elif "head.out" in bits:
+            from approxrt.quantization.gptq import dequantized_linear
+
+            head = weights["head.out.weight"].numpy()
+            _, parts = quantize_linear(head, bits["head.out"])
+            weights["head.out.weight"] = torch.from_numpy(dequantized_linear(parts, *head.shape))
+        self._elements = {
+            name: torch.from_numpy(expand_mask(mask, *tensors[f"{name}.weight"].shape)) for name, mask in masks.items()
+        }
+        places = ("layers.", "head.") if options.trains_head else ("layers.",)
+        self.trained = {name: weights[name].requires_grad_() for name in weights if name.startswith(places)}
+        self._mask_weights()
+        whole = list(self.trained.values())
+        self._group_grids = {}
+        for name, grid in self._grids.items():
+            if FORMS[bits[name]] in GROUP_KINDS and f"{name}.weight" in self.trained:
+                self._group_grids[name] = GroupGrid(grid, LIMITS[bits[name]])
+                self.trained |= {f"{name}.{part}": p for part, p in self._group_grids[name].changes.items()}
+            elif bits[name] == 4:
+                steps = steps_of(grid, *weights[f"{name}.weight"].shape)
+                self._steps[name] = torch.from_numpy(steps.astype(np.float32))
+        changes = [p for name, p in self.trained.items() if name.endswith(CHANGE)]
+        groups = [group | {"factor": 1.0} for group in decay_groups(whole, options.weight_decay)]
+        if changes:
+            groups.append({"params": changes, "weight_decay": 0.0, "factor": CHANGE_LR})
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95))
+
+    # -- steps ------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.pieces) // self.options.sequences)
+
+    def advance(self, done: float) -> float:
+        """One optimiser step; `done` is the share of the training that lies behind. Returns the loss, nats a token.
+
+        Raises TrainingError when it is not a number.
+        """
+        options = self.options
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        order = np.random.default_rng([options.seed, epoch]).permutation(len(self.pieces))
+        rows = order[place * options.sequences : (place + 1) * options.sequences]
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * group["factor"] * self._schedule(done)
+        self.optimizer.zero_grad(set_to_none=True)
+        # In one pass: weights are put on their grids once.
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            loss = self._loss(rows)
+        loss.backward()
+        self.loss = total = float(loss.detach())
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"the loss is {total} at step {self.step + 1} with lr {options.lr}: training has diverged; "
+                "use a smaller --lr"
+            )
+        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), 1.0)
+        self.optimizer.step()
+        self._mask_weights()
+        self.step += 1
+        if self.step % REFRESH == 0 and not self._grids:
+            self._steps, self._lines = {}, {}
+        return total
+
+    def _schedule(self, done: float) -> float:
+        warmup, final = self.options.warmup, self.options.final_lr
+        if done < warmup:
+            return max(0.05, done / warmup)
+        return final + (1 - final) * max(0.0, (1 - done) / (1 - warmup))
+
+    def _loss(self, rows: np.ndarray) -> Tensor:
+        taught = [self._teach(int(row)) for row in rows]
+        ours = self.logits(self.pieces[rows]).float().log_softmax(-1)
+        p = torch.stack([t.log_probabilities for t in taught])
+        top = ours.gather(2, torch.stack([t.ids for t in taught]).long())
+        rest, theirs = (torch.log1p(-x.exp().sum(2).clamp(max=1 - 1e-6)) for x in (top, p))
+        return ((p.exp() * (p - top)).sum(2) + theirs.exp() * (theirs - rest)).mean()
+
+    def _teach(self, row: int) -> Taught:
+        if row not in self._taught:
+            logits = torch.from_numpy(np.array(self.teacher(self.pieces[row].tolist()), np.float32))
+            top = logits.topk(min(TOP, logits.shape[1]), dim=1)
+            probabilities = top.values - logits.logsumexp(1, keepdim=True)
+            self._taught[row] = Taught(top.indices.int(), probabilities)
+        return self._taught[row]
+
+    # -- the student -------------------------------------------------------------
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """[batch, tokens, vocab] of i64[batch, tokens], on the artifact's grids."""
+        x = self.model.embed(ids)
+        for layer in range(len(self.spec.layers)):
+            x = self.model.layer(layer, x, self._linear)
+        return self.model.head(x, self._linear)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        weights, width = self.model.weights, self.bits.get(name)
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        if name in self._grids:
+            if FORMS[self.bits[name]] in GROUP_KINDS:
+                x = quantize_activations_in_groups(x)
+                if name in self._group_grids:
+                    weight = self._group_grids[name](weight)
+            else:
+                x, weight = quantize_activations(x), quantize_weight4(weight, self._steps[name])
+        elif name == "head.out" and (width or self.spec.tied_embeddings):
+            x = quantize_activations(x)  # its weights are on their grid already
+        elif width == 8:
+            x, weight = quantize_activations(x), quantize_weight8(weight)
+        elif width == 4:
+            if name not in self._steps:
+                steps = int4_steps(weight.detach().numpy(), self.masks.get(name))
+                self._steps[name] = torch.from_numpy(steps)
+            x, weight = quantize_activations(x), quantize_weight4(weight, self._steps[name])
+        elif width == 5:
+            if name not in self._lines:
+                self._lines[name] = group_lines(weight.detach().numpy())
+            x, weight = quantize_activations_in_groups(x), _on_lines(weight, *self._lines[name])
+        return functional.linear(x, weight, bias)
+
+    def _mask_weights(self) -> None:
+        with torch.no_grad():
+            for name, kept in self._elements.items():
+                self.trained[f"{name}.weight"].mul_(kept)
+
+    # -- what is kept --------------------------------------------------------------
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of what is trained, but for scales and offsets of grids."""
+        return {name: p.detach().numpy().copy() for name, p in self.trained.items() if not name.endswith(CHANGE)}
+
+    def grids(self) -> dict[str, dict[str, np.ndarray]]:
+        """The tensors of linears that started on grids, where they are now."""
+        out = {}
+        for name, grid in self._grids.items():
+            if f"{name}.weight" in self.trained:
+                grid = self._group_grids[name].parts() if name in self._group_grids else grid
+                grid = nearest(self.trained[f"{name}.weight"].detach().numpy(), grid, LIMITS[self.bits[name]])
+            out[name] = grid
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """All that decides the next step, for torch.save."""
+        return {
+            "step": self.step,
+            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()` of a run with the same plan and options."""
+        with torch.no_grad():
+            for name, value in state["weights"].items():
+                self.trained[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        if not self._grids:
+            self._steps, self._lines = {}, {}
+
+
+class GroupGrid:
+    """A matrix's grid of groups in training: w -> d q + m, q the nearest of its integers.
+
+    d and m are float16, d0 (1 + a) and m0 + d0 b with a and b trained from 0 (`changes`); g6's m is -32 d and g8's 0.
+    """
+
+    def __init__(self, parts: Mapping[str, np.ndarray], limits: tuple[int, int]) -> None:
+        self.first, self.limits = dict(parts), limits
+        self.scale = torch.from_numpy(parts["group_scale"].astype(np.float32))
+        self.changes = {f"scale{CHANGE}": torch.zeros_like(self.scale).requires_grad_()}
+        self.offset = None
+        if "group_offset" in parts:
+            self.offset = torch.from_numpy(parts["group_offset"].astype(np.float32))
+            self.changes[f"offset{CHANGE}"] = torch.zeros_like(self.scale).requires_grad_()
+
+    def _line(self) -> tuple[Tensor, Tensor]:
+        """(d, m) f32[n, groups], values of float16."""
+        d = _half(self.scale * (1 + self.changes[f"scale{CHANGE}"]))
+        if self.offset is None:
+            return d, d * (-32.0 if self.limits[0] == 0 else 0.0)
+        return d, _half(self.offset + self.scale * self.changes[f"offset{CHANGE}"])
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """f32[n, k] on the grid; gradients reach weights as if they were not, and scales and offsets with q fixed."""
+        k = weight.shape[1]
+        d, m = (line[..., None] for line in self._line())
+        groups = functional.pad(weight, (0, -k % GROUP_WEIGHTS)).unflatten(1, (-1, GROUP_WEIGHTS))
+        with torch.no_grad():
+            q = torch.round((groups - m) / torch.where(d == 0, 1.0, d)).clamp_(*self.limits)
+        return torch.addcmul(m + (groups - groups.detach()), q, d).flatten(1)[:, :k]
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The parts with the scales and offsets that were learnt, and the first integers."""
+        with torch.no_grad():
+            d, m = (line.numpy().astype(np.float16) for line in self._line())
+        return self.first | {"group_scale": d} | ({} if self.offset is None else {"group_offset": m})
+
+
+def _half(x: Tensor) -> Tensor:
+    """Rounded to float16; the gradient passes, in float32."""
+    return x + (x.detach().half().float() - x.detach())
+
+
+def group_lines(weight: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(scale, offset) f32[n, k] of each weight of f32[n, k] in kind g4 (`approxrt.quantization.groupwise`)."""
+    parts = quantize_groups4(weight)
+    scale, offset = (
+        np.repeat(parts[part].astype(np.float32), GROUP_WEIGHTS, axis=1)[:, : weight.shape[1]]
+        for part in ("group_scale", "group_offset")
+    )
+    return torch.from_numpy(np.ascontiguousarray(scale)), torch.from_numpy(np.ascontiguousarray(offset))
+
+
+def _on_lines(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """f32[n, k] at the nearest of the sixteen points of its group's line; the gradient passes as if it were not."""
+    with torch.no_grad():
+        q = torch.round((weight - offset) / torch.where(scale == 0, 1.0, scale)).clamp_(0, 15)
+        change = q * scale + offset - weight
+    return weight + change
+
+
+def on_grid(
+    spec: DecoderSpec,
+    tensors: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    bits: Mapping[str, int],
+    grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
+    """(spec, tensors) of the artifact that computes what the student did: plain rounding on the grids it trained on.
+
+    grids   tensors of linears that have some already (`DecoderRecovery.grids`)
+    """
+    out, kinds = dict(tensors), dict[str, LinearKind]()
+    for name, parts in (grids or {}).items():
+        del out[f"{name}.weight"]
+        kinds[name] = FORMS[bits[name]]
+        out |= {f"{name}.{part}": array for part, array in parts.items()}
+    for name, width in bits.items():
+        if name in kinds:
+            continue
+        ratios = (1.0,) if name != "head.out" else None
+        weight, mask = out.pop(f"{name}.weight"), masks.get(name)
+        kinds[name], parts = (
+            quantize_linear(weight, width, mask) if ratios is None else quantize_linear(weight, width, mask, ratios)
+        )
+        out |= {f"{name}.{part}": array for part, array in parts.items()}
+    return spec.with_linear_kinds(kinds), out

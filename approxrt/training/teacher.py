@@ -1,0 +1,93 @@
+"""What a student is taught with: the dense model's logits and hidden states on the training texts, computed once.
+
+Several teachers of one task may be averaged: their logits as an ensemble, hidden states from the first. States are
+kept as float16 in memory, of as many layers as `budget_bytes` allows, the last layer always among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from approxrt.torch_models.encoder import Student, make_batch
+
+HIDDEN_BYTES = 2 << 30
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Teacher:
+    """Targets by training example.
+
+    logits   f32[n, outputs]; None for a model without labels
+    pooled   f32[n, hidden]
+    layers   the layers whose states are kept (indices into the student's `hidden`)
+    states   f16[layers, tokens of all examples, hidden]
+    offsets  i64[n + 1]: example i has the tokens offsets[i] .. offsets[i + 1] - 1
+    """
+
+    logits: np.ndarray | None
+    pooled: np.ndarray
+    layers: tuple[int, ...]
+    states: np.ndarray
+    offsets: np.ndarray
+
+    def hidden(self, rows: np.ndarray, longest: int) -> list[Tensor]:
+        """f32[b, longest, hidden] of the examples `rows`, one for each kept layer; zeros past a text's end."""
+        out = [np.zeros((len(rows), longest, self.states.shape[2]), np.float32) for _ in self.layers]
+        for i, row in enumerate(rows):
+            begin, end = self.offsets[row], self.offsets[row + 1]
+            for j in range(len(self.layers)):
+                out[j][i, : end - begin] = self.states[j, begin:end]
+        return [torch.from_numpy(array) for array in out]
+
+
+def teach(
+    models: Sequence[Student],
+    ids: Sequence[Sequence[int]],
+    types: Sequence[Sequence[int]],
+    budget_bytes: int = HIDDEN_BYTES,
+    with_hidden: bool = True,
+    progress: Progress | None = None,
+) -> Teacher:
+    """Run the teachers over all examples. The mean of their logits teaches; see the module's text."""
+    first = models[0]
+    lengths = np.array([len(row) for row in ids])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    depth, hidden = len(first.spec.layers), first.spec.hidden_size
+    layers = _layers(depth, budget_bytes // max(1, 2 * hidden * int(offsets[-1]))) if with_hidden else ()
+    states = np.zeros((len(layers), int(offsets[-1]) if layers else 0, hidden), np.float16)
+    logits = np.zeros((len(ids), first.spec.num_outputs), np.float32) if first.spec.labels else None
+    pooled = np.zeros((len(ids), hidden), np.float32)
+    order, done = np.argsort(lengths, kind="stable"), 0
+    for model in models:
+        model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(order), 64):
+            rows = order[start : start + 64]
+            batch = make_batch([ids[i] for i in rows], [types[i] for i in rows])
+            for place, model in enumerate(models):
+                out = model(batch)
+                if logits is not None:
+                    logits[rows] += out.logits.float().numpy() / len(models)
+                if place == 0:
+                    pooled[rows] = out.pooled.float().numpy()
+                    for j, layer in enumerate(layers):
+                        values = out.hidden[layer].numpy()
+                        for i, row in enumerate(rows):
+                            states[j, offsets[row] : offsets[row + 1]] = values[i, : lengths[row]]
+            done += len(rows)
+            if progress:
+                progress(done, len(ids), "asking the teacher")
+    return Teacher(logits, pooled, layers, states, offsets)
+
+
+def _layers(depth: int, affordable: int) -> tuple[int, ...]:
+    """As many layers as can be kept, evenly spread, the last always; none if not even one can."""
+    count = min(depth, affordable)
+    return tuple(sorted({depth - 1 - round(i * depth / count) for i in range(count)})) if count else ()
