@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from approxrt.artifact.spec.encoder import MAX_SIGN_DIM, ModelSpec
+from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import SignKind, calibrate, with_sign_attention
 from approxrt.torch_models.encoder import Student, predict
 
@@ -142,7 +143,7 @@ def saved_ms(times: Times, keep: int, start: int, lengths: Sequence[int]) -> flo
 
 def _long_rows(compression: Compression, start: int) -> np.ndarray:
     """Training examples of at least `start` tokens in a random order; all of them where there are none."""
-    order = np.random.default_rng([compression.options.seed, 31]).permutation(len(compression.train.ids))
+    order = generator(compression.options.seed, Stream.LONG_TEXTS).permutation(len(compression.train.ids))
     long = order[compression.train.lengths[order] >= start]
     return (long if len(long) else order)[: CALIBRATED + JUDGED]
 

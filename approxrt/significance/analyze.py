@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from approxrt.errors import InputError, MissingDependencyError, UnsupportedTaskError
+from approxrt.random import Stream, generator
 from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class _Analysis:
         _require_labels(self.checkpoint, folder)
         self.data: TaskData = read_data(task, data, self.checkpoint, folder, reading)
         length = min(max_length, self.checkpoint.spec.max_length)
-        self.rng = np.random.default_rng([seed, 17])
+        self.rng = generator(seed, Stream.ANALYSIS)
         chosen = self._draw(len(self.data.validation), samples)
         self.held_out = self.data.validation.subset(chosen)
         self.train = encode(self.data.train, self.checkpoint.tokenizer_json, length)

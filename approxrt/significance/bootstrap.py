@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from approxrt.pruning.structure import Structure
+from approxrt.random import Stream, generator
 from approxrt.significance.removal import Element, Held, Means, measure_removals, removed, without
 from approxrt.tasks.confusion import confusion, metric_of
 from approxrt.tasks.registry import Task
@@ -63,7 +64,7 @@ def gains(
     keep = Structure.of(spec)
     held.move(0)
     losses = calibrated_losses(held.outputs(), held.labels)
-    rng = np.random.default_rng([seed, 13])
+    rng = generator(seed, Stream.GAINS)
     trials, refused = list[Trial](), 0
     for removal in ranked:
         # Those that do harm alone come last; together with what is out already they hardly ever help.

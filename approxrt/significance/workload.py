@@ -18,6 +18,7 @@ import numpy as np
 
 from approxrt.artifact.memory import Memory
 from approxrt.artifact.spec.encoder import ModelSpec
+from approxrt.random import Stream, generator
 
 PEERS = ("torch-eager", "onnxruntime-f32")
 PEER_BATCH = 32
@@ -29,7 +30,7 @@ Run = Callable[[], object]
 
 def sample_texts(ids: Sequence[Sequence[int]], count: int, seed: int) -> list[list[int]]:
     """Up to `count` texts that have the lengths of the task, of up to `SAMPLE_TOKENS` tokens in all."""
-    rows = np.random.default_rng([seed, 11]).permutation(len(ids))[:count]
+    rows = generator(seed, Stream.WORKLOAD).permutation(len(ids))[:count]
     fitting = np.searchsorted(np.cumsum([len(ids[i]) for i in rows]), SAMPLE_TOKENS)
     return [list(ids[i]) for i in np.sort(rows[: max(1, int(fitting))])]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from approxrt.random import Stream, generator
 from approxrt.tasks.readers import Dataset, Text
 
 ENOUGH = 20_000  # examples that need no more beside them
@@ -32,7 +33,7 @@ def more_pairs(data: Dataset, count: int, seed: int) -> list[Text]:
 
     That one is drawn from the `NEAREST` second texts to the first text by the cosine of tf-idf of three letters.
     """
-    rng = np.random.default_rng([seed, 31])
+    rng = generator(seed, Stream.AUGMENTATION)
     known = set(data.texts)
     pairs = [text for text in data.texts if isinstance(text, tuple)]
     order = rng.permutation(len(pairs))

@@ -12,6 +12,7 @@ import numpy as np
 
 from approxrt.errors import DataError, InputError
 from approxrt.models.checkpoint import Checkpoint
+from approxrt.random import Stream, generator
 from approxrt.tasks.format import PLAIN, DataFormat
 from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.metrics import compute_metrics
@@ -126,7 +127,7 @@ def read_data(
         )
         train, validation = split_data(whole, trained)
         if options.limit is not None:
-            train = train.subset(np.random.default_rng([options.seed, 5]).permutation(len(train))[: options.limit])
+            train = train.subset(generator(options.seed, Stream.LIMIT).permutation(len(train))[: options.limit])
     else:
         train, validation = _split(whole, options)
     _check_labels(train, validation)
@@ -168,7 +169,7 @@ def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:
 def _split(data: Dataset, options: DataOptions) -> tuple[Dataset, Dataset]:
     """Drawn by the seed: whole groups of texts that are parts of one another; else of every class the same share."""
     seed, val_fraction = options.seed, options.val_fraction
-    order = np.random.default_rng([seed, 3]).permutation(len(data))[: options.limit]
+    order = generator(seed, Stream.SPLIT).permutation(len(data))[: options.limit]
     if len(order) < 4:
         raise DataError(f"the training data has {len(order)} examples; at least 4 are needed")
     rows = np.sort(order)
@@ -200,5 +201,5 @@ def _check_labels(train: Dataset, validation: Dataset) -> None:
 
 def folds(count: int, parts: int, seed: int) -> list[np.ndarray]:
     """Rows of `parts` disjoint folds of `count` examples."""
-    order = np.random.default_rng([seed, 7]).permutation(count)
+    order = generator(seed, Stream.FOLDS).permutation(count)
     return [np.sort(part) for part in np.array_split(order, parts)]

@@ -43,6 +43,7 @@ from approxrt.quantization.gptq import FORMS, LIMITS, steps_of
 from approxrt.quantization.grids import nearest
 from approxrt.quantization.groupwise import quantize_groups4
 from approxrt.quantization.rtn import dequantize, quantize_linear, quantize_rows
+from approxrt.random import epoch_generator
 from approxrt.torch_models.decoder import TorchDecoder
 from approxrt.training.optimizer import decay_groups
 
@@ -156,7 +157,7 @@ class DecoderRecovery:
         """
         options = self.options
         epoch, place = divmod(self.step, self.steps_per_epoch)
-        order = np.random.default_rng([options.seed, epoch]).permutation(len(self.pieces))
+        order = epoch_generator(options.seed, epoch).permutation(len(self.pieces))
         rows = order[place * options.sequences : (place + 1) * options.sequences]
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * group["factor"] * self._schedule(done)

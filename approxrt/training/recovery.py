@@ -24,6 +24,7 @@ from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.errors import TrainingError
 from approxrt.pruning.structure import Structure, mean_biases, selections, shrink_masks, shrunk_spec
 from approxrt.quantization.fake_quantize import FakeQuantizer
+from approxrt.random import Stream, generator
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.encoder import Student, make_batch
 from approxrt.training.optimizer import decay_groups
@@ -113,7 +114,7 @@ class Recovery:
         examples, resplit = self.examples, self.examples.resplit
         whole = np.ones(len(rows), bool)
         if resplit is not None:
-            rng = np.random.default_rng([self.options.seed, 19, self.step])
+            rng = generator(self.options.seed, Stream.RESPLIT, self.step)
             whole = rng.random(len(rows)) >= RESPLIT_SHARE
         sources = [(examples.ids, examples.types) if w or resplit is None else resplit for w in whole]
         ids = [source[0][i] for source, i in zip(sources, rows, strict=True)]

@@ -30,6 +30,7 @@ from approxrt.artifact.layout import explain_os_error, umask
 from approxrt.errors import InputError, TrainingError
 from approxrt.models.classifier import load_classifier, quiet
 from approxrt.models.tokenizer import read_tokenizer
+from approxrt.random import epoch_generator
 from approxrt.runtime.tokenize import cut_to
 from approxrt.tasks.format import PLAIN, DataFormat, check_format
 from approxrt.tasks.metrics import compute_metrics, primary
@@ -94,7 +95,7 @@ def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int
     Examples are shuffled, sorted by length within pools of 50 batches, cut, and the
     batches shuffled. Depends on (seed, epoch) alone: a resumed run needs no state for it.
     """
-    rng = np.random.default_rng([seed, epoch])
+    rng = epoch_generator(seed, epoch)
     order = rng.permutation(len(lengths))
     batches: list[np.ndarray] = []
     pool_size = 50 * batch_size

@@ -21,6 +21,7 @@ from approxrt.quantization import build
 from approxrt.quantization.int4 import quantize_rows4
 from approxrt.quantization.mixed_rows import frequent_rows, quantize_mixed
 from approxrt.quantization.rtn import quantize_rows
+from approxrt.random import Stream, generator
 from approxrt.tasks.examples import encode
 from approxrt.tasks.readers import Dataset
 from approxrt.torch_models.encoder import Student, predict
@@ -107,7 +108,7 @@ def task_vocabulary(
         with contextlib.suppress(InputError):
             sharing = share_rows(source, train.texts, states, TIGHT_COUNT)
     if shared is None:
-        order = np.random.default_rng([seed, 29]).permutation(len(validation))
+        order = generator(seed, Stream.COMPARED_TEXTS).permutation(len(validation))
         tokens = np.cumsum(encode(validation, source, length).lengths[order])
         texts = validation.subset(np.sort(order[: max(16, int(np.searchsorted(tokens, COMPARED_TOKENS)))]))
         whole = encode(texts, source, length)

@@ -30,6 +30,7 @@ from approxrt.compression.members import members, training_options
 from approxrt.compression.state import Candidate
 from approxrt.errors import UnsupportedTaskError
 from approxrt.quantization import build
+from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import SignKind, with_sign_attention
 from approxrt.significance.bootstrap import (
     Trial,
@@ -119,10 +120,10 @@ def more_accurate(compression: Compression) -> list[Candidate]:
 
 def _without_harm(compression: Compression, student: Student) -> tuple[Student, list[Trial]]:
     """The student without what does harm, and what was tried."""
-    rows = np.random.default_rng([compression.options.seed, 17]).permutation(len(compression.train.ids))[:512]
+    rows = generator(compression.options.seed, Stream.MEANS).permutation(len(compression.train.ids))[:512]
     means = collect(student, compression.train, rows, compression.options.seed, with_moments=False).means
     held = Held(student, compression.validation)
-    few = np.random.default_rng([compression.options.seed, 23]).permutation(len(held))[: _ranked(compression, student)]
+    few = generator(compression.options.seed, Stream.RANKING).permutation(len(held))[: _ranked(compression, student)]
     parts = folds(len(held), FOLDS, compression.options.seed)
     keep, trials = gains(
         held,
@@ -147,7 +148,7 @@ def _ranked(compression: Compression, student: Student) -> int:
 def _hard_attention(compression: Compression, student: Student) -> list[int]:
     """Layers of the student that attend to their best-matching keys from now on."""
     validation = compression.validation
-    labels, rng = validation.labels, np.random.default_rng([compression.options.seed, 31])
+    labels, rng = validation.labels, generator(compression.options.seed, Stream.HARD_ATTENTION)
     assert labels is not None
     if not any(len(text) > HARD_KEEP for text in validation.ids):
         return []
@@ -197,7 +198,7 @@ def _soup(compression: Compression, members: list[Student]) -> tuple[Student, li
     if len(best) < len(everyone) and loss(everyone) < least:
         best = everyone
     _put(student, _mean([weights[i] for i in best]))
-    rng = np.random.default_rng([compression.options.seed, 41])
+    rng = generator(compression.options.seed, Stream.STARTING_POINT)
     difference = _losses(compression, members[0]) - _losses(compression, student)
     if bootstrap_share(difference, RESAMPLES, rng) >= SURE:
         best = [0]
@@ -283,7 +284,7 @@ def _offsets(compression: Compression, student: Student) -> list[float] | None:
     compression.progress(1.0, "placing the border between the classes")
     metric = get_task(compression.data.task).metrics[0]
     logits = predict(student, validation.ids, validation.types)
-    rng = np.random.default_rng([compression.options.seed, 37])
+    rng = generator(compression.options.seed, Stream.THRESHOLD)
     parts = folds(len(validation.labels), FOLDS, compression.options.seed)
     _, share = gain_of_offsets(metric, logits, validation.labels, parts, RESAMPLES, rng)
     if share < LIKELY:
@@ -300,7 +301,7 @@ def _certainty(compression: Compression, student: Student) -> float:
     assert validation.labels is not None
     before = compression.work.load_array("baseline_logits")
     after = predict(student, validation.ids, validation.types)
-    rng = np.random.default_rng([compression.options.seed, 29])
+    rng = generator(compression.options.seed, Stream.CERTAINTY)
     if validation.labels.dtype.kind == "f":
         errors = [sample_losses(outputs, validation.labels) for outputs in (before, after)]
         return bootstrap_share(errors[1] - errors[0], RESAMPLES, rng)

@@ -22,6 +22,7 @@ from approxrt.compression.recipes.one_shot import Subject
 from approxrt.compression.state import Candidate
 from approxrt.planning.allocate import Block
 from approxrt.quantization import build
+from approxrt.random import Stream, generator
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import collect
 from approxrt.torch_models.encoder import Student
@@ -166,7 +167,7 @@ class _Stages:
         return Subject(student, copy, self.c.train, self._rows(), self.options.seed, bits)
 
     def _rows(self) -> np.ndarray:
-        order = np.random.default_rng([self.options.seed, 13]).permutation(len(self.c.train.ids))
+        order = generator(self.options.seed, Stream.STATISTICS).permutation(len(self.c.train.ids))
         tokens = np.cumsum(self.c.train.lengths[order])
         return np.sort(order[: max(16, min(SENTENCES, int(np.searchsorted(tokens, TOKENS))))])
 

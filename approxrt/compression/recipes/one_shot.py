@@ -30,6 +30,7 @@ from approxrt.pruning.reconstruct import refit
 from approxrt.pruning.structure import Structure, remove, selections
 from approxrt.quantization import build
 from approxrt.quantization.gptq import round_weights
+from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import with_sign_attention
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import Statistics, collect
@@ -59,7 +60,7 @@ def run(compression: Compression) -> list[Candidate]:
 def one_shot(compression: Compression) -> list[Candidate]:
     """See the module's text."""
     baseline, table, options = compression.baseline(), compression.table(), compression.options
-    rows = np.random.default_rng([options.seed, 13]).permutation(len(compression.train.ids))[:SENTENCES]
+    rows = generator(options.seed, Stream.STATISTICS).permutation(len(compression.train.ids))[:SENTENCES]
     student = compression.dense()
     attention = match_signs(compression, student)
     target, limit = _limits(compression, student, baseline)

@@ -14,6 +14,7 @@ import numpy as np
 from approxrt.compression.state import Candidate
 from approxrt.errors import UnsupportedTaskError
 from approxrt.quantization import build
+from approxrt.random import Stream, generator
 from approxrt.significance.paper import Found, Test, search
 from approxrt.significance.removal import Held, shrunk
 from approxrt.significance.statistics import collect
@@ -74,4 +75,4 @@ def log_of(found: Found, texts: int) -> dict[str, Any]:
 
 
 def _drawn(count: int, most: int, seed: int) -> np.ndarray:
-    return np.sort(np.random.default_rng([seed, 13]).permutation(count)[:most])
+    return np.sort(generator(seed, Stream.STATISTICS).permutation(count)[:most])
