@@ -11,6 +11,7 @@ import pytest
 from specs import small_spec
 
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
+from approxrt.progress import Progress
 from approxrt.significance import latency
 from approxrt.significance.latency import MeasuredTable, block_share, measure_table
 from approxrt.significance.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
