@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as ListOf
