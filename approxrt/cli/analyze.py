@@ -45,15 +45,7 @@ def command(
         data_options.refuse_for_text(form)
     if out is not None:
         _check_target(out)
-    with output.progress("preparing", 1000) as advance:
-        shown = 0
-
-        def show(share: float, text: str) -> None:
-            nonlocal shown
-            step = max(0, round(1000 * share) - shown)
-            shown += step
-            advance(step, text)
-
+    with output.shares("preparing") as show:
         if task == "lm":
             from approxrt.significance.analyze_decoder import analyze_decoder
 

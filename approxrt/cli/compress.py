@@ -75,15 +75,7 @@ def command(
         threads=threads,
         data_format=data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes),
     )
-    with output.progress("preparing", 1000) as advance:
-        shown = 0
-
-        def show(share: float, text: str) -> None:
-            nonlocal shown
-            step = max(0, round(1000 * share) - shown)
-            shown += step
-            advance(step, text)
-
+    with output.shares("preparing") as show:
         report = compress(
             checkpoint,
             data,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from approxrt.errors import CheckpointWarning, TargetWarning, TruncationWarning
+from approxrt.progress import Show
 
 # A file or a pipe has no width of its own: tables get room instead of being cut to 80 columns.
 PIPE_WIDTH = 160
@@ -63,8 +65,8 @@ def usage(message: str) -> NoReturn:
 
 
 @contextmanager
-def progress(description: str, total: float | None) -> Iterator[Any]:
-    """A progress bar with time left on stderr, shown only when stderr is a terminal.
+def progress(description: str, total: float) -> Iterator[Any]:
+    """How far a command has come, with the time left: a bar on a terminal, else a line on stderr now and then.
 
     Yields `advance(n=1, description=None)`.
     """
@@ -76,13 +78,60 @@ def progress(description: str, total: float | None) -> Iterator[Any]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not sys.stderr.isatty()) as bar:
+    terminal = sys.stderr.isatty()
+    lines = ProgressLines(total, log)
+    with Progress(*columns, console=stderr, transient=True, disable=not terminal) as bar:
         task = bar.add_task(description, total=total)
 
         def advance(n: float = 1, description: str | None = None) -> None:
             bar.update(task, advance=n, description=description)
+            if not terminal:
+                lines.advance(n, description)
 
         yield advance
+
+
+@contextmanager
+def shares(description: str) -> Iterator[Show]:
+    """The same for work that says its share: yields a function of (share in [0, 1], what is going on)."""
+    with progress(description, 1000) as advance:
+        shown = 0
+
+        def show(share: float, text: str) -> None:
+            nonlocal shown
+            step = max(0, round(1000 * share) - shown)
+            shown += step
+            advance(step, text)
+
+        yield show
+
+
+class ProgressLines:
+    """A line every `EVERY_S` seconds, none for what is over before: "42 %, 3:10 left: rounding"."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, total: float, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.write, self.clock = total, write, clock
+        self.done, self.text = 0.0, ""
+        self.begun = self.last = clock()
+
+    def advance(self, n: float, text: str | None) -> None:
+        """Count, and write a line if it is time."""
+        self.done += n
+        self.text = text or self.text
+        now = self.clock()
+        if now - self.last < self.EVERY_S:
+            return
+        self.last = now
+        share = min(1.0, self.done / self.total) if self.total else 0.0
+        left = f", {_minutes((now - self.begun) * (1 - share) / share)} left" if 0.01 <= share < 1 else ""
+        self.write(f"{share:.0%}{left}{': ' if self.text else ''}{self.text}")
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def _escape(text: str) -> str:

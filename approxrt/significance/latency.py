@@ -9,6 +9,7 @@ models) are measured again anyway.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -35,6 +36,7 @@ GRID_DENSITIES = (0.03, 0.1, 0.25, 0.5, 1.0)
 GRID_SIZES = 5
 VOCABULARY = 64
 ROUNDS = 3
+TYPICAL, STEP = 8, 4  # lengths that stand for a workload's, in tokens, and what they are multiples of
 
 
 class MeasuredTable:
@@ -101,18 +103,28 @@ def measure_table(
     """
     from approxrt.runtime.threads import resolve_threads
 
-    count = resolve_threads(threads)
-    path = _cache_file(spec, lengths, bits, count)
+    count, shared = resolve_threads(threads), typical_lengths(lengths)
+    path = _cache_file(spec, shared, bits, count)
     kept = read_cached(path) if cache and not fresh else None
+    table = None
     if kept is not None:
-        try:
-            return MeasuredTable.from_json(json.loads(kept))
-        except (ValueError, KeyError, TypeError):
-            pass  # damaged: it is written anew
-    table = _measure(spec, lengths, bits, count, progress)
-    if cache:
-        write_cached(path, json.dumps(table.to_json()))
-    return table
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: it is written anew
+            table = MeasuredTable.from_json(json.loads(kept))
+    if table is None:
+        table = _measure(spec, shared, bits, count, progress)
+        if cache:
+            write_cached(path, json.dumps(table.to_json()))
+    return table.scaled(sum(lengths) / sum(shared))
+
+
+def typical_lengths(lengths: Sequence[int]) -> list[int]:
+    """Return about as many tokens in texts of the same spread of lengths, the same for any sample of the same texts.
+
+    Times of blocks are kept by these: another seed's sample, or another task with texts like it, finds them again.
+    """
+    quantiles = np.quantile(lengths, (np.arange(TYPICAL) + 0.5) / TYPICAL)
+    rounded = [max(STEP, STEP * round(float(q) / STEP)) for q in quantiles]
+    return rounded * max(1, round(sum(lengths) / sum(rounded)))
 
 
 def block_share(spec: ModelSpec, layer: int, kind: str, lengths: Sequence[int]) -> float:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+MEASURING = 0.2  # of the budget, at most, for baselines, block times and comparisons: the rest is for learning
 
 
 class BudgetSpent(Exception):
@@ -16,6 +19,7 @@ class Budget:
     def __init__(self, seconds: float, spent: float = 0.0) -> None:
         self.seconds = seconds
         self.reserve = 0.0
+        self.measured = 0.0
         self._begun = time.monotonic() - spent
 
     def resume(self, spent: float) -> None:
@@ -34,6 +38,19 @@ class Budget:
         """Raise BudgetSpent when all seconds are spent."""
         if self.elapsed() > self.seconds:
             raise BudgetSpent
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the time within as that of measurements, which `MEASURING` of the budget is for."""
+        begun = self.elapsed()
+        try:
+            yield
+        finally:
+            self.measured += self.elapsed() - begun
+
+    def may_measure(self, seconds: float) -> bool:
+        """Whether measurements of so many seconds more are within their share."""
+        return self.measured + seconds <= MEASURING * self.seconds
 
     def share(self, fraction: float) -> Callable[[], bool]:
         """Return a function that is true once `fraction` of the budget is spent from now on, or nothing is left."""

@@ -250,7 +250,7 @@ def test_block_times_that_disagree_with_the_model_are_measured_again(
     monkeypatch.setattr(families_encoder, "measure_table", measure)
     assert measured_table(family) is right and asked == [False, True] and not family.job.notes.all
     scaled = measured_table(family)
-    assert scaled.model_ms(spec, lengths) == pytest.approx(whole) and len(asked) == 5
+    assert scaled.model_ms(spec, lengths) == pytest.approx(whole) and len(asked) == 4
     assert "repeat the run when the machine is idle" in family.job.notes.all[0]
 
 

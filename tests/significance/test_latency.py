@@ -13,7 +13,7 @@ from specs import small_spec
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.progress import Progress
 from approxrt.significance import latency
-from approxrt.significance.latency import MeasuredTable, block_share, measure_table
+from approxrt.significance.latency import MeasuredTable, block_share, measure_table, typical_lengths
 from approxrt.significance.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
 
 
@@ -46,7 +46,20 @@ def test_measured_and_cached(spec: ModelSpec, tmp_path: Path, monkeypatch: pytes
     assert measure_table(spec, [5, 9, 9], (8,), threads=1).to_json() == table.to_json()
     next(tmp_path.rglob("latency-*.json")).write_text("{")
     monkeypatch.setattr(latency, "_measure", lambda *_: table)
-    assert measure_table(spec, [5, 9, 9], (8,), threads=1) is table  # a damaged cache is measured anew
+    share = 23 / sum(typical_lengths([5, 9, 9]))
+    again = measure_table(spec, [5, 9, 9], (8,), threads=1)  # a damaged cache is measured anew
+    assert again.to_json() == table.scaled(share).to_json()
+
+
+def test_samples_of_the_same_texts_share_their_table() -> None:
+    rng = np.random.default_rng(0)
+    texts = rng.integers(4, 60, 4000)
+    first, second = (rng.permutation(texts)[:128].tolist() for _ in range(2))
+    assert first != second
+    found = typical_lengths(first)
+    assert len(set(found)) == 8 and abs(sum(found) / sum(first) - 1) < 0.2
+    near = typical_lengths(sorted(first))
+    assert near == found and max(abs(a - b) for a, b in zip(found, typical_lengths(second), strict=False)) <= 8
     other = table.scaled(2)
     monkeypatch.setattr(latency, "_measure", lambda *_: other)
     assert measure_table(spec, [5, 9, 9], (8,), threads=1, fresh=True) is other

@@ -32,6 +32,8 @@ from approxrt.training.teacher import Teacher, teach
 
 REFERENCE = "approxrt-int8-dense"
 TABLE_TOLERANCE = 1.6  # times that block times may be off by, added up, from the dense model's own
+# What baseline and candidates are timed for in turns: long enough for medians that repeat; of a small budget a share.
+TURNS_SECONDS, TURNS_SHARE = 6.0, 0.015
 FILE_BYTES = 24_000  # of an artifact's headers, config.json and card.json
 DEV_TEXTS = 2000  # of a file without labels, for the report
 
@@ -54,6 +56,7 @@ class EncoderFamily:
     def __init__(self, job: Job, inputs: EncoderInputs, teachers: tuple[str, ...] = ()) -> None:
         self.job, self.inputs, self.teacher_folders = job, inputs, teachers
         self._reference_run: Run | None = None
+        self._peers: dict[str, Run] = {}
 
     @property
     def task(self) -> str:
@@ -93,8 +96,10 @@ class EncoderFamily:
     def baseline_runs(self, names: tuple[str, ...] | None = None) -> dict[str, Run]:
         """See `Family`: the peers that are installed, our own float32 engine, and the dense model in int8."""
         inputs, texts = self.inputs, self.inputs.own.workload
-        peers = [name for name in PEERS if names is None or name in names]
-        runs = peer_runs(inputs.source.folder, texts, self.job.threads, self.job.log, peers)
+        peers = [name for name in PEERS if (names is None or name in names) and name not in self._peers]
+        if peers:  # an export takes as long as all that is timed with it: once for a run
+            self._peers |= peer_runs(inputs.source.folder, texts, self.job.threads, self.job.log, peers)
+        runs = dict(self._peers)
         if names is None or OWN_F32 in names:
             runs[OWN_F32] = engine_run(inputs.checkpoint.spec, inputs.checkpoint.tensors, texts, self.job.threads)
         if names is None:
@@ -102,8 +107,9 @@ class EncoderFamily:
         return {name: run for name, run in runs.items() if names is None or name in names}
 
     def timed(self, runs: Mapping[str, Run]) -> dict[str, Timing]:
-        """See `Family`: milliseconds of the workload."""
-        return take_turns(runs)
+        """See `Family`: milliseconds of the workload, timed for less where the budget is small."""
+        with self.job.budget.measuring():
+            return take_turns(runs, seconds=min(TURNS_SECONDS, TURNS_SHARE * self.job.options.budget))
 
     def fastest(self, times: Mapping[str, Timing]) -> str:
         """See `Family`: the fastest peer, or our own float32 engine where PyTorch would be the only one."""
@@ -132,20 +138,24 @@ class EncoderFamily:
         """Return measured milliseconds by option, for the task's lengths; they must agree with the dense model's time.
 
         Probes are short: on a machine that is busy with something else for half a minute they can be off by any
-        factor, and a plan made of them would be nonsense.
+        factor. Where the share of the budget that is for measurements has room, they are taken again, once; a table
+        that still disagrees is scaled to the model's time, and the notes say so.
         """
         job, spec = self.job, self.inputs.spec
         widths = (8, 4) if job.options.wanted_shrink else (8,)
         lengths = [len(text) for text in self.inputs.pruned.workload]
         whole = self.baseline().times[REFERENCE].median_ms
-        for fresh in (False, True, True):
-            table = measure_table(spec, lengths, widths, job.threads, progress=job.progress, fresh=fresh)
+        for fresh in (False, True):
+            begun = job.budget.elapsed()
+            with job.budget.measuring():
+                table = measure_table(spec, lengths, widths, job.threads, progress=job.progress, fresh=fresh)
             predicted = table.model_ms(spec, lengths)
             if 1 / TABLE_TOLERANCE <= predicted / whole <= TABLE_TOLERANCE:
                 return table
-            job.log(
-                f"the table says {predicted:.1f} ms of a dense model that takes {whole:.1f} ms: timing blocks again"
-            )
+            said = f"the table says {predicted:.1f} ms of a dense model that takes {whole:.1f} ms"
+            if fresh or not job.budget.may_measure(job.budget.elapsed() - begun):
+                break
+            job.log(f"{said}: timing blocks again")
         job.notes.add(
             f"block times did not agree with the dense model's ({predicted:.1f} ms for {whole:.1f} ms), as on a busy "
             "machine; they were scaled, and the plan may be poor: repeat the run when the machine is idle"
