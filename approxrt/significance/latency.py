@@ -93,6 +93,7 @@ def measure_table(
     cache: bool = True,
     progress: Progress | None = None,
     fresh: bool = False,
+    tokens: int | None = None,
 ) -> MeasuredTable:
     """The table for a model of `spec`'s sizes on sequences of `lengths` tokens, all in one call.
 
@@ -100,31 +101,32 @@ def measure_table(
     threads   as in `approxrt.load`
     cache     read and write ~/.cache/approxrt (or $XDG_CACHE_HOME)
     fresh     measure again whatever the cache holds
+    tokens    scale the times to so many, of a workload of which `lengths` are typical
     """
     from approxrt.runtime.threads import resolve_threads
 
-    count, shared = resolve_threads(threads), typical_lengths(lengths)
-    path = _cache_file(spec, shared, bits, count)
+    count = resolve_threads(threads)
+    path = _cache_file(spec, lengths, bits, count)
     kept = read_cached(path) if cache and not fresh else None
     table = None
     if kept is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: it is written anew
             table = MeasuredTable.from_json(json.loads(kept))
     if table is None:
-        table = _measure(spec, shared, bits, count, progress)
+        table = _measure(spec, lengths, bits, count, progress)
         if cache:
             write_cached(path, json.dumps(table.to_json()))
-    return table.scaled(sum(lengths) / sum(shared))
+    return table if tokens is None else table.scaled(tokens / sum(lengths))
 
 
-def typical_lengths(lengths: Sequence[int]) -> list[int]:
-    """Return about as many tokens in texts of the same spread of lengths, the same for any sample of the same texts.
+def typical_lengths(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[int]:
+    """Return about `tokens` tokens in texts whose lengths are spread as all of a task's are.
 
-    Times of blocks are kept by these: another seed's sample, or another task with texts like it, finds them again.
+    Block times are kept by these: a run with another seed, which times another sample of the texts, finds them again.
     """
     quantiles = np.quantile(lengths, (np.arange(TYPICAL) + 0.5) / TYPICAL)
     rounded = [max(STEP, STEP * round(float(q) / STEP)) for q in quantiles]
-    return rounded * max(1, round(sum(lengths) / sum(rounded)))
+    return rounded * max(1, round(tokens / sum(rounded)))
 
 
 def block_share(spec: ModelSpec, layer: int, kind: str, lengths: Sequence[int]) -> float:

@@ -15,8 +15,8 @@ from approxrt.artifact.spec.formats import TILE_K, TILE_N
 from approxrt.planning.allocate import Block, BlockScores, allocate, blocks_of
 from approxrt.progress import Progress
 from approxrt.quantization.build import quantized
-from approxrt.significance.latency import MeasuredTable, cpu_name, measure_table
-from approxrt.significance.workload import engine_run, sample_texts, take_turns
+from approxrt.significance.latency import MeasuredTable, cpu_name, measure_table, typical_lengths
+from approxrt.significance.workload import SAMPLE_TOKENS, engine_run, sample_texts, take_turns
 from approxrt.torch_models.encoder import Student
 
 WORKLOAD_TEXTS = 128
@@ -41,7 +41,14 @@ def costs(
     texts = sample_texts(ids, WORKLOAD_TEXTS, seed)
     lengths = [len(text) for text in texts]
     # The measurements are four fifths of the work here.
-    table = measure_table(spec, lengths, (8,), threads, progress=progress.part(0.0, 0.8))
+    table = measure_table(
+        spec,
+        typical_lengths([len(text) for text in ids], SAMPLE_TOKENS),
+        (8,),
+        threads,
+        progress=progress.part(0.0, 0.8),
+        tokens=sum(lengths),
+    )
     progress(0.8, "timing the whole model")
     times = take_turns(
         {

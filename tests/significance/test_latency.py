@@ -46,20 +46,7 @@ def test_measured_and_cached(spec: ModelSpec, tmp_path: Path, monkeypatch: pytes
     assert measure_table(spec, [5, 9, 9], (8,), threads=1).to_json() == table.to_json()
     next(tmp_path.rglob("latency-*.json")).write_text("{")
     monkeypatch.setattr(latency, "_measure", lambda *_: table)
-    share = 23 / sum(typical_lengths([5, 9, 9]))
-    again = measure_table(spec, [5, 9, 9], (8,), threads=1)  # a damaged cache is measured anew
-    assert again.to_json() == table.scaled(share).to_json()
-
-
-def test_samples_of_the_same_texts_share_their_table() -> None:
-    rng = np.random.default_rng(0)
-    texts = rng.integers(4, 60, 4000)
-    first, second = (rng.permutation(texts)[:128].tolist() for _ in range(2))
-    assert first != second
-    found = typical_lengths(first)
-    assert len(set(found)) == 8 and abs(sum(found) / sum(first) - 1) < 0.2
-    near = typical_lengths(sorted(first))
-    assert near == found and max(abs(a - b) for a, b in zip(found, typical_lengths(second), strict=False)) <= 8
+    assert measure_table(spec, [5, 9, 9], (8,), threads=1) is table  # a damaged cache is measured anew
     other = table.scaled(2)
     monkeypatch.setattr(latency, "_measure", lambda *_: other)
     assert measure_table(spec, [5, 9, 9], (8,), threads=1, fresh=True) is other
@@ -73,6 +60,15 @@ def test_a_whole_model(spec: ModelSpec) -> None:
     mean = dataclasses.replace(spec, head=dataclasses.replace(spec.head, pooling="mean"))
     assert table.model_ms(mean, [10, 30]) == pytest.approx(0.25 + 2 * (3 + 3))
     assert table.model_ms(spec, [10, 30]) == pytest.approx(0.25 + 3 + 3 + 0.525 * 3 + 0.05 * 3)
+
+
+def test_samples_of_the_same_texts_share_their_table() -> None:
+    """Two seeds leave different texts to train on; what is typical of them is the same."""
+    rng = np.random.default_rng(0)
+    texts = rng.integers(4, 60, 4000)
+    first, second = (typical_lengths(rng.permutation(texts)[:3600], 4096) for _ in range(2))
+    assert first == second and len(set(first)) == 8
+    assert abs(sum(first) / 4096 - 1) < 0.05 and abs(np.mean(first) / texts.mean() - 1) < 0.05
 
 
 def test_share_of_the_last_block(spec: ModelSpec) -> None:

@@ -20,8 +20,8 @@ from approxrt.models.checkpoint import load_checkpoint
 from approxrt.planning.allocate import DENSITIES
 from approxrt.quantization import build
 from approxrt.runtime.loading import load
-from approxrt.significance.latency import MeasuredTable, measure_table
-from approxrt.significance.workload import PEERS, Run, Timing, engine_run, peer_runs, take_turns
+from approxrt.significance.latency import MeasuredTable, measure_table, typical_lengths
+from approxrt.significance.workload import PEERS, SAMPLE_TOKENS, Run, Timing, engine_run, peer_runs, take_turns
 from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import flip_rate
 from approxrt.tasks.readers import Dataset, read_task, read_texts
@@ -144,11 +144,13 @@ class EncoderFamily:
         job, spec = self.job, self.inputs.spec
         widths = (8, 4) if job.options.wanted_shrink else (8,)
         lengths = [len(text) for text in self.inputs.pruned.workload]
+        typical = typical_lengths(self.inputs.own.train.lengths, SAMPLE_TOKENS)
+        tokens = sum(lengths)
         whole = self.baseline().times[REFERENCE].median_ms
         for fresh in (False, True):
             begun = job.budget.elapsed()
             with job.budget.measuring():
-                table = measure_table(spec, lengths, widths, job.threads, progress=job.progress, fresh=fresh)
+                table = measure_table(spec, typical, widths, job.threads, True, job.progress, fresh, tokens)
             predicted = table.model_ms(spec, lengths)
             if 1 / TABLE_TOLERANCE <= predicted / whole <= TABLE_TOLERANCE:
                 return table
