@@ -11,6 +11,7 @@ import typer
 
 from approxrt.cli import data as data_options
 from approxrt.cli import output
+from approxrt.tasks.registry import get_task
 
 SUFFIXES = (".html", ".json")
 
@@ -41,7 +42,7 @@ def command(
     from approxrt.significance.analyze import analyze
 
     form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
-    if task == "lm":
+    if get_task(task).truth == "text":
         data_options.refuse_for_text(form)
     if out is not None:
         _check_target(out)

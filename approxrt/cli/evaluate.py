@@ -11,6 +11,7 @@ import typer
 from approxrt.cli import data as data_options
 from approxrt.cli import output
 from approxrt.tasks.format import PLAIN, DataFormat
+from approxrt.tasks.registry import get_task
 
 
 def command(
@@ -38,7 +39,7 @@ def command(
     With --against also that of a second artifact, and for classifiers the flip rate between them.
     """
     form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
-    if task == "lm":
+    if get_task(task).truth == "text":
         data_options.refuse_for_text(form)
         lm = evaluate_lm(artifact, data, context, stride, max_tokens, threads, against, device)
         if json:
@@ -75,9 +76,9 @@ def evaluate(
     from approxrt.runtime.loading import load
     from approxrt.tasks.metrics import compute_metrics, flip_rate
     from approxrt.tasks.readers import read_task
-    from approxrt.tasks.registry import get_task
+    from approxrt.tasks.registry import labelled_task
 
-    wanted = get_task(task)
+    wanted = labelled_task(task, "eval")
     model = load(artifact, device=device, threads=threads)
     regression = model.spec.task_type == "regression"
     if wanted.regression is not None and wanted.regression != regression:

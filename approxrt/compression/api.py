@@ -17,6 +17,7 @@ from approxrt.compression.options import CompressOptions, options_from
 from approxrt.errors import MissingDependencyError
 from approxrt.progress import Show
 from approxrt.tasks.readers import SUFFIXES, TEXT_SUFFIXES, find_split
+from approxrt.tasks.registry import Task, get_task
 
 if TYPE_CHECKING:
     from approxrt.compression.report import Report
@@ -61,13 +62,14 @@ def compress(
     from approxrt.compression.families.opening import open_family, refuse_for_decoders
     from approxrt.compression.report import artifact_card, choose, report_of
 
-    if task == "lm":
+    known = get_task(task)
+    if known.truth == "text":
         refuse_for_decoders(options, teachers)
     started = time.monotonic()
-    family = open_family(model, task, train, target, options, teachers, progress, log)
+    family = open_family(model, known, train, target, options, teachers, progress, log)
     candidates = run(family)
     best = choose(candidates, family.job.options)
-    dev = family.evaluate(Path(best.path), _eval_file(train, eval, task))
+    dev = family.evaluate(Path(best.path), _eval_file(train, eval, known))
     report = report_of(family, candidates, best, dev, time.monotonic() - started)
     _publish(Path(best.path), target, artifact_card(report, family.source, family.job.threads), overwrite)
     return report
@@ -80,11 +82,11 @@ def _publish(candidate: Path, target: Path, card: dict[str, Any], overwrite: boo
     write_artifact(target, artifact.any_spec, dict(artifact.tensors), tokenizer, card, overwrite)
 
 
-def _eval_file(train: str | os.PathLike[str], given: str | os.PathLike[str] | None, task: str) -> Path | None:
+def _eval_file(train: str | os.PathLike[str], given: str | os.PathLike[str] | None, task: Task) -> Path | None:
     """The file that the report speaks of: as given, or the folder's dev file."""
     if given is not None:
         return Path(given)
-    suffixes = TEXT_SUFFIXES if task in ("embed", "lm") else SUFFIXES
+    suffixes = SUFFIXES if task.truth == "labels" else TEXT_SUFFIXES
     return find_split(train, "dev", suffixes) if Path(train).is_dir() else None
 
 

@@ -16,7 +16,8 @@ class Task:
     file without a header. `labels` are the class names in the order of the
     logits, None for regression or where the data decides; `raw_labels` are the
     words that stand for them in the file. The first of `metrics` is the one that
-    selects a model.
+    selects a model. `truth` is what answers are compared with: labels of a file,
+    the vectors of the model before it is changed, or the text itself.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Task:
     raw_labels: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
     regression: bool | None = False
+    truth: Literal["labels", "vectors", "text"] = "labels"
 
     @property
     def unquoted_tsv(self) -> bool:
@@ -79,6 +81,10 @@ TASKS: dict[str, Task] = {
         ),
         # columns text[,text_pair],label; classes or scores as the data has them
         Task("csv", "any", "text", "text_pair", "label", ("accuracy",), regression=None),
+        # a plain encoder, of which texts alone are known: its vectors are to stay
+        Task("embed", "any", "text", "text_pair", "text", ("cosine", "top1", "top10"), truth="vectors"),
+        # a decoder on a plain text
+        Task("lm", "single", "text", None, "text", ("perplexity",), truth="text"),
     )
 }
 
@@ -93,3 +99,12 @@ def get_task(name: str | Task) -> Task:
     if key not in TASKS:
         raise InputError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     return TASKS[key]
+
+
+def labelled_task(name: str | Task, purpose: str) -> Task:
+    """The same, of those with labels. Raises InputError for another, naming what for they are needed."""
+    task = get_task(name)
+    if task.truth != "labels":
+        known = ", ".join(other.name for other in TASKS.values() if other.truth == "labels")
+        raise InputError(f"task {task.name} has no labels, which {purpose} needs; tasks that have: {known}")
+    return task

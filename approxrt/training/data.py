@@ -19,9 +19,6 @@ from approxrt.tasks.metrics import compute_metrics
 from approxrt.tasks.readers import TEXT_SUFFIXES, Dataset, read_task, read_texts, require_split
 from approxrt.tasks.registry import Task, get_task
 
-# A plain encoder has no labels: what is kept are its vectors.
-EMBED = Task("embed", "any", "text", "text_pair", "text", ("cosine", "top1", "top10"))
-
 
 @dataclass(frozen=True)
 class TaskData:
@@ -38,7 +35,7 @@ class TaskData:
 
     @property
     def embeds(self) -> bool:
-        return self.task is EMBED
+        return self.task.truth == "vectors"
 
     @property
     def classifies(self) -> bool:
@@ -94,9 +91,11 @@ def read_data(
     validation lacks, InputError for a head that does not fit the task.
     """
     spec = checkpoint.spec
-    if task == EMBED.name or task is EMBED:
-        return _embedder_data(data, checkpoint, folder, options)
     task = get_task(task)
+    if task.truth == "vectors":
+        return _embedder_data(task, data, checkpoint, folder, options)
+    if task.truth == "text":
+        raise InputError(f"task {task.name} is for decoders; checkpoint {str(folder)!r} is an encoder")
     if not spec.labels:
         raise InputError(
             f"checkpoint {str(folder)!r} has no head for task {task.name}; fine-tune it first "
@@ -135,7 +134,7 @@ def read_data(
 
 
 def _embedder_data(
-    data: str | os.PathLike[str], checkpoint: Checkpoint, folder: Path, options: DataOptions
+    task: Task, data: str | os.PathLike[str], checkpoint: Checkpoint, folder: Path, options: DataOptions
 ) -> TaskData:
     if checkpoint.spec.labels:
         raise InputError(
@@ -150,7 +149,7 @@ def _embedder_data(
             f"validation has {len(validation)} texts; retrieval needs at least 12: "
             "use more data or a larger --val-fraction"
         )
-    return TaskData(EMBED, train, validation.subset(np.arange(min(len(validation), 2000))), False, options.form)
+    return TaskData(task, train, validation.subset(np.arange(min(len(validation), 2000))), False, options.form)
 
 
 def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
 from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
-from approxrt.tasks.registry import Task, get_task
+from approxrt.tasks.registry import Task, labelled_task
 from approxrt.training.run import REPORT, STATE, FinetuneOptions, Progress, Run
 
 __all__ = ["FinetuneOptions", "finetune", "split_data", "total_steps"]
@@ -45,7 +45,7 @@ def finetune(
     """
     options = options or FinetuneOptions()
     options.check()
-    task = get_task(task)
+    task = labelled_task(task, "fine-tuning")
     _require_packages()
     folder, target = encoder_folder(find_folder(checkpoint)), Path(out)
     # Before hours of training: what comes out must be something that can be converted.

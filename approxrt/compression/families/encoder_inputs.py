@@ -23,6 +23,7 @@ from approxrt.quantization import build
 from approxrt.quantization.rtn import quantize_rows
 from approxrt.significance.workload import sample_texts
 from approxrt.tasks.examples import Examples, encode
+from approxrt.tasks.registry import Task
 from approxrt.torch_models.encoder import dequantized
 from approxrt.training.augmentation import with_more_pairs
 from approxrt.training.data import DataOptions, TaskData, read_data
@@ -97,7 +98,7 @@ class EncoderInputs:
 
 
 def read_source(
-    checkpoint: str | os.PathLike[str], task: str, data: str | os.PathLike[str], options: CompressOptions
+    checkpoint: str | os.PathLike[str], task: str | Task, data: str | os.PathLike[str], options: CompressOptions
 ) -> EncoderSource:
     """Read the checkpoint and the task's data."""
     folder = find_folder(checkpoint)

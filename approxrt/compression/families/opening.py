@@ -17,6 +17,7 @@ from approxrt.errors import InputError
 from approxrt.progress import Progress, Show
 from approxrt.runtime.threads import resolve_threads
 from approxrt.tasks.format import PLAIN
+from approxrt.tasks.registry import Task, get_task
 from approxrt.training.budget import Budget
 
 Log = Callable[[str], None]
@@ -24,7 +25,7 @@ Log = Callable[[str], None]
 
 def open_family(
     model: str | os.PathLike[str],
-    task: str,
+    task: str | Task,
     data: str | os.PathLike[str],
     out: Path,
     options: CompressOptions,
@@ -40,11 +41,12 @@ def open_family(
         say = log or (lambda text: None)
         return Job(options, out, work, budget, Notes(work, say), Progress.of(progress), say, threads)
 
-    if task == "lm":
+    task = get_task(task)
+    if task.truth == "text":
         options = within_reach(options)
         inputs = read_inputs(model, data)
         tokens = [len(inputs.calibrating), len(inputs.validating)]
-        identity = {"task": "lm", "checkpoint": inputs.checkpoint.source["name"], "tokens": tokens}
+        identity = {"task": task.name, "checkpoint": inputs.checkpoint.source["name"], "tokens": tokens}
         return DecoderFamily(job(options, identity), inputs)
     source = read_source(model, task, data, options)
     texts = (source.data.train, source.data.validation, source.texts.train)
