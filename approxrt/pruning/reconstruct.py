@@ -26,10 +26,10 @@ from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.pruning.second_order import Statistics
 from approxrt.pruning.structure import QKV, Structure, head_rows
 from approxrt.tasks.examples import Examples
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import Batch, Keys, Student, make_batch
 
-BATCH = 64
-BATCH_TOKENS = 4096
+LIMIT = BatchLimit(64, 4096)
 SMALLEST_RIDGE = 1e-6  # of the mean square of an input
 
 Progress = Callable[[int, int, str], None]
@@ -72,7 +72,8 @@ def solve(
     mean_y, yx = mean_y[outputs], yx[outputs]
     n, k = weight.shape
     kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
-    new = torch.from_numpy(weight.astype(np.float64) * kept)
+    device = xx.device
+    new = torch.from_numpy(weight.astype(np.float64) * kept).to(device)
     residual = yx - new @ xx
     energy = float((xx.diagonal() + mean_x.square()).mean())  # what float32 sums round is a share of this
     damp = max(ridge * float(xx.diagonal().mean()), SMALLEST_RIDGE * energy, 1e-30)
@@ -80,16 +81,16 @@ def solve(
     for start in range(0, n, TILE_N):
         groups.setdefault(kept[start].tobytes(), []).append(start)
     for starts in groups.values():
-        columns = torch.from_numpy(np.flatnonzero(kept[starts[0]]))
+        columns = torch.from_numpy(np.flatnonzero(kept[starts[0]])).to(device)
         if not len(columns):
             continue
-        rows = torch.cat([torch.arange(start, min(start + TILE_N, n)) for start in starts])
-        system = xx[columns][:, columns] + damp * torch.eye(len(columns), dtype=torch.float64)
+        rows = torch.cat([torch.arange(start, min(start + TILE_N, n), device=device) for start in starts])
+        system = xx[columns][:, columns] + damp * torch.eye(len(columns), dtype=torch.float64, device=device)
         right = residual[rows][:, columns]
         step = torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
         new[rows[:, None], columns] += step
     rounded = new.to(torch.float32)
-    return rounded.numpy(), (mean_y - rounded.double() @ mean_x).to(torch.float32).numpy()
+    return rounded.cpu().numpy(), (mean_y - rounded.double() @ mean_x).to("cpu", torch.float32).numpy()
 
 
 def refit(
@@ -126,7 +127,7 @@ class _Refitter:
         self, student: Student, dense: Student, examples: Examples, rows: np.ndarray, ridge: float, follow: bool
     ) -> None:
         self.student, self.dense, self.ridge, self.follow = student, dense, ridge, follow
-        self.batches = list(_batches(examples, rows))
+        self.batches = list(_batches(examples, rows, student))
         self.keys = [student.keys(batch) for batch in self.batches]
         with _plain(student), _plain(dense), torch.inference_mode():
             self.states = [student.embed(batch) for batch in self.batches]
@@ -137,11 +138,11 @@ class _Refitter:
         at, layer = f"layers.{i}", self.dense.spec.layers[i]
         with _plain(self.student), _plain(self.dense), torch.inference_mode():
             if layer.num_heads:
-                rows = torch.from_numpy(head_rows(heads, layer.head_dim))
+                rows = torch.from_numpy(head_rows(heads, layer.head_dim)).to(self.dense.device)
                 self._first({f"{at}.attention.{part}": rows for part in QKV})
             self._last(i, f"{at}.attention.output", len(heads), bool(layer.num_heads))
             if layer.intermediate_size:
-                self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(units))})
+                self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(units)).to(self.dense.device)})
             self._last(i, f"{at}.ffn.down", len(units), bool(layer.intermediate_size))
 
     def _first(self, outputs: dict[str, Tensor]) -> None:
@@ -184,19 +185,15 @@ class _Refitter:
     def _solve(self, name: str, moments: Moments, outputs: slice) -> None:
         weight, bias = self.student.weight(f"{name}.weight"), self.student.weight(f"{name}.bias")
         mask = self.student.masks.get(name)
-        new, new_bias = solve(weight.detach().numpy(), mask, moments, self.ridge, outputs)
+        new, new_bias = solve(weight.detach().cpu().numpy(), mask, moments, self.ridge, outputs)
         weight.copy_(torch.from_numpy(new))
         bias.copy_(torch.from_numpy(new_bias))
 
 
-def _batches(examples: Examples, rows: np.ndarray) -> Iterator[Batch]:
-    order = rows[np.argsort(examples.lengths[rows], kind="stable")]
-    start = 0
-    while start < len(order):
-        longest = int(examples.lengths[order[min(start + BATCH, len(order)) - 1]])
-        part = order[start : start + max(1, min(BATCH, BATCH_TOKENS // longest))]
-        yield make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part])
-        start += len(part)
+def _batches(examples: Examples, rows: np.ndarray, student: Student) -> Iterator[Batch]:
+    for places in batches_by_length(examples.lengths[rows], LIMIT.on(student.device, student.spec.hidden_size)):
+        part = rows[places]
+        yield make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part], student.device)
 
 
 def _run(model: Student, i: int, name: str, x: Tensor, keys: Keys) -> Tensor:

@@ -125,7 +125,7 @@ class FakeQuantizer:
             return quantize_weight8(weight)
         if width == 4:
             if name not in self.steps:
-                steps = int4_steps(weight.detach().numpy(), self.student.masks.get(name))
-                self.steps[name] = torch.from_numpy(steps)
+                steps = int4_steps(weight.detach().cpu().numpy(), self.student.masks.get(name))
+                self.steps[name] = torch.from_numpy(steps).to(weight.device)
             return quantize_weight4(weight, self.steps[name])
         return weight

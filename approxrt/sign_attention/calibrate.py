@@ -82,7 +82,7 @@ def calibrate(student: Student, examples: Examples, rows: np.ndarray, keep: int,
             own = [(q[head], k[head]) for q, k in texts]
             centred = [(q, k - means[head]) for q, k in own]
             turn = fit_rotation(centred, generator)
-            eye = torch.eye(layer.head_dim)
+            eye = torch.eye(layer.head_dim, device=student.device)
             held = [_held_weight(own[:SCORED], centred[:SCORED], r, keep) for r in (eye, turn)]
             better = held[1] > held[0]
             turns.append(turn if better else eye)
@@ -101,7 +101,7 @@ def _queries_and_keys(student: Student, i: int, examples: Examples, rows: np.nda
     student.eval()
     with torch.inference_mode():
         for row in rows:
-            batch = make_batch([examples.ids[row]], [examples.types[row]])
+            batch = make_batch([examples.ids[row]], [examples.types[row]], student.device)
             x, keys = student.embed(batch), student.keys(batch)
             for below in range(i):
                 x = student.layer(below, x, keys)
@@ -121,11 +121,11 @@ def fit_rotation(texts: list[tuple[Tensor, Tensor]], generator: np.random.Genera
     parts = []
     for side in (0, 1):
         x = torch.cat([text[side] for text in texts])
-        chosen = torch.from_numpy(generator.permutation(len(x))[:SAMPLES])
+        chosen = torch.from_numpy(generator.permutation(len(x))[:SAMPLES]).to(x.device)
         parts.append(x[chosen] / x.norm(dim=1).mean().clamp_min(1e-12))
     x = torch.cat(parts)
     d = x.shape[1]
-    turn = torch.from_numpy(np.linalg.qr(generator.standard_normal((d, d)))[0].astype(np.float32))
+    turn = torch.from_numpy(np.linalg.qr(generator.standard_normal((d, d)))[0].astype(np.float32)).to(x.device)
     for _ in range(ITERATIONS):
         # Procrustes: the rotation that brings x nearest to its own signs.
         u, _, vt = torch.linalg.svd(torch.where(x @ turn.T < 0, -1.0, 1.0).T @ x)

@@ -25,11 +25,11 @@ from approxrt.pruning.structure import Structure, mean_biases, remove
 from approxrt.tasks.examples import Examples
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.registry import Task
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import Batch, Keys, Student, make_batch, sample_losses
 
 GROUPS = 12  # of FFN neurons a layer, as in the paper
-BATCH = 64
-BATCH_TOKENS = 8192
+LIMIT = BatchLimit(64, 8192)
 
 Progress = Callable[[int, int, str], None]
 # E[x] of the inputs of "layers.i.attention.output" and "layers.i.ffn.down", f32[in_features]; None: remove to zero.
@@ -111,7 +111,7 @@ def left_biases(student: Student, keep: Structure, means: Means) -> dict[str, np
     spec = student.spec
     if means is not None:
         keys = [key for key in student.names() if ".attention.output." in key or ".ffn.down." in key]
-        return mean_biases(spec, {key: student.weight(key).detach().numpy() for key in keys}, keep, means)
+        return mean_biases(spec, {key: student.weight(key).detach().cpu().numpy() for key in keys}, keep, means)
     out = {}
     for i, layer in enumerate(spec.layers):
         for name, kept, count in (
@@ -126,9 +126,8 @@ def left_biases(student: Student, keep: Structure, means: Means) -> dict[str, np
 @contextmanager
 def removed(student: Student, keep: Structure, means: Means) -> Iterator[None]:
     """Within it the student computes what `shrunk` would; afterwards it is as before."""
-    spec, gates = student.spec, student.gates
-    new = left_biases(student, keep, means)
-    before = {name: student.weight(name).data for name in new}
+    spec, gates, biases = student.spec, student.gates, student.biases
+    new = {name: torch.from_numpy(bias).to(student.device) for name, bias in left_biases(student, keep, means).items()}
     layers, student.gates = [], dict(gates)
     for i, (layer, heads, units) in enumerate(zip(spec.layers, keep.heads, keep.units, strict=True)):
         sizes = {"num_heads": layer.num_heads, "intermediate_size": layer.intermediate_size}
@@ -136,19 +135,16 @@ def removed(student: Student, keep: Structure, means: Means) -> Iterator[None]:
             if not len(kept):
                 sizes |= {field: 0} | (DENSE_ATTENTION if at == "attention" else {})
             elif len(kept) < sizes[field]:
-                gate = torch.zeros(sizes[field])
-                gate[torch.from_numpy(np.asarray(kept))] = 1.0
-                student.gates[f"layers.{i}.{at}"] = gate
+                gate = np.zeros(sizes[field], np.float32)
+                gate[kept] = 1.0
+                student.gates[f"layers.{i}.{at}"] = torch.from_numpy(gate).to(student.device)
         layers.append(dataclasses.replace(layer, **sizes))  # type: ignore[arg-type]
     try:
-        for name, value in new.items():
-            student.weight(name).data = torch.from_numpy(value)
+        student.biases = biases | new
         student.spec = dataclasses.replace(spec, layers=tuple(layers))
         yield
     finally:
-        student.spec, student.gates = spec, gates
-        for name, old in before.items():
-            student.weight(name).data = old
+        student.spec, student.gates, student.biases = spec, gates, biases
 
 
 def shrunk(student: Student, keep: Structure, means: Means) -> Student:
@@ -164,7 +160,7 @@ def shrunk(student: Student, keep: Structure, means: Means) -> Student:
         )
     }
     new_spec, out, masks = remove(spec, tensors, keep, zero, student.masks)
-    model = Student(new_spec, out | biases, student.dropout)
+    model = Student(new_spec, out | biases, student.dropout, student.device)
     model.set_masks(masks)
     return model
 
@@ -183,13 +179,11 @@ class Held:
         assert examples.labels is not None and len(chosen)
         self.student, self.labels = student, examples.labels[chosen]
         lengths = examples.lengths[chosen]
-        order = np.argsort(lengths, kind="stable")
         self.batches: list[tuple[np.ndarray, Batch, Keys]] = []
-        while len(order):
-            longest = int(lengths[order[:BATCH][-1]])
-            size = max(1, min(BATCH, BATCH_TOKENS // longest))
-            part, order = order[:size], order[size:]
-            batch = make_batch([examples.ids[chosen[i]] for i in part], [examples.types[chosen[i]] for i in part])
+        for part in batches_by_length(lengths, LIMIT.on(student.device, student.spec.hidden_size)):
+            rows_ = chosen[part]
+            ids, types = ([source[i] for i in rows_] for source in (examples.ids, examples.types))
+            batch = make_batch(ids, types, student.device)
             self.batches.append((part, batch, student.keys(batch)))
         self.stage = -1
         self.inputs: list[Tensor] = []
@@ -209,12 +203,14 @@ class Held:
     def outputs(self) -> np.ndarray:
         """Logits f32[n, outputs] of the student as it is now from the kept inputs on."""
         student = self.student
-        out = np.zeros((len(self), student.spec.num_outputs), np.float32)
-        last = 2 * len(student.spec.layers)
+        found, last = [], 2 * len(student.spec.layers)
         with torch.inference_mode(), _evaluation(student):
-            for x, (rows, batch, keys) in zip(self.inputs, self.batches, strict=True):
+            for x, (_, batch, keys) in zip(self.inputs, self.batches, strict=True):
                 hidden = self._blocks(range(self.stage, last), x, keys)
-                out[rows] = student.head(student.pool(hidden, batch)).numpy()
+                found.append(student.head(student.pool(hidden, batch)))
+        values = torch.cat(found).cpu().numpy()
+        out = np.zeros_like(values)
+        out[np.concatenate([rows for rows, _, _ in self.batches])] = values
         return out
 
     def _blocks(self, stages: Sequence[int], x: Tensor, keys: Keys) -> Tensor:

@@ -25,7 +25,7 @@ def element_scores(student: Student, found: Statistics, names: Sequence[str]) ->
     tokens = found.tokens / found.examples
     scores = {}
     for name in names:
-        weight = student.weight(f"{name}.weight").detach().numpy()
+        weight = student.weight(f"{name}.weight").detach().cpu().numpy()
         scores[name] = spread(tile_curve(weight, found.inputs[name], found.gradients[name] * tokens), weight.shape)
     return scores
 
@@ -39,7 +39,7 @@ def rounding_errors(
     """
     tokens, out = found.tokens / found.examples, {}
     for name in names:
-        weight = student.weight(f"{name}.weight").detach().numpy()
+        weight = student.weight(f"{name}.weight").detach().cpu().numpy()
         scale = np.sqrt(found.gradients[name] * tokens / 2)[:, None]
         for bits in widths:
             change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape) - weight

@@ -23,10 +23,11 @@ from torch.nn import functional as F
 
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.tasks.examples import Examples
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import Batch, Output, Student, make_batch
 
-BATCH = 32
-BATCH_TOKENS = 2048  # what is kept of a batch until its gradients come: about 40 kB a token of MiniLM, 400 of BERT-base
+# What is kept of a batch until its gradients come: about 40 kB a token of MiniLM, 400 of BERT-base.
+LIMIT = BatchLimit(32, 2048)
 
 Progress = Callable[[int, int, str], None]
 
@@ -75,19 +76,19 @@ def collect(
         raise ValueError("statistics need at least one example")
     generator = torch.Generator().manual_seed(seed)
     pass_ = _Pass(student, with_moments)
-    order = np.asarray(rows)[np.argsort(examples.lengths[rows], kind="stable")]
+    chosen, spec = np.asarray(rows), student.spec
+    limit = LIMIT.on(student.device, spec.hidden_size, len(spec.layers))
     done = 0
     with _observed(student, pass_), torch.enable_grad():
-        while done < len(order):
-            longest = int(examples.lengths[order[min(done + BATCH, len(order)) - 1]])
-            part = order[done : done + max(1, min(BATCH, BATCH_TOKENS // longest))]
-            batch = make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part])
+        for places in batches_by_length(examples.lengths[chosen], limit):
+            part = chosen[places]
+            batch = make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part], student.device)
             pass_.begin(batch)
-            loss = sampled_loss(student.spec, student(batch), generator)
+            loss = sampled_loss(spec, student(batch), generator)
             pass_.end(loss)
             done += len(part)
             if progress:
-                progress(done, len(order), "collecting statistics")
+                progress(done, len(chosen), "collecting statistics")
     return pass_.result()
 
 
@@ -95,21 +96,22 @@ def sampled_loss(spec: ModelSpec, out: Output, generator: torch.Generator) -> Te
     """Sum over texts of the loss of labels drawn from the model's own prediction.
 
     Classes from their probabilities, scores from N(prediction, 1). An embedder has no labels: its unit vector's
-    target is the vector itself, moved by a random direction of length 1.
+    target is the vector itself, moved by a random direction of length 1. `generator` is a CPU's: a seed draws the same
+    numbers for every device.
     """
     if out.logits is None:
         unit = F.normalize(out.pooled.float(), dim=1)
-        step = F.normalize(torch.randn(unit.shape, generator=generator), dim=1)
+        step = F.normalize(torch.randn(unit.shape, generator=generator).to(unit.device), dim=1)
         return 0.5 * (unit - (unit.detach() + step)).square().sum()
-    logits = out.logits
+    logits, known = out.logits, out.logits.detach().cpu()
     if spec.task_type == "regression":
-        target = logits.detach() + torch.randn(logits.shape, generator=generator)
+        target = (known + torch.randn(known.shape, generator=generator)).to(logits.device)
         return 0.5 * (logits - target).square().sum()
     if spec.task_type == "multi_label":
-        chosen = torch.bernoulli(logits.detach().sigmoid(), generator=generator)
+        chosen = torch.bernoulli(known.sigmoid(), generator=generator).to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, chosen, reduction="sum")
-    label = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-    return F.cross_entropy(logits, label, reduction="sum")
+    label = torch.multinomial(known.softmax(1), 1, generator=generator)[:, 0]
+    return F.cross_entropy(logits, label.to(logits.device), reduction="sum")
 
 
 class _observed:
@@ -147,8 +149,8 @@ class _Pass:
         self.sums: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
         self.gates: dict[str, Tensor] = {}
-        self.rows = np.zeros(spec.vocab_size)
-        self.counts = np.zeros(spec.vocab_size, np.int64)
+        self.rows = torch.zeros(spec.vocab_size, dtype=torch.float64, device=student.device)
+        self.counts = torch.zeros(spec.vocab_size, dtype=torch.int64, device=student.device)
         self.seen: dict[str, int] = {}
         self.tokens = self.examples = 0
 
@@ -177,7 +179,7 @@ class _Pass:
             self.sums[name] = self.sums.get(name, 0) + real.sum(0, dtype=torch.float64)
             if self.with_moments:
                 if name not in self.moments:
-                    self.moments[name] = torch.zeros(x.shape[-1], x.shape[-1])
+                    self.moments[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
                 self.moments[name].addmm_(real.T, real)
         if name.endswith(("attention.output", "ffn.down")):
             self.kept.append(("gate", name, x))
@@ -207,10 +209,9 @@ class _Pass:
                 self.gates[name] = self.gates.get(name, 0) + gates.square().sum(0)
             else:
                 worth = (tensor.detach() * gradient).sum(2, dtype=torch.float64).square()
-                ids = self.batch.ids[self.mask].numpy()
-                size = self.spec.vocab_size
-                self.rows += np.bincount(ids, worth[self.mask].numpy(), size)
-                self.counts += np.bincount(ids, minlength=size)
+                ids, size = self.batch.ids[self.mask], self.spec.vocab_size
+                self.rows += torch.bincount(ids, worth[self.mask], size)
+                self.counts += torch.bincount(ids, minlength=size)
         self.tokens += int(self.mask.sum())
         self.examples += len(self.batch.ids)
         self.kept = []
@@ -220,19 +221,21 @@ class _Pass:
         """Means of the sums."""
         # One array for each sum, so that what is shared stays shared.
         own = {id(moment): (moment, self.seen[name]) for name, moment in self.moments.items()}
-        arrays = {key: moment.div_(count).numpy() for key, (moment, count) in own.items()}
+        arrays = {key: moment.div_(count).cpu().numpy() for key, (moment, count) in own.items()}
         by_layer = {
-            part: {int(n.split(".")[1]): g.numpy() for n, g in self.gates.items() if n.endswith(part)}
+            part: {int(n.split(".")[1]): g.cpu().numpy() for n, g in self.gates.items() if n.endswith(part)}
             for part in ("attention.output", "ffn.down")
         }
         return Statistics(
             inputs={name: arrays[id(moment)] for name, moment in self.moments.items()},
-            means={name: (x / self.seen[name]).to(torch.float32).numpy() for name, x in self.sums.items()},
-            gradients={name: (x / self.seen[name]).to(torch.float32).numpy() for name, x in self.squares.items()},
+            means={name: (x / self.seen[name]).to("cpu", torch.float32).numpy() for name, x in self.sums.items()},
+            gradients={
+                name: (x / self.seen[name]).to("cpu", torch.float32).numpy() for name, x in self.squares.items()
+            },
             heads=by_layer["attention.output"],
             units=by_layer["ffn.down"],
-            rows=self.rows,
-            counts=self.counts,
+            rows=self.rows.cpu().numpy(),
+            counts=self.counts.cpu().numpy(),
             tokens=self.tokens,
             examples=self.examples,
         )

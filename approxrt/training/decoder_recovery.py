@@ -45,6 +45,7 @@ from approxrt.quantization.groupwise import quantize_groups4
 from approxrt.quantization.rtn import dequantize, quantize_linear, quantize_rows
 from approxrt.random import epoch_generator
 from approxrt.torch_models.decoder import TorchDecoder
+from approxrt.torch_models.device import autocast
 from approxrt.training.optimizer import decay_groups
 
 TOP = 64
@@ -99,8 +100,9 @@ class DecoderRecovery:
         teacher: Teacher,
         options: DecoderRecoveryOptions,
         grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
-        self.spec, self.bits, self.pieces = spec, dict(bits), pieces
+        self.spec, self.bits = spec, dict(bits)
         self._grids = {name: dict(parts) for name, parts in (grids or {}).items()}
         self.teacher, self.options = teacher, options
         self.masks = dict(masks)
@@ -108,11 +110,13 @@ class DecoderRecovery:
         self._taught: dict[int, Taught] = {}
         self._steps: dict[str, Tensor] = {}
         self._lines: dict[str, tuple[Tensor, Tensor]] = {}
-        self.model = TorchDecoder(spec, tensors)
+        self.model = TorchDecoder(spec, tensors, device)
+        device = self.device = self.model.device
+        self.pieces = pieces.to(device)
         weights = self.model.weights
         if not self._grids:
-            q, scale = quantize_rows(weights["embeddings.word.weight"].numpy())
-            weights["embeddings.word.weight"] = torch.from_numpy(dequantize(q, scale))
+            q, scale = quantize_rows(weights["embeddings.word.weight"].cpu().numpy())
+            weights["embeddings.word.weight"] = torch.from_numpy(dequantize(q, scale)).to(device)
         if self._grids:
             pass  # all of them are on their grids
         elif spec.tied_embeddings:
@@ -120,11 +124,12 @@ class DecoderRecovery:
         elif "head.out" in bits:
             from approxrt.quantization.gptq import dequantized_linear
 
-            head = weights["head.out.weight"].numpy()
+            head = weights["head.out.weight"].cpu().numpy()
             _, parts = quantize_linear(head, bits["head.out"])
-            weights["head.out.weight"] = torch.from_numpy(dequantized_linear(parts, *head.shape))
+            weights["head.out.weight"] = torch.from_numpy(dequantized_linear(parts, *head.shape)).to(device)
         self._elements = {
-            name: torch.from_numpy(expand_mask(mask, *tensors[f"{name}.weight"].shape)) for name, mask in masks.items()
+            name: torch.from_numpy(expand_mask(mask, *tensors[f"{name}.weight"].shape)).to(device)
+            for name, mask in masks.items()
         }
         places = ("layers.", "head.") if options.trains_head else ("layers.",)
         self.trained = {name: weights[name].requires_grad_() for name in weights if name.startswith(places)}
@@ -133,11 +138,11 @@ class DecoderRecovery:
         self._group_grids = {}
         for name, grid in self._grids.items():
             if FORMS[bits[name]] in GROUP_KINDS and f"{name}.weight" in self.trained:
-                self._group_grids[name] = GroupGrid(grid, LIMITS[bits[name]])
+                self._group_grids[name] = GroupGrid(grid, LIMITS[bits[name]], device)
                 self.trained |= {f"{name}.{part}": p for part, p in self._group_grids[name].changes.items()}
             elif bits[name] == 4:
                 steps = steps_of(grid, *weights[f"{name}.weight"].shape)
-                self._steps[name] = torch.from_numpy(steps.astype(np.float32))
+                self._steps[name] = torch.from_numpy(steps.astype(np.float32)).to(device)
         changes = [p for name, p in self.trained.items() if name.endswith(CHANGE)]
         groups = [group | {"factor": 1.0} for group in decay_groups(whole, options.weight_decay)]
         if changes:
@@ -163,7 +168,7 @@ class DecoderRecovery:
             group["lr"] = options.lr * group["factor"] * self._schedule(done)
         self.optimizer.zero_grad(set_to_none=True)
         # In one pass: weights are put on their grids once.
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        with autocast(self.device, options.bf16):
             loss = self._loss(rows)
         loss.backward()
         self.loss = total = float(loss.detach())
@@ -196,7 +201,9 @@ class DecoderRecovery:
 
     def _teach(self, row: int) -> Taught:
         if row not in self._taught:
-            logits = torch.from_numpy(np.array(self.teacher(self.pieces[row].tolist()), np.float32))
+            logits = torch.from_numpy(np.array(self.teacher(self.pieces[row].cpu().tolist()), np.float32)).to(
+                self.device
+            )
             top = logits.topk(min(TOP, logits.shape[1]), dim=1)
             probabilities = top.values - logits.logsumexp(1, keepdim=True)
             self._taught[row] = Taught(top.indices.int(), probabilities)
@@ -227,12 +234,13 @@ class DecoderRecovery:
             x, weight = quantize_activations(x), quantize_weight8(weight)
         elif width == 4:
             if name not in self._steps:
-                steps = int4_steps(weight.detach().numpy(), self.masks.get(name))
-                self._steps[name] = torch.from_numpy(steps)
+                steps = int4_steps(weight.detach().cpu().numpy(), self.masks.get(name))
+                self._steps[name] = torch.from_numpy(steps).to(self.device)
             x, weight = quantize_activations(x), quantize_weight4(weight, self._steps[name])
         elif width == 5:
             if name not in self._lines:
-                self._lines[name] = group_lines(weight.detach().numpy())
+                scale, offset = group_lines(weight.detach().cpu().numpy())
+                self._lines[name] = scale.to(self.device), offset.to(self.device)
             x, weight = quantize_activations_in_groups(x), _on_lines(weight, *self._lines[name])
         return functional.linear(x, weight, bias)
 
@@ -245,7 +253,7 @@ class DecoderRecovery:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of what is trained, but for scales and offsets of grids."""
-        return {name: p.detach().numpy().copy() for name, p in self.trained.items() if not name.endswith(CHANGE)}
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.trained.items() if not name.endswith(CHANGE)}
 
     def grids(self) -> dict[str, dict[str, np.ndarray]]:
         """The tensors of linears that started on grids, where they are now."""
@@ -253,7 +261,7 @@ class DecoderRecovery:
         for name, grid in self._grids.items():
             if f"{name}.weight" in self.trained:
                 grid = self._group_grids[name].parts() if name in self._group_grids else grid
-                grid = nearest(self.trained[f"{name}.weight"].detach().numpy(), grid, LIMITS[self.bits[name]])
+                grid = nearest(self.trained[f"{name}.weight"].detach().cpu().numpy(), grid, LIMITS[self.bits[name]])
             out[name] = grid
         return out
 
@@ -282,13 +290,15 @@ class GroupGrid:
     d and m are float16, d0 (1 + a) and m0 + d0 b with a and b trained from 0 (`changes`); g6's m is -32 d and g8's 0.
     """
 
-    def __init__(self, parts: Mapping[str, np.ndarray], limits: tuple[int, int]) -> None:
+    def __init__(
+        self, parts: Mapping[str, np.ndarray], limits: tuple[int, int], device: str | torch.device = "cpu"
+    ) -> None:
         self.first, self.limits = dict(parts), limits
-        self.scale = torch.from_numpy(parts["group_scale"].astype(np.float32))
+        self.scale = torch.from_numpy(parts["group_scale"].astype(np.float32)).to(device)
         self.changes = {f"scale{CHANGE}": torch.zeros_like(self.scale).requires_grad_()}
         self.offset = None
         if "group_offset" in parts:
-            self.offset = torch.from_numpy(parts["group_offset"].astype(np.float32))
+            self.offset = torch.from_numpy(parts["group_offset"].astype(np.float32)).to(device)
             self.changes[f"offset{CHANGE}"] = torch.zeros_like(self.scale).requires_grad_()
 
     def _line(self) -> tuple[Tensor, Tensor]:
@@ -310,7 +320,7 @@ class GroupGrid:
     def parts(self) -> dict[str, np.ndarray]:
         """The parts with the scales and offsets that were learnt, and the first integers."""
         with torch.no_grad():
-            d, m = (line.numpy().astype(np.float16) for line in self._line())
+            d, m = (line.cpu().numpy().astype(np.float16) for line in self._line())
         return self.first | {"group_scale": d} | ({} if self.offset is None else {"group_offset": m})
 
 

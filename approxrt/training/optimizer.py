@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     import torch
 
 
+def fused(device: torch.device) -> bool:
+    """Tell whether AdamW may take its step in one pass over all parameters, which a few devices can."""
+    return device.type in ("cpu", "cuda")
+
+
 def decay_groups(parameters: Iterable[torch.Tensor], weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for AdamW: matrices decay; biases and norms, whose size is no sign of overfitting, do not."""
     parameters = list(parameters)

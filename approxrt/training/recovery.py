@@ -26,8 +26,9 @@ from approxrt.pruning.structure import Structure, mean_biases, selections, shrin
 from approxrt.quantization.fake_quantize import FakeQuantizer
 from approxrt.random import Stream, generator
 from approxrt.tasks.examples import Examples
+from approxrt.torch_models.device import autocast, random_state, set_random_state
 from approxrt.torch_models.encoder import Student, make_batch
-from approxrt.training.optimizer import decay_groups
+from approxrt.training.optimizer import decay_groups, fused
 from approxrt.training.run import bucketed_batches
 from approxrt.training.teacher import Teacher
 
@@ -84,7 +85,7 @@ class Recovery:
         student.train()
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * self._schedule()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        with autocast(student.device, options.bf16):
             loss = self._loss(rows)
         self.loss = float(loss.detach())
         if not math.isfinite(self.loss):
@@ -124,14 +125,17 @@ class Recovery:
     def _loss(self, rows: np.ndarray) -> Tensor:
         options, teacher = self.options, self.teacher
         pieces, kinds, whole = self._pieces(rows)
-        batch = make_batch(pieces, kinds)
+        device = self.student.device
+        batch = make_batch(pieces, kinds, device)
         out = self.student(batch)
-        labels = None if self.examples.labels is None else torch.from_numpy(self.examples.labels[rows])
+        labels = None if self.examples.labels is None else torch.from_numpy(self.examples.labels[rows]).to(device)
         if out.logits is None:
-            loss = (1 - F.cosine_similarity(out.pooled.float(), torch.from_numpy(teacher.pooled[rows]), dim=1)).mean()
+            loss = (
+                1 - F.cosine_similarity(out.pooled.float(), torch.from_numpy(teacher.pooled[rows]).to(device), dim=1)
+            ).mean()
         else:
             assert teacher.logits is not None and labels is not None
-            taught, t = torch.from_numpy(teacher.logits[rows]), options.temperature
+            taught, t = torch.from_numpy(teacher.logits[rows]).to(device), options.temperature
             if labels.is_floating_point():
                 own = (out.logits[:, 0] - labels).square()
                 theirs = (out.logits - taught).square().mean(1)
@@ -139,23 +143,23 @@ class Recovery:
                 own = F.cross_entropy(out.logits, labels, reduction="none")
                 student, dense = (F.log_softmax(logits / t, 1) for logits in (out.logits, taught))
                 theirs = t * t * F.kl_div(student, dense, log_target=True, reduction="none").sum(1)
-            share = torch.full((len(rows),), options.teacher_share)
+            share = torch.full((len(rows),), options.teacher_share, device=device)
             if self.examples.labelled is not None:
-                share[torch.from_numpy(rows >= self.examples.labelled)] = 1.0
+                share[torch.from_numpy(rows >= self.examples.labelled).to(device)] = 1.0
             loss = ((1 - share) * own + share * theirs).mean()
         if options.hidden_weight and teacher.layers:
             # Tokens of a text that is split anew are not the teacher's: its states say nothing of them.
-            chosen = torch.from_numpy(whole)
+            chosen = torch.from_numpy(whole).to(device)
             mask = batch.mask[chosen][:, :, None].float()
             count = mask.sum().clamp(min=1) * self.student.spec.hidden_size
             for layer, target in zip(teacher.layers, teacher.hidden(rows[whole], batch.ids.shape[1]), strict=True):
-                error = (out.hidden[layer][chosen].float() - target) * mask
+                error = (out.hidden[layer][chosen].float() - target.to(device)) * mask
                 loss = loss + options.hidden_weight * error.square().sum() / count
         return loss
 
     def element_scores(self) -> dict[str, np.ndarray]:
         """What each weight is worth, f32[out, in] by linear, as it was last told."""
-        return {name: score.numpy() for name, score in self.scores.items()}
+        return {name: score.cpu().numpy() for name, score in self.scores.items()}
 
     # -- cuts -------------------------------------------------------------------
 
@@ -165,8 +169,8 @@ class Recovery:
         Optimiser moments, scores and means follow; biases take over what the cut put out on average.
         """
         student = self.student
-        tensors = {name: student.weight(name).detach().numpy() for name in student.names()}
-        means = {name: mean.numpy() for name, mean in self.means.items()}
+        tensors = {name: student.weight(name).detach().cpu().numpy() for name in student.names()}
+        means = {name: mean.cpu().numpy() for name, mean in self.means.items()}
         biases = mean_biases(student.spec, tensors, keep, means)
         chosen = selections(student.spec, keep)
         old_masks = shrink_masks(student.spec, student.masks, chosen, tensors)
@@ -182,7 +186,7 @@ class Recovery:
                 self.scores.pop(name.removesuffix(".weight"), None)
                 self.means.pop(name.removesuffix(".weight"), None)
                 continue
-            index = torch.from_numpy(np.asarray(selection.indices))
+            index = torch.from_numpy(np.asarray(selection.indices)).to(student.device)
             taken = torch.index_select(parameter.detach(), selection.axis, index).clone()
             student.weights[name.replace(".", "__")] = torch.nn.Parameter(taken)
             for key in ("exp_avg", "exp_avg_sq"):
@@ -209,7 +213,7 @@ class Recovery:
             for name, mask in masks.items():
                 weight = self.student.weight(f"{name}.weight")
                 if name in self.means:
-                    gone = torch.from_numpy(~expand_mask(mask, *weight.shape))
+                    gone = torch.from_numpy(~expand_mask(mask, *weight.shape)).to(weight.device)
                     self.student.weight(f"{name}.bias").add_((weight * gone) @ self.means[name])
 
     def quantize(self, bits: Mapping[str, int]) -> None:
@@ -225,7 +229,7 @@ class Recovery:
         trained = [(name, self.student.weight(name)) for name in self.student.names()]
         trained = [(name, p) for name, p in trained if p.requires_grad]
         groups = decay_groups((p for _, p in trained), self.options.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.options.lr, betas=(0.9, 0.98), fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=self.options.lr, betas=(0.9, 0.98), fused=fused(self.student.device))
         for name, p in trained:
             if state.get(name):
                 optimizer.state[p] = state[name]
@@ -243,7 +247,7 @@ class Recovery:
             "optimizer": named,
             "bits": {} if self.quantizer is None else self.quantizer.bits,
             "age": 0 if self.quantizer is None else self.quantizer.age,
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.student.device),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -258,7 +262,9 @@ class Recovery:
         frozen = {name for name in student.names() if not student.weight(name).requires_grad}
         student.weights = torch.nn.ParameterDict(
             {
-                name.replace(".", "__"): torch.nn.Parameter(value.clone(), requires_grad=name not in frozen)
+                name.replace(".", "__"): torch.nn.Parameter(
+                    value.to(student.device, copy=True), requires_grad=name not in frozen
+                )
                 for name, value in state["weights"].items()
             }
         )
@@ -270,7 +276,7 @@ class Recovery:
             self.quantize(state["bits"])
             assert self.quantizer is not None
             self.quantizer.age = state["age"]
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], student.device)
 
 
 def encoder_linears(student: Student) -> list[str]:

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from approxrt.errors import TrainingError
 from approxrt.runtime.tokenize import cut_to
+from approxrt.torch_models.device import autocast
 from approxrt.torch_models.encoder import Student, make_batch
-from approxrt.training.optimizer import decay_groups
+from approxrt.training.optimizer import decay_groups, fused
 from approxrt.training.recovery import RecoveryOptions
 from approxrt.training.run import bucketed_batches
 
@@ -117,13 +118,16 @@ class Practice:
         hidden = student.spec.hidden_size
         self.token_head = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
         self.text_head = nn.Linear(student.spec.head.dense_features or hidden, 1)
+        # Drawn on the CPU: the same start on every device.
+        self.token_head.to(student.device)
+        self.text_head.to(student.device)
         self.epoch = -1
         self._start_epoch()
         trained = [p for p in student.weights.values() if p.requires_grad]
         trained += [*self.token_head.parameters(), *self.text_head.parameters()]
         groups = decay_groups(trained, options.weight_decay)
         self.trained = trained
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=fused(student.device))
 
     def _start_epoch(self) -> None:
         """Texts anew; of pairs, some seconds come from another one."""
@@ -160,7 +164,7 @@ class Practice:
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * min(1.0, share, max(0.0, left))
         self.student.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        with autocast(self.student.device, options.bf16):
             loss = self._loss(rows)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -183,12 +187,13 @@ class Practice:
                 exercise = change(exercise, self.words, self.max_length, self.rng)
             exercises.append(exercise)
             whole.append(self.strange[i] if self.pairs else any(exercise.changed))
-        batch = make_batch([e.ids for e in exercises], [e.types for e in exercises])
+        device = self.student.device
+        batch = make_batch([e.ids for e in exercises], [e.types for e in exercises], device)
         out = self.student(batch)
         changed = np.zeros(tuple(batch.ids.shape), np.float32)
         for row, exercise in zip(changed, exercises, strict=True):
             row[: len(exercise.changed)] = exercise.changed
         tokens = self.token_head(out.hidden[-1])[:, :, 0].float()[batch.mask]
         answers = self.text_head(self.student.features(out.pooled))[:, 0].float()
-        loss = F.binary_cross_entropy_with_logits(tokens, torch.from_numpy(changed)[batch.mask])
-        return TOKEN_WEIGHT * loss + F.binary_cross_entropy_with_logits(answers, torch.tensor(whole).float())
+        loss = F.binary_cross_entropy_with_logits(tokens, torch.from_numpy(changed).to(device)[batch.mask])
+        return TOKEN_WEIGHT * loss + F.binary_cross_entropy_with_logits(answers, torch.tensor(whole).float().to(device))

@@ -7,7 +7,6 @@ et al. 2018; Mosbach et al. 2020, arXiv 2006.04884).
 Everything that decides the next step (weights, optimiser, random state, position
 in the epoch) is saved now and then, so an interrupted run goes on exactly where
 it was: same seed, data and thread count give the same weights, bit for bit.
-torch is imported inside the functions, so that options can be checked without it.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 
 from approxrt.artifact.layout import explain_os_error, umask
@@ -32,61 +31,20 @@ from approxrt.models.classifier import load_classifier, quiet
 from approxrt.models.tokenizer import read_tokenizer
 from approxrt.random import epoch_generator
 from approxrt.runtime.tokenize import cut_to
-from approxrt.tasks.format import PLAIN, DataFormat, check_format
+from approxrt.tasks.format import PLAIN
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.readers import Dataset
 from approxrt.tasks.registry import Task
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
+from approxrt.torch_models.device import autocast, has_bf16, random_state, resolve_device, set_random_state
 from approxrt.training.optimizer import decay_groups
+from approxrt.training.options import REPORT, STATE, FinetuneOptions
 from approxrt.version import __version__
 
-STATE = "training.pt"
-REPORT = "finetune.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
-
-PRECISIONS = ("auto", "f32", "bf16")
-SPLITS = ("grouped", "random")
 
 # (steps done since the last call, what to show)
 Progress = Callable[[int, str], None]
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """How to train. `limit` caps the training examples (a quick trial); lengths are in tokens."""
-
-    epochs: int = 3
-    lr: float = 5e-5
-    batch_size: int = 32
-    seed: int = 0
-    max_length: int = 128
-    val_fraction: float = 0.1
-    limit: int | None = None
-    split: str = "grouped"  # of validation: texts inside one another on the same side; or "random"
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    save_seconds: float = 120.0
-    precision: str = "auto"  # of products in training: f32, bf16, or bf16 where the CPU has it
-    qat: int | None = None  # 8: train with int8 weights and activations (Q8BERT)
-    data_format: DataFormat = PLAIN  # of the data files
-
-    def check(self) -> None:
-        """Raise InputError for a value that cannot work."""
-        for name in ("epochs", "batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"lr is {self.lr}; it must be a number over 0 (5e-5 is usual)")
-        if not 0 < self.val_fraction < 1:
-            raise InputError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
-        check_format(self.data_format)
-        if self.split not in SPLITS:
-            raise InputError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
-        if self.qat not in (None, 8):
-            raise InputError(f"qat is {self.qat!r}; it must be 8 (int8 weights and activations)")
-        if self.limit is not None and self.limit < 2:
-            raise InputError(f"limit is {self.limit}; it must be at least 2 (one example to train, one to validate)")
 
 
 def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -130,14 +88,13 @@ class Run:
         out: Path,
         progress: Progress,
     ) -> None:
-        import torch
-
         self.task, self.options, self.out, self.folder, self.progress = task, options, out, folder, progress
         self.names, self.is_pair = train.label_names, train.is_pair
         torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
         torch.manual_seed(options.seed)
-        self.model = load_classifier(folder, train.label_names)
-        self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16())
+        self.device = resolve_device(options.device)
+        self.model = load_classifier(folder, train.label_names).to(self.device)
+        self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16(self.device))
         if options.qat is not None:
             from approxrt.quantization.qat import quantize_module
 
@@ -192,12 +149,10 @@ class Run:
                 yield
 
     def _train_step(self, rows: np.ndarray) -> float:
-        import torch
-
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * self._schedule()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.bf16):
             logits = self._forward(self.train, rows)
         loss = self._loss(logits.float(), self.train.labels[rows])
         value = float(loss.detach())
@@ -228,33 +183,28 @@ class Run:
         self.losses = []
         # Of equal metrics (few validation examples make ties) the lower loss is better.
         if (primary(metrics), -loss) > (self.best["value"], -self.best["loss"]):
-            weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            weights = {n: tensor.detach().to("cpu", copy=True) for n, tensor in self.model.state_dict().items()}
             self.best = {"epoch": epoch, "value": primary(metrics), "loss": loss, "weights": weights}
 
     def predict(self, data: Encoded) -> tuple[np.ndarray, float]:
         """(logits [n, outputs] in the data's order, mean loss); batches of like length, no dropout."""
-        import torch
-
         self.model.eval()
-        order = np.argsort(data.lengths, kind="stable")
-        outputs: np.ndarray | None = None
-        total = 0.0
+        limit = BatchLimit(64).on(self.device, int(getattr(self.model.config, "hidden_size", 1024)))
+        found, order, total = [], [], 0.0
         with torch.no_grad():
-            for start in range(0, len(order), 64):
-                rows = order[start : start + 64]
+            for rows in batches_by_length(data.lengths, limit):
                 logits = self._forward(data, rows)
                 total += float(self._loss(logits, data.labels[rows])) * len(rows)
-                if outputs is None:
-                    outputs = np.zeros((len(order), logits.shape[1]), np.float32)
-                outputs[rows] = logits.numpy()
-        assert outputs is not None
+                found.append(logits)
+                order.append(rows)
+        values = torch.cat(found).cpu().numpy()
+        outputs = np.zeros_like(values)
+        outputs[np.concatenate(order)] = values
         if not np.isfinite(outputs).all():
             raise TrainingError(f"the model's outputs are not numbers after step {self.step}; use a smaller --lr")
-        return outputs, total / len(order)
+        return outputs, total / len(outputs)
 
     def _forward(self, data: Encoded, rows: np.ndarray) -> Any:
-        import torch
-
         longest = int(data.lengths[rows].max())
         ids = torch.full((len(rows), longest), self.pad)
         types, mask = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -263,20 +213,16 @@ class Run:
             ids[i, :count] = torch.tensor(data.ids[row])
             types[i, :count] = torch.tensor(data.types[row])
             mask[i, :count] = 1
-        extra = {"token_type_ids": types} if self.typed else {}
-        return self.model(input_ids=ids, attention_mask=mask, **extra).logits
+        inputs = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if self.typed else {})
+        return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).logits
 
     def _loss(self, logits: Any, labels: np.ndarray) -> Any:
-        import torch
-
-        target = torch.from_numpy(np.ascontiguousarray(labels))
+        target = torch.from_numpy(np.ascontiguousarray(labels)).to(logits.device)
         if self.names is None:
             return torch.nn.functional.mse_loss(logits[:, 0], target)
         return torch.nn.functional.cross_entropy(logits, target)
 
     def _optimizer(self) -> Any:
-        import torch
-
         groups = decay_groups(self.model.parameters(), self.options.weight_decay)
         return torch.optim.AdamW(groups, lr=self.options.lr)
 
@@ -295,8 +241,6 @@ class Run:
 
     def save_state(self) -> None:
         """Write all that decides the next step, atomically."""
-        import torch
-
         state = {
             "identity": self._identity(),
             "step": self.step,
@@ -306,7 +250,7 @@ class Run:
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
+            "rng": random_state(self.device),
         }
         temporary = self.out / f".{STATE}.{os.getpid()}"
         try:
@@ -323,10 +267,8 @@ class Run:
 
     def restore(self) -> None:
         """Continue from the saved state. Raises InputError when it belongs to another run."""
-        import torch
-
         try:
-            state = torch.load(self.out / STATE, weights_only=True)
+            state = torch.load(self.out / STATE, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return  # interrupted before the first save: the run starts anew, which is the same thing
         except Exception as error:
@@ -340,14 +282,14 @@ class Run:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
+        set_random_state(state["rng"], self.device)
         self.step, self.losses, self.history = state["step"], state["losses"], state["history"]
         self.best, self.seconds = state["best"], state["seconds"]
         self.progress(self.step, f"resumed at step {self.step}")
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
-        options = {k: v for k, v in dataclasses.asdict(self.options).items() if k != "save_seconds"}
+        options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in ("save_seconds", "device")}
         if self.options.data_format == PLAIN:
             options.pop("data_format")  # runs from before there was a choice go on
         examples = [len(self.train.ids), len(self.validation.ids)]
@@ -377,7 +319,6 @@ class Run:
         (self.out / STATE).unlink(missing_ok=True)
 
     def _report(self, dev: dict[str, float] | None, dev_examples: int) -> dict[str, Any]:
-        import torch
         import transformers
 
         return {
@@ -401,15 +342,6 @@ class Run:
                 "transformers": transformers.__version__,
             },
         }
-
-
-def has_bf16() -> bool:
-    """The CPU multiplies bfloat16 faster than float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _unwritable(path: Path, error: Exception) -> TrainingError:

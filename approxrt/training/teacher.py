@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import Student, make_batch
 
 HIDDEN_BYTES = 2 << 30
@@ -64,21 +65,21 @@ def teach(
     states = np.zeros((len(layers), int(offsets[-1]) if layers else 0, hidden), np.float16)
     logits = np.zeros((len(ids), first.spec.num_outputs), np.float32) if first.spec.labels else None
     pooled = np.zeros((len(ids), hidden), np.float32)
-    order, done = np.argsort(lengths, kind="stable"), 0
+    device, done = first.device, 0
     for model in models:
         model.eval()
     with torch.inference_mode():
-        for start in range(0, len(order), 64):
-            rows = order[start : start + 64]
-            batch = make_batch([ids[i] for i in rows], [types[i] for i in rows])
+        # Hidden states of all layers are there at once.
+        for rows in batches_by_length(lengths, BatchLimit(64).on(device, hidden, depth)):
+            batch = make_batch([ids[i] for i in rows], [types[i] for i in rows], device)
             for place, model in enumerate(models):
                 out = model(batch)
                 if logits is not None:
-                    logits[rows] += out.logits.float().numpy() / len(models)
+                    logits[rows] += out.logits.float().cpu().numpy() / len(models)
                 if place == 0:
-                    pooled[rows] = out.pooled.float().numpy()
+                    pooled[rows] = out.pooled.float().cpu().numpy()
                     for j, layer in enumerate(layers):
-                        values = out.hidden[layer].numpy()
+                        values = out.hidden[layer].cpu().numpy()
                         for i, row in enumerate(rows):
                             states[j, offsets[row] : offsets[row + 1]] = values[i, : lengths[row]]
             done += len(rows)

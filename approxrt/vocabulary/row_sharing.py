@@ -63,11 +63,11 @@ def piece_states(model: Student, tokenizer_json: bytes) -> np.ndarray:
     with torch.inference_mode():
         for begin in range(0, len(states), _BATCH):
             ids = range(begin, min(begin + _BATCH, len(states)))
-            batch = make_batch([[first, i, last] for i in ids])
+            batch = make_batch([[first, i, last] for i in ids], device=model.device)
             x, keys = model.embed(batch), model.keys(batch)
             for i in range(layer + 1):
                 x = model.layer(i, x, keys)
-            states[ids.start : ids.stop] = x[:, 1].float().numpy()
+            states[ids.start : ids.stop] = x[:, 1].float().cpu().numpy()
     model.train(training)
     states -= states.mean(axis=0)
     return states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)
