@@ -5,14 +5,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export APPROXRT_WERROR ?= 1
 
-KERNEL_TESTS = tests/test_gemm_int8.py tests/test_gemm_int4.py tests/test_gemm_f32.py tests/test_quantize_rows.py \
-               tests/test_quantize_rows_u8.py tests/test_attention.py tests/test_attention_int16.py tests/test_sign_attention.py \
-               tests/test_softmax.py tests/test_layer_norm.py tests/test_activation.py tests/test_embedding.py \
-               tests/test_encoder.py tests/test_removed_blocks.py tests/test_plan.py \
-               tests/test_rms_norm.py tests/test_rope.py tests/test_gated.py tests/test_hadamard.py tests/test_cache_write.py \
-               tests/test_cached_attention.py tests/test_quantize_tokens.py tests/test_gemv_int8.py \
-               tests/test_gemv_int4.py tests/test_sign_cached.py tests/test_decoder.py tests/test_decoder_signs.py \
-               tests/test_shortlist.py tests/test_word_logits.py tests/test_head_preview.py
+KERNEL_TESTS = tests/kernels tests/runtime/test_encoder.py tests/runtime/test_removed_blocks.py tests/runtime/test_plan.py \
+               tests/runtime/test_decoder.py tests/sign_attention/test_decoder_signs.py tests/runtime/test_head_preview.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: help install build test test-rounding test-all lint format demo bench microbench cold readme asan tsan clean
@@ -52,11 +46,11 @@ test: build lint ## Build, lint, type-check and run the tests
 	$(MAKE) --no-print-directory test-rounding
 
 # What compares floats must hold on every CPU: the same tests with the kernels and libraries of a smaller one.
-ROUNDING_TESTS = tests/test_fake_quantize.py tests/test_qat.py tests/test_recover.py tests/test_student.py \
-                 tests/test_preview_fit.py tests/test_decoder_rounding.py tests/test_decoder_structure.py \
-                 tests/test_compress.py::test_artifact_equals_the_emulation tests/test_sign_matching.py \
-                 tests/test_compress_lm_grouped.py::test_the_student_starts_and_ends_on_the_grids tests/test_mixed_rows.py \
-                 tests/test_gptq.py tests/test_refit.py tests/test_obs.py tests/test_head_preview.py
+ROUNDING_TESTS = tests/quantization/test_fake_quantize.py tests/quantization/test_qat.py tests/training/test_recovery.py tests/torch_models/test_torch_encoder.py \
+                 tests/quantization/test_low_rank_head.py tests/quantization/test_decoder_rounding.py tests/pruning/test_decoder_structure.py \
+                 tests/compression/test_compress.py::test_artifact_equals_the_emulation tests/sign_attention/test_sign_matching.py \
+                 tests/compression/test_compress_lm_grouped.py::test_the_student_starts_and_ends_on_the_grids tests/quantization/test_mixed_rows.py \
+                 tests/quantization/test_gptq.py tests/pruning/test_reconstruct.py tests/pruning/test_obs.py tests/runtime/test_head_preview.py
 SMALLER_CPU = APPROXRT_ISA=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
               OMP_NUM_THREADS=1
 
@@ -106,8 +100,8 @@ asan: install    ## Kernel tests under AddressSanitizer and UndefinedBehaviorSan
 
 # torch does not survive ThreadSanitizer, so the tests that compare with it stay out.
 tsan: install    ## Thread pool and encoder tests under ThreadSanitizer
-	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/test_threads.py tests/test_concurrency.py tests/test_loading.py \
-		tests/test_encoder.py -k "not logits and not every_kind and not benchmark and not weights_twice"
+	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/runtime/test_threads.py tests/runtime/test_concurrency.py tests/runtime/test_loading.py \
+		tests/runtime/test_encoder.py -k "not logits and not every_kind and not benchmark and not weights_twice"
 
 clean:           ## Remove build products (not .venv)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

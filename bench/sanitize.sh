@@ -1,7 +1,7 @@
 #!/bin/bash
 # bench/sanitize.sh SANITIZERS RUNTIME PYTHON TESTS...: build the extension with sanitizers and run tests with it.
 #
-# For example: bench/sanitize.sh address,undefined libasan.so .venv/bin/python tests/test_gemm_int8.py
+# For example: bench/sanitize.sh address,undefined libasan.so .venv/bin/python tests/kernels/test_gemm_int8.py
 # Works on a copy in build/sanitize-*, whose objects are kept, so that a second run compiles only what changed.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)

@@ -21,6 +21,6 @@ for path in approxrt/*; do
     case $path in *__pycache__ | *.so) ;; *) ln -s "$PWD/$path" "$SITE/$path" ;; esac
 done
 ln -s "$PWD/kernels" "$SITE/approxrt/kernels"
-export PYTHONPATH="$PWD/$SITE:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD/$SITE:$PWD/tests/support${PYTHONPATH:+:$PYTHONPATH}"
 export APPROXRT_CACHE=${APPROXRT_CACHE:-$PWD/build/gpu/cache}
 exec "$PYTHON" bench/gpu/run.py --out "$OUT" --site "$SITE" "$@"

@@ -110,7 +110,7 @@ def once(folder: Path, make: Callable[[Path], Any]) -> Path:
 
 def sentences(root: Path) -> Path:
     """Short texts in two classes."""
-    from test_finetune import write_data
+    from sentences import write_data
 
     return once(root / "sentences", lambda folder: write_data(folder, train=160, dev=24))
 
@@ -438,7 +438,7 @@ def numerics() -> str:
 
 
 def main(path: Path, names: list[str]) -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import torch
 
