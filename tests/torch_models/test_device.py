@@ -10,11 +10,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="devices are torch's")
 
+from counting_texts import ascending, counting_tokenizer  # noqa: E402
 from decoders import small_decoder_spec  # noqa: E402
 from one_device import MixedDevices, one_device  # noqa: E402
 from small_student import random_examples, small_student  # noqa: E402
 from specs import random_tensors  # noqa: E402
-from test_practice import ascending, counting_tokenizer  # noqa: E402
 
 from approxrt.artifact.spec.decoder import DecoderSpec  # noqa: E402
 from approxrt.artifact.spec.encoder import LayerSpec  # noqa: E402
