@@ -16,8 +16,8 @@ from approxrt.quantization.calibration import calibration
 from approxrt.quantization.gptq import dequantized_linear
 from approxrt.quantization.grids import parts_of
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.torch_models.device import has_bf16
 from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
-from approxrt.training.run import has_bf16
 
 if TYPE_CHECKING:
     from approxrt.compression.lm import LmCompression

@@ -27,11 +27,11 @@ from approxrt.significance.latency import MeasuredTable, cpu_name, measure_table
 from approxrt.significance.workload import Run, engine_run, peer_runs, sample_texts, take_turns
 from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import flip_rate, primary
+from approxrt.torch_models.device import has_bf16
 from approxrt.torch_models.encoder import Student, dequantized, predict
 from approxrt.training.augmentation import with_more_pairs
 from approxrt.training.data import DataOptions, TaskData, read_data
 from approxrt.training.recovery import RecoveryOptions, encoder_linears
-from approxrt.training.run import has_bf16
 from approxrt.training.teacher import Teacher, teach
 from approxrt.vocabulary.prune import apply_vocabulary, compact_tokenizer, trim_positions
 from approxrt.vocabulary.selection import (

@@ -17,7 +17,6 @@ perplexity there would say nothing of what was lost.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,6 @@ from torch.nn import functional
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import GROUP_KINDS, GROUP_WEIGHTS, LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
-from approxrt.errors import TrainingError
 from approxrt.quantization.fake_quantize import (
     REFRESH,
     int4_steps,
@@ -43,10 +41,10 @@ from approxrt.quantization.gptq import FORMS, LIMITS, steps_of
 from approxrt.quantization.grids import nearest
 from approxrt.quantization.groupwise import quantize_groups4
 from approxrt.quantization.rtn import dequantize, quantize_linear, quantize_rows
-from approxrt.random import epoch_generator
 from approxrt.torch_models.decoder import TorchDecoder
-from approxrt.torch_models.device import autocast
+from approxrt.training.objectives import LikelyTokens, likely_token_divergence
 from approxrt.training.optimizer import decay_groups
+from approxrt.training.trainer import Schedule, StepOptions, Trainer, shuffled_rows
 
 TOP = 64
 # What is trained of a grid, and how fast: a scale changes by a thousandth where a weight changes by a tenth of one.
@@ -70,16 +68,13 @@ class DecoderRecoveryOptions:
     bf16: bool = False
     trains_head: bool = False
 
-
-@dataclass(frozen=True)
-class Taught:
-    """What the teacher says of one sequence: its likeliest next tokens i32[tokens, TOP] and their log probabilities."""
-
-    ids: Tensor
-    log_probabilities: Tensor
+    def step_options(self) -> StepOptions:
+        """Return what of this every trainer has."""
+        schedule = Schedule(self.warmup, self.final_lr)
+        return StepOptions(self.lr, schedule, betas=(0.9, 0.95), fused=False, bf16=self.bf16)
 
 
-class DecoderRecovery:
+class DecoderRecovery(Trainer):
     """A student in training. Sequences of the text come in a shuffled order, each once an epoch.
 
     spec, tensors  all-f32 decoder as the plan cuts and refits it
@@ -102,16 +97,17 @@ class DecoderRecovery:
         grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
+        self.model = TorchDecoder(spec, tensors, device)
+        super().__init__(self.model.device, options.step_options())
+        device = self.device
         self.spec, self.bits = spec, dict(bits)
         self._grids = {name: dict(parts) for name, parts in (grids or {}).items()}
         self.teacher, self.options = teacher, options
         self.masks = dict(masks)
-        self.step, self.loss = 0, math.nan
-        self._taught: dict[int, Taught] = {}
+        self.done = 0.0  # share of the training that lies behind
+        self._taught: dict[int, LikelyTokens] = {}
         self._steps: dict[str, Tensor] = {}
         self._lines: dict[str, tuple[Tensor, Tensor]] = {}
-        self.model = TorchDecoder(spec, tensors, device)
-        device = self.device = self.model.device
         self.pieces = pieces.to(device)
         weights = self.model.weights
         if not self._grids:
@@ -132,22 +128,22 @@ class DecoderRecovery:
             for name, mask in masks.items()
         }
         places = ("layers.", "head.") if options.trains_head else ("layers.",)
-        self.trained = {name: weights[name].requires_grad_() for name in weights if name.startswith(places)}
+        self.learnt = {name: weights[name].requires_grad_() for name in weights if name.startswith(places)}
         self._mask_weights()
-        whole = list(self.trained.values())
+        whole = list(self.learnt.values())
         self._group_grids = {}
         for name, grid in self._grids.items():
-            if FORMS[bits[name]] in GROUP_KINDS and f"{name}.weight" in self.trained:
+            if FORMS[bits[name]] in GROUP_KINDS and f"{name}.weight" in self.learnt:
                 self._group_grids[name] = GroupGrid(grid, LIMITS[bits[name]], device)
-                self.trained |= {f"{name}.{part}": p for part, p in self._group_grids[name].changes.items()}
+                self.learnt |= {f"{name}.{part}": p for part, p in self._group_grids[name].changes.items()}
             elif bits[name] == 4:
                 steps = steps_of(grid, *weights[f"{name}.weight"].shape)
                 self._steps[name] = torch.from_numpy(steps.astype(np.float32)).to(device)
-        changes = [p for name, p in self.trained.items() if name.endswith(CHANGE)]
+        changes = [p for name, p in self.learnt.items() if name.endswith(CHANGE)]
         groups = [group | {"factor": 1.0} for group in decay_groups(whole, options.weight_decay)]
         if changes:
             groups.append({"params": changes, "weight_decay": 0.0, "factor": CHANGE_LR})
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95))
+        self.start_optimizer(groups)
 
     # -- steps ------------------------------------------------------------------
 
@@ -156,57 +152,34 @@ class DecoderRecovery:
         return max(1, len(self.pieces) // self.options.sequences)
 
     def advance(self, done: float) -> float:
-        """One optimiser step; `done` is the share of the training that lies behind. Returns the loss, nats a token.
+        """Take one optimiser step and return its loss in nats a token; `done` is the share of the training behind it.
 
         Raises TrainingError when it is not a number.
         """
-        options = self.options
-        epoch, place = divmod(self.step, self.steps_per_epoch)
-        order = epoch_generator(options.seed, epoch).permutation(len(self.pieces))
-        rows = order[place * options.sequences : (place + 1) * options.sequences]
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * group["factor"] * self._schedule(done)
-        self.optimizer.zero_grad(set_to_none=True)
-        # In one pass: weights are put on their grids once.
-        with autocast(self.device, options.bf16):
-            loss = self._loss(rows)
-        loss.backward()
-        self.loss = total = float(loss.detach())
-        if not math.isfinite(total):
-            raise TrainingError(
-                f"the loss is {total} at step {self.step + 1} with lr {options.lr}: training has diverged; "
-                "use a smaller --lr"
-            )
-        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), 1.0)
-        self.optimizer.step()
-        self._mask_weights()
-        self.step += 1
-        if self.step % REFRESH == 0 and not self._grids:
-            self._steps, self._lines = {}, {}
-        return total
+        self.done = done
+        return self.take_step()
 
-    def _schedule(self, done: float) -> float:
-        warmup, final = self.options.warmup, self.options.final_lr
-        if done < warmup:
-            return max(0.05, done / warmup)
-        return final + (1 - final) * max(0.0, (1 - done) / (1 - warmup))
+    def trained(self) -> list[Tensor]:
+        return list(self.learnt.values())
 
-    def _loss(self, rows: np.ndarray) -> Tensor:
+    def rate_share(self) -> float:
+        return self.step_options.schedule.at_share(self.done)
+
+    def next_loss(self) -> Tensor:
+        rows = shuffled_rows(len(self.pieces), self.options.sequences, self.options.seed, self.step)
         taught = [self._teach(int(row)) for row in rows]
-        ours = self.logits(self.pieces[rows]).float().log_softmax(-1)
-        p = torch.stack([t.log_probabilities for t in taught])
-        top = ours.gather(2, torch.stack([t.ids for t in taught]).long())
-        rest, theirs = (torch.log1p(-x.exp().sum(2).clamp(max=1 - 1e-6)) for x in (top, p))
-        return ((p.exp() * (p - top)).sum(2) + theirs.exp() * (theirs - rest)).mean()
+        # In one pass: weights are put on their grids once.
+        return likely_token_divergence(self.logits(self.pieces[torch.from_numpy(rows).to(self.device)]), taught)
 
-    def _teach(self, row: int) -> Taught:
+    def after_step(self) -> None:
+        self._mask_weights()
+        if (self.step + 1) % REFRESH == 0 and not self._grids:
+            self._steps, self._lines = {}, {}
+
+    def _teach(self, row: int) -> LikelyTokens:
         if row not in self._taught:
-            logits = torch.from_numpy(np.array(self.teacher(self.pieces[row].cpu().tolist()), np.float32)).to(
-                self.device
-            )
-            top = logits.topk(min(TOP, logits.shape[1]), dim=1)
-            probabilities = top.values - logits.logsumexp(1, keepdim=True)
-            self._taught[row] = Taught(top.indices.int(), probabilities)
+            logits = np.array(self.teacher(self.pieces[row].cpu().tolist()), np.float32)
+            self._taught[row] = LikelyTokens.of(torch.from_numpy(logits).to(self.device), TOP)
         return self._taught[row]
 
     # -- the student -------------------------------------------------------------
@@ -247,21 +220,21 @@ class DecoderRecovery:
     def _mask_weights(self) -> None:
         with torch.no_grad():
             for name, kept in self._elements.items():
-                self.trained[f"{name}.weight"].mul_(kept)
+                self.learnt[f"{name}.weight"].mul_(kept)
 
     # -- what is kept --------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of what is trained, but for scales and offsets of grids."""
-        return {name: p.detach().cpu().numpy().copy() for name, p in self.trained.items() if not name.endswith(CHANGE)}
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.learnt.items() if not name.endswith(CHANGE)}
 
     def grids(self) -> dict[str, dict[str, np.ndarray]]:
         """The tensors of linears that started on grids, where they are now."""
         out = {}
         for name, grid in self._grids.items():
-            if f"{name}.weight" in self.trained:
+            if f"{name}.weight" in self.learnt:
                 grid = self._group_grids[name].parts() if name in self._group_grids else grid
-                grid = nearest(self.trained[f"{name}.weight"].detach().cpu().numpy(), grid, LIMITS[self.bits[name]])
+                grid = nearest(self.learnt[f"{name}.weight"].detach().cpu().numpy(), grid, LIMITS[self.bits[name]])
             out[name] = grid
         return out
 
@@ -269,7 +242,7 @@ class DecoderRecovery:
         """All that decides the next step, for torch.save."""
         return {
             "step": self.step,
-            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "weights": {name: p.detach() for name, p in self.learnt.items()},
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -277,7 +250,7 @@ class DecoderRecovery:
         """Continue from `state()` of a run with the same plan and options."""
         with torch.no_grad():
             for name, value in state["weights"].items():
-                self.trained[name].copy_(value)
+                self.learnt[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         if not self._grids:

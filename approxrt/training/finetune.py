@@ -62,10 +62,10 @@ def finetune(
     if dev_file is not None:
         dev = read_task(task, dev_file, train.label_names, train.label_names is None, form)
     try:
-        from approxrt.training.run import Run
+        from approxrt.training.run import Job, Run
 
         target.mkdir(parents=True, exist_ok=True)
-        run = Run(folder, task, train, validation, options, target, progress or (lambda *_: None))
+        run = Run(Job(folder, task, train, validation, target), options, progress or (lambda *_: None))
         if resume:
             run.restore()
         return run.train_and_save(dev)

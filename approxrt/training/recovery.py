@@ -10,7 +10,6 @@ A cut in between follows scores that are taken of the student as it then is (`sc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from approxrt.artifact.storage.bsr import expand_mask
-from approxrt.errors import TrainingError
 from approxrt.pruning.structure import Structure, mean_biases, selections, shrink_masks, shrunk_spec
 from approxrt.quantization.fake_quantize import FakeQuantizer
 from approxrt.random import Stream, generator
 from approxrt.tasks.examples import Examples
-from approxrt.torch_models.device import autocast, random_state, set_random_state
+from approxrt.torch_models.device import random_state, set_random_state
 from approxrt.torch_models.encoder import Student, make_batch
-from approxrt.training.optimizer import decay_groups, fused
-from approxrt.training.run import bucketed_batches
+from approxrt.training.objectives import label_errors, state_error, teacher_errors, vector_error
+from approxrt.training.optimizer import decay_groups
 from approxrt.training.teacher import Teacher
+from approxrt.training.trainer import Epochs, Schedule, StepOptions, Trainer
 
 RESPLIT_SHARE = 0.3  # of a batch's texts that are split into smaller pieces, where there is a split
 
@@ -51,64 +49,55 @@ class RecoveryOptions:
     seed: int = 0
     bf16: bool = False
 
+    def step_options(self) -> StepOptions:
+        """Return what of this every trainer has."""
+        schedule = Schedule(self.warmup, self.final_lr)
+        return StepOptions(self.lr, schedule, betas=(0.9, 0.98), bf16=self.bf16)
 
-class Recovery:
+
+class Recovery(Trainer):
     """A student in training; see the module's text. Steps are taken one at a time, cuts in between by `cut`."""
 
     def __init__(
         self, student: Student, examples: Examples, teacher: Teacher, steps: int, options: RecoveryOptions
     ) -> None:
+        super().__init__(student.device, options.step_options())
         self.student, self.examples, self.teacher = student, examples, teacher
         self.steps, self.options = max(1, steps), options
-        self.step = 0
-        self.lengths = examples.lengths
-        self.steps_per_epoch = max(1, -(-len(examples.ids) // options.batch_size))
+        self.epochs = Epochs(examples.lengths, options.batch_size, options.seed)
         # Of each linear: scores of its weights f32[out, in], and means of its inputs f32[in]. Cuts take them along.
         self.scores: dict[str, Tensor] = {}
         self.means: dict[str, Tensor] = {}
         self.quantizer: FakeQuantizer | None = None
         student.dropout = options.dropout
         torch.manual_seed(options.seed)
-        self._batches: tuple[int, list[np.ndarray]] = (-1, [])
-        self.optimizer = self._optimizer({})
-        self.loss = math.nan
+        self._restart_optimizer({})
 
     # -- steps ------------------------------------------------------------------
 
     def advance(self) -> float:
-        """One optimiser step; returns its loss. Raises TrainingError when it is not a number."""
-        options, student = self.options, self.student
-        epoch, place = divmod(self.step, self.steps_per_epoch)
-        if self._batches[0] != epoch:
-            self._batches = (epoch, bucketed_batches(self.lengths, options.batch_size, options.seed, epoch))
-        rows = self._batches[1][place]
-        student.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * self._schedule()
-        with autocast(student.device, options.bf16):
-            loss = self._loss(rows)
-        self.loss = float(loss.detach())
-        if not math.isfinite(self.loss):
-            raise TrainingError(
-                f"the loss is {self.loss} at step {self.step + 1} of {self.steps} with lr {options.lr}: "
-                "training has diverged; use a smaller --lr"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._trained(), 1.0)
-        self.optimizer.step()
-        student.apply_masks()
+        """Take one optimiser step and return its loss. Raises TrainingError when it is not a number."""
+        self.student.train()
+        return self.take_step()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.epochs.steps
+
+    @property
+    def about(self) -> str:
+        return f" of {self.steps}"
+
+    def rate_share(self) -> float:
+        return self.step_options.schedule.at_step(self.step, self.steps)
+
+    def next_loss(self) -> Tensor:
+        return self._loss(self.epochs.rows(self.step))
+
+    def after_step(self) -> None:
+        self.student.apply_masks()
         if self.quantizer is not None:
             self.quantizer.advance()
-        self.step += 1
-        return self.loss
-
-    def _schedule(self) -> float:
-        warm = max(1, round(self.options.warmup * self.steps))
-        if self.step < warm:
-            return (self.step + 1) / warm
-        left = (self.steps - self.step) / max(1, self.steps - warm)
-        return self.options.final_lr + (1 - self.options.final_lr) * max(0.0, left)
 
     def _pieces(self, rows: np.ndarray) -> tuple[list[Sequence[int]], list[Sequence[int]], np.ndarray]:
         """(ids, types, bool[b]: as the teacher read it) of a batch; some texts are split into smaller pieces."""
@@ -123,38 +112,30 @@ class Recovery:
         return ids, types, whole
 
     def _loss(self, rows: np.ndarray) -> Tensor:
-        options, teacher = self.options, self.teacher
+        options, teacher, device = self.options, self.teacher, self.device
         pieces, kinds, whole = self._pieces(rows)
-        device = self.student.device
         batch = make_batch(pieces, kinds, device)
         out = self.student(batch)
         labels = None if self.examples.labels is None else torch.from_numpy(self.examples.labels[rows]).to(device)
         if out.logits is None:
-            loss = (
-                1 - F.cosine_similarity(out.pooled.float(), torch.from_numpy(teacher.pooled[rows]).to(device), dim=1)
-            ).mean()
+            loss = vector_error(out.pooled, torch.from_numpy(teacher.pooled[rows]).to(device))
         else:
             assert teacher.logits is not None and labels is not None
-            taught, t = torch.from_numpy(teacher.logits[rows]).to(device), options.temperature
-            if labels.is_floating_point():
-                own = (out.logits[:, 0] - labels).square()
-                theirs = (out.logits - taught).square().mean(1)
-            else:
-                own = F.cross_entropy(out.logits, labels, reduction="none")
-                student, dense = (F.log_softmax(logits / t, 1) for logits in (out.logits, taught))
-                theirs = t * t * F.kl_div(student, dense, log_target=True, reduction="none").sum(1)
-            share = torch.full((len(rows),), options.teacher_share, device=device)
+            taught = torch.from_numpy(teacher.logits[rows]).to(device)
+            own = label_errors(out.logits, labels)
+            theirs = teacher_errors(out.logits, taught, options.temperature, not labels.is_floating_point())
+            share = torch.full((len(rows),), options.teacher_share)
             if self.examples.labelled is not None:
-                share[torch.from_numpy(rows >= self.examples.labelled).to(device)] = 1.0
+                share[torch.from_numpy(rows >= self.examples.labelled)] = 1.0
+            share = share.to(device)
             loss = ((1 - share) * own + share * theirs).mean()
         if options.hidden_weight and teacher.layers:
             # Tokens of a text that is split anew are not the teacher's: its states say nothing of them.
             chosen = torch.from_numpy(whole).to(device)
             mask = batch.mask[chosen][:, :, None].float()
-            count = mask.sum().clamp(min=1) * self.student.spec.hidden_size
             for layer, target in zip(teacher.layers, teacher.hidden(rows[whole], batch.ids.shape[1]), strict=True):
-                error = (out.hidden[layer][chosen].float() - target.to(device)) * mask
-                loss = loss + options.hidden_weight * error.square().sum() / count
+                error = state_error(out.hidden[layer][chosen], target.to(device), mask)
+                loss = loss + options.hidden_weight * error
         return loss
 
     def element_scores(self) -> dict[str, np.ndarray]:
@@ -205,7 +186,7 @@ class Recovery:
         student.set_masks(masks)
         if self.quantizer is not None:
             self.quantizer.steps = {}
-        self.optimizer = self._optimizer(state)
+        self._restart_optimizer(state)
 
     def _absorb_means(self, masks: Mapping[str, np.ndarray]) -> None:
         """Biases take over W[pruned] E[x] of the tiles that go now."""
@@ -222,18 +203,16 @@ class Recovery:
 
     # -- optimiser and state ----------------------------------------------------
 
-    def _trained(self) -> list[torch.nn.Parameter]:
+    def trained(self) -> list[torch.nn.Parameter]:
         return [p for p in self.student.weights.values() if p.requires_grad]
 
-    def _optimizer(self, state: Mapping[str, dict[str, Any]]) -> torch.optim.AdamW:
-        trained = [(name, self.student.weight(name)) for name in self.student.names()]
-        trained = [(name, p) for name, p in trained if p.requires_grad]
-        groups = decay_groups((p for _, p in trained), self.options.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.options.lr, betas=(0.9, 0.98), fused=fused(self.student.device))
-        for name, p in trained:
-            if state.get(name):
-                optimizer.state[p] = state[name]
-        return optimizer
+    def _restart_optimizer(self, state: Mapping[str, dict[str, Any]]) -> None:
+        """Take a new optimiser for the parameters as they are, with the moments of `state` by parameter name."""
+        self.start_optimizer(decay_groups(self.trained(), self.options.weight_decay))
+        for name in self.student.names():
+            parameter = self.student.weight(name)
+            if parameter.requires_grad and state.get(name):
+                self.optimizer.state[parameter] = state[name]
 
     def state(self) -> dict[str, Any]:
         """All that decides the next step, for torch.save."""
@@ -271,7 +250,11 @@ class Recovery:
         student.masks = {}
         student.set_masks({name: mask.numpy() for name, mask in state["masks"].items()})
         self.step, self.steps = state["step"], state["steps"]
-        self.optimizer = self._optimizer({name: dict(value) for name, value in state["optimizer"].items()})
+        moments = {
+            name: {key: value.to(self.device) if key.startswith("exp_avg") else value for key, value in found.items()}
+            for name, found in state["optimizer"].items()
+        }
+        self._restart_optimizer(moments)
         if state["bits"]:
             self.quantize(state["bits"])
             assert self.quantizer is not None

@@ -11,7 +11,6 @@ the two texts belong together. Both heads are thrown away; labels come afterward
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +22,10 @@ from torch.nn import functional as F
 
 from approxrt.errors import TrainingError
 from approxrt.runtime.tokenize import cut_to
-from approxrt.torch_models.device import autocast
 from approxrt.torch_models.encoder import Student, make_batch
-from approxrt.training.optimizer import decay_groups, fused
+from approxrt.training.optimizer import decay_groups
 from approxrt.training.recovery import RecoveryOptions
-from approxrt.training.run import bucketed_batches
+from approxrt.training.trainer import Trainer, bucketed_batches
 
 CHANGED_TEXTS = 0.6
 STRANGE_PAIRS = 0.5
@@ -87,7 +85,7 @@ def _same_text(text: Exercise, i: int, j: int) -> bool:
     return text.ids[i] != text.ids[j] and not any(text.special[min(i, j) : max(i, j) + 1])
 
 
-class Practice:
+class Practice(Trainer):
     """A student in practice; see the module's text. Steps are taken one at a time.
 
     texts       strings, or pairs of them
@@ -105,8 +103,9 @@ class Practice:
     ) -> None:
         from tokenizers import Tokenizer
 
+        super().__init__(student.device, options.step_options())
         self.student, self.texts, self.max_length = student, list(texts), max_length
-        self.steps, self.options, self.step = steps, options, 0
+        self.steps, self.options = steps, options
         self.pairs = not isinstance(self.texts[0], str)
         self.tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
         self.tokenizer.no_padding()
@@ -125,9 +124,8 @@ class Practice:
         self._start_epoch()
         trained = [p for p in student.weights.values() if p.requires_grad]
         trained += [*self.token_head.parameters(), *self.text_head.parameters()]
-        groups = decay_groups(trained, options.weight_decay)
-        self.trained = trained
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=fused(student.device))
+        self._trained = trained
+        self.start_optimizer(decay_groups(trained, options.weight_decay))
 
     def _start_epoch(self) -> None:
         """Texts anew; of pairs, some seconds come from another one."""
@@ -154,30 +152,27 @@ class Practice:
         self.batches = bucketed_batches(lengths, self.options.batch_size, self.options.seed, self.epoch)
 
     def advance(self) -> float:
-        """One optimiser step; returns its loss. Raises TrainingError when it is not a number."""
-        options = self.options
+        """Take one optimiser step and return its loss. Raises TrainingError when it is not a number."""
         if self.step >= (self.epoch + 1) * self.steps_per_epoch:
             self._start_epoch()
-        rows = self.batches[self.step - self.epoch * self.steps_per_epoch]
-        share = (self.step + 1) / max(1, round(options.warmup * self.steps))
-        left = (self.steps - self.step) / max(1.0, (1 - options.warmup) * self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * min(1.0, share, max(0.0, left))
         self.student.train()
-        with autocast(self.student.device, options.bf16):
-            loss = self._loss(rows)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {self.step + 1} of {self.steps} of practice with lr {options.lr}: "
-                "training has diverged; use a smaller --lr"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.step += 1
-        return value
+        return self.take_step()
+
+    @property
+    def about(self) -> str:
+        return f" of {self.steps} of replaced-token detection"
+
+    def trained(self) -> list[nn.Parameter]:
+        return self._trained
+
+    def rate_share(self) -> float:
+        warmup = self.options.warmup
+        share = (self.step + 1) / max(1, round(warmup * self.steps))
+        left = (self.steps - self.step) / max(1.0, (1 - warmup) * self.steps)
+        return min(1.0, share, max(0.0, left))
+
+    def next_loss(self) -> Tensor:
+        return self._loss(self.batches[self.step - self.epoch * self.steps_per_epoch])
 
     def _loss(self, rows: np.ndarray) -> Tensor:
         exercises, whole = [], []

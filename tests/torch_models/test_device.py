@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +14,21 @@ torch = pytest.importorskip("torch", reason="devices are torch's")
 
 from counting_texts import ascending, counting_tokenizer  # noqa: E402
 from decoders import small_decoder_spec  # noqa: E402
+from families import build_checkpoint  # noqa: E402
 from one_device import MixedDevices, one_device  # noqa: E402
 from small_student import random_examples, small_student  # noqa: E402
 from specs import random_tensors  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 
 from approxrt.artifact.spec.decoder import DecoderSpec  # noqa: E402
 from approxrt.artifact.spec.encoder import LayerSpec  # noqa: E402
 from approxrt.errors import DeviceError, InputError  # noqa: E402
+from approxrt.models.classifier import load_classifier  # noqa: E402
 from approxrt.pruning.reconstruct import refit  # noqa: E402
 from approxrt.pruning.structure import Structure  # noqa: E402
 from approxrt.quantization.calibration import round_decoder  # noqa: E402
 from approxrt.quantization.gptq import dequantized_linear  # noqa: E402
+from approxrt.quantization.qat import quantize_module  # noqa: E402
 from approxrt.quantization.rotation import rotate  # noqa: E402
 from approxrt.quantization.rtn import quantize_linear  # noqa: E402
 from approxrt.sign_attention.calibrate import calibrate  # noqa: E402
@@ -31,9 +37,12 @@ from approxrt.significance.decoder_removal import measure_removals as decoder_re
 from approxrt.significance.decoder_statistics import statistics  # noqa: E402
 from approxrt.significance.removal import Held, measure_removals  # noqa: E402
 from approxrt.significance.statistics import collect  # noqa: E402
+from approxrt.tasks.readers import Dataset  # noqa: E402
 from approxrt.torch_models.device import resolve_device  # noqa: E402
 from approxrt.torch_models.encoder import Student, predict  # noqa: E402
+from approxrt.training.classifier import ClassifierTrainer, Encoded  # noqa: E402
 from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions  # noqa: E402
+from approxrt.training.options import FinetuneOptions  # noqa: E402
 from approxrt.training.recovery import Recovery, RecoveryOptions, encoder_linears  # noqa: E402
 from approxrt.training.replaced_token import Practice  # noqa: E402
 from approxrt.training.teacher import teach  # noqa: E402
@@ -194,6 +203,37 @@ def test_telling_what_was_replaced() -> None:
     with one_device() as device:
         found = practised(device)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_fine_tuning(tmp_path: Path) -> None:
+    build_checkpoint("bert", tmp_path / "base", plain=True)
+    texts = ["a gripping film", "two hours of it", "good and bad", "great or awful"] * 6
+    data = Dataset(texts, np.arange(24) % 2, ("no", "yes"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "base" / "tokenizer.json"))
+    base = load_classifier(tmp_path / "base", data.label_names)
+
+    def learnt(device: torch.device | str) -> tuple[list[float], np.ndarray]:
+        model = copy.deepcopy(base).to(device)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # attention draws other numbers in its other form
+        quantize_module(model)
+        options = FinetuneOptions(batch_size=8, epochs=1, lr=1e-3, precision="f32")
+        trainer = ClassifierTrainer(model, Encoded(data, tokenizer), options)
+        losses = [trainer.advance() for _ in range(trainer.steps)]
+        return losses, trainer.predict(trainer.train)[0]
+
+    wanted = learnt("cpu")
+    # Data of a parameter cannot be replaced by a tensor of another class.
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with one_device() as device:
+            found = learnt(device)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-3)
+    assert found[1].shape == wanted[1].shape
 
 
 # -- decoders, whose attention torch computes in another form there ---------------------

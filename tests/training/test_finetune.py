@@ -24,7 +24,7 @@ from approxrt.errors import DataError, InputError, TrainingError, UnsupportedMod
 from approxrt.tasks.readers import Dataset
 from approxrt.training.finetune import FinetuneOptions, finetune, split_data, total_steps
 from approxrt.training.options import STATE
-from approxrt.training.run import bucketed_batches
+from approxrt.training.trainer import bucketed_batches
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs torch")
 pytest.importorskip("transformers", reason="fine-tuning needs transformers")

@@ -138,5 +138,5 @@ def test_divergence_is_named() -> None:
     practice = practise(ascending(40, random.Random(0)), 6)
     with torch.no_grad():
         practice.student.weight("layers.0.ffn.up.weight").fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"loss is nan at step 1 of 6 of practice.*smaller --lr"):
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1 of 6 of replaced-token detection.*smaller --lr"):
         practice.advance()
