@@ -61,10 +61,11 @@ test-all: test $(VENV)/.integrations ## Also slow tests, and those against Ray, 
 	$(BIN)/python -m pytest -q -n auto --maxprocesses=2 --dist=loadfile -m "slow and not compiles and not integration"
 	$(BIN)/python -m pytest -q -m integration
 
-lint: install    ## ruff, mypy, clang-format
+lint: install    ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: install  ## Format Python and C++

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def timed(checkpoint: Path, dense: Checkpoint, task: str, data: Path, artifacts:
     for name, model in models.items():
         ours = encode(sample, (artifacts[name] / "tokenizer.json").read_bytes(), MAX_LENGTH).ids
         runs[name] = lambda model=model, ours=ours: model.forward(ours)
-    return take_turns(runs, seconds=SECONDS)
+    return {name: asdict(timing) for name, timing in take_turns(runs, seconds=SECONDS).items()}
 
 
 def summary(row: dict[str, Any]) -> str:

@@ -150,3 +150,19 @@ def parse_duration(text: str) -> float:
         raise InputError(f"budget is {text!r}; write a time such as 90s, 30m or 2h")
     assert match is not None
     return value * {"": 1, "s": 1, "m": 60, "h": 3600}[match.group(2)]
+
+
+def options_from(objective: str, options: CompressOptions | None, given: dict[str, Any]) -> CompressOptions:
+    """Return `options`, or those of an objective and of `given` fields. Raises InputError for both at once."""
+    known = {field.name: field.default for field in dataclasses.fields(CompressOptions)}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InputError(f"unknown options: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if options is None:
+        return CompressOptions(objective=tuple(o.strip() for o in objective.split(",")), **given)
+    twice = sorted(given) + (["objective"] if objective != "speed" else [])
+    if twice:
+        raise InputError(
+            f"options is given, and beside it {', '.join(twice)}: say everything in CompressOptions, or nothing"
+        )
+    return options

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from approxrt.compression.family import Family
 from approxrt.compression.options import CompressOptions
-from approxrt.compression.state import Candidate
+from approxrt.compression.records import Candidate
+from approxrt.significance.latency import cpu_name
 from approxrt.version import __version__
 
 SLACK = 0.97  # a measured time within 3 % of what was asked is that time: the machine's own drift is larger
@@ -44,8 +47,40 @@ class Report:
         return asdict(self)
 
 
-def artifact_card(report: Report, source: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """The artifact's card.json: the checkpoint's `source`, the `machine` that timed it, and what was found."""
+def report_of(
+    family: Family, candidates: Sequence[Candidate], best: Candidate, dev: dict[str, Any] | None, seconds: float
+) -> Report:
+    """Return what a compression found, the constraints checked.
+
+    Validation is no test of a checkpoint that has learnt from it. The choice is made; what is promised is checked on
+    the only data that neither model has seen, where there is some with labels.
+    """
+    job, baseline, notes = family.job, family.baseline(), family.notes(best)
+    metric = next(iter(baseline.metrics))
+    missed = shortfalls(best, job.options, metric)
+    if baseline.seen and dev is not None:
+        before, after = dev["before"][metric], dev["after"][metric]
+        drop = (before - after) / abs(before) if before else 0.0
+        missed = shortfalls(dataclasses.replace(best, drop=drop), job.options, metric, dev["file"])
+        notes.append(f"the limit on the drop was checked on {dev['file']}, after everything was decided")
+    return Report(
+        artifact=str(job.out),
+        task=family.task,
+        met=not missed,
+        shortfalls=tuple(missed),
+        options=job.options.identity() | {"budget": job.options.budget, "threads": job.threads},
+        dense=baseline.to_report(),
+        chosen=best.to_report() | {"path": str(job.out)},
+        pareto=tuple(candidate.to_report() for candidate in pareto(candidates)),
+        dev=dev,
+        notes=tuple(notes),
+        seconds=round(seconds, 1),
+        finished=job.work.finished,
+    )
+
+
+def artifact_card(report: Report, source: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """Return the artifact's card.json: the checkpoint's `source`, the machine that timed it, and what was found."""
     chosen, dense = report.chosen, report.dense
     return {
         "approxrt_version": __version__,
@@ -69,7 +104,7 @@ def artifact_card(report: Report, source: Mapping[str, Any], machine: Mapping[st
             "f32_weight_bytes": dense["f32_bytes"],
             "artifact_weight_bytes": chosen["bytes"],
         },
-        "machine": dict(machine),
+        "machine": {"cpu": cpu_name(), "threads": threads},
     }
 
 

@@ -1,7 +1,8 @@
-"""What a compression keeps on disk beside its output: enough to go on after an interrupt at any moment.
+"""Keep on disk what a compression needs to go on after an interrupt at any moment.
 
-The folder `OUT.work` holds identity.json (which run this is), baseline.json and plan.json (measured once), state.pt
-(the training), and candidate-N/ (finished artifacts) with candidate-N.json. Every file is written whole or not at all.
+The folder `OUT.work` holds identity.json (which run this is, and the version of what lies beside it), records as JSON
+(each a dataclass of `approxrt.compression.records`), arrays, state.pt (a training) and candidate-N/ (finished
+artifacts) with candidate-N.json. Every file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,96 +10,82 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from approxrt.artifact.layout import explain_os_error
+from approxrt.compression.records import Candidate, from_json, to_json
 from approxrt.errors import CompressionError, InputError
 
-if TYPE_CHECKING:
-    from approxrt.torch_models.encoder import Student
+VERSION = 2  # of all records together: another one is refused, not guessed at
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A built artifact and what was measured of it.
-
-    drop      relative loss of the first metric against the dense model (negative: better)
-    speedup   over the fastest float32 engine, padding removed, in turns in one process
-    shrink    float32 weights over the whole folder
-    """
-
-    path: str
-    metrics: dict[str, float]
-    drop: float
-    flip_rate: float | None
-    bytes: int
-    shrink: float
-    ms: float
-    speedup: float
-    times: dict[str, Any]
-    about: dict[str, Any]
+Record = TypeVar("Record")
 
 
 class Work:
-    """See the module's text. Raises InputError when the folder belongs to another run."""
+    """See the module's text. Raises InputError when the folder belongs to another run, or to another version."""
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
         self.folder = out.with_name(out.name + ".work")
-        wanted = json.loads(json.dumps(identity))
-        known = self.read("identity")
-        if known is not None:
-            changed = [f"{k}: {known.get(k)!r} -> {wanted[k]!r}" for k in wanted if known.get(k) != wanted[k]]
-            if changed:
-                raise InputError(
-                    f"{str(self.folder)!r} holds another unfinished run ({'; '.join(changed)}); "
-                    "repeat its command to go on with it, or remove the folder"
-                )
-        else:
-            self.write("identity", wanted)
+        wanted = json.loads(json.dumps({"version": VERSION, **identity}))
+        known = self._json("identity")
+        if known is None:
+            self._write_json("identity", wanted)
+            return
+        if known.get("version") != VERSION:
+            raise InputError(
+                f"{str(self.folder)!r} was written by another version of approxrt (its state has version "
+                f"{known.get('version', 1)}, this one reads {VERSION}): finish that run with the version that began "
+                "it, or remove the folder to start anew"
+            )
+        changed = [f"{k}: {known.get(k)!r} -> {wanted[k]!r}" for k in wanted if known.get(k) != wanted[k]]
+        if changed:
+            raise InputError(
+                f"{str(self.folder)!r} holds another unfinished run ({'; '.join(changed)}); "
+                "repeat its command to go on with it, or remove the folder"
+            )
 
-    @property
-    def resumed(self) -> bool:
-        """There is something to go on from."""
-        return (self.folder / "state.pt").exists() or bool(self.candidates())
+    # -- records ----------------------------------------------------------------
 
-    def read(self, name: str) -> Any:
-        """The content of NAME.json; None when there is none."""
-        try:
-            return json.loads((self.folder / f"{name}.json").read_text())
-        except FileNotFoundError:
+    def load(self, name: str, kind: type[Record]) -> Record | None:
+        """Return the record NAME.json; None when there is none. Raises CompressionError for a damaged one."""
+        data = self._json(name)
+        if data is None:
             return None
-        except ValueError as error:
-            raise CompressionError(f"{self.folder / name}.json is damaged ({error}); remove the folder") from error
+        try:
+            return from_json(data, kind)
+        except Exception as error:
+            raise self._damaged(f"{name}.json", str(error)) from error
 
-    def write(self, name: str, data: Any) -> None:
-        """Write NAME.json atomically."""
-        self._atomic(f"{name}.json", (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
-
-    def save_array(self, name: str, array: np.ndarray) -> None:
-        """Write NAME.npy."""
-        self._atomic(f"{name}.npy", array, lambda file, value: np.save(file, value, allow_pickle=False))
+    def save(self, name: str, record: Any) -> None:
+        """Write a record as NAME.json."""
+        self._write_json(name, to_json(record))
 
     def load_array(self, name: str) -> np.ndarray:
         """Read NAME.npy."""
         array: np.ndarray = np.load(self.folder / f"{name}.npy", allow_pickle=False)
         return array
 
-    def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write the training's state."""
+    def save_array(self, name: str, array: np.ndarray) -> None:
+        """Write NAME.npy."""
+        self._atomic(f"{name}.npy", array, lambda file, value: np.save(file, value, allow_pickle=False))
+
+    # -- tensors ----------------------------------------------------------------
+
+    def save_tensors(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write NAME.pt: tensors, numbers and texts, nested as they are."""
         import torch
 
-        self._atomic("state.pt", dict(state), lambda file, value: torch.save(value, file))
+        self._atomic(f"{name}.pt", dict(state), lambda file, value: torch.save(value, file))
 
-    def load_state(self) -> dict[str, Any] | None:
-        """The training's state; None when there is none yet."""
+    def load_tensors(self, name: str) -> dict[str, Any] | None:
+        """Read NAME.pt; None when there is none. Raises CompressionError for a damaged one."""
         import torch
 
-        path = self.folder / "state.pt"
+        path = self.folder / f"{name}.pt"
         if not path.exists():
             return None
         try:
@@ -107,45 +94,58 @@ class Work:
         except Exception as error:
             raise CompressionError(f"{path} cannot be read ({error}); remove it to start its stage anew") from error
 
-    def save_weights(self, name: str, student: Student) -> None:
-        """Keep a trained member's weights."""
-        import torch
-
-        weights = {key: student.weight(key).detach() for key in student.names() if student.weight(key).requires_grad}
-        self._atomic(f"{name}.pt", weights, lambda file, value: torch.save(value, file))
-
-    def load_weights(self, name: str, student: Student) -> bool:
-        """Put kept weights into a student; false where there are none."""
-        import torch
-
-        path = self.folder / f"{name}.pt"
-        if not path.exists():
-            return False
-        with torch.no_grad():
-            for key, value in torch.load(path, weights_only=True).items():
-                student.weight(key).copy_(value)
-        return True
+    # -- candidates ---------------------------------------------------------------
 
     def candidate_path(self, index: int) -> Path:
-        """Where the artifact of a stage is written."""
+        """Return where the artifact of a candidate is written."""
         return self.folder / f"candidate-{index}"
 
     def candidates(self) -> list[Candidate]:
-        """Finished ones, in order."""
+        """Return the finished ones, in order."""
         out: list[Candidate] = []
-        while (data := self.read(f"candidate-{len(out)}")) is not None:
-            out.append(Candidate(**data))
+        while (found := self.load(f"candidate-{len(out)}", Candidate)) is not None:
+            out.append(found)
         return out
 
     def add(self, candidate: Candidate) -> None:
         """Note the next finished candidate; its artifact is on disk already."""
-        self.write(f"candidate-{len(self.candidates())}", asdict(candidate))
+        self.save(f"candidate-{len(self.candidates())}", candidate)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.folder / "state.pt").exists() or bool(self.candidates())
+
+    @property
+    def finished(self) -> bool:
+        """Whether a larger budget would change nothing."""
+        return bool(self._json("finished")) and bool(self.candidates())
+
+    def finish(self) -> None:
+        """Note that nothing is left to try."""
+        self._write_json("finished", True)
 
     def remove(self) -> None:
-        """Everything is done: the folder goes."""
+        """Remove the folder, when everything is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _atomic(self, name: str, data: Any, save: Any = None) -> None:
+    # -- files ----------------------------------------------------------------------
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.folder / f"{name}.json").read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise self._damaged(f"{name}.json", str(error)) from error
+
+    def _write_json(self, name: str, data: Any) -> None:
+        self._atomic(f"{name}.json", (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+
+    def _damaged(self, name: str, reason: str) -> CompressionError:
+        return CompressionError(f"{self.folder / name} is damaged ({reason}); remove the folder")
+
+    def _atomic(self, name: str, data: Any, save: Callable[[Any, Any], None] | None = None) -> None:
         target = self.folder / name
         temporary = self.folder / f".{name}.{os.getpid()}"
         try:

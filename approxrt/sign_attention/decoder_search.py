@@ -28,12 +28,12 @@ from approxrt.errors import DataError, InputError
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.cpu.engine import forced_isa
 from approxrt.sign_attention.codes import Codes, codes_for, fit_codes, with_codes
+from approxrt.sign_attention.search import break_even
 from approxrt.tasks.lm import engine_score, perplexity
 from approxrt.tasks.text import text_file, token_ids
 
 KEEP, WINDOW, CONTEXT = 128, 32, 2560
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
-FASTER = 0.9  # of exact attention's time, from which sign matching is taken
 TEXTS = 2  # that codes are fitted to, a context each
 VALIDATED = 3  # windows of the text's end
 ROUNDS, STEPS = 5, 32  # of tokens that are timed
@@ -106,7 +106,7 @@ def match_signs(
         return float(perplexity(engine_score(engine), validating, context, max(1, context // 5))["perplexity"])
 
     timed = time_kernels(spec, keep, window, context)
-    start = break_even(timed, keep)
+    start = starting_from(timed, keep)
     dense = {"perplexity": rise(InMemory(spec, tensors))}
     say(f"exact attention: perplexity {dense['perplexity']:.3f} at {context} tokens")
     chosen, codes = dict(dense), dict[int, Codes]()
@@ -180,14 +180,10 @@ def time_kernels(spec: DecoderSpec, keep: int, window: int, most: int) -> dict[i
     return found
 
 
-def break_even(timed: Mapping[int, tuple[float, float]], keep: int) -> int | None:
-    """Keys from which matching signs is faster at every length that was timed; None if it is not at the longest."""
-    start = None
-    for n in sorted(timed, reverse=True):
-        exact, matched = timed[n]
-        if matched > FASTER * exact:
-            break
-        start = n
+def starting_from(timed: Mapping[int, tuple[float, float]], keep: int) -> int | None:
+    """Return the keys from which matching signs is faster at every length that was timed; None if it never is."""
+    exact, matched = ({n: times[i] for n, times in timed.items()} for i in (0, 1))
+    start = break_even(exact, matched, 0)
     return None if start is None else max(start, keep + 1, SUM_BLOCK)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from approxrt.errors import InputError, MissingDependencyError, UnsupportedTaskError
+from approxrt.progress import Progress
 from approxrt.random import Stream, generator
 from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
@@ -33,7 +34,7 @@ PART_SAMPLES = 400  # heads and groups are many: what they cost is measured on s
 CURVE = tuple(i / 20 for i in range(21))
 
 # (share of everything that is done, what is going on)
-Progress = Callable[[float, str], None]
+Show = Callable[[float, str], None]
 
 
 def analyze(
@@ -47,7 +48,7 @@ def analyze(
     max_length: int = 128,
     val_fraction: float = 0.1,
     data_format: DataFormat = PLAIN,
-    progress: Progress | None = None,
+    progress: Show | None = None,
 ) -> dict[str, Any]:
     """Analyse a fine-tuned checkpoint on the training data of its task; a document of plain data.
 
@@ -120,7 +121,7 @@ class _Analysis:
         reading: DataOptions,
         threads: int,
         max_length: int,
-        progress: Progress | None,
+        progress: Show | None,
     ) -> None:
         from approxrt.models.checkpoint import find_folder, load_checkpoint
         from approxrt.significance.removal import Held
@@ -167,7 +168,7 @@ class _Analysis:
             name: spread(scores, *student.weight(f"{name}.weight").shape) * tokens for name, scores in tiles.items()
         }
         out["latency"], out["front"] = costs(
-            student, elements, self.train.ids, self.threads, self.seed, self._part(0.8, 1.0)
+            student, elements, self.train.ids, self.threads, self.seed, Progress.of(self.progress).part(0.8, 1.0)
         )
         out["seconds"] = round(time.monotonic() - self.started, 1)
         return out

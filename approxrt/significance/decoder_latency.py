@@ -96,7 +96,7 @@ def measure_latency(
     for kind in heads:
         runs[f"head {kind.name}"] = decode_run(DecoderEngine(random_decoder(no_layers, kind, kind), threads))
     times = take_turns(runs, seconds, least_rounds=3)
-    each = {name: time["median_ms"] / 1e3 / steps_of(spec) for name, time in times.items()}
+    each = {name: time.median_ms / 1e3 / steps_of(spec) for name, time in times.items()}
     head = {kind: each[f"head {kind.name}"] for kind in heads}
     layers = {kind: max(each[kind.name] - head[heads[0]], 1e-9) for kind in kinds}
     return DecoderLatency({kind: layers[kind] / max(1, sizes[kind]) for kind in kinds}, head)

@@ -27,6 +27,7 @@ from approxrt.artifact.spec.int4_faults import group_count
 from approxrt.artifact.storage.bsr import grid
 from approxrt.artifact.storage.int4 import pack_nibbles
 from approxrt.cache import cache_file, read_cached, write_cached
+from approxrt.progress import Progress
 from approxrt.version import __version__
 
 PROBE_LAYERS = 4
@@ -34,8 +35,6 @@ GRID_DENSITIES = (0.03, 0.1, 0.25, 0.5, 1.0)
 GRID_SIZES = 5
 VOCABULARY = 64
 ROUNDS = 3
-
-Progress = Callable[[int, int, str], None]
 
 
 class MeasuredTable:
@@ -182,7 +181,7 @@ def _measure(
         # The fastest: a probe is short, and whatever disturbs it only ever adds.
         found[job] = min(times)
         if progress:
-            progress(done + 1, len(jobs), f"timing {kind} {size} x {density} at {width} bits")
+            progress.count(done + 1, len(jobs), f"timing {kind} {size} x {density} at {width} bits")
     base = found[jobs[0]]
     points = {}
     for width in bits:

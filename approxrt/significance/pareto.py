@@ -5,7 +5,7 @@ The scores are those of an analysis; the choice is `approxrt.planning.allocate`'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.spec.formats import TILE_K, TILE_N
 from approxrt.planning.allocate import Block, BlockScores, allocate, blocks_of
+from approxrt.progress import Progress
 from approxrt.quantization.build import quantized
 from approxrt.significance.latency import MeasuredTable, cpu_name, measure_table
 from approxrt.significance.workload import engine_run, sample_texts, take_turns
@@ -29,7 +30,7 @@ def costs(
     ids: Sequence[Sequence[int]],
     threads: int,
     seed: int,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(latency, front) of an analysis document; see `approxrt.significance.analyze.analyze`.
 
@@ -40,10 +41,8 @@ def costs(
     texts = sample_texts(ids, WORKLOAD_TEXTS, seed)
     lengths = [len(text) for text in texts]
     # The measurements are four fifths of the work here.
-    table = measure_table(
-        spec, lengths, (8,), threads, progress=lambda done, total, text: progress(4 * done, 5 * total, text)
-    )
-    progress(4, 5, "timing the whole model")
+    table = measure_table(spec, lengths, (8,), threads, progress=progress.part(0.0, 0.8))
+    progress(0.8, "timing the whole model")
     times = take_turns(
         {
             "f32": engine_run(spec, student.tensors(), texts, threads),
@@ -51,7 +50,7 @@ def costs(
         },
         seconds=2.0,
     )
-    f32, int8 = times["f32"]["median_ms"], times["int8"]["median_ms"]
+    f32, int8 = times["f32"].median_ms, times["int8"].median_ms
     scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
     dense = sum(table.ms(block.kind, full_size(spec, block), 1.0, 8) for block in scored)
     correction = int8 / (dense + table.base_ms)
@@ -67,9 +66,9 @@ def costs(
     }
     for (kind, _), (sizes, densities, ms) in table.points.items():
         latency[kind] = {"sizes": sizes.tolist(), "densities": densities.tolist(), "ms": ms.tolist()}
-    progress(9, 10, "looking for the best choices")
+    progress(0.9, "looking for the best choices")
     front = predicted_front(spec, scored, table, int8, correction)
-    progress(1, 1, "done")
+    progress(1.0, "done")
     return latency, [point | {"speedup_f32": f32 / point["ms"]} for point in front]
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ SAMPLE_TOKENS = 4096
 SETTLE_S = 0.02
 
 Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One engine's milliseconds, measured in turns with others."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    rounds: int
+
+    def over(self, count: int) -> Timing:
+        """Return the times of one of `count` equal parts."""
+        return Timing(self.median_ms / count, self.p20_ms / count, self.p80_ms / count, self.rounds)
 
 
 def sample_texts(ids: Sequence[Sequence[int]], count: int, seed: int) -> list[list[int]]:
@@ -109,8 +124,8 @@ def _second_time(run: Run) -> float:
     return time.perf_counter() - begin
 
 
-def take_turns(runs: Mapping[str, Run], seconds: float = 6.0, least_rounds: int = 5) -> dict[str, dict[str, float]]:
-    """median_ms, p20_ms and p80_ms of each, measured in turns for about `seconds` in all."""
+def take_turns(runs: Mapping[str, Run], seconds: float = 6.0, least_rounds: int = 5) -> dict[str, Timing]:
+    """Time each of `runs` in turns, for about `seconds` in all."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -128,5 +143,5 @@ def take_turns(runs: Mapping[str, Run], seconds: float = 6.0, least_rounds: int 
     out = {}
     for name, values in times.items():
         p20, median, p80 = (float(x) for x in np.percentile(values, (20, 50, 80)))
-        out[name] = {"median_ms": median, "p20_ms": p20, "p80_ms": p80, "rounds": rounds}
+        out[name] = Timing(median, p20, p80, rounds)
     return out

@@ -13,12 +13,15 @@ torch = pytest.importorskip("torch", reason="students need torch")
 
 from small_student import labelled_by, random_examples, small_student  # noqa: E402
 
-from approxrt.compression import members  # noqa: E402
-from approxrt.compression.recipes import accuracy  # noqa: E402
+from approxrt.compression.recipes import accuracy, ensemble  # noqa: E402
+from approxrt.compression.records import EnsemblePlan  # noqa: E402
+from approxrt.compression.state import Work  # noqa: E402
 from approxrt.sign_attention.calibrate import SignKind, with_sign_attention  # noqa: E402
 from approxrt.tasks.metrics import compute_metrics  # noqa: E402
 from approxrt.tasks.registry import get_task  # noqa: E402
 from approxrt.torch_models.encoder import Student, predict  # noqa: E402
+from approxrt.training.budget import Budget  # noqa: E402
+from approxrt.training.recovery import RecoveryOptions  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +41,17 @@ def disturbed(student: Student, noise: float, seed: int) -> Student:
     return copy
 
 
-def fake(validation: Any, **changes: Any) -> Any:
-    """What the steps under test ask of a compression."""
-    fields = {"options": SimpleNamespace(seed=0), "progress": lambda share, text: None, "dense": small_student}
-    return SimpleNamespace(validation=validation, **{**fields, **changes})
+def fake(validation: Any, train: Any = None, data: Any = None, **job: Any) -> Any:
+    """What the steps under test ask of a family."""
+    options = SimpleNamespace(seed=0, budget=1e6, batch_size=32, epochs=None)
+    fields = {"options": options, "seed": 0, "progress": lambda share, text: None, "budget": Budget(options.budget)}
+    tokens = SimpleNamespace(train=train)
+    return SimpleNamespace(
+        job=SimpleNamespace(**{**fields, **job}),
+        inputs=SimpleNamespace(validation=validation, pruned=tokens, own=tokens, data=data, tokenizer_json=b""),
+        model=small_student,
+        training_options=RecoveryOptions,
+    )
 
 
 # -- where it begins -------------------------------------------------------------
@@ -53,12 +63,12 @@ def test_checkpoint_stays_only_where_it_is_surely_better() -> None:
     wrong = np.random.default_rng(0).random(len(held.labels)) < 0.2  # as real labels are
     held = dataclasses.replace(held, labels=held.labels ^ wrong)
     near, far = disturbed(right, 0.02, 1), disturbed(right, 1.0, 2)
-    compression = fake(held)
+    family = fake(held)
     # The checkpoint is a little nearer to what is right, which proves nothing.
-    student, chosen = accuracy._soup(compression, [disturbed(right, 0.01, 3), near])
+    student, chosen = accuracy._soup(family, [disturbed(right, 0.01, 3), near])
     assert chosen == [1] and all(torch.equal(student.weight(n), near.weight(n)) for n in near.names())
     # Here the only member has lost what the checkpoint knows.
-    student, chosen = accuracy._soup(compression, [right, far])
+    student, chosen = accuracy._soup(family, [right, far])
     assert chosen == [0] and all(torch.equal(student.weight(n), right.weight(n)) for n in right.names())
 
 
@@ -94,43 +104,33 @@ def test_a_mean_of_members_that_is_better_than_each() -> None:
 def test_members_are_planned(
     budget: float, count: int, steps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(members, "_pace", lambda compression: 1.0)
-    written = {}
-    compression = fake(
-        None,
-        options=SimpleNamespace(budget=budget, batch_size=32),
-        train=SimpleNamespace(ids=[[1]] * 3200),
-        elapsed=lambda: 100.0,
-        work=SimpleNamespace(write=written.__setitem__),
-    )
-    plan = {"seconds": 100.0}
-    assert members._planned(compression, plan) == count
-    assert plan["member_steps"] == steps and written["practice"] == plan
+    monkeypatch.setattr(ensemble, "_pace", lambda family: 1.0)
+    options = SimpleNamespace(budget=budget, batch_size=32)
+    work = Work(tmp_path / "a", {})
+    train = SimpleNamespace(ids=[[1]] * 3200)
+    family = fake(None, train, options=options, budget=Budget(budget, spent=100.0), work=work)
+    plan = ensemble._planned(family, EnsemblePlan(10, 100.0))
+    assert (plan.members, plan.member_steps) == (count, steps) and work.load("ensemble", EnsemblePlan) == plan
     # A run that goes on does as it was planned, whatever the time is now.
-    compression.elapsed = lambda: 1e6
-    assert members._planned(compression, plan) == count
+    family.job.budget.resume(1e6)
+    assert ensemble._planned(family, plan) == plan
 
 
-def test_one_model_is_no_ensemble() -> None:
+def test_one_model_is_no_ensemble(tmp_path: Any) -> None:
     student = small_student()
     notes: list[str] = []
-    compression = fake(
-        labelled_by(student),
-        data=SimpleNamespace(task=get_task("sst2")),
-        options=SimpleNamespace(seed=0, budget=1e6, batch_size=32, epochs=None),
-        train=random_examples(64),
-        teachers=lambda: [student],
-        elapsed=lambda: 0.0,
-        work=SimpleNamespace(read=lambda name: {"pace_s": 1.0}),
-        recovery_options=lambda: members.RecoveryOptions(),
-        note=notes.append,
-    )
+    work = Work(tmp_path / "a", {})
+    work.save("ensemble", EnsemblePlan(10, 0.0, 1, 10, pace_s=1.0))
+    data = SimpleNamespace(task=get_task("sst2"))
+    adding = SimpleNamespace(add=notes.append)
+    family = fake(labelled_by(student), random_examples(64), data, work=work, notes=adding)
+    family.teachers = lambda: [student]
     before = student.tensors()
-    history = accuracy._learn(compression, student, [student])
+    history = accuracy._learn(family, student, [student])
     assert len(history) == 1 and "no ensemble" in notes[0]
     assert all(np.array_equal(before[n], student.weight(n).detach().numpy()) for n in before)
-    compression.options.budget = 3.0  # an epoch has two steps, and two teachers answer
-    accuracy._learn(compression, student, [student, student])
+    family.job.options.budget = 3.0  # an epoch has two steps, and two teachers answer
+    accuracy._learn(family, student, [student, student])
     assert "no room for an epoch" in notes[1]
 
 
@@ -144,13 +144,14 @@ def test_hard_attention_is_taken_where_it_helps(monkeypatch: pytest.MonkeyPatch)
     with_sign_attention(student, {0: SignKind(3, 4, rest=False)}, separators)
     held = labelled_by(student)
     with_sign_attention(student, {}, ())
-    compression = fake(held, separators=lambda: separators)
-    taken = accuracy._hard_attention(compression, student)
+    monkeypatch.setattr(accuracy, "separators", lambda tokenizer: separators)
+    family = fake(held)
+    taken = accuracy._hard_attention(family, student)
     assert 0 in taken
     keeps = [i for i, layer in enumerate(student.spec.layers) if layer.attention_keep == 3]
     assert keeps == taken and student.spec.always_kept == separators
     monkeypatch.setattr(accuracy, "HARD_KEEP", 12)
-    assert accuracy._hard_attention(compression, student) == []
+    assert accuracy._hard_attention(family, student) == []
 
 
 def test_a_border_that_lies_wrong_moves_in_the_last_bias() -> None:
@@ -162,10 +163,10 @@ def test_a_border_that_lies_wrong_moves_in_the_last_bias() -> None:
         spread = float(np.std(logits[:, 1] - logits[:, 0]))
         student.weight("head.out.bias")[1] += 2 * spread - float(np.median(logits[:, 1] - logits[:, 0]))
     data = SimpleNamespace(task=get_task("cola"))
-    compression = fake(held, data=data)
+    family = fake(held, data=data)
     before = compute_metrics("cola", predict(student, held.ids, held.types), held.labels)["matthews"]
-    offsets = accuracy._offsets(compression, student)
+    offsets = accuracy._offsets(family, student)
     assert offsets is not None and offsets[1] - offsets[0] == pytest.approx(-2 * spread, rel=0.2)
     after = compute_metrics("cola", predict(student, held.ids, held.types), held.labels)["matthews"]
     assert before < 0.4 and after > 0.9
-    assert accuracy._offsets(compression, student) is None
+    assert accuracy._offsets(family, student) is None

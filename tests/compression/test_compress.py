@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ pytest.importorskip("transformers", reason="compression reads data through trans
 
 import approxrt  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
-from approxrt.compression import pipeline  # noqa: E402
+from approxrt.compression.families import encoder as families_encoder  # noqa: E402
+from approxrt.compression.families.encoder import REFERENCE, EncoderFamily  # noqa: E402
+from approxrt.compression.families.opening import open_family  # noqa: E402
 from approxrt.compression.options import CompressOptions  # noqa: E402
 from approxrt.compression.recipes import gradual as stages  # noqa: E402
+from approxrt.compression.records import Baseline  # noqa: E402
 from approxrt.errors import CompressionError, DataError, InputError, UnsupportedTaskError  # noqa: E402
 from approxrt.planning.allocate import blocks_of  # noqa: E402
 from approxrt.runtime.reference.encoder import reference_logits  # noqa: E402
 from approxrt.significance import workload  # noqa: E402
+from approxrt.training.budget import Budget  # noqa: E402
 from approxrt.training.finetune import FinetuneOptions, finetune  # noqa: E402
 from approxrt.vocabulary import selection as words  # noqa: E402
 
@@ -37,7 +42,7 @@ class CountedTable:
         return size * (32 if kind == "attention" else 1) * density / 50
 
 
-def counted_ms(self: pipeline.Compression, student: Any, bits: Any) -> float:
+def counted_ms(self: EncoderFamily, student: Any, bits: Any) -> float:
     """Milliseconds by the same count as `CountedTable`'s, of the student as it is."""
     total = 1.0
     for block in blocks_of(student.spec):
@@ -55,15 +60,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(workload.peer_runs, "__defaults__", (("torch-eager",),))
     monkeypatch.setattr(workload.take_turns, "__defaults__", (0.1, 3))
-    monkeypatch.setattr(pipeline.Compression, "table", lambda self: CountedTable())
-    monkeypatch.setattr(pipeline.Compression, "timer", counted_ms)
-    original = pipeline.Compression.baseline
+    monkeypatch.setattr(EncoderFamily, "latency_table", lambda self: CountedTable())
+    monkeypatch.setattr(EncoderFamily, "timer", counted_ms)
+    original = EncoderFamily.baseline
 
-    def baseline(self: pipeline.Compression) -> dict[str, Any]:
-        dense = counted_ms(self, self.dense(), {})
-        return original(self) | {"ms": 2 * dense}  # float32 at twice the dense int8 model's time
+    def baseline(self: EncoderFamily) -> Baseline:
+        dense = counted_ms(self, self.model(), {})
+        return dataclasses.replace(original(self), ms=2 * dense)  # float32 at twice the dense int8 model's time
 
-    monkeypatch.setattr(pipeline.Compression, "baseline", baseline)
+    monkeypatch.setattr(EncoderFamily, "baseline", baseline)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +225,7 @@ def test_embedder(tmp_path: Path) -> None:
     assert approxrt.load(tmp_path / "a").embed("a fine film").shape == (1, 64)
 
 
-measured_table = pipeline.Compression.table  # before a fixture takes its place
+measured_table = EncoderFamily.latency_table  # before a fixture takes its place
 
 
 def test_block_times_that_disagree_with_the_model_are_measured_again(
@@ -228,24 +233,25 @@ def test_block_times_that_disagree_with_the_model_are_measured_again(
 ) -> None:
     from approxrt.significance.latency import MeasuredTable
 
-    compression = pipeline.Compression(checkpoint, "csv", data, tmp_path / "a", options(speedup=2.0))
-    whole = compression.baseline()["times"][pipeline.REFERENCE]["median_ms"]
-    lengths = [len(text) for text in compression.timed]
-    layer = compression.spec.layers[0]
+    family = open_family(checkpoint, "csv", data, tmp_path / "a", options(speedup=2.0))
+    assert isinstance(family, EncoderFamily)
+    whole, spec = family.baseline().times[REFERENCE].median_ms, family.inputs.spec
+    lengths = [len(text) for text in family.inputs.pruned.workload]
+    layer = spec.layers[0]
     sizes = {"attention": np.array([layer.num_heads]), "ffn": np.array([layer.intermediate_size])}
     plain = MeasuredTable({(k, 8): (s, np.array([1.0]), np.array([[1.0]])) for k, s in sizes.items()}, 0.0)
-    right = plain.scaled(whole / plain.model_ms(compression.spec, lengths))
+    right = plain.scaled(whole / plain.model_ms(spec, lengths))
     asked: list[bool] = []
 
     def measure(*_: object, fresh: bool, **__: object) -> MeasuredTable:
         asked.append(fresh)
         return right if len(asked) == 2 else right.scaled(10)
 
-    monkeypatch.setattr(pipeline, "measure_table", measure)
-    assert measured_table(compression) is right and asked == [False, True] and not compression.noted
-    scaled = measured_table(compression)
-    assert scaled.model_ms(compression.spec, lengths) == pytest.approx(whole) and len(asked) == 5
-    assert "repeat the run when the machine is idle" in compression.noted[0]
+    monkeypatch.setattr(families_encoder, "measure_table", measure)
+    assert measured_table(family) is right and asked == [False, True] and not family.job.notes.all
+    scaled = measured_table(family)
+    assert scaled.model_ms(spec, lengths) == pytest.approx(whole) and len(asked) == 5
+    assert "repeat the run when the machine is idle" in family.job.notes.all[0]
 
 
 # -- data and families ---------------------------------------------------------
@@ -343,7 +349,7 @@ def test_a_budget_shortens_the_training(
 ) -> None:
     """The pace falls after the plan was made: fewer steps are taken, and the end of the schedule is still there."""
     clock = {"now": 0.0}
-    monkeypatch.setattr(pipeline.Compression, "elapsed", lambda self: clock["now"])
+    monkeypatch.setattr(Budget, "elapsed", lambda self: clock["now"])
     original = stages.Recovery.advance
 
     def slow(self: Any) -> float:
@@ -362,7 +368,7 @@ def test_few_steps_cut_before_they_train(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With few steps all cuts are refitted, none is left to a training that could not make up for it."""
-    advance, cut = stages.Recovery.advance, stages.Ramp.cut
+    advance, cut = stages.Recovery.advance, stages.Rounds.cut
     order: list[str] = []
 
     def step(self: Any) -> float:
@@ -375,7 +381,7 @@ def test_few_steps_cut_before_they_train(
         return cut(self, progress)
 
     monkeypatch.setattr(stages.Recovery, "advance", step)
-    monkeypatch.setattr(stages.Ramp, "cut", counted)
+    monkeypatch.setattr(stages.Rounds, "cut", counted)
     monkeypatch.setattr(stages, "FEW_STEPS", 100_000)
     wanted = options(speedup=4.0, max_drop=0.9, epochs=None, budget=30.0)
     report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)

@@ -15,7 +15,7 @@ pytest.importorskip("transformers", reason="compression reads data through trans
 from test_compress import checkpoint, data, options, small  # noqa: E402, F401
 
 import approxrt  # noqa: E402
-from approxrt.compression.members import PACE_STEPS  # noqa: E402
+from approxrt.compression.recipes.ensemble import PACE_STEPS  # noqa: E402
 from approxrt.training.recovery import Recovery  # noqa: E402
 from approxrt.training.replaced_token import Practice  # noqa: E402
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from candidates import kept_candidates
 from decoders import build_decoder
 from lm_checkpoints import text, trained_llama
 from typer.testing import CliRunner
@@ -16,12 +17,14 @@ from typer.testing import CliRunner
 import approxrt
 from approxrt.artifact.reader import read_artifact
 from approxrt.cli.main import app
-from approxrt.compression import lm, lm_search, lm_train
+from approxrt.compression.families import decoder as family
+from approxrt.compression.recipes import decoder_rounds, decoder_training
 from approxrt.compression.report import Report
 from approxrt.errors import DataError, InputError
 from approxrt.runtime.reference.decoder import DecoderReference
 from approxrt.significance import decoder_latency
 from approxrt.tasks.text import split
+from approxrt.training.budget import Budget
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +44,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timings of models this small say nothing: they are short, and the table below decides instead."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(lm, "TIMING_SECONDS", 0.05)
+    monkeypatch.setattr(family, "TIMING_SECONDS", 0.05)
 
     def latency(spec: Any, kinds: Any, heads: Any, *args: Any, **more: Any) -> decoder_latency.DecoderLatency:
         return decoder_latency.DecoderLatency(dict.fromkeys(kinds, 1e-9), dict.fromkeys(heads, 1e-5))
 
-    monkeypatch.setattr(lm_search, "measure_latency", latency)
+    monkeypatch.setattr(decoder_rounds, "measure_latency", latency)
 
 
 def compress(checkpoint: Path, data: Path, out: Path, **options: Any) -> Report:
@@ -86,7 +89,7 @@ def test_a_smaller_one_learns(checkpoint: Path, data: Path, tmp_path: Path) -> N
     report = compress(
         checkpoint, data, tmp_path / "a", objective="size", shrink=5.5, max_drop=0.001, epochs=6.0, lr=1e-3
     )
-    candidates = read_candidates(tmp_path / "a.work")
+    candidates = kept_candidates(tmp_path / "a.work")
     untrained = [c for c in candidates if isinstance(c["about"]["plan"], dict) and not c["about"]["trained"]]
     trained = [c for c in candidates if c["about"].get("trained")]
     assert untrained and trained and not report.met
@@ -97,13 +100,6 @@ def test_a_smaller_one_learns(checkpoint: Path, data: Path, tmp_path: Path) -> N
     ids = list(range(3, 40))
     want = DecoderReference(artifact.decoder_spec, artifact.tensors).next_logits(ids)[-1]
     np.testing.assert_allclose(approxrt.load(path).forward([ids])[0], want, atol=0.05 * np.abs(want).max())
-
-
-def read_candidates(work: Path) -> list[dict[str, Any]]:
-    found = []
-    while (path := work / f"candidate-{len(found)}.json").exists():
-        found.append(json.loads(path.read_text()))
-    return found
 
 
 def test_what_cannot_be_had_is_refused(checkpoint: Path, data: Path, tmp_path: Path) -> None:
@@ -119,7 +115,7 @@ def test_what_cannot_be_had_is_refused(checkpoint: Path, data: Path, tmp_path: P
 def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in training: the same command takes the next step, and makes no candidate twice."""
     wanted: dict[str, Any] = {"objective": "size", "shrink": 5.5, "max_drop": 0.001, "epochs": 4.0, "save_seconds": 0.0}
-    original, steps = lm_train.DecoderRecovery.advance, list[int]()
+    original, steps = decoder_training.DecoderRecovery.advance, list[int]()
 
     def stopped(self: Any, done: float) -> float:
         if len(steps) == 6:
@@ -127,10 +123,10 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
         steps.append(self.step)
         return original(self, done)
 
-    monkeypatch.setattr(lm_train.DecoderRecovery, "advance", stopped)
+    monkeypatch.setattr(decoder_training.DecoderRecovery, "advance", stopped)
     with pytest.raises(KeyboardInterrupt):
         compress(checkpoint, data, tmp_path / "a", **wanted)
-    before = read_candidates(tmp_path / "a.work")
+    before = kept_candidates(tmp_path / "a.work")
     assert len(before) > 2 and not (tmp_path / "a").exists()
     resumed = list[int]()
 
@@ -138,11 +134,11 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
         resumed.append(self.step)
         return original(self, done)
 
-    monkeypatch.setattr(lm_train.DecoderRecovery, "advance", counted)
-    monkeypatch.setattr(lm_search, "statistics", None)  # the search is not done again
+    monkeypatch.setattr(decoder_training.DecoderRecovery, "advance", counted)
+    monkeypatch.setattr(decoder_rounds, "statistics", None)  # the search is not done again
     report = compress(checkpoint, data, tmp_path / "a", **wanted)
     assert resumed[0] == 6 and resumed == list(range(6, resumed[-1] + 1))
-    after = read_candidates(tmp_path / "a.work")
+    after = kept_candidates(tmp_path / "a.work")
     assert after[: len(before)] == before and 0 < after[-1]["about"]["trained"] <= resumed[-1] + 1
     assert (tmp_path / "a" / "config.json").exists() and report.seconds > 0
     with pytest.raises(InputError, match="another unfinished run"):
@@ -154,7 +150,8 @@ def test_the_end_of_the_budget_ends_with_the_best_so_far(
     checkpoint: Path, data: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock jumps once `at` candidates are there: nothing new is begun, and the command's answer is as always."""
-    monkeypatch.setattr(lm.LmCompression, "elapsed", lambda self: 1.0 if len(self.work.candidates()) < at else 1e6)
+    made = tmp_path / "a.work"
+    monkeypatch.setattr(Budget, "elapsed", lambda self: 1.0 if len(list(made.glob("candidate-*.json"))) < at else 1e6)
     wanted = [
         "--objective",
         "size",
@@ -172,7 +169,7 @@ def test_the_end_of_the_budget_ends_with_the_best_so_far(
     paths = [str(checkpoint), "--task", "lm", "--data", str(data), "--out", str(tmp_path / "a")]
     result = CliRunner().invoke(app, ["compress", *paths, *wanted])
     document = json.loads(result.stdout)
-    assert len(read_candidates(tmp_path / "a.work")) == at
+    assert len(kept_candidates(tmp_path / "a.work")) == at
     assert result.exit_code == 1 and not document["met"] and document["shortfalls"]
     chosen = min(document["pareto"], key=lambda c: abs(c["drop"] - document["chosen"]["drop"]))
     assert chosen["bytes"] == document["chosen"]["bytes"]
@@ -181,9 +178,9 @@ def test_the_end_of_the_budget_ends_with_the_best_so_far(
 
 def test_one_shot_does_not_train(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     report = compress(checkpoint, data, tmp_path / "a", max_drop=0.1, recipe="one-shot", budget=30.0)
-    assert not any(c["about"].get("trained") for c in read_candidates(tmp_path / "a.work"))
+    assert not any(c["about"].get("trained") for c in kept_candidates(tmp_path / "a.work"))
     assert report.met and report.chosen["drop"] <= 0.1
-    assert any("rounded" in c["about"] for c in read_candidates(tmp_path / "a.work"))
+    assert any("rounded" in c["about"] for c in kept_candidates(tmp_path / "a.work"))
 
 
 def test_layer_norms_are_not_rotated(data: Path, tmp_path: Path) -> None:
@@ -191,4 +188,4 @@ def test_layer_norms_are_not_rotated(data: Path, tmp_path: Path) -> None:
     folder = build_decoder("gpt2", tmp_path / "checkpoint", positions=64)
     report = compress(folder, data, tmp_path / "a", max_drop=0.3, recipe="one-shot")
     assert any("not rotated" in note for note in report.notes)
-    assert len(read_candidates(tmp_path / "a.work")) > 1
+    assert len(kept_candidates(tmp_path / "a.work")) > 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from candidates import kept_candidates
 from grouped_decoders import grouped_checkpoint
 from lm_checkpoints import text, trained_llama
 from rounding import assert_equal_but_for_flips
@@ -17,9 +18,12 @@ import approxrt
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.storage.groupwise import dequantize_groups
 from approxrt.artifact.tensors import tensor_faults
-from approxrt.compression import lm, lm_search, lm_train
-from approxrt.compression.lm_build import Builder, Own, cut_without_statistics, untied, with_words
-from approxrt.compression.lm_train import starting_state
+from approxrt.compression.families import decoder as family
+from approxrt.compression.families.decoder_build import Builder, Own, cut_without_statistics, untied, with_words
+from approxrt.compression.job import Job
+from approxrt.compression.recipes import decoder as recipe
+from approxrt.compression.recipes import decoder_rounds, decoder_training
+from approxrt.compression.recipes.decoder_training import starting_state
 from approxrt.compression.report import Report
 from approxrt.models.decoder import DecoderCheckpoint
 from approxrt.planning.decoder_options import KINDS, Kind, Plan, kind_named, kinds_of
@@ -36,6 +40,7 @@ from approxrt.runtime.reference.groupwise import dequantized_tokens
 from approxrt.significance import decoder_latency
 from approxrt.significance.decoder_statistics import statistics
 from approxrt.torch_models.decoder import TorchDecoder
+from approxrt.training.budget import Budget
 from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
 
 
@@ -57,25 +62,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch, checkpoint: DecoderCheckpoint) -> None:
     """The checkpoint stands for a .gguf file; a table decides instead of timings, which say nothing of this size."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(lm, "TIMING_SECONDS", 0.05)
-    monkeypatch.setattr(lm, "load_any_decoder", lambda path, grouped: checkpoint)
+    monkeypatch.setattr(family, "TIMING_SECONDS", 0.05)
+    monkeypatch.setattr(family, "load_any_decoder", lambda path, grouped: checkpoint)
 
     def latency(spec: Any, kinds: Any, heads: Any, *args: Any, **more: Any) -> decoder_latency.DecoderLatency:
         head = {kind: 1e-9 * kind.bytes(spec.vocab_size, spec.hidden_size) for kind in heads}
         return decoder_latency.DecoderLatency(dict.fromkeys(kinds, 1e-9), head)
 
-    monkeypatch.setattr(lm_search, "measure_latency", latency)
+    monkeypatch.setattr(decoder_rounds, "measure_latency", latency)
 
 
 def compress(data: Path, out: Path, **options: Any) -> Report:
     return approxrt.compress("model.gguf", data, out=out, task="lm", threads=1, **{"budget": 60.0, **options})
-
-
-def candidates(work: Path) -> list[dict[str, Any]]:
-    found = []
-    while (path := work / f"candidate-{len(found)}.json").exists():
-        found.append(json.loads(path.read_text()))
-    return found
 
 
 def builder_of(checkpoint: DecoderCheckpoint, keeps_table: bool = True) -> tuple[Builder, torch.Tensor]:
@@ -250,7 +248,7 @@ def test_the_student_starts_and_ends_on_the_grids(checkpoint: DecoderCheckpoint)
 
 def test_as_fast_as_the_limit_allows(checkpoint: DecoderCheckpoint, data: Path, tmp_path: Path) -> None:
     report = compress(data, tmp_path / "a", max_drop=0.05, recipe="one-shot")
-    found = candidates(tmp_path / "a.work")
+    found = kept_candidates(tmp_path / "a.work")
     assert found[0]["about"]["plan"] == "as in the file" and found[0]["drop"] < 0.02
     planned = [c for c in found if isinstance(c["about"]["plan"], dict)]
     assert planned and report.finished
@@ -269,13 +267,13 @@ def test_as_fast_as_the_limit_allows(checkpoint: DecoderCheckpoint, data: Path, 
 
 def test_the_head_is_previewed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fitted once; every later candidate whose head still is the word table has the same, and plans know its price."""
-    monkeypatch.setattr(lm, "PREVIEW_KL", 0.1)
+    monkeypatch.setattr(recipe, "PREVIEW_KL", 0.1)
     # Of this few words 4 bits each are less still than a preview.
-    monkeypatch.setattr(lm_search.Search, "_measured_head", lambda self, builder, options: options[:1])
+    monkeypatch.setattr(decoder_rounds.Search, "_measured_head", lambda self, builder, options: options[:1])
     compress(data, tmp_path / "a", max_drop=0.5, recipe="one-shot")
-    found = candidates(tmp_path / "a.work")
+    found = kept_candidates(tmp_path / "a.work")
     about = found[1]["about"]
-    assert about["plan"] == lm.PREVIEWED and 0 < about["preview"]["kl"] <= 0.1
+    assert about["plan"] == "as in the file, the head previewed" and 0 < about["preview"]["kl"] <= 0.1
     first = read_artifact(found[1]["path"])
     assert (
         first.decoder_spec.head_preview is not None
@@ -290,8 +288,8 @@ def test_the_head_is_previewed(data: Path, tmp_path: Path, monkeypatch: pytest.M
             if name.startswith("head.preview."):
                 np.testing.assert_array_equal(artifact.tensors[name], array)
     # A run that goes on takes it from the candidate.
-    monkeypatch.setattr("approxrt.quantization.low_rank_head.with_preview", None)
-    (tmp_path / "a.work" / "done.json").unlink()
+    monkeypatch.setattr(recipe, "with_preview", None)
+    (tmp_path / "a.work" / "finished.json").unlink()
     again = compress(data, tmp_path / "a", max_drop=0.5, recipe="one-shot", overwrite=True)
     assert again.finished and approxrt.load(tmp_path / "a").generate("the", max_new_tokens=2)
 
@@ -303,13 +301,15 @@ def test_a_head_that_is_not_previewed(data: Path, tmp_path: Path) -> None:
     report = compress(data, tmp_path / "b", objective="size", max_drop=0.05, recipe="one-shot")
     assert not any("previewed" in note for note in report.notes)
     for work in ("a.work", "b.work"):
-        assert not any(c["about"]["plan"] == lm.PREVIEWED for c in candidates(tmp_path / work))
+        assert not any(
+            c["about"]["plan"] == "as in the file, the head previewed" for c in kept_candidates(tmp_path / work)
+        )
 
 
 @pytest.mark.slow
 def test_a_smaller_one_learns(data: Path, tmp_path: Path) -> None:
     compress(data, tmp_path / "a", objective="size", shrink=8.0, max_drop=0.001, epochs=6.0, lr=1e-3)
-    found = candidates(tmp_path / "a.work")
+    found = kept_candidates(tmp_path / "a.work")
     untrained = [c for c in found if isinstance(c["about"]["plan"], dict) and not c["about"]["trained"]]
     trained = [c for c in found if c["about"].get("trained")]
     assert untrained and trained
@@ -321,20 +321,20 @@ def test_a_smaller_one_learns(data: Path, tmp_path: Path) -> None:
 def test_what_looks_harmless_is_measured_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least of many noisy numbers is too small: what counts is a second measurement, on text of its own."""
     calls: list[tuple[list[str], torch.Tensor, dict[str, float]]] = []
-    original = lm_search.measure_removals
+    original = decoder_rounds.measure_removals
 
     def measure(spec: Any, tensors: Any, batch: torch.Tensor, means: Any, elements: Any, *args: Any) -> Any:
         dense, found = original(spec, tensors, batch, means, elements, *args)
         calls.append(([e.name for e in elements], batch, {r.element.name: r.change for r in found}))
         return dense, found
 
-    monkeypatch.setattr(lm_search, "measure_removals", measure)
-    monkeypatch.setattr(lm_search, "AGAIN", 2)
+    monkeypatch.setattr(decoder_rounds, "measure_removals", measure)
+    monkeypatch.setattr(decoder_rounds, "AGAIN", 2)
     compress(data, tmp_path / "a", max_drop=0.05, recipe="one-shot")
     (_, first, found), (again, second, better) = calls
     assert again == sorted(found, key=found.__getitem__)[:2]
     pieces = {tuple(piece.tolist()) for piece in first}
-    assert len(second) == lm_search.AGAIN_SEQUENCES and not pieces & {tuple(piece.tolist()) for piece in second}
+    assert len(second) == decoder_rounds.AGAIN_SEQUENCES and not pieces & {tuple(piece.tolist()) for piece in second}
     kept = json.loads((tmp_path / "a.work" / "removals.json").read_text())
     assert kept == pytest.approx(found | better)
 
@@ -346,7 +346,7 @@ def test_what_is_out_of_reach_is_said_first(data: Path, tmp_path: Path) -> None:
     said = next(i for i, line in enumerate(log) if "out of reach" in line)
     assert not any(line.startswith("candidate 1") for line in log[:said])
     assert any("out of reach" in note for note in report.notes) and not report.met
-    planned = [c for c in candidates(tmp_path / "a.work") if isinstance(c["about"]["plan"], dict)]
+    planned = [c for c in kept_candidates(tmp_path / "a.work") if isinstance(c["about"]["plan"], dict)]
     assert planned and all(c["about"]["plan"]["loss"] < 1 for c in planned)
 
 
@@ -354,23 +354,23 @@ def test_what_is_out_of_reach_is_said_first(data: Path, tmp_path: Path) -> None:
 def test_more_budget_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little time for a step of distillation is no end: the same command with more trains, and notes stay."""
     wanted: dict[str, Any] = {"speedup": 1000.0, "max_drop": 0.01, "epochs": None}
-    original = lm_train.DecoderRecovery.advance
+    original = decoder_training.DecoderRecovery.advance
 
     def slow(self: Any, done: float) -> float:
         clock[0] += 1e5
         return original(self, done)
 
-    clock, elapsed = [0.0], lm.LmCompression.elapsed
+    clock, elapsed = [0.0], Budget.elapsed
     with monkeypatch.context() as patch:
-        patch.setattr(lm.LmCompression, "elapsed", lambda self: elapsed(self) + clock[0])
-        patch.setattr(lm.LmCompression, "save_clock", lambda self: None)
-        patch.setattr(lm_train.DecoderRecovery, "advance", slow)
+        patch.setattr(Budget, "elapsed", lambda self: elapsed(self) + clock[0])
+        patch.setattr(Job, "save_clock", lambda self, check=0.0: None)
+        patch.setattr(decoder_training.DecoderRecovery, "advance", slow)
         first = compress(data, tmp_path / "a", **wanted)
-    assert not first.finished and not any(c["about"].get("trained") for c in candidates(tmp_path / "a.work"))
+    assert not first.finished and not any(c["about"].get("trained") for c in kept_candidates(tmp_path / "a.work"))
     assert any("no time for distillation" in note for note in first.notes)
-    made = len(candidates(tmp_path / "a.work"))
+    made = len(kept_candidates(tmp_path / "a.work"))
     second = compress(data, tmp_path / "a", overwrite=True, **{**wanted, "budget": 45.0})
-    assert second.finished and any(c["about"].get("trained") for c in candidates(tmp_path / "a.work")[made:])
+    assert second.finished and any(c["about"].get("trained") for c in kept_candidates(tmp_path / "a.work")[made:])
     assert any("out of reach" in note for note in second.notes)
     assert not any("no time" in note or "goes on" in note for note in second.notes)
 

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="compression trains in torch")
 pytest.importorskip("transformers", reason="compression reads data through transformers' tokenizers")
 
 from approxrt.compression.options import CompressOptions, parse_drop, parse_duration  # noqa: E402
+from approxrt.compression.records import Candidate, Origin, Provenance  # noqa: E402
 from approxrt.compression.report import choose, pareto, shortfalls  # noqa: E402
-from approxrt.compression.state import Candidate  # noqa: E402
 from approxrt.errors import InputError  # noqa: E402
 from approxrt.training.data import folds, vector_agreement  # noqa: E402
 
@@ -55,7 +55,7 @@ def test_units() -> None:
 
 
 def candidate(drop: float, speedup: float, size: int = 1000) -> Candidate:
-    return Candidate("", {"accuracy": 0.9}, drop, 0.0, size, 1e6 / size, 1.0, speedup, {}, {})
+    return Candidate("", {"accuracy": 0.9}, drop, 0.0, size, 1e6 / size, 1.0, speedup, {}, Provenance(Origin.PLANNED))
 
 
 def test_choice_and_front() -> None:

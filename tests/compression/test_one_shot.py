@@ -12,11 +12,13 @@ from small_student import random_examples, small_student
 
 import approxrt
 from approxrt.artifact.reader import read_artifact
-from approxrt.compression import pipeline
+from approxrt.compression import driver
+from approxrt.compression.families import encoder as families_encoder
+from approxrt.compression.families.encoder import EncoderFamily
+from approxrt.compression.families.opening import open_family
+from approxrt.compression.families.pruned_encoder import PrunedEncoder
 from approxrt.compression.options import CompressOptions
-from approxrt.compression.pipeline import Compression
-from approxrt.compression.recipes import one_shot as oneshot
-from approxrt.compression.recipes.one_shot import Subject
+from approxrt.compression.records import Baseline
 from approxrt.errors import CompressionError
 from approxrt.pruning.structure import Structure
 from approxrt.significance import workload
@@ -45,22 +47,27 @@ def task(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture
 def compression(task, tmp_path, monkeypatch):
     """A compression without measured things that vary: what a block costs is its stored tiles."""
-    monkeypatch.setattr(pipeline, "peer_runs", lambda *args: {})
-    monkeypatch.setattr(pipeline, "take_turns", lambda runs: workload.take_turns(runs, 0.0, 1))
+    monkeypatch.setattr(families_encoder, "peer_runs", lambda *args: {})
+    monkeypatch.setattr(families_encoder, "take_turns", lambda runs: workload.take_turns(runs, 0.0, 1))
 
-    def make(**options) -> Compression:
+    def make(**options) -> EncoderFamily:
+        out = tmp_path / options.pop("out", "out")
         chosen = CompressOptions(**{"recipe": "one-shot", "threads": 1, **options})
-        made = Compression(task[0], "csv", task[1], tmp_path / "out", chosen)
-        made.baseline = lambda: {  # type: ignore[method-assign]
-            "ms": 100.0, "f32_bytes": 4 * made.checkpoint.source["parameters"], "fastest": "approxrt-f32",
-            "metrics": {"accuracy": 0.5},
-        }  # fmt: skip
-        made.work.save_array("baseline_logits", predict(made.dense(), made.validation.ids, made.validation.types))
+        made = open_family(task[0], "csv", task[1], out, chosen)
+        assert isinstance(made, EncoderFamily)
+        known = Baseline({"accuracy": 0.5}, {}, "approxrt-f32", 100.0, 4 * made.parameters, True)
+        made.baseline = lambda: known  # type: ignore[method-assign]
+        made.job.work.save("baseline", known)
+        made.job.work.save_array("baseline_outputs", outputs_of(made))
         made.timer = lambda student, bits: 100 * stored_share(student) + 1  # type: ignore[method-assign]
-        made.table = lambda: _Table(made.dense())  # type: ignore[method-assign]
+        made.latency_table = lambda: _Table(made.model())  # type: ignore[method-assign]
         return made
 
     return make
+
+
+def outputs_of(made: EncoderFamily) -> np.ndarray:
+    return predict(made.model(), made.inputs.validation.ids, made.inputs.validation.types)
 
 
 def stored_share(student) -> float:
@@ -74,7 +81,7 @@ def stored_share(student) -> float:
 
 
 class _Table:
-    """Milliseconds in proportion to tiles, as `stored_share` counts them, but 20 % too few: the ramp must correct."""
+    """Milliseconds in proportion to tiles, as `stored_share` counts them, but 20 % too few: rounds must correct."""
 
     base_ms = 1.0
 
@@ -88,30 +95,31 @@ class _Table:
 
 def test_one_shot_meets_the_target_and_stays_near_the_dense_model(compression):
     made = compression(speedup=2.0)
-    (candidate,) = made.run()
-    assert made.work.candidates() == [candidate]
-    history = candidate.about["cuts"]
+    (candidate,) = driver.run(made)
+    assert made.job.work.candidates() == [candidate]
+    history = candidate.provenance.facts["cuts"]
     assert history[-1]["measured_ms"] <= 50 * 1.011
     assert history[0]["measured_ms"] > history[-1]["measured_ms"]
     model = approxrt.load(candidate.path, threads=1)
     kinds = {linear.kind for name, linear in model.spec.linears() if name.startswith("layers.")}
     assert kinds <= {"s8", "bsr_s8"}
-    dense = predict(made.dense(), made.validation.ids, made.validation.types)
+    dense, validation = outputs_of(made), made.inputs.validation
 
     def distance(path: str) -> float:
-        logits = approxrt.load(path, threads=1).forward(made.validation.ids, made.validation.types)
+        logits = approxrt.load(path, threads=1).forward(validation.ids, validation.types)
         return float(np.square(logits - logits.mean(0) - dense + dense.mean(0)).mean())
 
     one_shot = distance(candidate.path)
     # The same time by magnitude, without refits, is a model that is further away.
-    (baseline,) = oneshot.magnitude(made)
-    assert baseline.about["density"] < 0.5
+    other = compression(speedup=2.0, method="magnitude", out="other")
+    (baseline,) = driver.run(other)
+    assert baseline.provenance.facts["density"] < 0.5
     assert one_shot < distance(baseline.path)
 
 
 def test_a_size_is_met_with_int4(compression):
     made = compression(objective=("size",), shrink=4.5, vocabulary="full")
-    (candidate,) = made.run()
+    (candidate,) = driver.run(made)
     assert candidate.shrink > 4.5
     kinds = {linear.kind for name, linear in read_artifact(candidate.path).spec.linears() if name.startswith("layers.")}
     assert kinds & {"s4", "bsr_s4"}
@@ -119,8 +127,8 @@ def test_a_size_is_met_with_int4(compression):
 
 def test_magnitude_meets_the_target_with_one_density(compression):
     made = compression(speedup=3.0, method="magnitude")
-    (candidate,) = made.run()
-    assert candidate.about["density"] == pytest.approx((100 / 3 - 1) / 100, abs=0.02)
+    (candidate,) = driver.run(made)
+    assert candidate.provenance.facts["density"] == pytest.approx((100 / 3 - 1) / 100, abs=0.02)
     tensors = read_artifact(candidate.path).tensors
     densities = {
         name: tensors[f"{name}.indices"].size / (-(-linear.out_features // 16) * linear.in_features / 4)
@@ -129,25 +137,25 @@ def test_magnitude_meets_the_target_with_one_density(compression):
     }
     assert max(densities.values()) - min(densities.values()) < 0.03
     # A second run finds what is done.
-    assert made.run() == [candidate]
+    assert driver.run(made) == [candidate]
 
 
 def test_what_cannot_be_met_is_said(compression):
     made = compression(speedup=4.0, method="magnitude")
     made.timer = lambda student, bits: 40.0
     with pytest.raises(CompressionError, match="does not meet the target"):
-        made.run()
+        driver.run(made)
 
 
 def test_a_cut_follows_to_scores_and_to_the_dense_models_indices():
     dense, examples = small_student(), random_examples(60)
-    subject = Subject(small_student(), dense, examples, np.arange(60), 0)
+    subject = PrunedEncoder(small_student(), dense, examples, np.arange(60), 0)
     before = predict(dense, examples.ids, examples.types)
     subject.score(reorder=True)
     np.testing.assert_allclose(predict(subject.student, examples.ids, examples.types), before, atol=1e-5)
     order = subject.kept.units[0]
     assert sorted(order) == list(range(36))
-    again = Subject(subject.student, dense, examples, np.arange(60), 0)
+    again = PrunedEncoder(subject.student, dense, examples, np.arange(60), 0)
     again.score()  # on the reordered student: what was found before has been reordered rightly
     for name, score in again.scores.items():
         np.testing.assert_allclose(subject.scores[name], score, rtol=1e-3, atol=1e-6 * score.max())

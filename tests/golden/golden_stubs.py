@@ -45,12 +45,12 @@ def milliseconds(tensors: Mapping[str, np.ndarray]) -> float:
     return BASE_MS + size / BYTES_PER_MS
 
 
-def take_turns(runs: Mapping[str, Any], *args: Any, **options: Any) -> dict[str, dict[str, float]]:
+def take_turns(runs: Mapping[str, Any], *args: Any, **options: Any) -> dict[str, workload.Timing]:
     """The times that runs stand for; a real one takes a millisecond."""
     out = {}
     for name, run in runs.items():
         ms = float(getattr(run, "ms", 1.0))
-        out[name] = {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "rounds": 1}
+        out[name] = workload.Timing(ms, ms, ms, 1)
     return out
 
 

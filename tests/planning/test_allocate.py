@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from specs import small_spec
 
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
-from approxrt.compression.ramp import Ramp
+from approxrt.compression.rounds import Rounds
 from approxrt.planning.allocate import (
     BUCKETS,
     Block,
@@ -171,7 +171,7 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
     subject = SimpleNamespace(student=SimpleNamespace(spec=spec), element_scores=lambda: scores)
     dense = sum(block_bytes(spec, *of, 1.0, 8, 16) for of in (("attention", 4), ("ffn", 128), ("attention", 2)))
     dense += block_bytes(spec, "ffn", 96, 1.0, 8, 16)
-    ramp = Ramp(subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), bits=(8, 4))
+    ramp = Rounds(subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), bits=(8, 4))
     chosen = ramp._allocate(1.0).options.values()
     assert {option.bits for option in chosen} == {4}
 
@@ -181,14 +181,14 @@ def test_a_disturbed_timing_cuts_nothing() -> None:
     pytest.importorskip("torch", reason="students need torch")
     from small_student import random_examples, small_student
 
-    from approxrt.compression.recipes.one_shot import Subject
+    from approxrt.compression.families.pruned_encoder import PrunedEncoder
 
     def cut(times: list[float]) -> tuple[dict[str, np.ndarray], int]:
         """(masks, timed cuts) of a cut whose timings are `times`, the last one again and again."""
-        subject = Subject(small_student(), small_student(), random_examples(40), np.arange(40))
+        subject = PrunedEncoder(small_student(), small_student(), random_examples(40), np.arange(40))
         subject.score()
         left = iter([*times, *[times[-1]] * 20])
-        ramp = Ramp(subject, Table(), lambda *_: next(left), 100.0, target_ms=8.0, base_ms=0.0, lengths=[8])
+        ramp = Rounds(subject, Table(), lambda *_: next(left), 100.0, target_ms=8.0, base_ms=0.0, lengths=[8])
         ramp.cut(1.0)
         return dict(subject.student.masks), len(ramp.history)
 

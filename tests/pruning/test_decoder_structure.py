@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.cli.main import app
-from approxrt.compression.lm_build import Builder, with_words
+from approxrt.compression.families.decoder_build import Builder, with_words
 from approxrt.planning.decoder_options import (
     INT8,
     KINDS,

@@ -137,10 +137,10 @@ def test_where_it_does_not_pay(artifact: Path, text: Path, tmp_path: Path) -> No
 
 
 def test_break_even() -> None:
-    assert lm_signs.break_even({512: (1, 2), 1024: (2, 1.7), 2048: (4, 2)}, 128) == 1024
-    assert lm_signs.break_even({512: (1, 0.5), 1024: (2, 1)}, 600) == 601
-    assert lm_signs.break_even({512: (1, 0.5), 1024: (2, 1.9)}, 128) is None
-    assert lm_signs.break_even({}, 128) is None
+    assert lm_signs.starting_from({512: (1, 2), 1024: (2, 1.7), 2048: (4, 2)}, 128) == 1024
+    assert lm_signs.starting_from({512: (1, 0.5), 1024: (2, 1)}, 600) == 601
+    assert lm_signs.starting_from({512: (1, 0.5), 1024: (2, 1.9)}, 128) is None
+    assert lm_signs.starting_from({}, 128) is None
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -19,10 +19,12 @@ import approxrt  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
 from approxrt.artifact.spec.encoder import MAX_SIGN_DIM, LayerSpec  # noqa: E402
 from approxrt.artifact.spec.encoder_schema import encoder_faults  # noqa: E402
-from approxrt.compression import attention, pipeline  # noqa: E402
-from approxrt.compression.attention import break_even, saved_ms, time_attention  # noqa: E402
+from approxrt.compression import signs  # noqa: E402
+from approxrt.compression.families.encoder import EncoderFamily  # noqa: E402
 from approxrt.compression.options import CompressOptions  # noqa: E402
+from approxrt.sign_attention import search  # noqa: E402
 from approxrt.sign_attention.calibrate import SignKind, calibrate, with_sign_attention  # noqa: E402
+from approxrt.sign_attention.search import break_even, saved_ms, time_attention  # noqa: E402
 from approxrt.significance import workload  # noqa: E402
 from approxrt.tasks.examples import Examples  # noqa: E402
 from approxrt.torch_models.encoder import Student, predict  # noqa: E402
@@ -36,17 +38,17 @@ def counted(head_dim: int, longest: int) -> dict[int, dict[int, float]]:
 
 def test_break_even_and_what_is_saved() -> None:
     times = {0: {64: 1.0, 128: 3.0, 256: 10.0}, 16: {64: 2.0, 128: 2.0, 256: 4.0}, 64: {64: 3.0, 128: 6.0, 256: 9.5}}
-    assert break_even(times, 16) == 128
-    assert break_even(times, 64) is None  # not by a tenth
+    assert break_even(times[0], times[16], 16) == 128
+    assert break_even(times[0], times[64], 64) is None  # not by a tenth
     assert saved_ms(times, 16, 128, [64, 100, 128, 256, 192]) == pytest.approx(1 + 6 + 3.5)
     # Once faster is not enough: from `sign_from` on it must be so at every length.
     times[16][256] = 9.9
-    assert break_even(times, 16) is None
+    assert break_even(times[0], times[16], 16) is None
 
 
 def test_kernels_are_timed_up_to_the_longest_text() -> None:
     times = time_attention(32, 200)
-    assert set(times) == {0, *attention.KEEPS} and all(set(by) == {128, 192, 256} for by in times.values())
+    assert set(times) == {0, *search.KEEPS} and all(set(by) == {128, 192, 256} for by in times.values())
     assert all(ms > 0 for by in times.values() for ms in by.values())
 
 
@@ -123,16 +125,18 @@ def write_texts(path: Path, words: tuple[int, int]) -> Path:
 def small_base(table: Any) -> Any:
     """A measured table beside the times that are given here: little of those, however fast this CPU's kernels are."""
 
-    def found(self: pipeline.Compression) -> Any:
+    def found(self: EncoderFamily) -> Any:
         measured = table(self)
-        measured = measured.scaled(1.0 / measured.model_ms(self.spec, [len(text) for text in self.timed]))
+        measured = measured.scaled(
+            1.0 / measured.model_ms(self.inputs.spec, [len(text) for text in self.inputs.pruned.workload])
+        )
         measured.base_ms = 0.1
         return measured
 
     return found
 
 
-def timer(self: pipeline.Compression, student: Student, bits: Any) -> float:
+def timer(self: EncoderFamily, student: Student, bits: Any) -> float:
     """Milliseconds that are too many with exact attention and few enough without."""
     return 3.5 if any(layer.attention_keep for layer in student.spec.layers) else 5.0
 
@@ -145,21 +149,21 @@ def test_long_texts_choose_it_and_the_artifact_runs_it(
     torch.set_num_threads(1)
     monkeypatch.setattr(workload.peer_runs, "__defaults__", (("torch-eager",),))
     monkeypatch.setattr(workload.take_turns, "__defaults__", (0.1, 3))
-    original = pipeline.Compression.baseline
-    monkeypatch.setattr(pipeline.Compression, "baseline", lambda self: original(self) | {"ms": 4.0})
-    monkeypatch.setattr(pipeline.Compression, "table", small_base(pipeline.Compression.table))
-    monkeypatch.setattr(pipeline.Compression, "timer", timer)
-    monkeypatch.setattr(attention, "time_attention", counted)
-    monkeypatch.setattr(attention, "KEEPS", (2, 4))
-    monkeypatch.setattr(attention, "LENGTHS", (8, 16, 32, 64))
-    monkeypatch.setattr(attention, "ALLOWED", 0.5)
+    original = EncoderFamily.baseline
+    monkeypatch.setattr(EncoderFamily, "baseline", lambda self: dataclasses.replace(original(self), ms=4.0))
+    monkeypatch.setattr(EncoderFamily, "latency_table", small_base(EncoderFamily.latency_table))
+    monkeypatch.setattr(EncoderFamily, "timer", timer)
+    monkeypatch.setattr(signs, "time_attention", counted)
+    monkeypatch.setattr(signs, "KEEPS", (2, 4))
+    monkeypatch.setattr(signs, "LENGTHS", (8, 16, 32, 64))
+    monkeypatch.setattr(signs, "ALLOWED", 0.5)
     base = build_checkpoint("bert", tmp_path / "c", hidden=64, heads=4, layers=2, ffn=128, pooling="mean", plain=True)
     wanted = CompressOptions(speedup=1.0, max_drop=0.9, budget=60.0, threads=1, recipe=recipe, epochs=1.0, batch_size=8)
     texts = write_texts(tmp_path / "train.txt", (10, 40))
     report = approxrt.compress(base, texts, out=tmp_path / "a", task="embed", options=wanted)
     chosen = report.chosen["about"]["attention"]
     assert chosen["layers"] and chosen["keep"] in (2, 4) and chosen["sign_from"] in (8, 16)
-    assert chosen["change"] <= (attention.ALLOWED_BEFORE_TRAINING if recipe == "train" else attention.ALLOWED)
+    assert chosen["change"] <= (signs.ALLOWED_BEFORE_TRAINING if recipe == "train" else signs.ALLOWED)
     spec = read_artifact(tmp_path / "a").spec
     left = [i for i in chosen["layers"] if spec.layers[i].num_heads]  # one-shot cuts what costs least in any case
     assert [i for i, layer in enumerate(spec.layers) if layer.attention_keep] == left != []
@@ -185,4 +189,4 @@ def test_short_texts_leave_attention_exact(tmp_path: Path, monkeypatch: pytest.M
 def test_removed_blocks_and_wide_heads_are_left_alone() -> None:
     spec = small_student().spec
     layers = (LayerSpec(0, 8, 36), LayerSpec(3, 8, 36), LayerSpec(2, MAX_SIGN_DIM + 8, 36))
-    assert attention.signable(dataclasses.replace(spec, layers=layers)) == {1: 3}
+    assert search.signable(dataclasses.replace(spec, layers=layers)) == {1: 3}

@@ -11,6 +11,7 @@ import pytest
 from specs import small_spec
 
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
+from approxrt.progress import Progress
 from approxrt.significance import latency
 from approxrt.significance.latency import MeasuredTable, block_share, measure_table
 from approxrt.significance.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
@@ -36,7 +37,7 @@ def test_interpolation() -> None:
 def test_measured_and_cached(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     steps: list[str] = []
-    table = measure_table(spec, [5, 9, 9], (8,), threads=1, progress=lambda done, total, text: steps.append(text))
+    table = measure_table(spec, [5, 9, 9], (8,), threads=1, progress=Progress(lambda share, text: steps.append(text)))
     assert len(steps) == 1 + len(table.points["attention", 8][0]) * 5 + len(table.points["ffn", 8][0]) * 5
     for (_, _), (sizes, densities, ms) in table.points.items():
         assert ms.shape == (len(sizes), len(densities)) and (ms > 0).all()
@@ -82,6 +83,6 @@ def test_workload() -> None:
 def test_turns() -> None:
     order: list[str] = []
     times = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.01, least_rounds=3)
-    assert set(times) == {"a", "b"} and times["a"]["rounds"] >= 3
+    assert set(times) == {"a", "b"} and times["a"].rounds >= 3
     assert "".join(order).startswith("ab" + "aabb" * 3)
-    assert times["a"]["p20_ms"] <= times["a"]["median_ms"] <= times["a"]["p80_ms"]
+    assert times["a"].p20_ms <= times["a"].median_ms <= times["a"].p80_ms

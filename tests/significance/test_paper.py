@@ -176,11 +176,14 @@ def test_a_harmless_ffn_stays_unless_speed_is_asked_for() -> None:
 @pytest.mark.parametrize("objective", ["accuracy", "size"])
 def test_compression_builds_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str) -> None:
     from approxrt.artifact.reader import read_artifact
-    from approxrt.compression import pipeline
+    from approxrt.compression import driver
+    from approxrt.compression.families import encoder as families_encoder
+    from approxrt.compression.families.opening import open_family
     from approxrt.compression.options import CompressOptions
 
-    monkeypatch.setattr(pipeline, "peer_runs", lambda *args: {})
-    monkeypatch.setattr(pipeline, "take_turns", functools.partial(pipeline.take_turns, seconds=0.1))
+    monkeypatch.setattr(families_encoder, "peer_runs", lambda *args: {})
+    quick = functools.partial(families_encoder.take_turns, seconds=0.1)
+    monkeypatch.setattr(families_encoder, "take_turns", quick)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     checkpoint = build_checkpoint("bert", tmp_path / "c", hidden=32, heads=2, layers=2, ffn=48, num_labels=2)
     rng = np.random.default_rng(0)
@@ -193,9 +196,9 @@ def test_compression_builds_what_it_finds(tmp_path: Path, monkeypatch: pytest.Mo
         objective=(objective,), recipe="one-shot", method="paper", val_fraction=0.4, shrink=shrink, threads=1
     )
     options.check()
-    compression = pipeline.Compression(checkpoint, "csv", tmp_path / "data", tmp_path / "out", options)
-    (candidate,) = compression.run()
-    about = candidate.about
+    family = open_family(checkpoint, "csv", tmp_path / "data", tmp_path / "out", options)
+    (candidate,) = driver.run(family)
+    about = candidate.provenance.facts
     spec = read_artifact(candidate.path).spec
     assert [layer.num_heads for layer in spec.layers] == about["heads"]
     assert [layer.intermediate_size for layer in spec.layers] == about["units"]
@@ -205,4 +208,4 @@ def test_compression_builds_what_it_finds(tmp_path: Path, monkeypatch: pytest.Mo
     published = {"threshold": 1.0, "share": 0.5}
     assert about["test"] == (published if objective == "accuracy" else {"threshold": 1.1, "share": None})
     # A finished run is not run again.
-    assert compression.run() == [candidate]
+    assert driver.run(family) == [candidate]

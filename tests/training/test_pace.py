@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-pytest.importorskip("torch")
+from approxrt.training.budget import Budget, BudgetSpent
+from approxrt.training.pace import Pace
 
-from approxrt.compression.recipes.gradual import _Pace
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
-def lengths(seconds: list[float], planned: int, budget: float) -> list[int]:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("approxrt.training.budget.time", found)
+    return found
+
+
+def lengths(clock: Clock, seconds: list[float], planned: int, budget: float) -> list[int]:
     """Steps that are planned after each step, when each takes so many `seconds`."""
-    clock = SimpleNamespace(now=0.0)
-    run = SimpleNamespace(elapsed=lambda: clock.now, options=SimpleNamespace(budget=budget))
-    pace, steps, out = _Pace(run, 0, 1), planned, []
+    pace, steps, out = Pace(Budget(budget), 1.0), planned, []
     for step, taken in enumerate(seconds, 1):
         clock.now += taken
         steps = pace.fitting(step, steps, planned)
@@ -25,19 +37,39 @@ def lengths(seconds: list[float], planned: int, budget: float) -> list[int]:
     return out
 
 
-def test_a_slow_machine_shortens_training_to_the_budget() -> None:
+def test_a_budget_counts_over_interrupts_and_keeps_a_reserve(clock: Clock) -> None:
+    budget = Budget(100.0)
+    clock.now += 30
+    assert (budget.elapsed(), budget.left()) == (30, 70)
+    budget.reserve = 20.0
+    half = budget.share(0.5)
+    clock.now += 40
+    assert budget.left() == 10 and not half()
+    clock.now += 11
+    assert half()  # nothing is left before the reserve
+    budget.check()
+    clock.now += 20
+    with pytest.raises(BudgetSpent):
+        budget.check()
+    again = Budget(100.0)
+    again.resume(40.0)
+    clock.now += 5
+    assert again.elapsed() == 45
+
+
+def test_a_slow_machine_shortens_training_to_the_budget(clock: Clock) -> None:
     """1000 steps of 1 s in 520 s, 20 of which are for building: 500 fit."""
-    found = lengths([1.0] * 1000, 1000, 520)
+    found = lengths(clock, [1.0] * 1000, 1000, 520)
     # The first second is of no step that is counted.
     assert found[0] == 1000 and all(abs(steps - 500) <= 500 / 25 for steps in found[30:]) and len(found) >= 495
 
 
-def test_a_slow_start_does_not_cost_the_rest() -> None:
-    found = lengths([5.0] * 50 + [0.5] * 450, 1000, 1020)
+def test_a_slow_start_does_not_cost_the_rest(clock: Clock) -> None:
+    found = lengths(clock, [5.0] * 50 + [0.5] * 450, 1000, 1020)
     assert min(found) < 250 and found[-1] > 900
     assert max(found) <= 1000
 
 
-def test_there_is_always_a_step_more() -> None:
-    found = lengths([30.0] * 60, 1000, 100)
+def test_there_is_always_a_step_more(clock: Clock) -> None:
+    found = lengths(clock, [30.0] * 60, 1000, 100)
     assert 26 < len(found) <= 51 and found[-1] == len(found)

@@ -1,122 +1,145 @@
-"""The recipe with training: rounds of second-order cuts and refits, then recovery by distillation, stage by stage.
+"""The recipe with training: rounds of second-order pruning and refits, then recovery by distillation, stage by stage.
 
-A stage goes from the model of the last one (the dense model at first) much of the way to its target in a few rounds of
-statistics -> scores -> cut -> refit, as the one-shot recipe does; it then learns from the teacher, is cut thrice more
-on scores that are taken anew, and computes on the artifact's grids in the end (QAT). A large speedup is reached by way
-of half of it, whose artifact is a candidate, too. A stage that has time for few steps is cut in rounds alone, like the
-one-shot recipe, before its training.
+A stage goes from the model of the last one (the baseline at first) much of the way to its target in a few rounds of
+statistics -> scores -> pruning -> refit, as the one-shot recipe does; it then learns from the teacher, is pruned thrice
+more by scores that are taken anew, and computes on the artifact's grids in the end (QAT). A large speedup is reached by
+way of half of it, whose artifact is a candidate, too. A stage that has time for few steps is pruned in rounds alone,
+like the one-shot recipe, before its training.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from approxrt.compression.attention import match_signs
-from approxrt.compression.ramp import Ramp
-from approxrt.compression.recipes.one_shot import Subject
-from approxrt.compression.state import Candidate
+from approxrt.compression.families.encoder import EncoderFamily
+from approxrt.compression.families.pruned_encoder import PrunedEncoder
+from approxrt.compression.records import Candidate, Origin, Provenance, StepPlan
+from approxrt.compression.rounds import Rounds, rounds_towards
+from approxrt.compression.signs import match_signs
 from approxrt.planning.allocate import Block
-from approxrt.quantization import build
 from approxrt.random import Stream, generator
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import collect
 from approxrt.torch_models.encoder import Student
+from approxrt.training.pace import Pace
 from approxrt.training.recovery import Recovery, encoder_linears
 from approxrt.training.teacher import Teacher
 
-if TYPE_CHECKING:
-    from approxrt.compression.pipeline import Compression
-
 SENTENCES, TOKENS = 512, 12_000  # that statistics are taken of, at most
 ROUNDS = (0.3, 0.5)  # of the way, before a stage's training
-CUTS = {0.08: 0.7, 0.18: 0.85, 0.3: 1.0}  # share of a stage's steps -> of the way
-# With fewer steps than this, training cannot make up for cuts: a stage goes all of its way in rounds, which refit.
+PRUNINGS = {0.08: 0.7, 0.18: 0.85, 0.3: 1.0}  # share of a stage's steps -> of the way
+# With fewer steps than this, training cannot make up for pruning: a stage goes all of its way in rounds, which refit.
 FEW_STEPS = 200
 FEW_ROUNDS = (0.4, 0.75, 1.0)
 QAT_FROM = 0.85
 # Share of a width's rounding error that is left after training on the artifact's grid (QAT). int4 everywhere costs
 # MiniLM nothing on SST-2 and 0.8 % on STS-B even without it, while its bytes pay for twice as many weights.
 TRAINED_NOISE = 0.1
-CUT_PACE = 0.66  # a step of a cut model takes about two thirds of a dense one's time
+PRUNED_PACE = 0.66  # a step of a pruned model takes about two thirds of a dense one's time
 SHARES = {1: (1.0,), 2: (0.45, 0.55)}  # of all steps, by number of stages
+TWO_STAGES_FROM = 6.0  # times faster
 
-Stage = Mapping[str, float | None]
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is to reach, and its share of all steps and of the bar."""
+
+    index: int
+    speedup: float | None
+    shrink: float | None
+    begin: float
+    share: float
+    last: bool
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the report says of it."""
+        return {"speedup": self.speedup, "shrink": self.shrink}
+
+    def name(self, text: str) -> str:
+        """Return `text` with the stage's number."""
+        return f"stage {self.index + 1}/{self.index + 1 if self.last else self.index + 2}{text}"
 
 
-def run_stages(compression: Compression) -> list[Candidate]:
-    """All stages; the candidates that were built, in order. Goes on where an interrupted run was."""
-    return _Stages(compression).run()
+def stages_of(speedup: float | None, shrink: float | None) -> list[Stage]:
+    """Return the stages one after the other, each from the last: half of a large speedup first."""
+    if speedup is not None and speedup >= TWO_STAGES_FROM:
+        first, second = SHARES[2]
+        return [Stage(0, speedup / 2, None, 0.0, first, False), Stage(1, speedup, shrink, first, second, True)]
+    return [Stage(0, speedup, shrink, 0.0, 1.0, True)]
+
+
+def gradual(family: EncoderFamily) -> None:
+    """Make the candidates of all stages; go on where an interrupted run was."""
+    work = family.job.work
+    stages = stages_of(family.job.options.wanted_speedup, family.job.options.wanted_shrink)
+    if len(work.candidates()) < len(stages):
+        _Stages(family, stages).run()
 
 
 class _Stages:
-    def __init__(self, compression: Compression) -> None:
-        self.c, self.options, self.work = compression, compression.options, compression.work
+    """One run over the stages that are not built yet; `model` is what they are made of, one after the other."""
 
-    def targets(self) -> list[Stage]:
-        """One after the other, each from the last: half of a large speedup first."""
-        speedup, shrink = self.options.wanted_speedup, self.options.wanted_shrink
-        if speedup is not None and speedup >= 6:
-            return [{"speedup": speedup / 2, "shrink": None}, {"speedup": speedup, "shrink": shrink}]
-        return [{"speedup": speedup, "shrink": shrink}]
+    def __init__(self, family: EncoderFamily, stages: list[Stage]) -> None:
+        self.family, self.job, self.stages = family, family.job, stages
+        self.table = family.latency_table()
+        self.teacher: Teacher = family.teacher()
+        self.model: Student = family.model()
+        self.signs = match_signs(family, self.model).to_report()
 
-    def run(self) -> list[Candidate]:
-        baseline, stages = self.c.baseline(), self.targets()
-        done = len(self.work.candidates())
-        if done >= len(stages):
-            return self.work.candidates()
-        table, teacher, student = self.c.table(), self.c.teacher(), self.c.dense()
-        self.attention = match_signs(self.c, student)
-        state = self.work.load_state()
-        self.c.spent = 0.0 if state is None else float(state["seconds"])
-        plan = self.work.read("plan") or self._plan(teacher)
-        for index in range(done, len(stages)):
-            # What a stage without cuts leaves over goes to the next.
-            share = SHARES[len(stages)][index] if not self._idle(index) else 1.0
-            steps = max(20, round(plan["steps"] * share))
-            if state is not None and state["stage"] < index:
+    def run(self) -> None:
+        job, state = self.job, self.job.work.load_tensors("state")
+        if state is not None:
+            job.budget.resume(float(state["seconds"]))
+        plan = job.work.load("plan", StepPlan) or self._plan()
+        for stage in self.stages[len(job.work.candidates()) :]:
+            # What a stage without pruning leaves over goes to the next.
+            share = 1.0 if self._idle(stage) else stage.share
+            steps = max(20, round(plan.steps * share))
+            if state is not None and state["stage"] < stage.index:
                 # The stage before is built: its last weights are where this one starts.
-                Recovery(student, self.c.lessons, teacher, steps, self.c.recovery_options()).restore(state["recovery"])
-                student.input_hook = student.weight_hook = None
+                self._trainer(steps).restore(state["recovery"])
+                self.model.input_hook = self.model.weight_hook = None
                 state = None
-            ramp = self._ramp(student, table, baseline, stages[index], state)
-            few = self._few(steps, plan["pace_s"], index, len(stages)) if state is None else bool(state.get("few"))
-            if state is None and ramp.needed:
-                self._rounds(student, ramp, index, len(stages), FEW_ROUNDS if few else ROUNDS)
-            elif state is None and (known := self._as_it_is(index, student, stages[index])) is not None:
-                self.work.add(known)
-                continue
-            recovery = Recovery(student, self.c.lessons, teacher, steps, self.c.recovery_options())
-            if state is not None:
-                recovery.restore(state["recovery"])
-                state = None
-            ramp.recovery = recovery
-            self._train(index, len(stages), recovery, ramp, few)
-            about = {**stages[index], "cuts": ramp.history, "steps": recovery.steps}
-            self.work.add(self._build(index, recovery.student, ramp.bits_of, about))
-            if recovery.quantizer is not None:
-                recovery.quantizer.remove()
-        return self.work.candidates()
+            self._stage(stage, steps, plan.pace_s, state)
+            state = None
 
-    def _idle(self, index: int) -> bool:
-        """All stages before this one needed no training."""
-        before = self.work.candidates()[:index]
-        return index > 0 and all(not candidate.about.get("steps") for candidate in before)
+    def _stage(self, stage: Stage, steps: int, pace: float, state: Mapping[str, Any] | None) -> None:
+        rounds = self._rounds(stage, state)
+        few = self._few(stage, steps, pace) if state is None else bool(state.get("few"))
+        if state is None and rounds.needed:
+            self._prune(stage, rounds, FEW_ROUNDS if few else ROUNDS)
+        elif state is None and self._as_it_is(stage):
+            return
+        trainer = self._trainer(steps)
+        if state is not None:
+            trainer.restore(state["recovery"])
+        rounds.recovery = trainer
+        self._train(stage, trainer, rounds, few)
+        self._build(stage, trainer.student, rounds.bits_of, rounds.history, trainer.steps)
+        if trainer.quantizer is not None:
+            trainer.quantizer.remove()
 
-    def _as_it_is(self, index: int, student: Student, stage: Stage) -> Candidate | None:
-        """A stage whose limits the quantised model meets without cuts: built at once; None if that loses too much."""
-        candidate = self._build(index, student, {}, {**stage, "cuts": [], "steps": 0})
-        last = index == len(self.targets()) - 1
-        return None if last and candidate.drop > self.options.max_drop else candidate
+    def _idle(self, stage: Stage) -> bool:
+        """Whether all stages before this one needed no training."""
+        before = self.job.work.candidates()[: stage.index]
+        return stage.index > 0 and not any(candidate.provenance.steps for candidate in before)
 
-    def _plan(self, teacher: Teacher) -> dict[str, Any]:
+    def _as_it_is(self, stage: Stage) -> bool:
+        """Build a stage whose limits the quantised model meets without pruning; whether it loses little enough."""
+        keeps = self._build(stage, self.model, {}, [], 0, only_within=self.job.options.max_drop if stage.last else None)
+        return keeps is not None
+
+    def _plan(self) -> StepPlan:
         """How many steps the budget allows, from the pace of a few dense ones."""
-        options = self.options
-        trial = Recovery(self.c.dense(), self.c.lessons, teacher, 1000, self.c.recovery_options())
+        job, options = self.job, self.job.options
+        inputs = self.family.inputs.pruned
+        trial = Recovery(self.family.model(), inputs.learnt, self.teacher, 1000, self.family.training_options())
         for _ in range(3):
             trial.advance()
         begin = time.monotonic()
@@ -124,161 +147,130 @@ class _Stages:
             trial.advance()
         pace = (time.monotonic() - begin) / 8
         # Rounds and checks take a fifth.
-        affordable = max(40, int((options.budget * 0.8 - self.c.elapsed()) / (CUT_PACE * pace)))
+        affordable = max(40, int((options.budget * 0.8 - job.budget.elapsed()) / (PRUNED_PACE * pace)))
         # Whoever asks for epochs means passes over the training texts.
-        size = len(self.c.lessons.ids if options.epochs is None else self.c.train.ids)
+        size = len(inputs.learnt.ids if options.epochs is None else inputs.train.ids)
         epochs = options.epochs if options.epochs is not None else max(4.0, min(30.0, 150_000 / size))
         wanted = max(40, round(epochs * -(-size // options.batch_size)))
         if affordable < wanted:
-            self.c.note(
+            job.notes.add(
                 f"the budget allows {affordable} steps ({affordable / trial.steps_per_epoch:.1f} epochs) "
                 f"of the {wanted} that would be used"
             )
-        plan = {"steps": min(affordable, wanted), "pace_s": pace, "steps_per_epoch": trial.steps_per_epoch}
-        self.work.write("plan", plan)
+        plan = StepPlan(min(affordable, wanted), pace, trial.steps_per_epoch)
+        job.work.save("plan", plan)
         return plan
 
-    def _ramp(
-        self, student: Student, table: Any, baseline: Mapping[str, Any], stage: Stage, state: Mapping[str, Any] | None
-    ) -> Ramp:
-        speedup, shrink = stage["speedup"], stage["shrink"]
-        limit = None if shrink is None else self.c.block_budget(student, baseline["f32_bytes"] / shrink)
-        ramp = Ramp(
-            self._subject(student),
-            table,
-            self.c.timer,
-            start_ms=self.c.timer(student, {}),
-            target_ms=None if speedup is None else baseline["ms"] / speedup,
-            base_ms=table.base_ms,
-            lengths=[len(text) for text in self.c.timed],
-            max_bytes=limit,
-            bits=(8,) if limit is None else (8, 4),
-            densities=self.c.densities(),
-        )
-        if state is not None:
-            ramp.bits_of, ramp.correction = dict(state["bits_of"]), state["correction"]
-            ramp.start_ms, ramp.history = state["start_ms"], list(state["history"])
-        return ramp
+    def _trainer(self, steps: int) -> Recovery:
+        learnt = self.family.inputs.pruned.learnt
+        return Recovery(self.model, learnt, self.teacher, steps, self.family.training_options())
 
-    def _subject(self, student: Student) -> Subject:
-        """The student for rounds of cuts, held against a copy of what it is now."""
-        copy = Student(student.spec, student.tensors())
-        bits = (8,) if self.options.wanted_shrink is None else (8, 4)
-        return Subject(student, copy, self.c.train, self._rows(), self.options.seed, bits)
+    def _rounds(self, stage: Stage, state: Mapping[str, Any] | None) -> Rounds:
+        limits = self.family.limits(self.model, stage.speedup, stage.shrink)
+        rounds = rounds_towards(self.family, self._subject(), self.table, limits)
+        if state is not None:
+            rounds.bits_of, rounds.correction = dict(state["bits_of"]), state["correction"]
+            rounds.start_ms, rounds.history = state["start_ms"], list(state["history"])
+        return rounds
+
+    def _subject(self) -> PrunedEncoder:
+        """The model for rounds of pruning, held against a copy of what it is now."""
+        copy = Student(self.model.spec, self.model.tensors())
+        bits = (8,) if self.job.options.wanted_shrink is None else (8, 4)
+        return PrunedEncoder(self.model, copy, self.family.inputs.pruned.train, self._rows(), self.job.seed, bits)
 
     def _rows(self) -> np.ndarray:
-        order = generator(self.options.seed, Stream.STATISTICS).permutation(len(self.c.train.ids))
-        tokens = np.cumsum(self.c.train.lengths[order])
+        train = self.family.inputs.pruned.train
+        order = generator(self.job.seed, Stream.STATISTICS).permutation(len(train.ids))
+        tokens = np.cumsum(train.lengths[order])
         return np.sort(order[: max(16, min(SENTENCES, int(np.searchsorted(tokens, TOKENS))))])
 
-    def _few(self, steps: int, pace: float, index: int, count: int) -> bool:
-        """Too few steps for cuts in training: of those planned, or of those that what is left of the budget allows."""
-        affordable = _Pace(self.c, index, count).allowed / (CUT_PACE * pace)
-        return self.options.epochs is None and min(steps, affordable) < FEW_STEPS
+    def _pace(self, stage: Stage) -> Pace:
+        rest = sum(other.share for other in self.stages[stage.index :])
+        return Pace(self.job.budget, stage.share / rest)
 
-    def _rounds(self, student: Student, ramp: Ramp, index: int, count: int, rounds: Sequence[float]) -> None:
-        subject = ramp.recovery
-        assert isinstance(subject, Subject)
-        share = sum(SHARES[count][:index])
-        for place, progress in enumerate(rounds):
-            self.c.progress(share, f"stage {index + 1}/{count}: cut {place + 1}")
-            # Tiles that are pruned already tie units to their places.
-            subject.score(reorder=place == 0 and not student.masks)
-            if len(ramp.bits) > 1:
-                ramp.noise = _trained(subject.rounding, ramp.bits)
-            ramp.cut(progress)
+    def _few(self, stage: Stage, steps: int, pace: float) -> bool:
+        """Too few steps for pruning in training: of those planned, or of those that the rest of the budget allows."""
+        affordable = self._pace(stage).allowed / (PRUNED_PACE * pace)
+        return self.job.options.epochs is None and min(steps, affordable) < FEW_STEPS
+
+    def _prune(self, stage: Stage, rounds: Rounds, ways: Sequence[float]) -> None:
+        subject = rounds.recovery
+        assert isinstance(subject, PrunedEncoder)
+        for place, way in enumerate(ways):
+            self.job.progress(stage.begin, stage.name(f": pruning {place + 1}"))
+            # Tiles that are pruned already tie FFN channels to their places.
+            subject.score(reorder=place == 0 and not self.model.masks)
+            if len(rounds.bits) > 1:
+                rounds.noise = _trained(subject.rounding, rounds.bits)
+            rounds.cut(way)
             subject.refit()
 
-    def _train(self, index: int, count: int, recovery: Recovery, ramp: Ramp, few: bool) -> None:
-        """Learn, with the last cuts of the stage on the way unless there are `few` steps."""
-        planned = steps = recovery.steps
+    def _train(self, stage: Stage, trainer: Recovery, rounds: Rounds, few: bool) -> None:
+        """Learn, with the last prunings of the stage on the way unless there are `few` steps."""
+        job = self.job
+        planned = steps = trainer.steps
         saved = time.monotonic()
-        cuts = {max(1, round(steps * at)): progress for at, progress in CUTS.items()} if ramp.needed and not few else {}
-        begin, share = sum(SHARES[count][:index]), SHARES[count][index]
-        pace = _Pace(self.c, index, count)
-        while recovery.step < steps:
-            if recovery.step in cuts:
-                self._rescore(recovery, ramp)
-                ramp.cut(cuts[recovery.step])
-            if recovery.step >= round(steps * QAT_FROM) and recovery.quantizer is None:
-                recovery.quantize(self.c.all_bits(recovery.student, ramp.bits_of))
-            recovery.advance()
-            # Cuts, or a busy machine, make a slow start; it must not cost the rest. With grids learnt, the end is set.
-            most = planned if recovery.quantizer is None else steps
-            steps = recovery.steps = max(max(cuts, default=0) + 1, pace.fitting(recovery.step, steps, most))
-            text = f"stage {index + 1}/{count}, loss {recovery.loss:.3f}"
-            self.c.progress(begin + share * recovery.step / steps, text)
-            if time.monotonic() - saved >= self.options.save_seconds and recovery.step < steps:
-                self._save(index, recovery, ramp, few)
+        prunings = {max(1, round(steps * at)): way for at, way in PRUNINGS.items()} if rounds.needed and not few else {}
+        pace = self._pace(stage)
+        while trainer.step < steps:
+            if trainer.step in prunings:
+                self._rescore(trainer, rounds)
+                rounds.cut(prunings[trainer.step])
+            if trainer.step >= round(steps * QAT_FROM) and trainer.quantizer is None:
+                trainer.quantize(self.family.widths(trainer.student, rounds.bits_of))
+            trainer.advance()
+            # Pruning, or a busy machine, makes a slow start, which must not cost the rest. With grids learnt, the end
+            # is set.
+            most = planned if trainer.quantizer is None else steps
+            steps = trainer.steps = max(max(prunings, default=0) + 1, pace.fitting(trainer.step, steps, most))
+            text = stage.name(f", loss {trainer.loss:.3f}")
+            job.progress(stage.begin + stage.share * trainer.step / steps, text)
+            if time.monotonic() - saved >= job.options.save_seconds and trainer.step < steps:
+                self._save(stage, trainer, rounds, few)
                 saved = time.monotonic()
-        self._save(index, recovery, ramp, few)
+        self._save(stage, trainer, rounds, few)
 
-    def _rescore(self, recovery: Recovery, ramp: Ramp) -> None:
-        """Scores and means of the student as training has made it, and what rounding would cost it."""
-        student = recovery.student
-        names = encoder_linears(student)
-        found = collect(student, self.c.train, self._rows(), self.options.seed + recovery.step)
-        scores = element_scores(student, found, names)
-        if len(ramp.bits) > 1:
-            ramp.noise = _trained(rounding_errors(student, found, names, ramp.bits), ramp.bits)
-        recovery.scores = {name: torch.from_numpy(score) for name, score in scores.items()}
-        recovery.means = {name: torch.from_numpy(found.means[name]) for name in scores}
+    def _rescore(self, trainer: Recovery, rounds: Rounds) -> None:
+        """Scores and means of the model as training has made it, and what rounding would cost it."""
+        model, train = trainer.student, self.family.inputs.pruned.train
+        names = encoder_linears(model)
+        found = collect(model, train, self._rows(), self.job.seed + trainer.step)
+        scores = element_scores(model, found, names)
+        if len(rounds.bits) > 1:
+            rounds.noise = _trained(rounding_errors(model, found, names, rounds.bits), rounds.bits)
+        trainer.scores = {name: torch.from_numpy(score) for name, score in scores.items()}
+        trainer.means = {name: torch.from_numpy(found.means[name]) for name in scores}
 
-    def _save(self, index: int, recovery: Recovery, ramp: Ramp, few: bool) -> None:
-        self.work.save_state(
+    def _save(self, stage: Stage, trainer: Recovery, rounds: Rounds, few: bool) -> None:
+        self.job.work.save_tensors(
+            "state",
             {
-                "stage": index,
+                "stage": stage.index,
                 "few": few,
-                "seconds": self.c.elapsed(),
-                "recovery": recovery.state(),
-                "bits_of": ramp.bits_of,
-                "correction": float(ramp.correction),
-                "start_ms": float(ramp.start_ms),
-                "history": ramp.history,
-            }
+                "seconds": self.job.budget.elapsed(),
+                "recovery": trainer.state(),
+                "bits_of": rounds.bits_of,
+                "correction": float(rounds.correction),
+                "start_ms": float(rounds.start_ms),
+                "history": rounds.history,
+            },
         )
 
-    def _build(self, index: int, student: Student, chosen: Mapping[str, int], about: Mapping[str, Any]) -> Candidate:
-        self.c.progress(1.0, "building and checking the artifact")
-        path = self.work.candidate_path(index)
-        build.write(
-            path,
-            student,
-            self.c.all_bits(student, chosen),
-            self.c.embeddings,
-            self.c.tokenizer_json,
-            {"approxrt": "candidate"},
-            self.c.checkpoint.spec.inputs,
-        )
-        return self.c.check(path, {**about, "attention": self.attention})
+    def _build(
+        self,
+        stage: Stage,
+        model: Student,
+        chosen: Mapping[str, int],
+        history: list[dict[str, Any]],
+        steps: int,
+        only_within: float | None = None,
+    ) -> Candidate | None:
+        facts = {**stage.facts(), "cuts": history, "steps": steps, "attention": self.signs}
+        provenance = Provenance(Origin.PLANNED, steps=steps, facts=facts)
+        return self.family.build(model, self.family.widths(model, chosen), provenance, only_within=only_within)
 
 
 def _trained(errors: Mapping[tuple[str, int], float], widths: Sequence[int]) -> Callable[[Block], dict[int, float]]:
-    """What is left of rounding errors, by block and width, once a student is trained on its grid."""
+    """What is left of rounding errors, by block and width, once a model is trained on its grid."""
     return lambda block: {bits: TRAINED_NOISE * sum(errors[name, bits] for name in block.linears) for bits in widths}
-
-
-class _Pace:
-    """Keeps a stage's training within its share of the time that was left when it began, by shortening it."""
-
-    MARGIN_S = 20.0  # for building and checking
-    LOOK_EVERY = 25  # steps
-
-    def __init__(self, c: Compression, index: int, count: int) -> None:
-        self.c, self.begun = c, c.elapsed()
-        left = max(0.0, c.options.budget - self.begun)
-        rest = sum(SHARES[count][index:])
-        self.allowed = left * SHARES[count][index] / rest - self.MARGIN_S
-        self.first: int | None = None
-
-    def fitting(self, step: int, steps: int, most: int) -> int:
-        """The number of steps that can still be afforded, at most `most`; looked at now and then, else `steps`."""
-        if self.first is None:
-            self.first = step
-        taken = step - self.first
-        if taken < self.LOOK_EVERY or taken % self.LOOK_EVERY or step >= steps:
-            return steps
-        used = self.c.elapsed() - self.begun
-        # At least one step more: the schedule's end belongs to every run.
-        affordable = step + max(1, int((self.allowed - used) / (used / taken)))
-        return min(most, affordable)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from approxrt.artifact.spec.decoder import DecoderSpec
-from approxrt.compression.lm_build import Builder, build_in_sequence, refitted
+from approxrt.compression.families.decoder import DecoderFamily
+from approxrt.compression.families.decoder_build import Builder, build_in_sequence, refitted
+from approxrt.compression.records import Candidate, DecodeTimes, Learnt, Origin, Provenance
 from approxrt.compression.report import SLACK, choose, violation
-from approxrt.compression.state import Candidate
 from approxrt.planning.decoder_options import (
     HEAD,
     INT8,
     KINDS,
     Choices,
-    Kind,
     LinearOption,
     Plan,
     block_options,
@@ -28,9 +28,7 @@ from approxrt.quantization.calibration import calibration
 from approxrt.significance.decoder_latency import DecoderLatency, measure_latency
 from approxrt.significance.decoder_removal import DecoderElement, head_divergence, measure_removals
 from approxrt.significance.decoder_statistics import statistics
-
-if TYPE_CHECKING:
-    from approxrt.compression.lm import LmCompression
+from approxrt.training.budget import BudgetSpent
 
 STATISTICS_SEQUENCES, ROUNDING_SEQUENCES, REMOVAL_SEQUENCES, HEAD_SEQUENCES = 8, 12, 2, 2
 # Of the blocks whose removal costs least, the first so many are measured again, on text of their own: the least of many
@@ -39,6 +37,8 @@ AGAIN, AGAIN_SEQUENCES = 12, 6
 FINE_GROUPS = 48  # of FFN units a layer, where no transform binds them together and no tiles are scored
 TRIES_UNTIL = 0.45  # of the budget, where training follows
 TRIES = 3
+# Shares of the budget that steps may take at most, where they have a choice.
+SHARES = {"statistics": 0.12, "removal": 0.08, "rounding": 0.12}
 TILES_SHARE = 0.2  # of the budget, that scoring tiles may take
 # Before anything is measured: what is really lost, as a share of what is predicted.
 FIRST_SCALE = 1.0
@@ -46,15 +46,12 @@ FIRST_SCALE = 1.0
 BEFORE_TRAINING = 3.0
 
 
-class BudgetSpent(Exception):
-    """The budget ended amid a step; what was measured before stays."""
-
-
 class Search:
     """Of one compression, on a decoder in the coordinates in which it is rounded."""
 
-    def __init__(self, compression: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray]) -> None:
-        self.c, self.spec, self.tensors = compression, spec, tensors
+    def __init__(self, family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarray]) -> None:
+        self.family, self.job, self.spec, self.tensors = family, family.job, spec, tensors
+        self.baseline = family.baseline()
         self.reachable = True
         self.linear_bytes = 0  # of the first candidate
 
@@ -66,31 +63,31 @@ class Search:
         builder, choices = self._choices()
         self.linear_bytes = sum(options[0].bytes for options in choices.linears.values())
         self._check_reach(choices)
-        tries: list[dict[str, float]] = list(self.c.work.read("tries") or [])
+        tries = self.job.work.load("tries", list[Learnt]) or []
         plan: Plan | None = None
-        trains = self.c.options.recipe == "train"
-        while len(tries) < TRIES and self.c.left() > self.c.last_check:
-            if trains and tries and self.c.elapsed() > TRIES_UNTIL * self.c.options.budget:
+        trains = self.job.options.recipe == "train"
+        while len(tries) < TRIES and self.job.budget.left() > self.family.last_check:
+            if trains and tries and self.job.budget.elapsed() > TRIES_UNTIL * self.job.options.budget:
                 break
-            new = self._plan(choices, tries, self.c.allowed)
+            new = self._plan(choices, tries, self.family.allowed)
             if plan is not None and new.kinds == plan.kinds and _same(new, plan):
                 break
             plan = new
-            candidate = self.c.add(builder.build(plan), {"plan": plan.to_json(), "trained": 0})
+            candidate = self.family.build(builder.build(plan), Provenance(Origin.PLANNED, plan))
             tries.append(self._learnt(plan, candidate))
-            self.c.work.write("tries", tries)
+            self.job.work.save("tries", tries)
             if self._good_enough(candidate, tries[-1]):
                 break
         best = self._best_plan() if builder.own is None or self._rounds(self._best_plan(), builder) else None
-        again = any("rounded" in candidate.about for candidate in self.c.work.candidates())
-        if best is not None and not again and self.c.left() > 2 * self.c.last_check:
-            self.c.tick("rounding in sequence")
-            batch = calibration(self.c.calibrating, ROUNDING_SEQUENCES, self.c.sequence)
+        again = any(candidate.provenance.in_sequence for candidate in self.job.work.candidates())
+        if best is not None and not again and self.job.budget.left() > 2 * self.family.last_check:
+            self.job.tick("rounding in sequence")
+            batch = calibration(self.family.inputs.calibrating, ROUNDING_SEQUENCES, self.family.inputs.sequence)
             cut = builder.cut(best)
             built = build_in_sequence(
-                cut.spec, refitted(cut), cut.masks, cut.grids, best, batch, builder.own, self.c.tick
+                cut.spec, refitted(cut), cut.masks, cut.grids, best, batch, builder.own, self.job.tick
             )
-            self.c.add(built, {"plan": best.to_json(), "trained": 0, "rounded": "in sequence"})
+            self.family.build(built, Provenance(Origin.PLANNED, best, in_sequence=True))
         if not trains:
             return None
         if not tries:
@@ -100,11 +97,11 @@ class Search:
                 return None
             wanted = self._best_plan() or plan
         else:
-            wanted = self._plan(choices, tries, BEFORE_TRAINING * self.c.allowed)
+            wanted = self._plan(choices, tries, BEFORE_TRAINING * self.family.allowed)
         if wanted is None:
             return None
-        if self.c.left() < 2 * self.c.last_check:
-            self.c.note("the time left is too short for distillation", False)
+        if self.job.budget.left() < 2 * self.family.last_check:
+            self.job.notes.add("the time left is too short for distillation", False)
             raise BudgetSpent
         return builder, wanted
 
@@ -119,45 +116,46 @@ class Search:
         target = self._target()
         if target is None:
             return
-        factor = 1.0 if self.c.cost == "bytes" else self._first_factor(choices)
+        factor = 1.0 if self.family.cost == "bytes" else self._first_factor(choices)
         # What the model knows over one that knows nothing: a plan that is predicted to lose all of it is none.
-        known = max(1.0, math.log(self.spec.vocab_size / self.c.baseline()["metrics"]["perplexity"]))
-        end = choices.within(lambda plan: plan.loss <= known, self.c.cost)
-        cost = factor * getattr(end, self.c.cost)
+        known = max(1.0, math.log(self.spec.vocab_size / self.baseline.metrics["perplexity"]))
+        end = choices.within(lambda plan: plan.loss <= known, self.family.cost)
+        cost = factor * getattr(end, self.family.cost)
         if cost <= target:
             return
         self.reachable = False
-        baseline = self.c.baseline()
-        if self.c.cost == "bytes":
-            first = self.c.work.candidates()[0]
-            asked, most = self.c.options.shrink, baseline["f32_bytes"] / (first.bytes - self.linear_bytes + cost)
+        if self.family.cost == "bytes":
+            first = self.job.work.candidates()[0]
+            asked, most = self.job.options.shrink, self.baseline.f32_bytes / (first.bytes - self.linear_bytes + cost)
         else:
-            asked, most = self.c.options.speedup, baseline["ms"] / 1e3 / cost
-        self.c.note(
-            f"{asked:g}x is out of reach: the {'smallest' if self.c.cost == 'bytes' else 'fastest'} plan that leaves "
-            f"anything of the model is predicted at {most:.1f}x; looking for the best within "
-            f"{100 * self.c.options.max_drop:g} % of perplexity instead"
+            asked, most = self.job.options.speedup, self.baseline.ms / 1e3 / cost
+        self.job.notes.add(
+            f"{asked:g}x is out of reach: the {'smallest' if self.family.cost == 'bytes' else 'fastest'} plan that "
+            f"leaves anything of the model is predicted at {most:.1f}x; looking for the best within "
+            f"{100 * self.job.options.max_drop:g} % of perplexity instead"
         )
 
     def _choices(self) -> tuple[Builder, Choices]:
         """Statistics, measured times, losses of removal, scores of tiles: the options."""
-        spec, tensors, own = self.spec, self.tensors, self.c.own
+        spec, tensors, own = self.spec, self.tensors, self.family.own
         latency = self._latency(spec)
-        batch = calibration(self.c.calibrating, STATISTICS_SEQUENCES, self.c.sequence)
-        stats = statistics(spec, tensors, batch, self.c.tick, self.c.within_share("statistics"), own is not None)
+        batch = calibration(self.family.inputs.calibrating, STATISTICS_SEQUENCES, self.family.inputs.sequence)
+        stats = statistics(
+            spec, tensors, batch, self.job.tick, self.job.budget.share(SHARES["statistics"]), own is not None
+        )
         builder = Builder(spec, tensors, stats, own)
-        begun, allowed = self.c.elapsed(), TILES_SHARE * self.c.options.budget
+        begun, allowed = self.job.budget.elapsed(), TILES_SHARE * self.job.options.budget
 
         def afford(share: float) -> bool:
-            spent = self.c.elapsed() - begun
+            spent = self.job.budget.elapsed() - begun
             return share < 0.02 or spent / share <= allowed
 
-        if own is None and not builder.score(afford, self.c.tick):
-            self.c.note("sparse tiles were left out: scoring them would take more than a fifth of the budget")
-        choices = builder.choices(latency, self.c.tick, self.c.within_share("rounding"), self.c.cost)
+        if own is None and not builder.score(afford, self.job.tick):
+            self.job.notes.add("sparse tiles were left out: scoring them would take more than a fifth of the budget")
+        choices = builder.choices(latency, self.job.tick, self.job.budget.share(SHARES["rounding"]), self.family.cost)
         if own is not None and HEAD in choices.linears:
             choices.linears[HEAD] = self._previewed_head(self._measured_head(builder, choices.linears[HEAD]))
-        blocks = block_options(spec, tensors, stats, self.c.tick, GROUPS if own is None else FINE_GROUPS)
+        blocks = block_options(spec, tensors, stats, self.job.tick, GROUPS if own is None else FINE_GROUPS)
         measured = self._removals(spec, tensors, blocks, {name: found.mean for name, found in stats.items()})
         # What nobody has measured stays in part.
         choices.blocks = {
@@ -166,30 +164,28 @@ class Search:
         }
         return builder, choices
 
-    def _latency(self, spec: Any) -> DecoderLatency:
-        known = self.c.work.read("latency")
+    def _latency(self, spec: DecoderSpec) -> DecoderLatency:
         named = {kind.name: kind for kind in KINDS}
+        known = self.job.work.load("latency", DecodeTimes)
         if known is None:
-            wanted = Builder(spec, {}, {}, self.c.own)
+            wanted = Builder(spec, {}, {}, self.family.own)
             of_names = {name: wanted.kinds(name) for name, _ in spec.linears()}
             heads = [kind for kind in of_names.pop(HEAD, [INT8]) if not kind.sparse]
             kinds = list(dict.fromkeys(kind for kinds in of_names.values() for kind in kinds))
-            found = measure_latency(spec, kinds, heads, self.c.threads, progress=self.c.tick)
-            known = {
-                part: {kind.name: value for kind, value in table.items()}
-                for part, table in (("per_byte", found.per_byte), ("head", found.head))
-            }
-            self.c.work.write("latency", known)
-        tables: list[dict[Kind, float]] = [
-            {named[name]: value for name, value in known[part].items()} for part in ("per_byte", "head")
-        ]
+            found = measure_latency(spec, kinds, heads, self.job.threads, progress=self.job.tick)
+            per_byte, head = (
+                {kind.name: value for kind, value in table.items()} for table in (found.per_byte, found.head)
+            )
+            known = DecodeTimes(per_byte, head)
+            self.job.work.save("latency", known)
+        tables = [{named[name]: value for name, value in table.items()} for table in (known.per_byte, known.head)]
         return DecoderLatency(*tables)
 
     def _measured_head(self, builder: Builder, options: list[LinearOption]) -> list[LinearOption]:
         """With KL(dense || rounded) of the next token on text, nats: of outputs as many as words the Fisher information
         is not the same, so second-order losses say little."""
         text = self._other_text()
-        batch = calibration(text, HEAD_SEQUENCES, self.c.sequence)
+        batch = calibration(text, HEAD_SEQUENCES, self.family.inputs.sequence)
         assert builder.own is not None
         with_table = builder.own.tied and not builder.own.keeps_table
         out = []
@@ -197,7 +193,7 @@ class Search:
             if option.kind == builder.own.kind(HEAD):
                 out.append(option)
                 continue
-            self.c.tick(f"measuring the head in {option.kind.name}")
+            self.job.tick(f"measuring the head in {option.kind.name}")
             weight = builder.rounded(HEAD, option.kind)
             loss = head_divergence(self.spec, self.tensors, weight, batch, with_table)
             out.append(replace(option, loss=loss))
@@ -205,23 +201,22 @@ class Search:
 
     def _previewed_head(self, options: list[LinearOption]) -> list[LinearOption]:
         """The checkpoint's own head reads, and loses, what its preview does."""
-        cost = self.c.preview_cost()
+        cost = self.family.preview_facts()
         if cost is None:
             return options
         own = options[0]
-        loss, size = cost
-        return [replace(own, loss=loss, seconds=own.seconds * size / own.bytes), *options[1:]]
+        return [replace(own, loss=cost.kl, seconds=own.seconds * cost.cost / own.bytes), *options[1:]]
 
     def _other_text(self) -> list[int]:
         """Other tokens than those of the statistics, where there are as many."""
-        long = len(self.c.calibrating) >= 2 * self.c.sequence
-        return self.c.calibrating[self.c.sequence :] if long else self.c.calibrating
+        long = len(self.family.inputs.calibrating) >= 2 * self.family.inputs.sequence
+        return self.family.inputs.calibrating[self.family.inputs.sequence :] if long else self.family.inputs.calibrating
 
     def _removals(self, spec: Any, tensors: Any, blocks: Any, means: Any) -> dict[str, float]:
         """Measured nats of removing whole blocks, those of the least predicted loss first, as far as time goes."""
-        known = self.c.work.read("removals")
+        known = self.job.work.load("removals", dict[str, float])
         if known is not None:
-            return dict(known)
+            return known
         elements = {f"layers.{i}.{kind}": DecoderElement(i, kind) for i in range(len(spec.layers))
                     for kind in ("attention", "ffn")}  # fmt: skip
         order = sorted(blocks, key=lambda name: blocks[name][-1].loss)
@@ -230,82 +225,81 @@ class Search:
         def measure(names: list[str], batch: Any) -> dict[str, float]:
             _, found = measure_removals(
                 spec, tensors, batch, means, [elements[name] for name in names],
-                lambda done, total, text: self.c.tick(text), self.c.within_share("removal"),
+                lambda done, total, text: self.job.tick(text), self.job.budget.share(SHARES["removal"]),
             )  # fmt: skip
             return {removal.element.name: removal.change for removal in found}
 
-        measured = measure(order, calibration(text, REMOVAL_SEQUENCES, self.c.sequence))
+        measured = measure(order, calibration(text, REMOVAL_SEQUENCES, self.family.inputs.sequence))
         middle = text[len(text) // 8 : len(text) - len(text) // 8]
-        if len(middle) >= AGAIN_SEQUENCES * self.c.sequence:
+        if len(middle) >= AGAIN_SEQUENCES * self.family.inputs.sequence:
             least = sorted(measured, key=measured.__getitem__)[:AGAIN]
-            measured |= measure(least, calibration(middle, AGAIN_SEQUENCES, self.c.sequence))
-        self.c.work.write("removals", measured)
+            measured |= measure(least, calibration(middle, AGAIN_SEQUENCES, self.family.inputs.sequence))
+        self.job.work.save("removals", measured)
         return measured
 
     # -- plans ---------------------------------------------------------------------
 
     def _target(self) -> float | None:
         """Seconds a token, or bytes of linears, that are asked for; None: as good as max_drop allows."""
-        baseline = self.c.baseline()
         if not self.reachable:
             return None
-        if self.c.cost == "bytes":
-            if self.c.options.shrink is None or self.c.options.shrink <= 1:
+        if self.family.cost == "bytes":
+            if self.job.options.shrink is None or self.job.options.shrink <= 1:
                 return None
-            first = self.c.work.candidates()[0]
-            return max(1.0, baseline["f32_bytes"] / self.c.options.shrink - (first.bytes - self.linear_bytes))
-        wanted = self.c.options.speedup
-        return None if wanted is None or wanted <= 1 else baseline["ms"] / 1e3 / wanted
+            first = self.job.work.candidates()[0]
+            return max(1.0, self.baseline.f32_bytes / self.job.options.shrink - (first.bytes - self.linear_bytes))
+        wanted = self.job.options.speedup
+        return None if wanted is None or wanted <= 1 else self.baseline.ms / 1e3 / wanted
 
-    def _plan(self, choices: Choices, tries: list[dict[str, float]], allowed: float) -> Plan:
+    def _plan(self, choices: Choices, tries: list[Learnt], allowed: float) -> Plan:
         """By what was learnt: the least loss within the target, or the least time within `allowed` nats."""
         target = self._target()
         if target is not None:
-            factor = tries[-1]["cost"] / tries[-1]["predicted_cost"] if tries else self._first_factor(choices)
+            factor = tries[-1].cost / tries[-1].predicted_cost if tries else self._first_factor(choices)
             return choices.within(
-                lambda plan: getattr(plan, self.c.cost) * factor <= target, self.c.cost, cheapest=True
+                lambda plan: getattr(plan, self.family.cost) * factor <= target, self.family.cost, cheapest=True
             )
-        scale, base = tries[-1]["scale"] if tries else FIRST_SCALE, self._base()
-        return choices.within(lambda plan: base + scale * plan.loss <= allowed, self.c.cost)
+        scale, base = tries[-1].scale if tries else FIRST_SCALE, self._base()
+        return choices.within(lambda plan: base + scale * plan.loss <= allowed, self.family.cost)
 
     def _base(self) -> float:
         """Nats that activations cost where weights are the checkpoint's own: what no prediction knows of."""
-        return math.log1p(self.c.work.candidates()[0].drop) if self.c.own is not None else 0.0
+        return math.log1p(self.job.work.candidates()[0].drop) if self.family.own is not None else 0.0
 
-    def _learnt(self, plan: Plan, candidate: Candidate) -> dict[str, float]:
+    def _learnt(self, plan: Plan, candidate: Candidate) -> Learnt:
         """What a built plan says of the predictions."""
         loss = math.log1p(candidate.drop)
         # All of the loss may be due to activations, so never below a tenth.
         scale = max(0.1, (loss - self._base()) / plan.loss) if plan.loss > 0 else FIRST_SCALE
-        if self.c.cost == "bytes":
-            return {"scale": scale, "cost": 1.0, "predicted_cost": 1.0, "loss": loss}
-        return {"scale": scale, "cost": self._seconds(candidate), "predicted_cost": plan.seconds, "loss": loss}
+        if self.family.cost == "bytes":
+            return Learnt(scale, 1.0, 1.0, loss)
+        return Learnt(scale, self._seconds(candidate), plan.seconds, loss)
 
     def _seconds(self, candidate: Candidate) -> float:
         """A token's, as they would have been beside the baseline: the machine's own speed drifts."""
-        return float(self.c.baseline()["ms"]) / 1e3 / candidate.speedup
+        return self.baseline.ms / 1e3 / candidate.speedup
 
     def _first_factor(self, choices: Choices) -> float:
         """Measured over predicted cost of what is there before any plan: int8, or what the file has, previewed."""
-        if self.c.cost == "bytes":
+        if self.family.cost == "bytes":
             return 1.0
         predicted = sum(options[0].seconds for options in choices.linears.values())
-        unplanned = [c for c in self.c.work.candidates() if isinstance(c.about["plan"], str)]
+        unplanned = [c for c in self.job.work.candidates() if c.provenance.plan is None]
         return self._seconds(unplanned[-1]) / predicted
 
-    def _good_enough(self, candidate: Candidate, learnt: dict[str, float]) -> bool:
+    def _good_enough(self, candidate: Candidate, learnt: Learnt) -> bool:
         target = self._target()
         if target is None:
-            return 0.7 * self.c.allowed < learnt["loss"] <= self.c.allowed
-        return self.c.cost == "bytes" or SLACK <= target / learnt["cost"] <= 1 / SLACK
+            return 0.7 * self.family.allowed < learnt.loss <= self.family.allowed
+        return self.family.cost == "bytes" or SLACK <= target / learnt.cost <= 1 / SLACK
 
     def _best_plan(self) -> Plan | None:
         """Of the best candidate that has one and was not trained."""
-        planned = [c for c in self.c.work.candidates() if isinstance(c.about["plan"], dict) and not c.about["trained"]]
-        return Plan.from_json(choose(planned, self.c.options).about["plan"]) if planned else None
+        planned = [c for c in self.job.work.candidates() if c.provenance.plan is not None and not c.provenance.steps]
+        return choose(planned, self.job.options).provenance.plan if planned else None
 
     def _met(self) -> bool:
-        return any(violation(c, self.c.options) == 0 for c in self.c.work.candidates())
+        return any(violation(c, self.job.options) == 0 for c in self.job.work.candidates())
 
 
 def _same(a: Plan, b: Plan) -> bool:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from approxrt.artifact.memory import InMemory
 from approxrt.artifact.spec.decoder import DecoderSpec
-from approxrt.compression.lm_build import Builder, build_in_sequence, cut_without_statistics, refitted, with_words
-from approxrt.compression.lm_search import ROUNDING_SEQUENCES, BudgetSpent
+from approxrt.compression.families.decoder import DecoderFamily
+from approxrt.compression.families.decoder_build import (
+    Builder,
+    build_in_sequence,
+    cut_without_statistics,
+    refitted,
+    with_words,
+)
+from approxrt.compression.recipes.decoder_rounds import ROUNDING_SEQUENCES
+from approxrt.compression.records import Origin, Provenance, from_json, to_json
 from approxrt.planning.decoder_options import HEAD, Plan
 from approxrt.quantization.calibration import calibration
 from approxrt.quantization.gptq import dequantized_linear
 from approxrt.quantization.grids import parts_of
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.torch_models.device import has_bf16
+from approxrt.training.budget import BudgetSpent
 from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
-
-if TYPE_CHECKING:
-    from approxrt.compression.lm import LmCompression
 
 LR_SHARE = 0.5  # of an encoder's learning rate: there is little text
 LEAST_STEPS = 8  # to be worth it
@@ -45,7 +52,7 @@ def starting_state(builder: Builder, plan: Plan) -> dict[str, Any]:
             weight = dequantized_linear(grids[name], *cut.tensors[f"{name}.weight"].shape)
             weights[f"{name}.weight"] = weight
     return {
-        "plan": plan.to_json(),
+        "plan": to_json(plan),
         "masks": {name: torch.from_numpy(mask) for name, mask in cut.masks.items()},
         "weights": _torch(weights),
         "grids": {name: _torch(parts) for name, parts in grids.items()},
@@ -62,25 +69,26 @@ def _numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def train(c: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
     """Distil for the time that is left; a candidate on the training's grids, and one that is rounded in sequence.
 
     The latter not with grids of a checkpoint, which rounding would lose. Raises BudgetSpent where there is no time.
     """
-    plan, own = Plan.from_json(state["plan"]), c.own
+    job, inputs, own = family.job, family.inputs, family.own
+    plan = from_json(state["plan"], Plan)
     masks = _numpy(state["masks"])
     bits = {name: kind.bits for name, kind in plan.kinds.items()}
     grids = {name: _numpy(parts) for name, parts in state["grids"].items()}
     cut_spec, cut_tensors = cut_without_statistics(spec, tensors, plan.keep, _numpy(state["weights"]))
-    count = len(c.calibrating) // c.sequence
-    pieces = torch.tensor(c.calibrating[: count * c.sequence]).reshape(count, c.sequence)
+    count = len(inputs.calibrating) // inputs.sequence
+    pieces = torch.tensor(inputs.calibrating[: count * inputs.sequence]).reshape(count, inputs.sequence)
     # A head that leaves the checkpoint's grid is a matrix of its own, and learns; one that is the table does not.
     trains_head = own is not None and own.keeps_table and HEAD in plan.kinds and plan.kinds[HEAD] != own.kind(HEAD)
-    options = DecoderRecoveryOptions(LR_SHARE * c.options.lr, seed=c.options.seed, bf16=has_bf16(),
+    options = DecoderRecoveryOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(),
                                      trains_head=trains_head)  # fmt: skip
     if own is not None and own.tied and not own.keeps_table:
         cut_tensors["embeddings.word.weight"] = cut_tensors[f"{HEAD}.weight"]
-    recovery = DecoderRecovery(cut_spec, cut_tensors, masks, bits, pieces, c.teach, options, grids)
+    recovery = DecoderRecovery(cut_spec, cut_tensors, masks, bits, pieces, family.teach, options, grids)
     # Perplexity, step, weights, grids.
     best: tuple[float, int, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]] | None = None
     if state["recovery"] is not None:
@@ -88,7 +96,7 @@ def train(c: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray], s
         if (kept := state["best"]) is not None:
             learnt = {name: _numpy(parts) for name, parts in kept["grids"].items()}
             best = kept["perplexity"], kept["step"], _numpy(kept["weights"]), learnt
-    limit = (c.options.epochs or MOST_EPOCHS) * recovery.steps_per_epoch
+    limit = (job.options.epochs or MOST_EPOCHS) * recovery.steps_per_epoch
 
     def build(weights: dict[str, np.ndarray], grids: dict[str, dict[str, np.ndarray]]) -> InMemory:
         _, whole = cut_without_statistics(spec, tensors, plan.keep, weights)
@@ -99,48 +107,50 @@ def train(c: LmCompression, spec: DecoderSpec, tensors: dict[str, np.ndarray], s
         if best is not None:
             learnt = {name: _torch(parts) for name, parts in best[3].items()}
             kept = {"perplexity": best[0], "step": best[1], "weights": _torch(best[2]), "grids": learnt}
-        c.work.save_state(state | {"recovery": recovery.state(), "best": kept})
-        c.save_clock()
+        job.work.save_tensors("state", state | {"recovery": recovery.state(), "best": kept})
+        job.save_clock(family.last_check)
 
     def look() -> None:
         nonlocal best
         weights, learnt = recovery.weights(), recovery.grids()
-        engine = DecoderEngine(build(weights, learnt), c.threads)
-        found = c.metrics(engine)["perplexity"]
-        c.log(f"step {recovery.step}: loss {recovery.loss:.4f}, validation perplexity {found:.3f}")
+        engine = DecoderEngine(build(weights, learnt), job.threads)
+        found = family.metrics(engine)["perplexity"]
+        job.log(f"step {recovery.step}: loss {recovery.loss:.4f}, validation perplexity {found:.3f}")
         if best is None or found < best[0]:
             best = found, recovery.step, weights, learnt
 
-    begun, taken, saved, looked = c.elapsed(), 0, c.elapsed(), 0
-    look_seconds = c.last_check
+    begun, taken, saved, looked = job.budget.elapsed(), 0, job.budget.elapsed(), 0
+    look_seconds = family.last_check
     # What follows: looks, a plain and a sequential rounding with their checks.
-    allowed = c.left() - (LOOKS + 3) * look_seconds
+    allowed = job.budget.left() - (LOOKS + 3) * look_seconds
     if allowed <= 0:
-        c.note("the time left is too short for distillation", False)
+        job.notes.add("the time left is too short for distillation", False)
         raise BudgetSpent
     done = 0.0
     while done < 1:
         recovery.advance(done)
         taken += 1
-        spent = c.elapsed() - begun
+        spent = job.budget.elapsed() - begun
         each = max(spent / taken, 1e-6)
-        if taken == 1 and min(allowed / each, limit) < LEAST_STEPS and c.options.epochs is None:
-            c.note(f"no time for distillation: a step takes {each:.1f} s, and {allowed:.0f} s are left for it", False)
+        if taken == 1 and min(allowed / each, limit) < LEAST_STEPS and job.options.epochs is None:
+            job.notes.add(
+                f"no time for distillation: a step takes {each:.1f} s, and {allowed:.0f} s are left for it", False
+            )
             raise BudgetSpent
         done = max(recovery.step / limit, (spent + each) / max(allowed, 1e-9))
-        c.say(f"distilling, step {recovery.step}, loss {recovery.loss:.3f}")
+        job.say(f"distilling, step {recovery.step}, loss {recovery.loss:.3f}")
         if done >= 1 or done >= (looked + 1) / LOOKS:
             looked += 1
             look()
-        if c.elapsed() - saved > c.options.save_seconds and done < 1:
+        if job.budget.elapsed() - saved > job.options.save_seconds and done < 1:
             save()
-            saved = c.elapsed()
+            saved = job.budget.elapsed()
     assert best is not None
-    about = {"plan": plan.to_json(), "trained": best[1]}
-    c.add(build(best[2], best[3]), about)
-    if own is None and c.left() > 2 * c.last_check:
-        c.tick("rounding in sequence")
+    provenance = Provenance(Origin.PLANNED, plan, steps=best[1])
+    family.build(build(best[2], best[3]), provenance)
+    if own is None and job.budget.left() > 2 * family.last_check:
+        job.tick("rounding in sequence")
         _, whole = cut_without_statistics(spec, tensors, plan.keep, best[2])
-        batch = calibration(c.calibrating, ROUNDING_SEQUENCES, c.sequence)
-        built = build_in_sequence(cut_spec, whole, masks, {}, plan, batch, None, c.tick)
-        c.add(built, about | {"rounded": "in sequence"})
+        batch = calibration(inputs.calibrating, ROUNDING_SEQUENCES, inputs.sequence)
+        built = build_in_sequence(cut_spec, whole, masks, {}, plan, batch, None, job.tick)
+        family.build(built, replace(provenance, in_sequence=True))

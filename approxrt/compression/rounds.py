@@ -1,9 +1,9 @@
-"""The way down: cut after cut, each the best under the time that is still allowed, training in between.
+"""Prune in rounds, each the best under the time and bytes that are still allowed, with training in between.
 
 The time allowed falls from the dense model's to the target along a cubic (Zhu & Gupta 2017, arXiv 1710.01878). Every
-cut allocates anew over all blocks (`approxrt.planning.allocate`) with scores that are taken anew: that is worth more
-than better scores taken once. The table only predicts; after each cut the model is
-timed in the engine and the prediction corrected, and the last cut is repeated until the measured time fits.
+round allocates anew over all blocks (`approxrt.planning.allocate`) with scores that are taken anew: that is worth more
+than better scores taken once. The table only predicts; after each round the model is timed in
+the engine and the prediction corrected, and the last round is repeated until the measured time fits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from approxrt.compression.families.encoder import EncoderFamily, EncoderLimits
 from approxrt.errors import CompressionError
 from approxrt.planning.allocate import (
     DENSITIES,
@@ -26,7 +27,7 @@ from approxrt.planning.allocate import (
     structure_of,
 )
 from approxrt.pruning.structure import Structure, dead_structure
-from approxrt.significance.latency import block_share
+from approxrt.significance.latency import MeasuredTable, block_share
 from approxrt.torch_models.encoder import Student
 
 TOLERANCE = 0.03
@@ -38,7 +39,7 @@ Timer = Callable[[Student, Mapping[str, int]], float]
 
 
 class Subject(Protocol):
-    """What is cut: a student in training (`approxrt.training.recovery.Recovery`) or in the one-shot recipe."""
+    """What is pruned: a model in training (`approxrt.training.recovery.Recovery`), or one that is refitted."""
 
     student: Student
 
@@ -52,7 +53,7 @@ class Subject(Protocol):
 
 
 @dataclass
-class Ramp:
+class Rounds:
     """See the module's text.
 
     start_ms, target_ms   of the whole model on the workload
@@ -177,3 +178,22 @@ class Ramp:
             options = BlockScores(student.spec, block, scores).options(self.table, (8,), {})
             out.append(max(options, key=lambda option: option.bytes))
         return out
+
+
+def rounds_towards(
+    family: EncoderFamily, subject: Subject, table: MeasuredTable, limits: EncoderLimits, start_ms: float | None = None
+) -> Rounds:
+    """Return the rounds that lead `subject` to `limits`; `start_ms`: what it takes now, default: as timed."""
+    student = subject.student
+    return Rounds(
+        subject,
+        table,
+        family.timer,
+        start_ms=family.timer(student, {}) if start_ms is None else start_ms,
+        target_ms=limits.ms,
+        base_ms=table.base_ms,
+        lengths=[len(text) for text in family.inputs.pruned.workload],
+        max_bytes=limits.bytes,
+        bits=(8,) if limits.bytes is None else (8, 4),
+        densities=family.densities(),
+    )

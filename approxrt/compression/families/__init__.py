@@ -1,0 +1,1 @@
+"""The families of models that can be compressed, one class each behind the protocol `approxrt.compression.family`."""
