@@ -24,7 +24,9 @@ def command(
     out: Path | None = typer.Option(
         None, "--out", help="Report to write: X.html (with X.json beside it), or X.json alone."
     ),
-    samples: int = typer.Option(1000, "--samples", help="Held-out texts that losses are measured on; for lm: tokens."),
+    samples: int = typer.Option(
+        1000, "--samples", help="Held-out texts that losses are measured on; for lm: tokens."
+    ),
     seed: int = typer.Option(0, "--seed", help="Decides which texts are held out and drawn."),
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
     max_length: int = typer.Option(128, "--max-length", help="Tokens a text (or pair) is cut to."),

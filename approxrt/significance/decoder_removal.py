@@ -146,15 +146,15 @@ def measure_removals(
     chosen = list(elements_of(spec) if elements is None else elements)
     out: list[DecoderRemoval] = []
     with torch.inference_mode():
-        inputs, dense = [], []
+        inputs, baseline = [], list[torch.Tensor]()
         for ids in batch:
             x, kept = model.embed(ids[None]), []
             for layer in range(len(spec.layers)):
                 kept.append(x)
                 x = model.layer(layer, x)
             inputs.append(kept)
-            dense.append(functional.cross_entropy(model.head(x)[0, :-1], ids[1:], reduction="none"))
-        whole = torch.cat(dense).double().cpu().numpy()
+            baseline.append(functional.cross_entropy(model.head(x)[0, :-1], ids[1:], reduction="none"))
+        whole = torch.cat(baseline).double().cpu().numpy()
         for done, element in enumerate(chosen):
             gone = torch.from_numpy(element.inputs(spec)).to(model.device)
             mean = torch.from_numpy(np.asarray(means[element.linear], np.float32)).to(model.device)

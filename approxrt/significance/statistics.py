@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
-from approxrt.torch_models.encoder import Batch, Output, Student, make_batch
+from approxrt.torch_models.encoder import Batch, Output, TorchEncoder, make_batch
 
 # What is kept of a batch until its gradients come: about 40 kB a token of MiniLM, 400 of BERT-base.
 LIMIT = BatchLimit(32, 2048)
@@ -59,14 +59,14 @@ class Statistics:
 
 
 def collect(
-    student: Student,
+    model: TorchEncoder,
     examples: Examples,
     rows: np.ndarray,
     seed: int = 0,
     with_moments: bool = True,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Statistics of the texts `rows` i64[n] of `examples`, in eval mode; the student is left as it was.
+    """Statistics of the texts `rows` i64[n] of `examples`, in eval mode; the model is left as it was.
 
     seed          of the labels that are drawn
     with_moments  also A, which takes 4 * in_features^2 bytes a linear
@@ -75,16 +75,16 @@ def collect(
     if not len(rows):
         raise ValueError("statistics need at least one example")
     generator = torch.Generator().manual_seed(seed)
-    pass_ = _Pass(student, with_moments)
-    chosen, spec = np.asarray(rows), student.spec
-    limit = LIMIT.on(student.device, spec.hidden_size, len(spec.layers))
+    pass_ = _Pass(model, with_moments)
+    chosen, spec = np.asarray(rows), model.spec
+    limit = LIMIT.on(model.device, spec.hidden_size, len(spec.layers))
     done = 0
-    with _observed(student, pass_), torch.enable_grad():
+    with _observed(model, pass_), torch.enable_grad():
         for places in batches_by_length(examples.lengths[chosen], limit):
             part = chosen[places]
-            batch = make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part], student.device)
+            batch = make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part], model.device)
             pass_.begin(batch)
-            loss = sampled_loss(spec, student(batch), generator)
+            loss = sampled_loss(spec, model(batch), generator)
             pass_.end(loss)
             done += len(part)
             if progress:
@@ -115,26 +115,26 @@ def sampled_loss(spec: ModelSpec, out: Output, generator: torch.Generator) -> Te
 
 
 class _observed:
-    """Hooks a student for a pass: eval mode, no gradients of weights; afterwards all is as before."""
+    """Hooks a model for a pass: eval mode, no gradients of weights; afterwards all is as before."""
 
-    def __init__(self, student: Student, pass_: _Pass) -> None:
-        self.student, self.pass_ = student, pass_
+    def __init__(self, model: TorchEncoder, pass_: _Pass) -> None:
+        self.model, self.pass_ = model, pass_
 
     def __enter__(self) -> None:
-        student, pass_ = self.student, self.pass_
-        self.before = (student.training, student.input_hook, student.output_hook)
-        self.trained = [p for p in student.weights.values() if p.requires_grad]
+        model, pass_ = self.model, self.pass_
+        self.before = (model.training, model.input_hook, model.output_hook)
+        self.trained = [p for p in model.weights.values() if p.requires_grad]
         for parameter in self.trained:
             parameter.requires_grad_(False)
-        inner = student.input_hook
-        student.eval()
-        student.input_hook = lambda name, x: pass_.input(name, x if inner is None else inner(name, x))
-        student.output_hook = pass_.output
+        inner = model.input_hook
+        model.eval()
+        model.input_hook = lambda name, x: pass_.input(name, x if inner is None else inner(name, x))
+        model.output_hook = pass_.output
 
     def __exit__(self, *error: object) -> None:
-        student = self.student
-        training, student.input_hook, student.output_hook = self.before
-        student.train(training)
+        model = self.model
+        training, model.input_hook, model.output_hook = self.before
+        model.train(training)
         for parameter in self.trained:
             parameter.requires_grad_(True)
 
@@ -142,15 +142,15 @@ class _observed:
 class _Pass:
     """Sums over batches, and what is kept of the batch at hand until its gradients come."""
 
-    def __init__(self, student: Student, with_moments: bool) -> None:
-        spec = self.spec = student.spec
+    def __init__(self, model: TorchEncoder, with_moments: bool) -> None:
+        spec = self.spec = model.spec
         self.with_moments = with_moments
         self.moments: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
         self.gates: dict[str, Tensor] = {}
-        self.rows = torch.zeros(spec.vocab_size, dtype=torch.float64, device=student.device)
-        self.counts = torch.zeros(spec.vocab_size, dtype=torch.int64, device=student.device)
+        self.rows = torch.zeros(spec.vocab_size, dtype=torch.float64, device=model.device)
+        self.counts = torch.zeros(spec.vocab_size, dtype=torch.int64, device=model.device)
         self.seen: dict[str, int] = {}
         self.tokens = self.examples = 0
 

@@ -101,7 +101,7 @@ OutputHook = Callable[[str, Tensor], Tensor]
 WeightHook = Callable[[str, Tensor], Tensor]
 
 
-class Student(nn.Module):
+class TorchEncoder(nn.Module):
     """See the module's text. `spec` must be all f32 and `tensors` float32 under the artifact's names.
 
     device   where weights, and all that is computed of them, are
@@ -298,7 +298,9 @@ def _kept(q: Tensor, k: Tensor, layer: LayerSpec, keys: Keys) -> Tensor | None:
     return kept | (~long[:, None] & keys.valid)[:, None, None, :]
 
 
-def predict(model: Student, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, size: int = 64) -> Any:
+def predict(
+    model: TorchEncoder, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, size: int = 64
+) -> Any:
     """Logits f32[n, outputs] (pooled states without a head) in the order given; batches of like length, eval mode."""
     training, limit = model.training, BatchLimit(size).on(model.device, model.spec.hidden_size)
     model.eval()

@@ -1,4 +1,4 @@
-"""Practice: an encoder learns from a task's texts, without their labels, to tell what was changed in them.
+"""Replaced-token detection: an encoder learns from a task's texts, without labels, to tell what was changed in them.
 
 A fine-tuned encoder may have lost, or (made for sentence vectors) never had, the feeling for words and their order
 that a task asks for; a few thousand labels are too few to teach it, while the texts themselves say much more. So some
@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from approxrt.errors import TrainingError
 from approxrt.runtime.tokenize import cut_to
-from approxrt.torch_models.encoder import Student, make_batch
+from approxrt.torch_models.encoder import TorchEncoder, make_batch
+from approxrt.training.distillation import DistillationOptions
 from approxrt.training.optimizer import decay_groups
-from approxrt.training.recovery import RecoveryOptions
 from approxrt.training.trainer import Trainer, bucketed_batches
 
 CHANGED_TEXTS = 0.6
@@ -37,7 +37,7 @@ TOKEN_WEIGHT = 5.0  # few tokens are changed: the mean over all of them is small
 
 
 @dataclasses.dataclass
-class Exercise:
+class MarkedText:
     """A text that may be changed: ids, types and, by token, whether it is not what was (or came next) there."""
 
     ids: list[int]
@@ -46,12 +46,12 @@ class Exercise:
     changed: list[bool]
 
 
-def change(exercise: Exercise, words: Sequence[int], most: int, rng: random.Random) -> Exercise:
-    """`exercise` with some of its tokens changed; special ones stay, and there are at most `most` tokens.
+def change(marked: MarkedText, words: Sequence[int], most: int, rng: random.Random) -> MarkedText:
+    """`marked` with some of its tokens changed; special ones stay, and there are at most `most` tokens.
 
     words     token ids from which new ones are drawn, each as often as it is there
     """
-    out = Exercise(*(list(getattr(exercise, field.name)) for field in dataclasses.fields(Exercise)))
+    out = MarkedText(*(list(getattr(marked, field.name)) for field in dataclasses.fields(MarkedText)))
     for _ in range(max(1, round(CHANGES * (len(out.ids) - sum(out.special))))):
         places = [i for i, special in enumerate(out.special) if not special]
         if not places:
@@ -80,13 +80,13 @@ def change(exercise: Exercise, words: Sequence[int], most: int, rng: random.Rand
     return out
 
 
-def _same_text(text: Exercise, i: int, j: int) -> bool:
+def _same_text(text: MarkedText, i: int, j: int) -> bool:
     """Tokens i and j are different words of the same text, with no separator between them."""
     return text.ids[i] != text.ids[j] and not any(text.special[min(i, j) : max(i, j) + 1])
 
 
-class Practice(Trainer):
-    """A student in practice; see the module's text. Steps are taken one at a time.
+class ReplacedTokenDetection(Trainer):
+    """A model in practice; see the module's text. Steps are taken one at a time.
 
     texts       strings, or pairs of them
     steps       may be set anew before the first tenth of them is over: the learning rate falls to zero at the last
@@ -94,17 +94,17 @@ class Practice(Trainer):
 
     def __init__(
         self,
-        student: Student,
+        model: TorchEncoder,
         texts: Sequence[Any],
         tokenizer_json: bytes,
         max_length: int,
         steps: int,
-        options: RecoveryOptions,
+        options: DistillationOptions,
     ) -> None:
         from tokenizers import Tokenizer
 
-        super().__init__(student.device, options.step_options())
-        self.student, self.texts, self.max_length = student, list(texts), max_length
+        super().__init__(model.device, options.step_options())
+        self.model, self.texts, self.max_length = model, list(texts), max_length
         self.steps, self.options = steps, options
         self.pairs = not isinstance(self.texts[0], str)
         self.tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
@@ -113,16 +113,16 @@ class Practice(Trainer):
         self.steps_per_epoch = max(1, -(-len(self.texts) // options.batch_size))
         self.rng = random.Random(options.seed)
         torch.manual_seed(options.seed)
-        student.dropout = options.dropout
-        hidden = student.spec.hidden_size
+        model.dropout = options.dropout
+        hidden = model.spec.hidden_size
         self.token_head = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        self.text_head = nn.Linear(student.spec.head.dense_features or hidden, 1)
+        self.text_head = nn.Linear(model.spec.head.dense_features or hidden, 1)
         # Drawn on the CPU: the same start on every device.
-        self.token_head.to(student.device)
-        self.text_head.to(student.device)
+        self.token_head.to(model.device)
+        self.text_head.to(model.device)
         self.epoch = -1
         self._start_epoch()
-        trained = [p for p in student.weights.values() if p.requires_grad]
+        trained = [p for p in model.weights.values() if p.requires_grad]
         trained += [*self.token_head.parameters(), *self.text_head.parameters()]
         self._trained = trained
         self.start_optimizer(decay_groups(trained, options.weight_decay))
@@ -140,22 +140,24 @@ class Practice(Trainer):
                     second = other
                 texts.append((first, second))
         encodings = self.tokenizer.encode_batch(texts)
-        self.exercises = [
-            Exercise(e.ids, e.type_ids, [bool(s) for s in e.special_tokens_mask], [False] * len(e.ids))
+        self.marked_texts = [
+            MarkedText(e.ids, e.type_ids, [bool(s) for s in e.special_tokens_mask], [False] * len(e.ids))
             for e in encodings
         ]
         if self.epoch == 0:
-            self.words = [i for e in self.exercises for i, special in zip(e.ids, e.special, strict=True) if not special]
+            self.words = [
+                i for e in self.marked_texts for i, special in zip(e.ids, e.special, strict=True) if not special
+            ]
             if not self.words:
                 raise TrainingError("the training texts have no words to practise with")
-        lengths = np.array([len(e.ids) for e in self.exercises])
+        lengths = np.array([len(e.ids) for e in self.marked_texts])
         self.batches = bucketed_batches(lengths, self.options.batch_size, self.options.seed, self.epoch)
 
     def advance(self) -> float:
         """Take one optimiser step and return its loss. Raises TrainingError when it is not a number."""
         if self.step >= (self.epoch + 1) * self.steps_per_epoch:
             self._start_epoch()
-        self.student.train()
+        self.model.train()
         return self.take_step()
 
     @property
@@ -175,20 +177,20 @@ class Practice(Trainer):
         return self._loss(self.batches[self.step - self.epoch * self.steps_per_epoch])
 
     def _loss(self, rows: np.ndarray) -> Tensor:
-        exercises, whole = [], []
+        marked_texts, whole = [], []
         for i in rows:
-            exercise = self.exercises[i]
+            marked = self.marked_texts[i]
             if self.rng.random() < CHANGED_TEXTS:
-                exercise = change(exercise, self.words, self.max_length, self.rng)
-            exercises.append(exercise)
-            whole.append(self.strange[i] if self.pairs else any(exercise.changed))
-        device = self.student.device
-        batch = make_batch([e.ids for e in exercises], [e.types for e in exercises], device)
-        out = self.student(batch)
+                marked = change(marked, self.words, self.max_length, self.rng)
+            marked_texts.append(marked)
+            whole.append(self.strange[i] if self.pairs else any(marked.changed))
+        device = self.model.device
+        batch = make_batch([e.ids for e in marked_texts], [e.types for e in marked_texts], device)
+        out = self.model(batch)
         changed = np.zeros(tuple(batch.ids.shape), np.float32)
-        for row, exercise in zip(changed, exercises, strict=True):
-            row[: len(exercise.changed)] = exercise.changed
+        for row, marked in zip(changed, marked_texts, strict=True):
+            row[: len(marked.changed)] = marked.changed
         tokens = self.token_head(out.hidden[-1])[:, :, 0].float()[batch.mask]
-        answers = self.text_head(self.student.features(out.pooled))[:, 0].float()
+        answers = self.text_head(self.model.features(out.pooled))[:, 0].float()
         loss = F.binary_cross_entropy_with_logits(tokens, torch.from_numpy(changed).to(device)[batch.mask])
         return TOKEN_WEIGHT * loss + F.binary_cross_entropy_with_logits(answers, torch.tensor(whole).float().to(device))

@@ -1,4 +1,4 @@
-"""What a student is taught with: the dense model's logits and hidden states on the training texts, computed once.
+"""What a model is taught with: the baseline's logits and hidden states on the training texts, computed once.
 
 Several teachers of one task may be averaged: their logits as an ensemble, hidden states from the first. States are
 kept as float16 in memory, of as many layers as `budget_bytes` allows, the last layer always among them.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
-from approxrt.torch_models.encoder import Student, make_batch
+from approxrt.torch_models.encoder import TorchEncoder, make_batch
 
 HIDDEN_BYTES = 2 << 30
 
@@ -27,7 +27,7 @@ class Teacher:
 
     logits   f32[n, outputs]; None for a model without labels
     pooled   f32[n, hidden]
-    layers   the layers whose states are kept (indices into the student's `hidden`)
+    layers   the layers whose states are kept (indices into the model's `hidden`)
     states   f16[layers, tokens of all examples, hidden]
     offsets  i64[n + 1]: example i has the tokens offsets[i] .. offsets[i + 1] - 1
     """
@@ -49,7 +49,7 @@ class Teacher:
 
 
 def teach(
-    models: Sequence[Student],
+    models: Sequence[TorchEncoder],
     ids: Sequence[Sequence[int]],
     types: Sequence[Sequence[int]],
     budget_bytes: int = HIDDEN_BYTES,

@@ -16,7 +16,7 @@ from counting_texts import ascending, counting_tokenizer  # noqa: E402
 from decoders import small_decoder_spec  # noqa: E402
 from families import build_checkpoint  # noqa: E402
 from one_device import MixedDevices, one_device  # noqa: E402
-from small_student import random_examples, small_student  # noqa: E402
+from small_encoder import random_examples, small_encoder  # noqa: E402
 from specs import random_tensors  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
@@ -35,16 +35,16 @@ from approxrt.sign_attention.calibrate import calibrate  # noqa: E402
 from approxrt.sign_attention.codes import fit_codes  # noqa: E402
 from approxrt.significance.decoder_removal import measure_removals as decoder_removals  # noqa: E402
 from approxrt.significance.decoder_statistics import statistics  # noqa: E402
-from approxrt.significance.removal import Held, measure_removals  # noqa: E402
+from approxrt.significance.removal import HeldOutLoss, measure_removals  # noqa: E402
 from approxrt.significance.statistics import collect  # noqa: E402
 from approxrt.tasks.readers import Dataset  # noqa: E402
 from approxrt.torch_models.device import resolve_device  # noqa: E402
-from approxrt.torch_models.encoder import Student, predict  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, predict  # noqa: E402
 from approxrt.training.classifier import ClassifierTrainer, Encoded  # noqa: E402
-from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions  # noqa: E402
+from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions  # noqa: E402
+from approxrt.training.distillation import Distillation, DistillationOptions, encoder_linears  # noqa: E402
 from approxrt.training.options import FinetuneOptions  # noqa: E402
-from approxrt.training.recovery import Recovery, RecoveryOptions, encoder_linears  # noqa: E402
-from approxrt.training.replaced_token import Practice  # noqa: E402
+from approxrt.training.replaced_token import ReplacedTokenDetection  # noqa: E402
 from approxrt.training.teacher import teach  # noqa: E402
 
 
@@ -80,21 +80,21 @@ def test_names_of_devices() -> None:
 
 
 def test_an_encoder_answers() -> None:
-    base, examples = small_student(), random_examples()
+    base, examples = small_encoder(), random_examples()
     wanted = predict(base, examples.ids, examples.types)
     with one_device() as device:
-        model = Student(base.spec, base.tensors(), device=device)
+        model = TorchEncoder(base.spec, base.tensors(), device=device)
         found = predict(model, examples.ids, examples.types)
         assert all(np.array_equal(a, b) for a, b in zip(model.tensors().values(), base.tensors().values(), strict=True))
     np.testing.assert_array_equal(found, wanted)
 
 
 def test_statistics() -> None:
-    base, examples = small_student(), random_examples()
+    base, examples = small_encoder(), random_examples()
     rows = np.arange(20)
     wanted = collect(base, examples, rows)
     with one_device() as device:
-        found = collect(Student(base.spec, base.tensors(), device=device), examples, rows)
+        found = collect(TorchEncoder(base.spec, base.tensors(), device=device), examples, rows)
     for part in ("inputs", "means", "gradients", "heads", "units"):
         mine, theirs = getattr(found, part), getattr(wanted, part)
         assert all(np.array_equal(mine[key], theirs[key]) for key in theirs), part
@@ -103,29 +103,31 @@ def test_statistics() -> None:
 
 @pytest.mark.parametrize("sort", [{}, {"task_type": "regression", "labels": ("score",)}, {"labels": ()}])
 def test_statistics_of_other_tasks(sort: dict) -> None:
-    base = small_student(**sort)
+    base = small_encoder(**sort)
     with one_device() as device:
-        found = collect(Student(base.spec, base.tensors(), device=device), random_examples(), np.arange(6))
+        found = collect(TorchEncoder(base.spec, base.tensors(), device=device), random_examples(), np.arange(6))
     assert np.array_equal(found.rows, collect(base, random_examples(), np.arange(6)).rows)
 
 
 @pytest.mark.parametrize("mean", [True, False])
 def test_removals(mean: bool) -> None:
-    base, examples = small_student(), random_examples()
+    base, examples = small_encoder(), random_examples()
     means = collect(base, examples, np.arange(20), with_moments=False).means if mean else None
-    wanted = measure_removals(Held(base, examples), "csv", means)
+    wanted = measure_removals(HeldOutLoss(base, examples), "csv", means)
     with one_device() as device:
-        found = measure_removals(Held(Student(base.spec, base.tensors(), device=device), examples), "csv", means)
+        found = measure_removals(
+            HeldOutLoss(TorchEncoder(base.spec, base.tensors(), device=device), examples), "csv", means
+        )
     assert found == wanted
 
 
 def test_sign_matching() -> None:
-    base, examples = small_student(), random_examples()
+    base, examples = small_encoder(), random_examples()
     layers = (LayerSpec(3, 8, 36, attention_keep=4, attention_rest=True),) * 2
     base.spec = dataclasses.replace(base.spec, layers=layers)
     wanted = predict(base, examples.ids, examples.types)
     with one_device() as device:
-        model = Student(base.spec, base.tensors(), device=device)
+        model = TorchEncoder(base.spec, base.tensors(), device=device)
         assert np.array_equal(predict(model, examples.ids, examples.types), wanted)
         calibrate(model, examples, np.arange(4), 3)
     calibrate(base, examples, np.arange(4), 3)
@@ -134,34 +136,40 @@ def test_sign_matching() -> None:
 
 def trained(device: torch.device | str, quantised: bool) -> tuple[dict[str, np.ndarray], list[float]]:
     """Some steps, a cut, steps on grids, and a state that is saved and restored."""
-    teacher, examples = small_student(seed=5), random_examples(48)
+    teacher, examples = small_encoder(seed=5), random_examples(48)
     resplit = ([[*row, 3] for row in examples.ids], [[0] * (len(row) + 1) for row in examples.ids])
     examples = dataclasses.replace(examples, resplit=resplit, labelled=40)
-    models = [Student(teacher.spec, teacher.tensors(), device=device) for _ in range(2)]
+    models = [TorchEncoder(teacher.spec, teacher.tensors(), device=device) for _ in range(2)]
     taught = teach([models[0]], examples.ids, examples.types)
-    base = small_student()
+    base = small_encoder()
     runs = [
-        Recovery(Student(base.spec, base.tensors(), device=device), examples, taught, 20, RecoveryOptions(batch_size=8))
+        Distillation(
+            TorchEncoder(base.spec, base.tensors(), device=device),
+            examples,
+            taught,
+            20,
+            DistillationOptions(batch_size=8),
+        )
         for _ in range(2)
     ]
     run, losses = runs[0], []
     losses += [run.advance() for _ in range(3)]
-    found = collect(run.student, examples, np.arange(20))
-    run.means = {name: torch.from_numpy(mean).to(run.student.device) for name, mean in found.means.items()}
-    run.scores = {name: run.student.weight(f"{name}.weight").detach().abs() for name in encoder_linears(run.student)}
-    whole = Structure.of(run.student.spec)
+    found = collect(run.model, examples, np.arange(20))
+    run.means = {name: torch.from_numpy(mean).to(run.model.device) for name, mean in found.means.items()}
+    run.scores = {name: run.model.weight(f"{name}.weight").detach().abs() for name in encoder_linears(run.model)}
+    whole = Structure.of(run.model.spec)
     mask = np.ones((2, 6), bool)
     mask[0, :3] = False
-    run.cut(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
+    run.prune(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
     if quantised:
-        names = encoder_linears(run.student)
+        names = encoder_linears(run.model)
         run.quantize({name: 4 if i % 2 else 8 for i, name in enumerate(names)})
     losses += [run.advance() for _ in range(3)]
     assert all(isinstance(score, np.ndarray) for score in run.element_scores().values())
     other = runs[1]
     other.restore(run.state())
     losses += [other.advance() for _ in range(2)]
-    return other.student.tensors(), losses
+    return other.model.tensors(), losses
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -176,10 +184,10 @@ def test_an_encoder_s_distillation(quantised: bool) -> None:
 
 
 def test_refitting() -> None:
-    base, examples = small_student(), random_examples()
+    base, examples = small_encoder(), random_examples()
 
     def refitted(device: torch.device | str) -> dict[str, np.ndarray]:
-        dense, model = (Student(base.spec, base.tensors(), device=device) for _ in range(2))
+        dense, model = (TorchEncoder(base.spec, base.tensors(), device=device) for _ in range(2))
         model.set_masks({"layers.0.ffn.up": np.arange(18).reshape(3, 6) % 2 == 0})
         refit(model, dense, examples, np.arange(20))
         return model.tensors()
@@ -194,9 +202,9 @@ def test_telling_what_was_replaced() -> None:
     texts = ascending(24, random.Random(0))
 
     def practised(device: torch.device | str) -> list[float]:
-        base = small_student()
-        model = Student(base.spec, base.tensors(), device=device)
-        run = Practice(model, texts, counting_tokenizer(), 12, 4, RecoveryOptions(batch_size=8))
+        base = small_encoder()
+        model = TorchEncoder(base.spec, base.tensors(), device=device)
+        run = ReplacedTokenDetection(model, texts, counting_tokenizer(), 12, 4, DistillationOptions(batch_size=8))
         return [run.advance() for _ in range(4)]
 
     wanted = practised("cpu")
@@ -309,9 +317,9 @@ def test_a_decoder_s_distillation(grids: bool) -> None:
         return np.random.default_rng(ids[0]).standard_normal((len(ids), spec.vocab_size)).astype(np.float32)
 
     def learnt(device: torch.device | str) -> tuple[list[float], dict, dict]:
-        options = DecoderRecoveryOptions(lr=2e-3, trains_head=grids)
+        options = DecoderDistillationOptions(lr=2e-3, trains_head=grids)
         arguments = (spec, weights, masks, bits, token_ids(4), teacher, options, parts)
-        run, other = (DecoderRecovery(*arguments, device=device) for _ in range(2))
+        run, other = (DecoderDistillation(*arguments, device=device) for _ in range(2))
         losses = [run.advance(i / 6) for i in range(4)]
         other.restore(run.state())
         losses += [other.advance(i / 6) for i in (4, 5)]

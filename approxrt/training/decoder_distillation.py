@@ -1,7 +1,7 @@
 """A compressed decoder learns from the dense one, on plain text: distillation through the structure, tiles and grids
 that the artifact will have.
 
-The student starts from the plan's weights. Its linears compute on the artifact's int8 and int4 grids, activations and
+The model starts from the plan's weights. Its linears compute on the artifact's int8 and int4 grids, activations and
 weights, with straight-through gradients (`approxrt.quantization.fake_quantize`); pruned tiles stay zero. Norms, and
 weights and biases of the layers' linears, are trained (AdamW); the word table and the head are not.
 
@@ -10,8 +10,8 @@ Scales and offsets of groups are trained as shares of what they were (as in PEQA
 while integers change where a weight moves over half a step: a few of them, at these learning rates. A head that comes
 with a grid is trained, too, where `trains_head` says so.
 
-The loss is KL(teacher || student) a token, over the teacher's `TOP` likeliest next tokens and all others as one. The
-text's own next tokens are not used: with a text of one kind the student would learn that kind of text, and its
+The loss is KL(teacher || model) a token, over the teacher's `TOP` likeliest next tokens and all others as one. The
+text's own next tokens are not used: with a text of one kind the model would learn that kind of text, and its
 perplexity there would say nothing of what was lost.
 """
 
@@ -51,12 +51,12 @@ TOP = 64
 CHANGE = "_change"
 CHANGE_LR = 8.0
 
-# ids -> logits f32[tokens, vocab] of the dense model
+# ids -> logits f32[tokens, vocab] of the baseline
 Teacher = Callable[[list[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class DecoderRecoveryOptions:
+class DecoderDistillationOptions:
     """`lr` is the highest; it rises over the first `warmup` of the time and falls to `final_lr` of it."""
 
     lr: float = 5e-5
@@ -74,8 +74,8 @@ class DecoderRecoveryOptions:
         return StepOptions(self.lr, schedule, betas=(0.9, 0.95), fused=False, bf16=self.bf16)
 
 
-class DecoderRecovery(Trainer):
-    """A student in training. Sequences of the text come in a shuffled order, each once an epoch.
+class DecoderDistillation(Trainer):
+    """A model in training. Sequences of the text come in a shuffled order, each once an epoch.
 
     spec, tensors  all-f32 decoder as the plan cuts and refits it
     masks          of tiles, by linear
@@ -93,7 +93,7 @@ class DecoderRecovery(Trainer):
         bits: Mapping[str, int],
         pieces: Tensor,
         teacher: Teacher,
-        options: DecoderRecoveryOptions,
+        options: DecoderDistillationOptions,
         grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -182,7 +182,7 @@ class DecoderRecovery(Trainer):
             self._taught[row] = LikelyTokens.of(torch.from_numpy(logits).to(self.device), TOP)
         return self._taught[row]
 
-    # -- the student -------------------------------------------------------------
+    # -- the model -------------------------------------------------------------
 
     def logits(self, ids: Tensor) -> Tensor:
         """[batch, tokens, vocab] of i64[batch, tokens], on the artifact's grids."""
@@ -327,9 +327,9 @@ def on_grid(
     bits: Mapping[str, int],
     grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) of the artifact that computes what the student did: plain rounding on the grids it trained on.
+    """(spec, tensors) of the artifact that computes what the model did: plain rounding on the grids it trained on.
 
-    grids   tensors of linears that have some already (`DecoderRecovery.grids`)
+    grids   tensors of linears that have some already (`DecoderDistillation.grids`)
     """
     out, kinds = dict(tensors), dict[str, LinearKind]()
     for name, parts in (grids or {}).items():
