@@ -21,7 +21,7 @@ import numpy as np
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.spec.formats import TILE_K, TILE_N
 from approxrt.artifact.storage.bsr import to_tiles
-from approxrt.pruning.structure import QKV, Structure, head_rows, unit_groups
+from approxrt.pruning.structure import QKV, Structure, head_rows, strips_of
 
 DENSITIES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.16, 0.13, 0.1, 0.08, 0.06, 0.04, 0.025)
 SIZES = 13  # structure sizes that are tried for a block, at most
@@ -112,7 +112,7 @@ class BlockScores:
             self.count = layer.num_heads
         else:
             row = self.scores[block.linears[0]].sum(axis=1, dtype=np.float64)
-            groups = unit_groups(layer.intermediate_size)
+            groups = strips_of(layer.intermediate_size)
             parts = np.minimum(*(np.bincount(groups, x) for x in (column, row)))
             self.count = len(parts)
         # A part: a head, or a group of 16 units.
@@ -125,7 +125,7 @@ class BlockScores:
         if self.block.kind == "attention":
             return head_rows(kept, self.head_dim)
         units = self.scores[self.block.linears[0]].shape[0]
-        return np.flatnonzero(np.isin(unit_groups(units), kept))
+        return np.flatnonzero(np.isin(strips_of(units), kept))
 
     def inner(self, scores: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         """The scores of what remains: rows of the first linears, columns of the last."""

@@ -20,10 +20,9 @@ import numpy as np
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import GROUP_KINDS, GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import grid
-from approxrt.pruning.decoder_structure import GROUPS, unit_groups
 from approxrt.pruning.obs import group_curve
 from approxrt.pruning.second_order import Statistics
-from approxrt.pruning.structure import Structure
+from approxrt.pruning.structure import GROUPS, Structure, channel_groups
 from approxrt.quantization.gptq import FORMS
 
 HEAD = "head.out"
@@ -266,7 +265,7 @@ def block_options(
                 losses = group_curve(weight, weighted, np.ones(len(weight)), layer.head_dim)
                 out[block] = list(_head_options(losses, layer.num_kv_heads))
             else:
-                units = unit_groups(spec, layer.intermediate_size, groups)
+                units = channel_groups(spec, layer.intermediate_size, groups)
                 losses = group_curve(weight, weighted, np.ones(len(weight)), len(units[0]))
                 out[block] = list(_unit_options(losses, units))
     return out

@@ -15,16 +15,17 @@ sees inputs that are refitted already (as in AdaPrune and OBC, Frantar & Alistar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import TILE_N
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.pruning.second_order import Statistics
-from approxrt.pruning.structure import QKV, Structure, head_rows
+from approxrt.pruning.structure import QKV, Structure, head_rows, mean_biases, selections, shrunk_spec
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import Batch, Keys, TorchEncoder, make_batch
@@ -268,3 +269,37 @@ def refit_kept(
     out = np.zeros((n, k), np.float32)
     out[:, kept], bias = solve(np.ascontiguousarray(weight[:, kept]), None, inner, ridge)
     return out, bias
+
+
+def remove_and_refit(
+    spec: DecoderSpec, tensors: Mapping[str, np.ndarray], keep: Structure, stats: Mapping[str, Statistics]
+) -> tuple[DecoderSpec, dict[str, np.ndarray], dict[str, Statistics]]:
+    """Return (spec, tensors, statistics) of an all-f32 decoder without what `keep` leaves out.
+
+    stats   of at least the output projections and `down` of layers that lose something
+    """
+    out = dict(tensors)
+    chosen = selections(spec, keep)
+    second = [name.removesuffix(".weight") for name, selection in chosen.items() if selection.axis == 1]
+    means = {name: stats[name].mean for name in second}
+    biases = mean_biases(spec, tensors, keep, means)
+    left = dict(stats)
+    for name in second:
+        indices = chosen[f"{name}.weight"].indices
+        if indices is None:
+            out[f"{name}.bias"] = biases[f"{name}.bias"]
+            continue
+        found = stats[name]
+        kept = np.zeros(len(found.mean), bool)
+        kept[indices] = True
+        out[f"{name}.weight"], more = refit_kept(tensors[f"{name}.weight"], kept, found)
+        out[f"{name}.bias"] = tensors[f"{name}.bias"] + more
+        left[name] = found.select(indices)
+    for name, selection in chosen.items():
+        value = selection.apply(out[name])
+        if value is None:
+            del out[name]
+            left.pop(name.removesuffix(".weight"), None)
+        else:
+            out[name] = np.ascontiguousarray(value)
+    return shrunk_spec(spec, keep), out, left

@@ -10,16 +10,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from approxrt.artifact.spec.decoder import AnySpec
-from approxrt.artifact.spec.encoder import DENSE_ATTENTION, ModelSpec
+from approxrt.artifact.spec.decoder import AnySpec, DecoderLayerSpec, DecoderSpec
+from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.artifact.spec.formats import GROUP_WEIGHTS, TILE_N
 from approxrt.artifact.storage.bsr import expand_mask, to_tiles
 
 QKV = ("query", "key", "value")
+GROUPS = 12  # of FFN channels a layer
+
+Spec = TypeVar("Spec", ModelSpec, DecoderSpec)
+AnyLayer = LayerSpec | DecoderLayerSpec
 
 
 @dataclass(frozen=True)
@@ -63,35 +67,59 @@ def head_rows(heads: np.ndarray, head_dim: int) -> np.ndarray:
     return (np.asarray(heads)[:, None] * head_dim + np.arange(head_dim)).reshape(-1)
 
 
-def selections(spec: ModelSpec, keep: Structure) -> dict[str, Selection]:
-    """What happens to each tensor; tensors that are not named stay as they are."""
+def kept_groups(layer: AnyLayer, heads: np.ndarray) -> np.ndarray:
+    """Return the key-value groups that query heads `heads` read; of an encoder's layer each head is its own.
+
+    Raises ValueError where some groups keep more heads than others: all of a layer have the same number.
+    """
+    if not layer.num_heads:
+        return _NONE
+    per = layer.num_heads // layer.num_kv_heads
+    if per == 1:
+        return np.asarray(heads)
+    groups, counts = np.unique(np.asarray(heads) // per, return_counts=True)
+    if len(set(counts.tolist())) > 1:
+        raise ValueError(f"key-value groups keep {counts.tolist()} query heads; all must keep the same number")
+    return groups
+
+
+def selections(spec: AnySpec, keep: Structure) -> dict[str, Selection]:
+    """Return what happens to each tensor; tensors that are not named stay as they are.
+
+    A removed block of a pre-norm model loses its norm. With a Hadamard transform before `down`
+    (`DecoderSpec.down_block`) FFN channels leave by whole blocks: ValueError says so.
+    """
     out: dict[str, Selection] = {}
-    for i, (layer, heads, units) in enumerate(zip(spec.layers, keep.heads, keep.units, strict=True)):
+    layers: tuple[Any, ...] = spec.layers
+    for i, (layer, heads, units) in enumerate(zip(layers, keep.heads, keep.units, strict=True)):
+        at = f"layers.{i}"
         if layer.num_heads and not _same(heads, layer.num_heads):
-            rows = head_rows(heads, layer.head_dim) if len(heads) else None
-            for part in QKV:
-                out[f"layers.{i}.attention.{part}.weight"] = Selection(0, rows)
-                out[f"layers.{i}.attention.{part}.bias"] = Selection(0, rows)
-            out[f"layers.{i}.attention.output.weight"] = Selection(1, rows)
+            groups = kept_groups(layer, heads)
+            for part, kept in zip(QKV, (heads, groups, groups), strict=True):
+                rows = head_rows(kept, layer.head_dim) if len(heads) else None
+                out |= {f"{at}.attention.{part}.{tensor}": Selection(0, rows) for tensor in ("weight", "bias")}
+            out[f"{at}.attention.output.weight"] = Selection(
+                1, head_rows(heads, layer.head_dim) if len(heads) else None
+            )
+            out |= {} if len(heads) else _norms(spec, f"{at}.attention.norm")
         if layer.intermediate_size and not _same(units, layer.intermediate_size):
-            kept = units if len(units) else None
-            out[f"layers.{i}.ffn.up.weight"] = Selection(0, kept)
-            out[f"layers.{i}.ffn.up.bias"] = Selection(0, kept)
-            out[f"layers.{i}.ffn.down.weight"] = Selection(1, kept)
+            if spec.down_block and not _whole_blocks(units, spec.down_block):
+                raise ValueError(f"layer {i}: FFN channels must leave by whole blocks of {spec.down_block}")
+            channels = units if len(units) else None
+            for part in ("gate", "up") if spec.gated else ("up",):
+                out |= {f"{at}.ffn.{part}.{tensor}": Selection(0, channels) for tensor in ("weight", "bias")}
+            out[f"{at}.ffn.down.weight"] = Selection(1, channels)
+            out |= {} if len(units) else _norms(spec, f"{at}.ffn.norm")
     return out
 
 
-def shrunk_spec(spec: ModelSpec, keep: Structure) -> ModelSpec:
-    """The spec of what stays."""
-    layers = []
-    for layer, heads, units in zip(spec.layers, keep.heads, keep.units, strict=True):
-        changes: dict[str, Any] = {"num_heads": len(heads), "intermediate_size": len(units)}
-        if not len(heads):
-            changes |= dict.fromkeys(("query", "key", "value", "attention_output"), "f32") | DENSE_ATTENTION
-        if not len(units):
-            changes |= dict.fromkeys(("ffn_up", "ffn_down"), "f32")
-        layers.append(dataclasses.replace(layer, **changes))
-    return dataclasses.replace(spec, layers=tuple(layers))
+def shrunk_spec(spec: Spec, keep: Structure) -> Spec:
+    """Return the spec of what stays."""
+    kept = zip(spec.layers, keep.heads, keep.units, strict=True)
+    layers = tuple(
+        layer.with_sizes(len(heads), len(kept_groups(layer, heads)), len(units)) for layer, heads, units in kept
+    )
+    return dataclasses.replace(spec, layers=layers)
 
 
 def mean_biases(
@@ -116,13 +144,13 @@ def mean_biases(
 
 
 def remove(
-    spec: ModelSpec,
+    spec: Spec,
     tensors: Mapping[str, np.ndarray],
     keep: Structure,
     means: Mapping[str, np.ndarray],
     masks: Mapping[str, np.ndarray] | None = None,
-) -> tuple[ModelSpec, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(spec, tensors, masks of tiles) of an all-f32 model without what `keep` leaves out."""
+) -> tuple[Spec, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return (spec, tensors, masks of tiles) of an all-f32 model without what `keep` leaves out."""
     out = dict(tensors) | mean_biases(spec, tensors, keep, means)
     chosen = selections(spec, keep)
     for name, selection in chosen.items():
@@ -135,7 +163,7 @@ def remove(
 
 
 def shrink_masks(
-    spec: ModelSpec,
+    spec: AnySpec,
     masks: Mapping[str, np.ndarray],
     chosen: Mapping[str, Selection],
     tensors: Mapping[str, np.ndarray],
@@ -153,9 +181,20 @@ def shrink_masks(
     return out
 
 
-def unit_groups(count: int) -> np.ndarray:
-    """i64[count]: the group of 16 (a strip of `ffn.up`) that each unit is in."""
-    return np.arange(count) // TILE_N
+def strips_of(channels: int) -> np.ndarray:
+    """Return i64[channels]: the strip of `ffn.up`, of 16, that each FFN channel is in."""
+    return np.arange(channels) // TILE_N
+
+
+def channel_groups(spec: AnySpec, channels: int, groups: int = GROUPS) -> list[np.ndarray]:
+    """Return FFN channels by the groups in which they leave, `groups` of them where their number allows it.
+
+    Whole strips, whole groups of inputs with one scale, and whole blocks of the transform before `down`.
+    """
+    size = max(spec.down_block, GROUP_WEIGHTS * max(1, round(channels / groups / GROUP_WEIGHTS)))
+    if spec.down_block:
+        size = spec.down_block * max(1, round(size / spec.down_block))
+    return [np.arange(start, min(start + size, channels)) for start in range(0, channels, size)]
 
 
 def dead_structure(
@@ -174,7 +213,7 @@ def dead_structure(
         for name, axis in ((f"{at}ffn.up", 1), (f"{at}ffn.down", 0)):
             if name in masks:
                 alive &= expand_mask(masks[name], *shapes[name]).any(axis=axis)
-        groups = unit_groups(layer.intermediate_size)
+        groups = strips_of(layer.intermediate_size)
         living = np.unique(groups[alive])
         units.append(np.flatnonzero(np.isin(groups, living)) if layer.intermediate_size else _NONE)
     return Structure(tuple(heads), tuple(units))
@@ -206,3 +245,17 @@ def selected(parts: Mapping[str, np.ndarray], selection: Selection) -> dict[str,
         by_group = array.reshape(len(array), groups, -1)[:, first // GROUP_WEIGHTS]
         out[part] = np.ascontiguousarray(by_group.reshape(len(array), -1))
     return out
+
+
+def _norms(spec: AnySpec, name: str) -> dict[str, Selection]:
+    if not isinstance(spec, DecoderSpec):
+        return {}  # a post-norm block keeps its norm: x = norm(x + b)
+    parts = ("weight", "bias") if spec.norm == "layer" else ("weight",)
+    return {f"{name}.{part}": Selection(0, None) for part in parts}
+
+
+def _whole_blocks(units: np.ndarray, block: int) -> bool:
+    return len(units) % block == 0 and bool(
+        (np.asarray(units).reshape(-1, block) == np.asarray(units)[::block, None] + np.arange(block)).all()
+        and (np.asarray(units)[::block] % block == 0).all()
+    )

@@ -139,7 +139,7 @@ def _analyze(
 
 
 def _row(removal: DecoderRemoval, dense: float, predicted: float, spec: Any) -> dict[str, Any]:
-    from approxrt.pruning.decoder_structure import unit_groups
+    from approxrt.pruning.structure import channel_groups
 
     element = removal.element
     facts = asdict(removal)
@@ -150,7 +150,7 @@ def _row(removal: DecoderRemoval, dense: float, predicted: float, spec: Any) -> 
     row |= {"metric": value, "metric_change": value - float(np.exp(removal.loss - removal.change))}
     row["second_order"] = predicted
     if element.part == "units":
-        units = unit_groups(spec, spec.layers[element.layer].intermediate_size)[element.index]
+        units = channel_groups(spec, spec.layers[element.layer].intermediate_size)[element.index]
         row["units"] = [int(units[0]), int(units[-1])]
     if element.part is not None:
         row["part"] = element.index

@@ -16,8 +16,7 @@ import torch
 from torch.nn import functional
 
 from approxrt.artifact.spec.decoder import DecoderSpec
-from approxrt.pruning.decoder_structure import unit_groups
-from approxrt.pruning.structure import head_rows
+from approxrt.pruning.structure import channel_groups, head_rows
 from approxrt.torch_models.decoder import TorchDecoder
 
 
@@ -49,7 +48,7 @@ class DecoderElement:
         if self.part is None:
             gone[:] = True
         elif self.part == "units":
-            gone[unit_groups(spec, width)[self.index]] = True
+            gone[channel_groups(spec, width)[self.index]] = True
         else:
             per = layer.num_heads // layer.num_kv_heads if self.part == "group" else 1
             gone[head_rows(np.arange(self.index * per, (self.index + 1) * per), layer.head_dim)] = True
@@ -80,7 +79,7 @@ def elements_of(spec: DecoderSpec, parts: bool = True) -> list[DecoderElement]:
         out += [DecoderElement(i, *part[:2], index) for part in counts for index in range(part[2]) if parts]
         if layer.has_ffn:
             out.append(DecoderElement(i, "ffn"))
-            groups = len(unit_groups(spec, layer.intermediate_size))
+            groups = len(channel_groups(spec, layer.intermediate_size))
             out += [DecoderElement(i, "ffn", "units", index) for index in range(groups) if parts]
     return out
 

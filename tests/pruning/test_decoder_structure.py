@@ -36,10 +36,9 @@ from approxrt.planning.decoder_options import (
     kind_named,
     with_measured_blocks,
 )
-from approxrt.pruning.decoder_structure import kept_groups, remove, unit_groups
-from approxrt.pruning.reconstruct import refit_kept
+from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
 from approxrt.pruning.second_order import Statistics
-from approxrt.pruning.structure import Structure
+from approxrt.pruning.structure import Structure, channel_groups, kept_groups
 from approxrt.quantization.rotation import rotate
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.reference.decoder import DecoderReference
@@ -99,7 +98,7 @@ def test_removal_is_real(shape: str, part: str) -> None:
     spec, tensors = model(shape)
     stats = statistics(spec, tensors, pieces())
     keep = structure(spec, part)
-    small, weights, left = remove(spec, tensors, keep, stats)
+    small, weights, left = remove_and_refit(spec, tensors, keep, stats)
     assert not list(tensor_faults(small, weights)) and set(left) == {n for n, _ in small.linears()} | (
         {"head.out"} if spec.tied_embeddings else set()
     )
@@ -137,7 +136,7 @@ def test_wrong_structures_are_refused() -> None:
         kept_groups(spec.layers[0], np.array([0, 1, 2]))
     whole = Structure.of(spec)
     with pytest.raises(ValueError, match="blocks of 32"):
-        remove(spec, tensors, Structure(whole.heads, (np.arange(40), whole.units[1])), stats)
+        remove_and_refit(spec, tensors, Structure(whole.heads, (np.arange(40), whole.units[1])), stats)
 
 
 def test_measured_removals_are_those_of_the_removed_model() -> None:
@@ -162,7 +161,7 @@ def test_measured_removals_are_those_of_the_removed_model() -> None:
 
     assert dense == pytest.approx(loss(spec, tensors), rel=1e-5)
     for name, part in (("layers.0.attention", "attention"), ("layers.0.ffn", "ffn")):
-        small, weights, _ = remove(spec, tensors, structure(spec, part), stats)
+        small, weights, _ = remove_and_refit(spec, tensors, structure(spec, part), stats)
         removal = by_name[name]
         assert removal.loss == pytest.approx(loss(small, weights), rel=1e-5)
         assert removal.change == pytest.approx(removal.loss - dense) and removal.stderr > 0
@@ -230,8 +229,8 @@ def test_block_options_are_structures_that_can_be_built() -> None:
         for option in options:
             heads, units = list(whole.heads), list(whole.units)
             (heads if "attention" in name else units)[int(name.split(".")[1])] = option.kept
-            remove(spec, tensors, Structure(tuple(heads), tuple(units)), stats)
-    assert [len(g) for g in unit_groups(spec, 96)] == [32, 32, 32]
+            remove_and_refit(spec, tensors, Structure(tuple(heads), tuple(units)), stats)
+    assert [len(g) for g in channel_groups(spec, 96)] == [32, 32, 32]
     scaled = with_measured_blocks(blocks, {"layers.0.ffn": 2 * blocks["layers.0.ffn"][-1].loss, "layers.1.ffn": -1.0})
     assert scaled["layers.0.ffn"][1].loss == pytest.approx(2 * blocks["layers.0.ffn"][1].loss)
     assert scaled["layers.1.ffn"][-1].loss == 0

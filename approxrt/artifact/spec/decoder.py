@@ -91,6 +91,19 @@ class DecoderLayerSpec:
     sign_codes: int = 0
     attention_rest: bool = False
 
+    def with_sizes(self, num_heads: int, num_kv_heads: int, intermediate_size: int) -> DecoderLayerSpec:
+        """Return the layer with other sizes; what a removed block had besides is reset."""
+        changes: dict[str, Any] = {
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+            "intermediate_size": intermediate_size,
+        }
+        if not num_heads:
+            changes |= dict.fromkeys(("query", "key", "value", "attention_output"), "f32")
+        if not intermediate_size:
+            changes |= dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "f32")
+        return dataclasses.replace(self, **changes)
+
     @property
     def has_attention(self) -> bool:
         return self.num_heads != 0

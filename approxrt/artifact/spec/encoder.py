@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from approxrt.artifact.spec.formats import (
     MAX_ROW_GROUP_SCALE,
@@ -80,6 +80,20 @@ class LayerSpec:
     attention_keep: int = 0
     attention_rest: bool = False
     sign_from: int = 0
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values: as many as of queries."""
+        return self.num_heads
+
+    def with_sizes(self, num_heads: int, num_kv_heads: int, intermediate_size: int) -> LayerSpec:
+        """Return the layer with other sizes; what a removed block had besides is reset."""
+        changes: dict[str, Any] = {"num_heads": num_heads, "intermediate_size": intermediate_size}
+        if not num_heads:
+            changes |= dict.fromkeys(("query", "key", "value", "attention_output"), "f32") | DENSE_ATTENTION
+        if not intermediate_size:
+            changes |= dict.fromkeys(("ffn_up", "ffn_down"), "f32")
+        return dataclasses.replace(self, **changes)
 
     @property
     def has_attention(self) -> bool:
@@ -165,6 +179,10 @@ class ModelSpec:
     position_kind: PositionKind = "f32"
     text: TextSpec = field(default_factory=TextSpec)
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    # What decoders may have and encoders have not: a gate in the FFN, and a transform before `down`.
+    gated: ClassVar[bool] = False
+    down_block: ClassVar[int] = 0
 
     @property
     def has_projection(self) -> bool:

@@ -23,11 +23,10 @@ from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import to_tiles
 from approxrt.artifact.storage.groupwise import kind_of
 from approxrt.planning.decoder_options import HEAD, Choices, Kind, LinearOption, Plan, kind_of_form, kinds_of
-from approxrt.pruning.decoder_structure import remove, selections, shrunk_spec
 from approxrt.pruning.obs import tile_curve
-from approxrt.pruning.reconstruct import refit_kept
+from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
 from approxrt.pruning.second_order import Statistics, predicted_loss
-from approxrt.pruning.structure import Structure, selected
+from approxrt.pruning.structure import Structure, selected, selections, shrunk_spec
 from approxrt.quantization.calibration import round_decoder
 from approxrt.quantization.gptq import dequantized_linear, round_weights
 from approxrt.quantization.grids import parts_of
@@ -161,7 +160,7 @@ class Builder:
                 rows = selection.apply(self._elements(name))
                 assert rows is not None
                 masks[name] = _top(to_tiles(rows).sum(axis=(2, 3), dtype=np.float64), plan.kinds[name].density)
-        spec, tensors, stats = remove(self.spec, self.tensors, plan.keep, self.stats)
+        spec, tensors, stats = remove_and_refit(self.spec, self.tensors, plan.keep, self.stats)
         for name, grid in grids.items():
             selection = chosen.get(f"{name}.weight")
             if selection is not None and selection.axis == 1 and selection.indices is not None:

@@ -23,7 +23,7 @@ from approxrt.planning.decoder_options import (
     block_options,
     with_measured_blocks,
 )
-from approxrt.pruning.decoder_structure import GROUPS
+from approxrt.pruning.structure import GROUPS
 from approxrt.quantization.calibration import calibration
 from approxrt.significance.decoder_latency import DecoderLatency, measure_latency
 from approxrt.significance.decoder_removal import DecoderElement, head_divergence, measure_removals
