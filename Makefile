@@ -6,7 +6,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export APPROXRT_WERROR ?= 1
 
 KERNEL_TESTS = tests/kernels tests/runtime/test_encoder.py tests/runtime/test_removed_blocks.py tests/runtime/test_plan.py \
-               tests/runtime/test_decoder.py tests/sign_attention/test_decoder_signs.py tests/runtime/test_head_preview.py
+               tests/runtime/test_decoder.py tests/sign_attention/test_decoder_signs.py tests/runtime/test_head_preview.py \
+               tests/pruning/test_obs.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: help install build test test-rounding test-all lint format demo bench microbench cold readme asan tsan clean

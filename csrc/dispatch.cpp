@@ -32,6 +32,7 @@ using ArgsOf_gemv_int8 = GemvInt8Args;
 using ArgsOf_gemv_int4 = GemvInt4Args;
 using ArgsOf_shortlist = ShortlistArgs;
 using ArgsOf_word_logits = WordLogitsArgs;
+using ArgsOf_schur_complement = SchurComplementArgs;
 
 #define KERNEL(family, isa, mr, nr, kr) void family##_##isa(const ArgsOf_##family&);
 #include "kernel_list.inc"

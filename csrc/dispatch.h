@@ -7,6 +7,7 @@
 #include "args.h"
 #include "decoder_args.h"
 #include "isa.h"
+#include "pruning_args.h"
 
 namespace approxrt {
 
@@ -42,6 +43,8 @@ struct KernelTable {
     void (*gemv_int4)(const GemvInt4Args&);
     void (*shortlist)(const ShortlistArgs&);
     void (*word_logits)(const WordLogitsArgs&);
+    // Pruning.
+    void (*schur_complement)(const SchurComplementArgs&);
     // Whether the gemv kernels are the level's own. Where they are only the definition, few tokens go through gemm_*.
     bool fast_gemv;
     // Whether sparse int8 matrices are multiplied with tokens in lanes (PackedInt8).

@@ -16,18 +16,16 @@ their own. Early steps take many groups that cost nothing, the last ones take on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from approxrt.artifact.spec.formats import TILE_K, TILE_N
-from approxrt.artifact.storage.bsr import grid
+import approxrt._C as _C
+from approxrt.runtime.cpu.engine import forced_isa
+from approxrt.runtime.threads import resolve_threads
 
 SHARE = 1 / 20
 COMPACT = 0.8  # share of groups left at which matrices are gathered anew
-MEMORY = 384 << 20  # bytes of the inverses that are worked on at once
 
 
 def dampened(hessian: np.ndarray, dampening: float) -> Tensor:
@@ -37,41 +35,46 @@ def dampened(hessian: np.ndarray, dampening: float) -> Tensor:
     return h + torch.eye(len(h), dtype=torch.float64) * (dampening * (mean if mean > 0 else 1.0))
 
 
+def inverse_moments(hessian: np.ndarray, dampening: float) -> Tensor:
+    """f64[K, K]: P = (A + lambda I)^-1, exactly symmetric.
+
+    Raises torch.linalg.LinAlgError where A is no second moment.
+    """
+    # By the factor's inverse: torch.cholesky_inverse takes 20 times as long.
+    identity = torch.eye(len(hessian), dtype=torch.float64)
+    factor = torch.linalg.solve_triangular(torch.linalg.cholesky(dampened(hessian, dampening)), identity, upper=False)
+    inverse = factor.T @ factor
+    return (inverse + inverse.T) / 2
+
+
 def tile_curve(
     weight: np.ndarray,
     hessian: np.ndarray,
     row_weights: np.ndarray,
     dampening: float = 1e-2,
     at_once: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    threads: int | None = None,
 ) -> np.ndarray:
     """f64[strips, columns]: the rho at which each tile of f32[N, K] goes, never less than that of one before it.
 
     Keeping the tiles of the highest scores keeps what block OBS keeps; the sum of the scores of those that go estimates
-    what the loss gains, in the unit of `row_weights` f32[N] (a token's for `Statistics.gradients`).
+    what the loss gains, in the unit of `row_weights` f32[N] (a token's for `Statistics.gradients`). A strip's row is
+    `group_curve` of its outputs and groups of TILE_K inputs, by a kernel (csrc/pruning) that holds K x K float64 values
+    a thread and takes about N K^3 / 48 multiply-adds.
 
     hessian   A f32[K, K]
     at_once   tiles a strip loses in a step; None: a share, see the module's text; 1: the exact greedy order
-    dtype     of the work; float32 agrees with float64 to about 1e-4
+    threads   None: all that the process may use
     """
-    n, k = weight.shape
-    strips, columns = grid(n, k)
-    w = torch.zeros(strips * TILE_N, columns * TILE_K, dtype=dtype)
-    w[:n, :k] = torch.from_numpy(np.asarray(weight))
-    g = torch.zeros(strips * TILE_N, dtype=dtype)
-    g[:n] = torch.from_numpy(np.asarray(row_weights))
-    # Inputs past K are independent of all others, and their weights are zero.
-    inverse = torch.eye(columns * TILE_K, dtype=torch.float64)
-    inverse[:k, :k] = torch.cholesky_inverse(torch.linalg.cholesky(dampened(hessian, dampening)))
-    inverse = inverse.to(dtype)
-    scores = np.empty((strips, columns))
-    size = max(1, MEMORY // (inverse.numel() * inverse.element_size()))
-    for start in range(0, strips, size):
-        rows = slice(start, min(start + size, strips))
-        part = w.view(strips, TILE_N, -1)[rows].clone()
-        p = inverse.expand(len(part), -1, -1).clone()
-        scores[rows] = _curve(part, p, g.view(strips, TILE_N)[rows], TILE_K, at_once)
-    return scores
+    return _C.tile_curve(
+        np.ascontiguousarray(weight, np.float32),
+        inverse_moments(hessian, dampening).numpy(),
+        np.ascontiguousarray(row_weights, np.float64),
+        SHARE,
+        at_once or 0,
+        forced_isa(),
+        resolve_threads(threads),
+    )
 
 
 def group_curve(
@@ -82,134 +85,81 @@ def group_curve(
     dampening: float = 1e-2,
     at_once: int | None = 1,
 ) -> np.ndarray:
-    """f64[ceil(K / size)]: the same for groups of `size` neighbouring inputs of all outputs: heads, FFN units."""
+    """f64[ceil(K / size)]: the same for groups of `size` neighbouring inputs of all outputs: heads, FFN units.
+
+    at_once   groups that go in a step; None: a share, see the module's text; 1: the exact greedy order
+    """
     n, k = weight.shape
     count = -(-k // size)
-    w = torch.zeros(1, n, count * size, dtype=torch.float64)
-    w[0, :, :k] = torch.from_numpy(np.asarray(weight))
-    p = torch.eye(count * size, dtype=torch.float64)[None].clone()
-    p[0, :k, :k] = torch.cholesky_inverse(torch.linalg.cholesky(dampened(hessian, dampening)))
-    g = torch.from_numpy(np.asarray(row_weights)).double()[None]
-    return _curve(w, p, g, size, at_once)[0]
+    w = torch.zeros(n, count * size, dtype=torch.float64)
+    w[:, :k] = torch.from_numpy(np.asarray(weight))
+    # Inputs past K are independent of all others, and their weights are zero.
+    p = torch.eye(count * size, dtype=torch.float64)
+    p[:k, :k] = inverse_moments(hessian, dampening)
+    return _curve(w, p, torch.from_numpy(np.asarray(row_weights)).double(), size, at_once)
 
 
 def unit_errors(
     weight: np.ndarray, hessian: np.ndarray, row_weights: np.ndarray, dampening: float = 1e-2
 ) -> np.ndarray:
     """f64[K]: rho of each single input of all outputs (an FFN unit's column of `ffn.down`), all others still there."""
-    diagonal = torch.cholesky_inverse(torch.linalg.cholesky(dampened(hessian, dampening))).diagonal()
+    diagonal = inverse_moments(hessian, dampening).diagonal()
     energy = np.asarray(row_weights, np.float64) @ np.square(weight, dtype=np.float64)
     result: np.ndarray = 0.5 * energy / diagonal.numpy()
     return result
 
 
-@dataclass(frozen=True)
-class StructureErrors:
-    """rho as they go one after the other: heads f64[num_heads], groups f64[ceil(units / 16)] of 16 FFN units."""
-
-    heads: np.ndarray
-    groups: np.ndarray
-
-
-def structure_errors(
-    output: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
-    down: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
-    head_dim: int,
-    dampening: float = 1e-2,
-) -> StructureErrors:
-    """Of one layer's heads (columns of the output projection) and groups of FFN units (columns of `ffn.down`).
-
-    `output` and `down` are (weight [N, K], A [K, K], row weights [N]) of those linears; None for a removed block.
-    """
-    none = np.zeros(0)
-    return StructureErrors(
-        none if output is None else group_curve(*output, head_dim, dampening),
-        none if down is None else group_curve(*down, TILE_N, dampening),
-    )
-
-
 def _curve(w: Tensor, p: Tensor, g: Tensor, size: int, at_once: int | None) -> np.ndarray:
-    """f64[B, groups] from w [B, R, K], p [B, K, K] (both are overwritten) and g [B, R]; K is a multiple of `size`."""
-    batch, groups = len(w), w.shape[2] // size
-    scores = np.zeros((batch, groups))
-    highest = torch.zeros(batch, dtype=torch.float64)
-    places = torch.arange(groups).expand(batch, -1).clone()  # which group a present one is
-    gone = torch.zeros(batch, groups, dtype=torch.bool)  # of the present ones
-    left, within = groups, torch.arange(size)
-    lines = torch.arange(batch)[:, None]
+    """f64[groups] from w [R, K], p [K, K] (both are overwritten) and g [R], all f64; K is a multiple of `size`.
+
+    This is the definition of `tile_curve`, too (csrc/pruning/tile_curve.cpp).
+    """
+    left = w.shape[1] // size
+    scores, highest = np.zeros(left), 0.0
+    places = torch.arange(left)  # which group a present one is
+    gone = torch.zeros(left, dtype=torch.bool)  # of the present ones
     while left:
-        if left < COMPACT * gone.shape[1]:
-            keep = torch.sort(torch.argsort(gone.to(torch.int8), dim=1, stable=True)[:, :left], dim=1).values
-            index = (keep[:, :, None] * size + within).reshape(batch, -1)
-            w = w.gather(2, index[:, None].expand(-1, w.shape[1], -1))
-            p = torch.stack([matrix[i][:, i] for matrix, i in zip(p, index, strict=True)])
-            places, gone = places.gather(1, keep), torch.zeros(batch, left, dtype=torch.bool)
+        if left < COMPACT * len(gone):
+            index = _inputs(torch.nonzero(~gone)[:, 0], size)
+            w, p = w[:, index], p[index][:, index]
+            places, gone = places[~gone], torch.zeros(left, dtype=torch.bool)
         count = min(left, at_once if at_once is not None else max(1, int(SHARE * left)))
         own = _own_errors(w, p, g, size, gone)
-        chosen = torch.topk(own, count, dim=1, largest=False, sorted=False).indices
-        own = own.gather(1, chosen)
-        index = (chosen[:, :, None] * size + within).reshape(batch, -1)
-        rows = p.gather(1, index[:, :, None].expand(-1, -1, p.shape[2]))
-        square = rows.gather(2, index[:, None].expand(-1, index.shape[1], -1))
-        factor = _cholesky(square)
+        # Of equals those that come first.
+        chosen = torch.sort(own, stable=True).indices[:count]
+        own, index = own[chosen], _inputs(chosen, size)
+        rows = p[index]
+        factor = _cholesky(rows[:, index])
         u = torch.linalg.solve_triangular(factor, rows, upper=False)
-        v = w.gather(2, index[:, None].expand(-1, w.shape[1], -1)).transpose(1, 2)
-        v = torch.linalg.solve_triangular(factor, v, upper=False)
-        together = 0.5 * (v.square().sum(1) * g).sum(1)
-        total = own.sum(1)
-        share = torch.where(total[:, None] > 0, own / total.clamp(min=1e-38)[:, None], 1 / count)
+        v = torch.linalg.solve_triangular(factor, w[:, index].T, upper=False)
+        together = 0.5 * (v.square().sum(0) * g).sum()
+        total = own.sum()
+        share = own / total.clamp(min=1e-38) if total > 0 else torch.full((count,), 1 / count, dtype=torch.float64)
         # Never less than a group that went before.
-        cost = torch.maximum((share * together[:, None]).double(), highest[:, None])
-        highest = cost.amax(1)
-        scores[lines.numpy(), places.gather(1, chosen).numpy()] = cost.numpy()
-        gone.scatter_(1, chosen, True)
+        cost = (share * together).clamp(min=highest)
+        highest = float(cost.max())
+        scores[places[chosen].numpy()] = cost.numpy()
+        gone[chosen] = True
         left -= count
         if left:
-            w.baddbmm_(v.transpose(1, 2), u, alpha=-1)
-            p.baddbmm_(u.transpose(1, 2), u, alpha=-1)
+            w.addmm_(v.T, u, alpha=-1)
+            p.addmm_(u.T, u, alpha=-1)
     return scores
 
 
+def _inputs(groups: Tensor, size: int) -> Tensor:
+    """The inputs of these groups, in their order."""
+    return (groups[:, None] * size + torch.arange(size)).reshape(-1)
+
+
 def _own_errors(w: Tensor, p: Tensor, g: Tensor, size: int, gone: Tensor) -> Tensor:
-    """[B, groups]: rho of each group alone; infinite where it has gone."""
-    batch, rows, _ = w.shape
-    groups = gone.shape[1]
-    blocks = p.view(batch, groups, size, groups, size).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+    """[groups]: rho of each group alone; infinite where it has gone."""
+    groups = len(gone)
+    blocks = p.view(groups, size, groups, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     # What has gone left zeros behind, which have no factor.
-    blocks = torch.where(gone[:, :, None, None], torch.eye(size, dtype=p.dtype), blocks)
-    parts = w.view(batch, rows, groups, size)
-    if size > TILE_K:
-        x = torch.linalg.solve_triangular(_cholesky(blocks), parts.permute(0, 2, 3, 1), upper=False)
-        rho = 0.5 * (x.square().sum(2) * g[:, None]).sum(2)
-    else:
-        rho = 0.5 * _small_errors(blocks, parts, g)
-    return rho.masked_fill_(gone, torch.inf)
-
-
-def _small_errors(blocks: Tensor, parts: Tensor, g: Tensor) -> Tensor:
-    """[B, groups]: sum_r g_r w_r block^-1 w_r^T by Gauss elimination, all blocks [B, groups, s, s] side by side.
-
-    With M = sum_r g_r w_r^T w_r this is tr(block^-1 M), and the elimination of both together leaves it on the diagonal:
-    a hundred times faster than a library call for every block of 4 x 4.
-    """
-    size = blocks.shape[-1]
-    weighted = (parts * g[:, :, None, None]).permute(0, 2, 3, 1)
-    m = (weighted @ parts.permute(0, 2, 1, 3)).clone()
-    b = blocks.clone()
-    total = torch.zeros(b.shape[:2], dtype=b.dtype)
-    for i in range(size):
-        # The schur complement of entry i: what a block's entry i costs once those before it have gone.
-        pivot = b[:, :, i, i].clamp(min=torch.finfo(b.dtype).tiny)
-        total += m[:, :, i, i] / pivot
-        if i + 1 < size:
-            f = b[:, :, i + 1 :, i] / pivot[:, :, None]
-            b[:, :, i + 1 :, i + 1 :] -= f[:, :, :, None] * b[:, :, None, i, i + 1 :]
-            row = m[:, :, i, i + 1 :]
-            corner = m[:, :, i, i][:, :, None, None] * f[:, :, :, None] * f[:, :, None]
-            m[:, :, i + 1 :, i + 1 :] += (
-                corner - f[:, :, :, None] * row[:, :, None] - row[:, :, :, None] * f[:, :, None]
-            )
-    return total
+    blocks = torch.where(gone[:, None, None], torch.eye(size, dtype=p.dtype), blocks)
+    x = torch.linalg.solve_triangular(_cholesky(blocks), w.view(-1, groups, size).permute(1, 2, 0), upper=False)
+    return (0.5 * (x.square().sum(1) * g).sum(1)).masked_fill_(gone, torch.inf)
 
 
 def _cholesky(square: Tensor) -> Tensor:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as ListOf
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 
 from approxrt.artifact.reader import Artifact
-from approxrt.errors import InputError, TextTooLongError, TruncationWarning, UnsupportedTaskError
+from approxrt.errors import InputError, TextTooLongError, TruncationWarning
 from approxrt.runtime.chat.template import ChatTokenizer, Conversation, Messages, render
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.generation.sampling import Sampling
@@ -48,9 +46,8 @@ class DecoderModel(Model):
     def __init__(
         self, artifact: Artifact, threads: int | None = None, cache_kind: str | None = None, device: str = "cpu"
     ) -> None:
+        super().__init__(artifact)
         self.decoder_spec = artifact.decoder_spec
-        self.path = artifact.path
-        self._artifact = artifact
         self._decoder = _engine(artifact, threads, cache_kind, device)
         self._tokenizer = load_tokenizer(artifact.tokenizer_path, self.decoder_spec.vocab_size)
         self._tokenizer.no_truncation()
@@ -60,34 +57,21 @@ class DecoderModel(Model):
         artifact.release_pages()
 
     @property
-    def spec(self) -> NoReturn:  # type: ignore[override]
-        """An encoder's spec; a decoder raises UnsupportedTaskError (`decoder_spec` is its own)."""
-        raise UnsupportedTaskError(
-            f"{os.fspath(self.path)!r} is a {self.decoder_spec.architecture} decoder; this needs an encoder"
-        )
-
-    @property
     def labels(self) -> tuple[str, ...]:
         """None: a decoder has no classes."""
         return ()
 
     @property
-    def info(self) -> dict[str, Any]:
-        """Sizes, density, kinds and kernels by layer, the instruction set in use."""
-        from approxrt.artifact.summary import summarize
+    def _runner(self) -> DecoderEngine:
+        return self._decoder
 
-        return {**summarize(self._artifact), **self._decoder.info()}
+    def _instead(self) -> str:
+        return f"a {self.decoder_spec.architecture} decoder; use generate or forward"
 
     @property
     def engine(self) -> DecoderEngine:
         """Caches and steps, for those who bring their own tokens and loop."""
         return self._decoder
-
-    @contextmanager
-    def profiling(self) -> Iterator[dict[str, Any]]:
-        """See `Model.profiling`."""
-        with self._decoder.profiling() as taken:
-            yield taken
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt: plain text with what the tokenizer puts around it, a conversation as its template says.
@@ -185,7 +169,7 @@ class DecoderModel(Model):
         options = sampling or Sampling()
         requests = []
         for i, prompt in enumerate(prompts):
-            own = options if options.seed is None else _with_seed(options, options.seed + i)
+            own = options if options.seed is None else dataclasses.replace(options, seed=options.seed + i)
             requests.append(self._request(prompt, max_new_tokens, own, stop, truncate))
         begun: list[Sequence] = []
 
@@ -280,27 +264,6 @@ class DecoderModel(Model):
 
     def _sequence(self, request: Request) -> Sequence:
         return Sequence(self._decoder, self._tokenizer, request, self._hidden)
-
-    def _refuse(self, method: str, instead: str) -> NoReturn:
-        raise UnsupportedTaskError(
-            f"{method}: {os.fspath(self.path)!r} is a {self.decoder_spec.architecture} decoder; use generate or forward"
-        )
-
-    def classify(self, *_: Any, **__: Any) -> NoReturn:
-        """Only encoders classify; a decoder raises UnsupportedTaskError."""
-        self._refuse("classify", "")
-
-    def logits(self, *_: Any, **__: Any) -> NoReturn:
-        """Only encoders have logits of texts; a decoder raises UnsupportedTaskError (forward has those of tokens)."""
-        self._refuse("logits", "")
-
-    def embed(self, *_: Any, **__: Any) -> NoReturn:
-        """Only encoders embed; a decoder raises UnsupportedTaskError."""
-        self._refuse("embed", "")
-
-
-def _with_seed(options: Sampling, seed: int) -> Sampling:
-    return dataclasses.replace(options, seed=seed)
 
 
 def _engine(artifact: Artifact, threads: int | None, cache_kind: str | None, device: str) -> DecoderEngine:

@@ -43,7 +43,7 @@ def load(
         weights = None  # the reader meets the same error and says it among the others
     from approxrt.artifact.reader import read_artifact
     from approxrt.artifact.spec.decoder import DecoderSpec
-    from approxrt.runtime.model import Model
+    from approxrt.runtime.encoder_model import EncoderModel
 
     artifact = read_artifact(path, weights)
     if isinstance(artifact.any_spec, DecoderSpec):
@@ -52,4 +52,4 @@ def load(
         return DecoderModel(artifact, threads, cache_kind, where)
     if cache_kind is not None:
         raise InputError(f"cache_kind={cache_kind!r} is for decoders; {os.fspath(path)!r} is an encoder: leave it out")
-    return Model(artifact, threads, where)
+    return EncoderModel(artifact, threads, where)

@@ -23,6 +23,10 @@ inline const char* dtype_name<float>() {
     return "float32";
 }
 template <>
+inline const char* dtype_name<double>() {
+    return "float64";
+}
+template <>
 inline const char* dtype_name<int8_t>() {
     return "int8";
 }

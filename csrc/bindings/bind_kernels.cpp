@@ -13,6 +13,7 @@ void bind_groups(py::module_& kernels);
 void bind_preview(py::module_& kernels);
 void bind_int4(py::module_& kernels);
 void bind_sign_attention(py::module_& kernels);
+void bind_schur_complement(py::module_& kernels);
 
 namespace {
 
@@ -367,6 +368,7 @@ void bind_kernels(py::module_& parent) {
     bind_groups(module);
     bind_preview(module);
     bind_sign_attention(module);
+    bind_schur_complement(module);
     py::class_<F32Linear>(module, "F32Linear", "Packed float32 weights.")
         .def(py::init<const py::array&, const py::array&>(), py::arg("w"), py::arg("bias"))
         .def("forward", &F32Linear::forward, py::arg("x"), py::arg("act") = "identity", py::arg("isa") = "",

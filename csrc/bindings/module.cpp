@@ -1,4 +1,4 @@
-// The extension module: levels, kernels, encoder, decoder.
+// The extension module: levels, kernels, encoder, decoder, pruning.
 #include "../dispatch.h"
 #include "arrays.h"
 
@@ -6,6 +6,7 @@ namespace approxrt {
 void bind_kernels(py::module_& module);
 void bind_encoder(py::module_& module);
 void bind_decoder(py::module_& module);
+void bind_pruning(py::module_& module);
 }  // namespace approxrt
 
 PYBIND11_MODULE(_C, module) {
@@ -54,4 +55,5 @@ PYBIND11_MODULE(_C, module) {
     bind_kernels(module);
     bind_encoder(module);
     bind_decoder(module);
+    bind_pruning(module);
 }

@@ -68,6 +68,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
         "quantize_tokens": "scalar-1x576",
         "rms_norm": "scalar-1x576",
         "rope": "scalar-1x9x64",
+        "schur_complement": "scalar-96x4",
         "shortlist": "scalar-24576",
         "sign_attention": "scalar-64x32x16",
         "sign_cached_attention": "scalar-f16x512x1",
@@ -101,6 +102,7 @@ def test_benchmarks_run_and_report(tmp_path: Path) -> None:
             "sign_attention",
             "cached_attention",
             "sign_cached_attention",
+            "schur_complement",
         )
         assert row["rate_unit"] == ("GMAC/s" if products else "GB/s")
         assert ("share_of_peak" in row) == products

@@ -1,0 +1,199 @@
+"""The public object of an encoder: `approxrt.load` returns it for an artifact that classifies or embeds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from approxrt.artifact.reader import Artifact
+from approxrt.errors import InputError, TruncationWarning, UnsupportedTaskError
+from approxrt.runtime.activation import apply_activation
+from approxrt.runtime.model import Model, Prediction
+from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single, with_prompt
+
+if TYPE_CHECKING:
+    from approxrt.runtime.cpu.engine import CpuEngine
+    from approxrt.runtime.cuda.engine import CudaEngine
+
+
+class EncoderModel(Model):
+    """A loaded encoder. Methods may be called from several threads at once.
+
+    `texts` is a str, a (str, str) pair, or a list of either. A text's answer does not
+    depend on the batch that it came in, bit for bit, nor on the number of threads.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None, device: str = "cpu") -> None:
+        super().__init__(artifact)
+        self.spec = artifact.spec
+        # Packing needs no Python, and parsing the tokenizer nothing but: one hides behind the other.
+        self._engine = _engine(artifact, threads, device)
+        self._text = TextEncoder(artifact.tokenizer_path, self.spec)
+        self._engine.wait()
+        # The weights are packed: what is left to read of the file are the embeddings' rows as they are asked for.
+        artifact.release_pages()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order of `logits`' columns."""
+        return self.spec.labels
+
+    @property
+    def _runner(self) -> CpuEngine | CudaEngine:
+        return self._engine
+
+    def _instead(self) -> str:
+        use = "classify, logits, embed or forward" if self.labels else "embed or forward"
+        return f"a {self.spec.architecture} encoder for {self.spec.task_type}; use {use}"
+
+    def classify(self, texts: Texts, top_k: int = 1, truncate: bool = True) -> list[Any]:
+        """The `top_k` best labels of each text, best first.
+
+        Returns list[Prediction] for one text and list[list[Prediction]] for a list of texts.
+        With truncate=False a text over the limit raises TextTooLongError.
+        """
+        self._need_labels("classify")
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise InputError(f"top_k={top_k!r}: expected an integer of at least 1")
+        encoded = self._text.encode(texts, truncate)
+        scores = self.scores(self._engine.forward(encoded.ids, encoded.type_ids, "logits"))
+        answers = []
+        for row, cut in zip(scores, encoded.truncated, strict=True):
+            best = np.argsort(-row, kind="stable")[:top_k]
+            answers.append([Prediction(self.labels[j], float(row[j]), cut) for j in best])
+        return answers[0] if is_single(texts) else answers
+
+    def logits(self, texts: Texts, truncate: bool = True) -> np.ndarray:
+        """Raw outputs, float32 [n, n_labels]; one text gives n = 1. Truncated texts are named in a warning."""
+        self._need_labels("logits")
+        encoded = self._encode_or_warn(texts, truncate)
+        return self._engine.forward(encoded.ids, encoded.type_ids, "logits")
+
+    def embed(
+        self,
+        texts: Texts,
+        normalize: bool = True,
+        truncate: bool = True,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> np.ndarray:
+        """Pooled hidden states, float32 [n, hidden_size], of length 1 if `normalize`.
+
+        `prompt` is put before each text, or the artifact's prompt of the name `prompt_name`; without either its default
+        prompt, if it has one. An unknown name raises InputError.
+        """
+        before = self.prompt(prompt, prompt_name)
+        encoded = self._encode_or_warn(with_prompt(texts, before), truncate)
+        vectors = self.pooled(encoded, before)
+        if normalize:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.maximum(norms, np.float32(1e-12))
+        return vectors
+
+    def prompt(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
+        """Return what `embed` puts before each text; "" for nothing. Raises InputError for an unknown name."""
+        if prompt is not None:
+            return prompt
+        known = self.spec.text.prompts
+        name = self.spec.text.default_prompt_name if prompt_name is None else prompt_name
+        if prompt_name is not None and prompt_name not in known:
+            shown = ", ".join(map(repr, known)) if known else "none"
+            raise InputError(f"prompt_name is {prompt_name!r}; this model's prompts: {shown}")
+        return known[name] if name else ""
+
+    def pooled(self, encoded: Encoded, prompt: str = "") -> np.ndarray:
+        """Pooled hidden states, float32 [n, hidden_size], of encoded texts that begin with `prompt`.
+
+        The prompt's tokens are left out of the pooling where the checkpoint says so.
+        """
+        if not prompt or self.spec.text.include_prompt:
+            return self._engine.forward(encoded.ids, encoded.type_ids, "pooled")
+        skipped = self._prompt_tokens(prompt)
+        rows = []
+        for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
+            states = self._engine.hidden(ids, types)
+            left = states[skipped:]
+            if self.spec.head.pooling == "cls":
+                rows.append(left[0] if len(left) else states[0])
+            elif len(left):
+                rows.append(left.mean(axis=0, dtype=np.float64))
+            else:  # the prompt fills the whole length: the mean of nothing is 0 in the original
+                rows.append(np.zeros(self.spec.hidden_size))
+        return np.asarray(rows, np.float32)
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt with the special ones before it, not the one behind it."""
+        ids, mask = self._text.with_special_mask(prompt)
+        return len(ids) - (1 if mask and mask[-1] else 0)
+
+    def forward(
+        self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None
+    ) -> np.ndarray:
+        """For those who bring their own tokenizer: token ids (specials included, no padding) to float32.
+
+        Returns logits [n, n_labels], or pooled hidden states [n, hidden_size] of a model without labels.
+        """
+        if isinstance(input_ids, (str, bytes)) or not isinstance(input_ids, (Sequence, np.ndarray)):
+            raise InputError(f"input_ids must be a list of lists of integers, got {type(input_ids).__name__}")
+        if len(input_ids) and isinstance(input_ids[0], (int, np.integer)):
+            raise InputError("input_ids must be a list of lists: for one sequence write [[101, ..., 102]]")
+        return self._engine.forward(input_ids, type_ids, "logits" if self.labels else "pooled")
+
+    def encode(
+        self, texts: Texts, truncate: bool = True, truncation_side: str | None = None, max_length: int | None = None
+    ) -> Encoded:
+        """Token ids and types of texts as this model reads them: the first half of `classify`, `logits` and `embed`.
+
+        `truncation_side` ("left": a text over the limit loses its beginning; "right") and `max_length` in tokens stand
+        in place of the artifact's own, where they are given.
+        """
+        return self._text.encode(texts, truncate, truncation_side, max_length)
+
+    def forward_ids(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]], output: str) -> np.ndarray:
+        """The second half: float32 [n, width], `output` "logits" or "pooled"."""
+        return self._engine.forward(ids, type_ids, output)
+
+    def hidden_states(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> np.ndarray:
+        """The last layer's output of one sequence of token ids, float32 [tokens, hidden_size]."""
+        return self._engine.hidden(ids, type_ids)
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return what `classify` gives as scores: probabilities, or a regression's values; float [n, n_labels].
+
+        The activation that the checkpoint names for a CrossEncoder comes first, then what transformers' pipeline
+        applies; an artifact that says neither goes by its kind of task.
+        """
+        head = self.spec.head
+        by_task = {"regression": "none", "multi_label": "sigmoid"}.get(self.spec.task_type, "softmax")
+        return apply_activation(logits, head.activation_fn or head.function_to_apply or by_task)
+
+    def _encode_or_warn(self, texts: Texts, truncate: bool) -> Encoded:
+        encoded = self._text.encode(texts, truncate)
+        cut = [i for i, flag in enumerate(encoded.truncated) if flag]
+        if cut:
+            shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
+            warnings.warn(
+                f"{len(cut)} of {len(encoded.ids)} texts were cut to {self.spec.max_length} tokens (index {shown})",
+                TruncationWarning,
+                stacklevel=3,
+            )
+        return encoded
+
+    def _need_labels(self, method: str) -> None:
+        if not self.labels:
+            raise UnsupportedTaskError(f"{method}: {os.fspath(self.path)!r} is {self._instead()}")
+
+
+def _engine(artifact: Artifact, threads: int | None, device: str) -> CpuEngine | CudaEngine:
+    """The engine for "cpu" or "cuda"; the CPU's may still be packing weights."""
+    if device == "cuda":
+        from approxrt.runtime.cuda.engine import CudaEngine
+
+        return CudaEngine(artifact)
+    from approxrt.runtime.cpu.engine import CpuEngine
+
+    return CpuEngine(artifact, threads, wait=False)
