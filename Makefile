@@ -50,7 +50,7 @@ test: build lint ## Build, lint, type-check and run the tests
 ROUNDING_TESTS = tests/quantization/test_fake_quantize.py tests/quantization/test_qat.py tests/training/test_recovery.py tests/torch_models/test_torch_encoder.py \
                  tests/quantization/test_low_rank_head.py tests/quantization/test_decoder_rounding.py tests/pruning/test_decoder_structure.py \
                  tests/compression/test_compress.py::test_artifact_equals_the_emulation tests/sign_attention/test_sign_matching.py \
-                 tests/compression/test_compress_lm_grouped.py::test_the_student_starts_and_ends_on_the_grids tests/quantization/test_mixed_rows.py \
+                 tests/compression/test_compress_lm_grouped.py::test_the_model_in_training_starts_and_ends_on_the_grids tests/quantization/test_mixed_rows.py \
                  tests/quantization/test_gptq.py tests/pruning/test_reconstruct.py tests/pruning/test_obs.py tests/runtime/test_head_preview.py
 SMALLER_CPU = APPROXRT_ISA=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
               OMP_NUM_THREADS=1

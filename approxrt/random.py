@@ -30,7 +30,7 @@ class Stream(enum.Enum):
     HARD_ATTENTION = 31, "resamples that decide whether a layer takes hard attention"
     LONG_TEXTS = 31, "which texts sign matching is calibrated and judged with"
     THRESHOLD = 37, "resamples that decide whether a decision threshold moves"
-    STARTING_POINT = 41, "resamples that decide what an ensemble's student begins with"
+    STARTING_POINT = 41, "resamples that decide what an ensemble's model begins with"
 
     @property
     def number(self) -> int:

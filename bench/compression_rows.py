@@ -28,7 +28,7 @@ from approxrt.significance.workload import peer_runs, sample_texts, take_turns
 from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import compute_metrics, flip_rate
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
-from approxrt.torch_models.encoder import Student, predict
+from approxrt.torch_models.encoder import TorchEncoder, predict
 from approxrt.vocabulary.prune import compact_tokenizer
 
 FOLDER = Path(__file__).resolve().parent / "results" / "compression"
@@ -104,7 +104,7 @@ def on_dev(dense: Checkpoint, artifact: Path, task: str, data: Path) -> dict[str
     assert file is not None, "the table needs a dev file"
     dev = read(dense, task, file)
     encoded = encode(dev, dense.tokenizer_json, MAX_LENGTH)
-    before = predict(Student(dense.spec, dense.tensors), encoded.ids, encoded.types)
+    before = predict(TorchEncoder(dense.spec, dense.tensors), encoded.ids, encoded.types)
     after = approxrt.load(artifact).logits(dev.texts)
     out = {
         "examples": len(dev),

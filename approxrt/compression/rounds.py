@@ -28,26 +28,26 @@ from approxrt.planning.allocate import (
 )
 from approxrt.pruning.structure import Structure, dead_structure
 from approxrt.significance.latency import MeasuredTable, block_share
-from approxrt.torch_models.encoder import Student
+from approxrt.torch_models.encoder import TorchEncoder
 
 TOLERANCE = 0.03
 CORRECTIONS = 4
 DOUBTFUL = 0.1  # over the target: as likely a busy machine as a wrong prediction
 
 # What a whole model takes, in milliseconds on the workload, measured.
-Timer = Callable[[Student, Mapping[str, int]], float]
+Timer = Callable[[TorchEncoder, Mapping[str, int]], float]
 
 
 class Subject(Protocol):
-    """What is pruned: a model in training (`approxrt.training.recovery.Recovery`), or one that is refitted."""
+    """What is pruned: a model in training (`approxrt.training.distillation.Distillation`), or one that is refitted."""
 
-    student: Student
+    model: TorchEncoder
 
     def element_scores(self) -> dict[str, np.ndarray]:
         """By linear, f32[out, in]: what each weight is worth."""
         ...
 
-    def cut(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
+    def prune(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
         """Take structure out, then set masks over the tiles of what remains; scores follow."""
         ...
 
@@ -129,18 +129,18 @@ class Rounds:
         return allocation
 
     def _measured(self, target: float) -> float:
-        """The student's time; one far above the target is taken again, since what is cut for it does not come back."""
-        measured = self.timer(self.recovery.student, self.bits_of)
+        """The model's time; one far above the target is taken again, since what is cut for it does not come back."""
+        measured = self.timer(self.recovery.model, self.bits_of)
         if measured > (1 + DOUBTFUL) * target:
-            measured = min(measured, self.timer(self.recovery.student, self.bits_of))
+            measured = min(measured, self.timer(self.recovery.model, self.bits_of))
         return measured
 
     def _allocate(self, progress: float) -> Allocation:
-        student = self.recovery.student
+        model = self.recovery.model
         scores = self.recovery.element_scores()
-        self.scored = {block: BlockScores(student.spec, block, scores) for block in blocks_of(student.spec)}
+        self.scored = {block: BlockScores(model.spec, block, scores) for block in blocks_of(model.spec)}
         noise = {block: {} if self.noise is None else self.noise(block) for block in self.scored}
-        shares = {b: block_share(student.spec, b.layer, b.kind, self.lengths) for b in self.scored}
+        shares = {b: block_share(model.spec, b.layer, b.kind, self.lengths) for b in self.scored}
         options = {
             b: s.options(self.table, self.bits, noise[b], shares[b], self.densities) for b, s in self.scored.items()
         }
@@ -156,26 +156,26 @@ class Rounds:
         return allocation
 
     def _apply(self, allocation: Allocation) -> None:
-        recovery, student = self.recovery, self.recovery.student
+        recovery, model = self.recovery, self.recovery.model
         masks: dict[str, np.ndarray] = {}
         bits: dict[str, int] = {}
         for block, option in allocation.options.items():
             if option.size:
                 masks |= self.scored[block].masks(option)
                 bits |= dict.fromkeys(block.linears, option.bits)
-        recovery.cut(structure_of(student.spec, self.scored, allocation.options), masks)
-        shapes = {name: tuple(student.weight(f"{name}.weight").shape) for name in masks}
-        dead = dead_structure(student.spec, student.masks, shapes)
-        if not dead.is_all_of(student.spec):
-            recovery.cut(dead, {})
-        self.bits_of = {name: width for name, width in bits.items() if name in student.masks}
+        recovery.prune(structure_of(model.spec, self.scored, allocation.options), masks)
+        shapes = {name: tuple(model.weight(f"{name}.weight").shape) for name in masks}
+        dead = dead_structure(model.spec, model.masks, shapes)
+        if not dead.is_all_of(model.spec):
+            recovery.prune(dead, {})
+        self.bits_of = {name: width for name, width in bits.items() if name in model.masks}
 
     def _dense_options(self) -> Sequence[Any]:
-        student = self.recovery.student
+        model = self.recovery.model
         scores = self.recovery.element_scores()
         out = []
-        for block in blocks_of(student.spec):
-            options = BlockScores(student.spec, block, scores).options(self.table, (8,), {})
+        for block in blocks_of(model.spec):
+            options = BlockScores(model.spec, block, scores).options(self.table, (8,), {})
             out.append(max(options, key=lambda option: option.bytes))
         return out
 
@@ -184,12 +184,12 @@ def rounds_towards(
     family: EncoderFamily, subject: Subject, table: MeasuredTable, limits: EncoderLimits, start_ms: float | None = None
 ) -> Rounds:
     """Return the rounds that lead `subject` to `limits`; `start_ms`: what it takes now, default: as timed."""
-    student = subject.student
+    model = subject.model
     return Rounds(
         subject,
         table,
         family.timer,
-        start_ms=family.timer(student, {}) if start_ms is None else start_ms,
+        start_ms=family.timer(model, {}) if start_ms is None else start_ms,
         target_ms=limits.ms,
         base_ms=table.base_ms,
         lengths=[len(text) for text in family.inputs.pruned.workload],

@@ -20,7 +20,7 @@ from approxrt.compression.records import SignChoice
 from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import SignKind, calibrate, with_sign_attention
 from approxrt.sign_attention.search import KEEPS, LENGTHS, break_even, saved_ms, signable, time_attention
-from approxrt.torch_models.encoder import Student, predict
+from approxrt.torch_models.encoder import TorchEncoder, predict
 
 LEAST_SAVED = 0.03  # of the model's time
 CALIBRATED, JUDGED = 12, 32  # texts
@@ -28,7 +28,7 @@ CALIBRATED, JUDGED = 12, 32  # texts
 ALLOWED, ALLOWED_BEFORE_TRAINING = 0.02, 0.2
 
 
-def match_signs(family: EncoderFamily, model: Student) -> SignChoice:
+def match_signs(family: EncoderFamily, model: TorchEncoder) -> SignChoice:
     """Give `model` the layers that are to match signs, calibrated; what was found, or why none are.
 
     A resumed run finds the choice on disk and only calibrates again.
@@ -45,7 +45,7 @@ def match_signs(family: EncoderFamily, model: Student) -> SignChoice:
     return known
 
 
-def _choose(family: EncoderFamily, model: Student, rows: np.ndarray) -> SignChoice:
+def _choose(family: EncoderFamily, model: TorchEncoder, rows: np.ndarray) -> SignChoice:
     job, train = family.job, family.inputs.pruned.train
     lengths = [len(text) for text in family.inputs.pruned.workload]
     heads = signable(model.spec)
@@ -94,7 +94,7 @@ def _long_rows(family: EncoderFamily, start: int) -> np.ndarray:
 
 
 def _most_layers(
-    family: EncoderFamily, model: Student, rows: np.ndarray, kind: SignKind, layers: list[int]
+    family: EncoderFamily, model: TorchEncoder, rows: np.ndarray, kind: SignKind, layers: list[int]
 ) -> tuple[list[int], float]:
     """(layers that can match signs together, the change of outputs that they make)."""
     train = family.inputs.pruned.train
@@ -123,5 +123,5 @@ def _most_layers(
     return sorted(chosen), reached
 
 
-def _set(family: EncoderFamily, model: Student, layers: Sequence[int], kind: SignKind) -> None:
+def _set(family: EncoderFamily, model: TorchEncoder, layers: Sequence[int], kind: SignKind) -> None:
     with_sign_attention(model, dict.fromkeys(layers, kind), separators(family.inputs.tokenizer_json) if layers else ())

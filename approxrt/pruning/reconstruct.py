@@ -1,6 +1,6 @@
-"""Least squares, layer by layer: what is left of a model learns the dense model's outputs on its own inputs.
+"""Least squares, layer by layer: what is left of a model learns the baseline's outputs on its own inputs.
 
-For a linear with inputs x of the compressed model and outputs y of the dense one on the same token,
+For a linear with inputs x of the compressed model and outputs y of the baseline one on the same token,
 
     min over the kept weights and the bias of   E ||W x + b - y||^2 + lambda ||W - W0||^2
 
@@ -27,10 +27,10 @@ from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.pruning.second_order import Statistics
 from approxrt.pruning.structure import QKV, Structure, head_rows, mean_biases, selections, shrunk_spec
 from approxrt.tasks.examples import Examples
-from approxrt.torch_models.encoder import Batch, Keys, Student, make_batch
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
+from approxrt.torch_models.encoder import Batch, Keys, TorchEncoder, make_batch
 
-BATCH = 64
-BATCH_TOKENS = 4096
+LIMIT = BatchLimit(64, 4096)
 SMALLEST_RIDGE = 1e-6  # of the mean square of an input
 
 Progress = Callable[[int, int, str], None]
@@ -73,7 +73,8 @@ def solve(
     mean_y, yx = mean_y[outputs], yx[outputs]
     n, k = weight.shape
     kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
-    new = torch.from_numpy(weight.astype(np.float64) * kept)
+    device = xx.device
+    new = torch.from_numpy(weight.astype(np.float64) * kept).to(device)
     residual = yx - new @ xx
     energy = float((xx.diagonal() + mean_x.square()).mean())  # what float32 sums round is a share of this
     damp = max(ridge * float(xx.diagonal().mean()), SMALLEST_RIDGE * energy, 1e-30)
@@ -81,21 +82,21 @@ def solve(
     for start in range(0, n, TILE_N):
         groups.setdefault(kept[start].tobytes(), []).append(start)
     for starts in groups.values():
-        columns = torch.from_numpy(np.flatnonzero(kept[starts[0]]))
+        columns = torch.from_numpy(np.flatnonzero(kept[starts[0]])).to(device)
         if not len(columns):
             continue
-        rows = torch.cat([torch.arange(start, min(start + TILE_N, n)) for start in starts])
-        system = xx[columns][:, columns] + damp * torch.eye(len(columns), dtype=torch.float64)
+        rows = torch.cat([torch.arange(start, min(start + TILE_N, n), device=device) for start in starts])
+        system = xx[columns][:, columns] + damp * torch.eye(len(columns), dtype=torch.float64, device=device)
         right = residual[rows][:, columns]
         step = torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
         new[rows[:, None], columns] += step
     rounded = new.to(torch.float32)
-    return rounded.numpy(), (mean_y - rounded.double() @ mean_x).to(torch.float32).numpy()
+    return rounded.cpu().numpy(), (mean_y - rounded.double() @ mean_x).to("cpu", torch.float32).numpy()
 
 
 def refit(
-    student: Student,
-    dense: Student,
+    model: TorchEncoder,
+    baseline: TorchEncoder,
     examples: Examples,
     rows: np.ndarray,
     keep: Structure | None = None,
@@ -103,17 +104,17 @@ def refit(
     follow: bool = True,
     progress: Progress | None = None,
 ) -> None:
-    """Refit all linears of `student`'s layers in place; weights of pruned tiles stay zero.
+    """Refit all linears of `model`'s layers in place; weights of pruned tiles stay zero.
 
-    dense    the model that it came from
+    baseline    the model that it came from
     rows     i64[n]: the examples that are used; hidden states of all their tokens are kept, twice
-    keep     which of the dense model's heads and units the student has, in the student's order; None: all
-    follow   a block's output also makes up for what its residual input has drifted from the dense model's: the target
-             of its last linear is y + (x_dense - x). Otherwise it is the dense model's y alone
+    keep     which of the baseline's heads and units the model has, in the model's order; None: all
+    follow   a block's output also makes up for what its residual input has drifted from the baseline's: the target
+             of its last linear is y + (x_baseline - x). Otherwise it is the baseline's y alone
     """
-    keep = keep or Structure.of(dense.spec)
-    refitter = _Refitter(student, dense, examples, np.asarray(rows), ridge, follow)
-    depth = len(student.spec.layers)
+    keep = keep or Structure.of(baseline.spec)
+    refitter = _Refitter(model, baseline, examples, np.asarray(rows), ridge, follow)
+    depth = len(model.spec.layers)
     for i in range(depth):
         refitter.layer(i, keep.heads[i], keep.units[i])
         if progress:
@@ -124,35 +125,41 @@ class _Refitter:
     """Hidden states of both models before the block at hand, by batch."""
 
     def __init__(
-        self, student: Student, dense: Student, examples: Examples, rows: np.ndarray, ridge: float, follow: bool
+        self,
+        model: TorchEncoder,
+        baseline: TorchEncoder,
+        examples: Examples,
+        rows: np.ndarray,
+        ridge: float,
+        follow: bool,
     ) -> None:
-        self.student, self.dense, self.ridge, self.follow = student, dense, ridge, follow
-        self.batches = list(_batches(examples, rows))
-        self.keys = [student.keys(batch) for batch in self.batches]
-        with _plain(student), _plain(dense), torch.inference_mode():
-            self.states = [student.embed(batch) for batch in self.batches]
-            self.dense_states = [dense.embed(batch) for batch in self.batches]
+        self.model, self.baseline, self.ridge, self.follow = model, baseline, ridge, follow
+        self.batches = list(_batches(examples, rows, model))
+        self.keys = [model.keys(batch) for batch in self.batches]
+        with _plain(model), _plain(baseline), torch.inference_mode():
+            self.states = [model.embed(batch) for batch in self.batches]
+            self.baseline_states = [baseline.embed(batch) for batch in self.batches]
 
     def layer(self, i: int, heads: np.ndarray, units: np.ndarray) -> None:
         """Refit layer `i` and go past it."""
-        at, layer = f"layers.{i}", self.dense.spec.layers[i]
-        with _plain(self.student), _plain(self.dense), torch.inference_mode():
+        at, layer = f"layers.{i}", self.baseline.spec.layers[i]
+        with _plain(self.model), _plain(self.baseline), torch.inference_mode():
             if layer.num_heads:
-                rows = torch.from_numpy(head_rows(heads, layer.head_dim))
+                rows = torch.from_numpy(head_rows(heads, layer.head_dim)).to(self.baseline.device)
                 self._first({f"{at}.attention.{part}": rows for part in QKV})
             self._last(i, f"{at}.attention.output", len(heads), bool(layer.num_heads))
             if layer.intermediate_size:
-                self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(units))})
+                self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(units)).to(self.baseline.device)})
             self._last(i, f"{at}.ffn.down", len(units), bool(layer.intermediate_size))
 
     def _first(self, outputs: dict[str, Tensor]) -> None:
-        """Refit the linears that read the hidden state: `outputs` has the dense model's rows by name."""
+        """Refit the linears that read the hidden state: `outputs` has the baseline's rows by name."""
         if not len(next(iter(outputs.values()))):
             return
         moments = Moments()  # one for all: they read the same
-        for batch, x, y in zip(self.batches, self.states, self.dense_states, strict=True):
+        for batch, x, y in zip(self.batches, self.states, self.baseline_states, strict=True):
             real = y[batch.mask]
-            wanted = [self.dense.linear(name, real)[:, rows] for name, rows in outputs.items()]
+            wanted = [self.baseline.linear(name, real)[:, rows] for name, rows in outputs.items()]
             moments.add(x[batch.mask], torch.cat(wanted, dim=1))
         start = 0
         for name, rows in outputs.items():
@@ -163,49 +170,45 @@ class _Refitter:
         """Refit the linear that ends a block, or its bias if no more is left of the block; both models go past it."""
         moments = Moments()
         for j, (batch, keys) in enumerate(zip(self.batches, self.keys, strict=True)):
-            mask, x, y = batch.mask, self.states[j], self.dense_states[j]
-            wanted, self.dense_states[j] = _record(self.dense, i, name, y, keys, "output_hook")
+            mask, x, y = batch.mask, self.states[j], self.baseline_states[j]
+            wanted, self.baseline_states[j] = _record(self.baseline, i, name, y, keys, "output_hook")
             if not whole:
                 continue
             assert wanted is not None
             target = wanted[mask]
             if self.follow:
                 target = target + (y - x)[mask]
-            given = _record(self.student, i, name, x, keys, "input_hook")[0] if size else None
+            given = _record(self.model, i, name, x, keys, "input_hook")[0] if size else None
             # A removed block has no inputs: its bias becomes the target's mean.
             moments.add(target[:, :0] if given is None else given[mask], target)
         if size:
             self._solve(name, moments, slice(None))
         elif whole:
             mean = torch.as_tensor(moments.y) / moments.count
-            self.student.weight(f"{name}.bias").copy_(mean)
+            self.model.weight(f"{name}.bias").copy_(mean)
         for j, keys in enumerate(self.keys):
-            self.states[j] = _run(self.student, i, name, self.states[j], keys)
+            self.states[j] = _run(self.model, i, name, self.states[j], keys)
 
     def _solve(self, name: str, moments: Moments, outputs: slice) -> None:
-        weight, bias = self.student.weight(f"{name}.weight"), self.student.weight(f"{name}.bias")
-        mask = self.student.masks.get(name)
-        new, new_bias = solve(weight.detach().numpy(), mask, moments, self.ridge, outputs)
+        weight, bias = self.model.weight(f"{name}.weight"), self.model.weight(f"{name}.bias")
+        mask = self.model.masks.get(name)
+        new, new_bias = solve(weight.detach().cpu().numpy(), mask, moments, self.ridge, outputs)
         weight.copy_(torch.from_numpy(new))
         bias.copy_(torch.from_numpy(new_bias))
 
 
-def _batches(examples: Examples, rows: np.ndarray) -> Iterator[Batch]:
-    order = rows[np.argsort(examples.lengths[rows], kind="stable")]
-    start = 0
-    while start < len(order):
-        longest = int(examples.lengths[order[min(start + BATCH, len(order)) - 1]])
-        part = order[start : start + max(1, min(BATCH, BATCH_TOKENS // longest))]
-        yield make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part])
-        start += len(part)
+def _batches(examples: Examples, rows: np.ndarray, model: TorchEncoder) -> Iterator[Batch]:
+    for places in batches_by_length(examples.lengths[rows], LIMIT.on(model.device, model.spec.hidden_size)):
+        part = rows[places]
+        yield make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part], model.device)
 
 
-def _run(model: Student, i: int, name: str, x: Tensor, keys: Keys) -> Tensor:
+def _run(model: TorchEncoder, i: int, name: str, x: Tensor, keys: Keys) -> Tensor:
     """The block of layer `i` that ends with the linear `name`."""
     return model.attention_block(i, x, keys) if name.endswith("attention.output") else model.ffn_block(i, x)
 
 
-def _record(model: Student, i: int, name: str, x: Tensor, keys: Keys, hook: str) -> tuple[Tensor | None, Tensor]:
+def _record(model: TorchEncoder, i: int, name: str, x: Tensor, keys: Keys, hook: str) -> tuple[Tensor | None, Tensor]:
     """(what goes into (`input_hook`) or comes out of (`output_hook`) the linear `name`, the block's output)."""
     found: list[Tensor] = []
 
@@ -223,7 +226,7 @@ def _record(model: Student, i: int, name: str, x: Tensor, keys: Keys, hook: str)
 class _plain:
     """Eval mode without hooks; afterwards all is as before."""
 
-    def __init__(self, model: Student) -> None:
+    def __init__(self, model: TorchEncoder) -> None:
         self.model = model
 
     def __enter__(self) -> None:

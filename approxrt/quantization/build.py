@@ -1,4 +1,4 @@
-"""From a student to an artifact: linears quantised at their widths, embeddings as they were stored, a card."""
+"""From a model to an artifact: linears quantised at their widths, embeddings as they were stored, a card."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.spec.formats import EmbeddingKind, LinearKind
 from approxrt.artifact.writer import write_artifact
 from approxrt.quantization.rtn import CLIP_RATIOS, quantize_linear
-from approxrt.torch_models.encoder import Student
+from approxrt.torch_models.encoder import TorchEncoder
 
 EmbeddingParts = tuple[EmbeddingKind, dict[str, np.ndarray]]
 LinearTensors = tuple[LinearKind, dict[str, np.ndarray]]
 
 
 def quantized(
-    student: Student,
+    model: TorchEncoder,
     bits: Mapping[str, int],
     embeddings: EmbeddingParts | None = None,
     clip_ratios: tuple[float, ...] = CLIP_RATIOS,
@@ -28,11 +28,11 @@ def quantized(
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """(spec, tensors) of the artifact. `bits` by linear, 8 where it says nothing, f32 for 32; the output layer is f32.
 
-    embeddings   (kind, tensors named "embeddings.word.*") that stand for the student's rows; None: f32 rows. With
+    embeddings   (kind, tensors named "embeddings.word.*") that stand for the model's rows; None: f32 rows. With
                  "embeddings.position.q" and ".scale" among them positions are int8, too
     tensors_of   linears that are quantised already: (kind, tensors but the bias)
     """
-    spec, tensors = student.spec, student.tensors()
+    spec, tensors = model.spec, model.tensors()
     kinds: dict[str, LinearKind] = {}
     for name, _ in spec.linears():
         if tensors_of is not None and name in tensors_of:
@@ -43,7 +43,7 @@ def quantized(
         width = bits.get(name, 32 if name.startswith("head.") else 8)
         if width == 32:
             continue
-        mask = student.masks.get(name)
+        mask = model.masks.get(name)
         if mask is not None and mask.all():
             mask = None
         kinds[name], parts = quantize_linear(tensors.pop(f"{name}.weight"), width, mask, clip_ratios)
@@ -74,7 +74,7 @@ def without_tables(tensors: Mapping[str, np.ndarray], embeddings: EmbeddingParts
 
 def write(
     path: Path,
-    student: Student,
+    model: TorchEncoder,
     bits: Mapping[str, int],
     embeddings: EmbeddingParts,
     tokenizer_json: bytes,
@@ -83,7 +83,7 @@ def write(
     tensors_of: Mapping[str, LinearTensors] | None = None,
 ) -> Path:
     """Write (or replace) the artifact at `path`."""
-    spec, tensors = quantized(student, bits, embeddings, tensors_of=tensors_of)
+    spec, tensors = quantized(model, bits, embeddings, tensors_of=tensors_of)
     spec = dataclasses.replace(spec, inputs=inputs)
     return write_artifact(path, spec, tensors, tokenizer_json, dict(card), overwrite=True)
 

@@ -43,13 +43,14 @@ def round_decoder(
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
     kept: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
     """(spec, tensors) with the linears of `bits` rounded (see `round_weights`); the word table stays as it is.
 
     masks   tiles to keep, by linear (`approxrt.pruning.magnitude`)
     kept    tensors of linears that stay on the grid they have, which their weights are on
     """
-    model = TorchDecoder(spec, tensors)
+    model = TorchDecoder(spec, tensors, device)
     out = dict(tensors)
     kinds: dict[str, LinearKind] = {}
     # Query, key and value read the same inputs, and so do gate and up: (inputs, as the engine reads them, moments).
@@ -69,18 +70,18 @@ def round_decoder(
         if last is None or last[0] is not x or last[3] != form:
             read = read_inputs(x, form)
             flat = read.reshape(-1, x.shape[-1])
-            last = (x, read, (flat.T @ flat / len(flat)).numpy(), form)
+            last = (x, read, (flat.T @ flat / len(flat)).cpu().numpy(), form)
         _, read, moments, _ = last
         weight, mask = out.pop(f"{name}.weight"), (masks or {}).get(name)
         rounded, kinds[name], parts = round_weights(weight, mask, moments, bits[name])
         out.update({f"{name}.{part}": array for part, array in parts.items()})
-        model.weights[f"{name}.weight"] = torch.from_numpy(rounded)
+        model.weights[f"{name}.weight"] = torch.from_numpy(rounded).to(model.device)
         if progress:
             progress(f"rounding {name}")
         return model.linear(name, read)
 
     with torch.no_grad():
-        x = model.embed(batch)
+        x = model.embed(batch.to(model.device))
         for i in range(len(spec.layers)):
             x = model.layer(i, x, linear)
         if "head.out" in bits and not spec.tied_embeddings:

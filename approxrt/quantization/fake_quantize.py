@@ -18,7 +18,7 @@ from approxrt.artifact.spec.formats import GROUP_WEIGHTS
 from approxrt.artifact.storage.bsr import bsr_to_dense, dense_to_bsr
 from approxrt.artifact.storage.int4 import tile_groups
 from approxrt.quantization.int4 import quantize_rows4, quantize_tiles4
-from approxrt.torch_models.encoder import Student
+from approxrt.torch_models.encoder import TorchEncoder
 
 MAX_SHIFT = 7  # of a group of activations; runtime/group_reference.py
 REFRESH = 50  # steps between searches of int4 scales, which a weight hardly leaves meanwhile
@@ -98,17 +98,17 @@ def int4_steps(weight: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 
 class FakeQuantizer:
-    """Hooks a student so that its linears compute as the artifact's will. `bits` by linear; others stay float."""
+    """Hooks a model so that its linears compute as the artifact's will. `bits` by linear; others stay float."""
 
-    def __init__(self, student: Student, bits: Mapping[str, int]) -> None:
-        self.student, self.bits = student, {name: width for name, width in bits.items() if width in (4, 8)}
+    def __init__(self, model: TorchEncoder, bits: Mapping[str, int]) -> None:
+        self.model, self.bits = model, {name: width for name, width in bits.items() if width in (4, 8)}
         self.steps: dict[str, Tensor] = {}
         self.age = 0
-        student.input_hook, student.weight_hook = self._input, self._weight
+        model.input_hook, model.weight_hook = self._input, self._weight
 
     def remove(self) -> None:
         """Back to float."""
-        self.student.input_hook = self.student.weight_hook = None
+        self.model.input_hook = self.model.weight_hook = None
 
     def advance(self) -> None:
         """Call once a step: the scales of int4 follow the weights."""
@@ -125,7 +125,7 @@ class FakeQuantizer:
             return quantize_weight8(weight)
         if width == 4:
             if name not in self.steps:
-                steps = int4_steps(weight.detach().numpy(), self.student.masks.get(name))
-                self.steps[name] = torch.from_numpy(steps)
+                steps = int4_steps(weight.detach().cpu().numpy(), self.model.masks.get(name))
+                self.steps[name] = torch.from_numpy(steps).to(weight.device)
             return quantize_weight4(weight, self.steps[name])
         return weight

@@ -54,6 +54,7 @@ def fit_codes(
     codes: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[int, Codes]:
     """Codes of every layer with attention, by layer.
 
@@ -61,9 +62,9 @@ def fit_codes(
     keep, window  what a query is to keep, as `DecoderLayerSpec` has it
     codes         signs a key, a multiple of head_dim; None: `codes_for`
     """
-    decoder, found = TorchDecoder(*dense(spec, tensors)), {}
+    decoder, found = TorchDecoder(*dense(spec, tensors), device), {}
     with torch.inference_mode():
-        states = [decoder.embed(torch.tensor([list(text)])) for text in texts]
+        states = [decoder.embed(torch.tensor([list(text)]).to(decoder.device)) for text in texts]
         for i, layer in enumerate(spec.layers):
             if progress:
                 progress(i, len(spec.layers), f"codes of layer {i}")
@@ -148,7 +149,7 @@ def _fit_layer(
         centre.append(mean)
     found = torch.stack(rotation), torch.stack(centre)
     shares = [_held(q, k, *found, keep, window) for q, k in pairs]
-    return Codes(found[0].numpy(), found[1].numpy(), float(np.mean(shares)))
+    return Codes(found[0].cpu().numpy(), found[1].cpu().numpy(), float(np.mean(shares)))
 
 
 def _held(q: Tensor, k: Tensor, rotation: Tensor, centre: Tensor, keep: int, window: int) -> float:
@@ -161,7 +162,7 @@ def _held(q: Tensor, k: Tensor, rotation: Tensor, centre: Tensor, keep: int, win
         query, keys = q[:, p : p + 1], k[:, : p + 1]
         scores = query @ keys.repeat_interleave(group, 0).transpose(1, 2) / dim**0.5
         turned = query @ rotation.repeat_interleave(group, 0).transpose(1, 2)
-        first = torch.zeros(p + 1, dtype=torch.bool)
+        first = torch.zeros(p + 1, dtype=torch.bool, device=q.device)
         first[0] = True
         kept = kept_keys(turned, turned_k[:, : p + 1], keep, first, causal=True, window=window)
         shares.append(float((torch.softmax(scores, -1) * kept).sum(-1).mean()))

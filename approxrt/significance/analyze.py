@@ -23,10 +23,10 @@ from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
 if TYPE_CHECKING:
     from approxrt.models.checkpoint import Checkpoint
-    from approxrt.significance.removal import Held, Removal
+    from approxrt.significance.removal import HeldOutLoss, Removal
     from approxrt.significance.statistics import Statistics
     from approxrt.tasks.examples import Examples
-    from approxrt.torch_models.encoder import Student
+    from approxrt.torch_models.encoder import TorchEncoder
     from approxrt.training.data import DataOptions, TaskData
 
 LEAST_SAMPLES = 20
@@ -124,9 +124,9 @@ class _Analysis:
         progress: Show | None,
     ) -> None:
         from approxrt.models.checkpoint import find_folder, load_checkpoint
-        from approxrt.significance.removal import Held
+        from approxrt.significance.removal import HeldOutLoss
         from approxrt.tasks.examples import encode
-        from approxrt.torch_models.encoder import Student
+        from approxrt.torch_models.encoder import TorchEncoder
         from approxrt.training.data import read_data
 
         self.started = time.monotonic()
@@ -144,8 +144,8 @@ class _Analysis:
         self.train = encode(self.data.train, self.checkpoint.tokenizer_json, length)
         self.examples = encode(self.held_out, self.checkpoint.tokenizer_json, length)
         self.statistics_rows = self._draw(len(self.data.train), samples)
-        self.student: Student = Student(self.checkpoint.spec, self.checkpoint.tensors)
-        self.held: Held = Held(self.student, self.examples)
+        self.model: TorchEncoder = TorchEncoder(self.checkpoint.spec, self.checkpoint.tensors)
+        self.held: HeldOutLoss = HeldOutLoss(self.model, self.examples)
 
     def _draw(self, count: int, most: int) -> np.ndarray:
         return np.sort(self.rng.permutation(count)[:most])
@@ -154,8 +154,8 @@ class _Analysis:
         from approxrt.significance.pareto import costs, spread
         from approxrt.significance.statistics import collect
 
-        rows, student = self.statistics_rows, self.student
-        stats = collect(student, self.train, rows, self.seed, progress=self._part(0.02, 0.15))
+        rows, model = self.statistics_rows, self.model
+        stats = collect(model, self.train, rows, self.seed, progress=self._part(0.02, 0.15))
         out: dict[str, Any] = {"model": _model_facts(self.checkpoint), "data": self._data_facts()}
         out |= self._removals(stats)
         # What a token's loss gains, times the tokens of a text, is what a text's does.
@@ -165,10 +165,10 @@ class _Analysis:
         out["linears"] = [_linear(name, scores, tokens) for name, scores in tiles.items()]
         out["embeddings"] = _embeddings(self.checkpoint, self.train, self.examples, stats)
         elements = {
-            name: spread(scores, *student.weight(f"{name}.weight").shape) * tokens for name, scores in tiles.items()
+            name: spread(scores, *model.weight(f"{name}.weight").shape) * tokens for name, scores in tiles.items()
         }
         out["latency"], out["front"] = costs(
-            student, elements, self.train.ids, self.threads, self.seed, Progress.of(self.progress).part(0.8, 1.0)
+            model, elements, self.train.ids, self.threads, self.seed, Progress.of(self.progress).part(0.8, 1.0)
         )
         out["seconds"] = round(time.monotonic() - self.started, 1)
         return out
@@ -197,10 +197,16 @@ class _Analysis:
         }
 
     def _removals(self, stats: Statistics) -> dict[str, Any]:
-        from approxrt.significance.removal import Held, elements_of, measure_removals, neuron_groups, standard_error
+        from approxrt.significance.removal import (
+            HeldOutLoss,
+            elements_of,
+            measure_removals,
+            neuron_groups,
+            standard_error,
+        )
         from approxrt.tasks.metrics import compute_metrics
 
-        held, spec = self.held, self.student.spec
+        held, spec = self.held, self.model.spec
         held.move(0)
         outputs = held.outputs()
         losses = held.losses(outputs)
@@ -211,7 +217,7 @@ class _Analysis:
         zero = measure_removals(held, self.data.task, None, blocks, self._part(0.2, 0.25))
         # The samples were drawn and stand in the order of the file: some of them are drawn again.
         fewer = self._draw(len(held), PART_SAMPLES)
-        few = held if len(fewer) == len(held) else Held(self.student, self.examples, fewer)
+        few = held if len(fewer) == len(held) else HeldOutLoss(self.model, self.examples, fewer)
         found += measure_removals(few, self.data.task, stats.means, parts, self._part(0.25, 0.55))
         zeros = {removal.element: removal.change for removal in zero}
         out: dict[str, Any] = {
@@ -242,7 +248,7 @@ class _Analysis:
         """Adds what the statistics predict to blocks, heads and groups."""
         from approxrt.pruning.obs import group_curve, unit_errors
 
-        spec, errors, units = self.student.spec, {}, {}
+        spec, errors, units = self.model.spec, {}, {}
         for i, layer in enumerate(spec.layers):
             if layer.num_heads:
                 errors[i] = group_curve(*self._problem(f"layers.{i}.attention.output", stats), layer.head_dim)
@@ -265,13 +271,13 @@ class _Analysis:
             block["second_order"] = float(0.5 * (gradient * np.maximum(spread, 0)).sum() * tokens)
 
     def _problem(self, name: str, stats: Statistics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.student.weight(f"{name}.weight").detach().numpy(), stats.inputs[name], stats.gradients[name]
+        return self.model.weight(f"{name}.weight").detach().numpy(), stats.inputs[name], stats.gradients[name]
 
     def _tiles(self, stats: Statistics, progress: Callable[[int, int, str], None]) -> dict[str, np.ndarray]:
         """By linear, f64[strips, columns]: what the loss of a token gains when the tile goes."""
         from approxrt.pruning.obs import tile_curve
 
-        names = [name for name, _ in self.student.spec.linears() if name.startswith("layers.")]
+        names = [name for name, _ in self.model.spec.linears() if name.startswith("layers.")]
         out = {}
         for done, name in enumerate(names):
             progress(done, len(names), f"scoring tiles of {name}")

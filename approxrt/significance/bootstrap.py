@@ -16,7 +16,7 @@ import numpy as np
 
 from approxrt.pruning.structure import Structure
 from approxrt.random import Stream, generator
-from approxrt.significance.removal import Element, Held, Means, measure_removals, removed, without
+from approxrt.significance.removal import Element, HeldOutLoss, Means, measure_removals, removed, without
 from approxrt.tasks.confusion import confusion, metric_of
 from approxrt.tasks.registry import Task
 from approxrt.torch_models.encoder import sample_losses
@@ -37,27 +37,27 @@ class Trial:
 
 
 def gains(
-    held: Held,
+    held: HeldOutLoss,
     task: str | Task,
     means: Means,
     folds: Sequence[np.ndarray],
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-    ranking: Held | None = None,
+    ranking: HeldOutLoss | None = None,
     most: int = 24,
     patience: int = 8,
     progress: Progress | None = None,
 ) -> tuple[Structure, list[Trial]]:
-    """(what stays, all trials in order) of the held student, which is left as it was.
+    """(what stays, all trials in order) of the held model, which is left as it was.
 
     folds        disjoint rows of the held-out texts
     confidence   that no element at all is accepted by chance
-    ranking      the same student with fewer texts, which give the order (each element takes a pass); default: all
+    ranking      the same model with fewer texts, which give the order (each element takes a pass); default: all
     most         candidates that are tried
     patience     refusals in a row after which no more are tried
     """
-    spec = held.student.spec
+    spec = held.model.spec
     found = measure_removals(ranking or held, task, means, progress=progress)
     least = 1 - (1 - confidence) / max(1, len(found))
     ranked = sorted(found, key=lambda removal: removal.change)
@@ -73,7 +73,7 @@ def gains(
         trial_keep = without(spec, keep, removal.element)
         if _same(trial_keep, keep):
             continue
-        with removed(held.student, trial_keep, means):
+        with removed(held.model, trial_keep, means):
             trial = calibrated_losses(held.outputs(), held.labels)
         difference = trial - losses
         worst = max(float(difference[fold].mean()) for fold in folds)

@@ -97,16 +97,17 @@ def head_divergence(
     head: np.ndarray,
     batch: torch.Tensor,
     with_table: bool = False,
+    device: str | torch.device = "cpu",
 ) -> float:
     """KL(model || model with the head's matrix `head` f32[vocab, hidden]) of the next token, nats, mean over `batch`.
 
     with_table   the word table becomes the same
     """
-    whole = TorchDecoder(spec, tensors)
-    other = TorchDecoder(spec, {**tensors, "embeddings.word.weight": head}) if with_table else whole
-    weight, total = torch.from_numpy(head), 0.0
+    whole = TorchDecoder(spec, tensors, device)
+    other = TorchDecoder(spec, {**tensors, "embeddings.word.weight": head}, device) if with_table else whole
+    weight, total = torch.from_numpy(head).to(whole.device), 0.0
     with torch.inference_mode():
-        for ids in batch:
+        for ids in batch.to(whole.device):
             hidden = [_last_hidden(model, ids) for model in dict.fromkeys((whole, other))]
             wanted = whole.linear("head.out", hidden[0]).log_softmax(-1)
             found = functional.linear(hidden[-1], weight, whole.weights["head.out.bias"]).log_softmax(-1)
@@ -129,6 +130,7 @@ def measure_removals(
     elements: Iterable[DecoderElement] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     enough: Callable[[], bool] | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[float, list[DecoderRemoval]]:
     """(nats a token of the whole model, each of `elements` (default: all) taken out alone, in the order given).
 
@@ -138,22 +140,23 @@ def measure_removals(
 
     Memory: the inputs of every layer, 4 * hidden_size bytes a token each.
     """
-    model = TorchDecoder(spec, tensors)
+    model = TorchDecoder(spec, tensors, device)
+    batch = batch.to(model.device)
     chosen = list(elements_of(spec) if elements is None else elements)
     out: list[DecoderRemoval] = []
     with torch.inference_mode():
-        inputs, dense = [], []
+        inputs, baseline = [], list[torch.Tensor]()
         for ids in batch:
             x, kept = model.embed(ids[None]), []
             for layer in range(len(spec.layers)):
                 kept.append(x)
                 x = model.layer(layer, x)
             inputs.append(kept)
-            dense.append(functional.cross_entropy(model.head(x)[0, :-1], ids[1:], reduction="none"))
-        whole = torch.cat(dense).double().numpy()
+            baseline.append(functional.cross_entropy(model.head(x)[0, :-1], ids[1:], reduction="none"))
+        whole = torch.cat(baseline).double().cpu().numpy()
         for done, element in enumerate(chosen):
-            gone = torch.from_numpy(element.inputs(spec))
-            mean = torch.from_numpy(np.asarray(means[element.linear], np.float32))
+            gone = torch.from_numpy(element.inputs(spec)).to(model.device)
+            mean = torch.from_numpy(np.asarray(means[element.linear], np.float32)).to(model.device)
 
             def linear(name: str, x: torch.Tensor) -> torch.Tensor:
                 return model.linear(name, torch.where(gone, mean, x) if name == element.linear else x)  # noqa: B023
@@ -162,7 +165,7 @@ def measure_removals(
             for ids, kept in zip(batch, inputs, strict=True):
                 x = model.layer(element.layer, kept[element.layer], linear)
                 losses.append(token_losses(model, x, ids, element.layer + 1))
-            trial = torch.cat(losses).double().numpy()
+            trial = torch.cat(losses).double().cpu().numpy()
             change = trial - whole
             out.append(
                 DecoderRemoval(

@@ -24,13 +24,14 @@ def statistics(
     progress: Progress | None = None,
     enough: Callable[[], bool] | None = None,
     grouped: bool = False,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Statistics]:
     """Statistics of every linear over `batch` i64[sequences, tokens], each sequence in a pass of its own.
 
     enough   asked after each sequence: true when the time for this is over
     grouped  linears read their inputs as those of kinds g4, g6 and g8 do
     """
-    model = TorchDecoder(spec, tensors)
+    model = TorchDecoder(spec, tensors, device)
     weighted: dict[str, tuple[torch.Tensor, ...]] = {}  # sums of g^2 x x^T, of g^2 x, of g^2
     inputs: dict[str, tuple[torch.Tensor, ...]] = {}  # of x x^T
     last: list[Any] = [None, None, ""]  # inputs, as the engine reads them, the linear that read them first
@@ -53,7 +54,7 @@ def statistics(
         return y
 
     count = 0
-    for i, ids in enumerate(batch):
+    for i, ids in enumerate(batch.to(model.device)):
         x = model.embed(ids[None]).requires_grad_()
         for layer in range(len(spec.layers)):
             x = model.layer(layer, x, linear)
@@ -64,12 +65,12 @@ def statistics(
             progress(f"statistics {i + 1} of {len(batch)}")
         if enough is not None and enough():
             break
-    moments = {name: (total[0] / count).numpy() for name, total in inputs.items()}
+    moments = {name: (total[0] / count).cpu().numpy() for name, total in inputs.items()}
     return {
         name: Statistics(
-            (products / count).numpy(),
+            (products / count).cpu().numpy(),
             moments[readers[name]],
-            (sums / squares.clamp(min=1e-38)).numpy(),
+            (sums / squares.clamp(min=1e-38)).cpu().numpy(),
             float(squares) / count,
         )
         for name, (products, sums, squares) in weighted.items()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from approxrt.pruning.structure import Structure
-from approxrt.significance.removal import Element, Held, Means, elements_of, removed, without
+from approxrt.significance.removal import Element, HeldOutLoss, Means, elements_of, removed, without
 
 DESCEND = 1.1
 
@@ -70,12 +70,12 @@ class Found:
 
     keep: Structure
     trials: list[Trial]
-    dense_loss: float
+    baseline_loss: float
     loss: float
 
 
-def search(held: Held, means: Means = None, test: Test | None = None, progress: Progress | None = None) -> Found:
-    """Run the algorithm on held-out texts; the student is left as it was.
+def search(held: HeldOutLoss, means: Means = None, test: Test | None = None, progress: Progress | None = None) -> Found:
+    """Run the algorithm on held-out texts; the model is left as it was.
 
     means   what is taken out leaves its mean output as a bias; None, as published: nothing
     """
@@ -83,14 +83,14 @@ def search(held: Held, means: Means = None, test: Test | None = None, progress: 
 
 
 class _Search:
-    def __init__(self, held: Held, means: Means, test: Test, progress: Progress | None) -> None:
+    def __init__(self, held: HeldOutLoss, means: Means, test: Test, progress: Progress | None) -> None:
         self.held, self.means, self.test, self.progress = held, means, test, progress
-        self.spec = held.student.spec
+        self.spec = held.model.spec
         self.keep = Structure.of(self.spec)
         self.trials: list[Trial] = []
         held.move(0)
-        self.dense = held.losses(held.outputs())
-        self.best = self.loss = float(self.dense.mean())
+        self.baseline = held.losses(held.outputs())
+        self.best = self.loss = float(self.baseline.mean())
 
     def run(self) -> Found:
         elements = elements_of(self.spec)
@@ -103,14 +103,14 @@ class _Search:
                 for part in elements:
                     if part.stage == block.stage and part.part is not None:
                         self.attempt(part, len(elements))
-        return Found(self.keep, self.trials, float(self.dense.mean()), self.loss)
+        return Found(self.keep, self.trials, float(self.baseline.mean()), self.loss)
 
     def attempt(self, element: Element, most: int) -> Trial:
         """Try to take one element out of what is left; it stays out if the test passes."""
         trial_keep = without(self.spec, self.keep, element)
-        with removed(self.held.student, trial_keep, self.means):
+        with removed(self.held.model, trial_keep, self.means):
             losses = self.held.losses(self.held.outputs())
-        loss, share = float(losses.mean()), float(np.mean(losses <= self.dense))
+        loss, share = float(losses.mean()), float(np.mean(losses <= self.baseline))
         trial = Trial(element, loss, self.best, share, self.test.accepts(loss, self.best, share))
         if trial.accepted:
             self.keep, self.loss, self.best = trial_keep, loss, min(self.best, loss)

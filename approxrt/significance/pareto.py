@@ -17,7 +17,7 @@ from approxrt.progress import Progress
 from approxrt.quantization.build import quantized
 from approxrt.significance.latency import MeasuredTable, cpu_name, measure_table, typical_lengths
 from approxrt.significance.workload import SAMPLE_TOKENS, engine_run, sample_texts, take_turns
-from approxrt.torch_models.encoder import Student
+from approxrt.torch_models.encoder import TorchEncoder
 
 WORKLOAD_TEXTS = 128
 SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
@@ -25,7 +25,7 @@ ROUNDING = 1e-3  # of a budget: the dense model takes its own time to the last d
 
 
 def costs(
-    student: Student,
+    model: TorchEncoder,
     scores: Mapping[str, np.ndarray],
     ids: Sequence[Sequence[int]],
     threads: int,
@@ -37,7 +37,7 @@ def costs(
     scores    by linear of the layers, f64[N, K]: what the loss of a text gains without each weight
     ids       of the task's texts, of which some are timed
     """
-    spec = student.spec
+    spec = model.spec
     texts = sample_texts(ids, WORKLOAD_TEXTS, seed)
     lengths = [len(text) for text in texts]
     # The measurements are four fifths of the work here.
@@ -52,8 +52,8 @@ def costs(
     progress(0.8, "timing the whole model")
     times = take_turns(
         {
-            "f32": engine_run(spec, student.tensors(), texts, threads),
-            "int8": engine_run(*quantized(student, {}, None, clip_ratios=(1.0,)), texts, threads),
+            "f32": engine_run(spec, model.tensors(), texts, threads),
+            "int8": engine_run(*quantized(model, {}, None, clip_ratios=(1.0,)), texts, threads),
         },
         seconds=2.0,
     )

@@ -25,11 +25,11 @@ from approxrt.pruning.structure import Structure, mean_biases, remove
 from approxrt.tasks.examples import Examples
 from approxrt.tasks.metrics import compute_metrics, primary
 from approxrt.tasks.registry import Task
-from approxrt.torch_models.encoder import Batch, Keys, Student, make_batch, sample_losses
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
+from approxrt.torch_models.encoder import Batch, Keys, TorchEncoder, make_batch, sample_losses
 
 GROUPS = 12  # of FFN neurons a layer, as in the paper
-BATCH = 64
-BATCH_TOKENS = 8192
+LIMIT = BatchLimit(64, 8192)
 
 Progress = Callable[[int, int, str], None]
 # E[x] of the inputs of "layers.i.attention.output" and "layers.i.ffn.down", f32[in_features]; None: remove to zero.
@@ -106,12 +106,12 @@ def without(spec: ModelSpec, keep: Structure, element: Element) -> Structure:
 # -- models without something -------------------------------------------------
 
 
-def left_biases(student: Student, keep: Structure, means: Means) -> dict[str, np.ndarray]:
+def left_biases(model: TorchEncoder, keep: Structure, means: Means) -> dict[str, np.ndarray]:
     """Output biases of blocks that lose something; a block that goes to zero has a bias of zero."""
-    spec = student.spec
+    spec = model.spec
     if means is not None:
-        keys = [key for key in student.names() if ".attention.output." in key or ".ffn.down." in key]
-        return mean_biases(spec, {key: student.weight(key).detach().numpy() for key in keys}, keep, means)
+        keys = [key for key in model.names() if ".attention.output." in key or ".ffn.down." in key]
+        return mean_biases(spec, {key: model.weight(key).detach().cpu().numpy() for key in keys}, keep, means)
     out = {}
     for i, layer in enumerate(spec.layers):
         for name, kept, count in (
@@ -124,37 +124,33 @@ def left_biases(student: Student, keep: Structure, means: Means) -> dict[str, np
 
 
 @contextmanager
-def removed(student: Student, keep: Structure, means: Means) -> Iterator[None]:
-    """Within it the student computes what `shrunk` would; afterwards it is as before."""
-    spec, gates = student.spec, student.gates
-    new = left_biases(student, keep, means)
-    before = {name: student.weight(name).data for name in new}
-    layers, student.gates = [], dict(gates)
+def removed(model: TorchEncoder, keep: Structure, means: Means) -> Iterator[None]:
+    """Within it the model computes what `shrunk` would; afterwards it is as before."""
+    spec, gates, biases = model.spec, model.gates, model.biases
+    new = {name: torch.from_numpy(bias).to(model.device) for name, bias in left_biases(model, keep, means).items()}
+    layers, model.gates = [], dict(gates)
     for i, (layer, heads, units) in enumerate(zip(spec.layers, keep.heads, keep.units, strict=True)):
         sizes = {"num_heads": layer.num_heads, "intermediate_size": layer.intermediate_size}
         for field, kept, at in (("num_heads", heads, "attention"), ("intermediate_size", units, "ffn")):
             if not len(kept):
                 sizes |= {field: 0} | (DENSE_ATTENTION if at == "attention" else {})
             elif len(kept) < sizes[field]:
-                gate = torch.zeros(sizes[field])
-                gate[torch.from_numpy(np.asarray(kept))] = 1.0
-                student.gates[f"layers.{i}.{at}"] = gate
+                gate = np.zeros(sizes[field], np.float32)
+                gate[kept] = 1.0
+                model.gates[f"layers.{i}.{at}"] = torch.from_numpy(gate).to(model.device)
         layers.append(dataclasses.replace(layer, **sizes))  # type: ignore[arg-type]
     try:
-        for name, value in new.items():
-            student.weight(name).data = torch.from_numpy(value)
-        student.spec = dataclasses.replace(spec, layers=tuple(layers))
+        model.biases = biases | new
+        model.spec = dataclasses.replace(spec, layers=tuple(layers))
         yield
     finally:
-        student.spec, student.gates = spec, gates
-        for name, old in before.items():
-            student.weight(name).data = old
+        model.spec, model.gates, model.biases = spec, gates, biases
 
 
-def shrunk(student: Student, keep: Structure, means: Means) -> Student:
-    """A new student without what `keep` leaves out: matrices shrink as in `approxrt.pruning.structure.remove`."""
-    tensors, spec = student.tensors(), student.spec
-    biases = left_biases(student, keep, means)
+def shrunk(model: TorchEncoder, keep: Structure, means: Means) -> TorchEncoder:
+    """A new model without what `keep` leaves out: matrices shrink as in `approxrt.pruning.structure.remove`."""
+    tensors, spec = model.tensors(), model.spec
+    biases = left_biases(model, keep, means)
     zero = {
         name: np.zeros(width, np.float32)
         for i, layer in enumerate(spec.layers)
@@ -163,8 +159,8 @@ def shrunk(student: Student, keep: Structure, means: Means) -> Student:
             (f"layers.{i}.ffn.down", layer.intermediate_size),
         )
     }
-    new_spec, out, masks = remove(spec, tensors, keep, zero, student.masks)
-    model = Student(new_spec, out | biases, student.dropout)
+    new_spec, out, masks = remove(spec, tensors, keep, zero, model.masks)
+    model = TorchEncoder(new_spec, out | biases, model.dropout, model.device)
     model.set_masks(masks)
     return model
 
@@ -172,25 +168,23 @@ def shrunk(student: Student, keep: Structure, means: Means) -> Student:
 # -- losses -------------------------------------------------------------------
 
 
-class Held:
+class HeldOutLoss:
     """Held-out texts with the inputs of one block, so that runs of a model that changes above it start there.
 
     Memory: 4 * hidden_size bytes a token (padded to like lengths), for one block at a time.
     """
 
-    def __init__(self, student: Student, examples: Examples, rows: np.ndarray | None = None) -> None:
+    def __init__(self, model: TorchEncoder, examples: Examples, rows: np.ndarray | None = None) -> None:
         chosen = np.arange(len(examples.ids)) if rows is None else np.asarray(rows)
         assert examples.labels is not None and len(chosen)
-        self.student, self.labels = student, examples.labels[chosen]
+        self.model, self.labels = model, examples.labels[chosen]
         lengths = examples.lengths[chosen]
-        order = np.argsort(lengths, kind="stable")
         self.batches: list[tuple[np.ndarray, Batch, Keys]] = []
-        while len(order):
-            longest = int(lengths[order[:BATCH][-1]])
-            size = max(1, min(BATCH, BATCH_TOKENS // longest))
-            part, order = order[:size], order[size:]
-            batch = make_batch([examples.ids[chosen[i]] for i in part], [examples.types[chosen[i]] for i in part])
-            self.batches.append((part, batch, student.keys(batch)))
+        for part in batches_by_length(lengths, LIMIT.on(model.device, model.spec.hidden_size)):
+            rows_ = chosen[part]
+            ids, types = ([source[i] for i in rows_] for source in (examples.ids, examples.types))
+            batch = make_batch(ids, types, model.device)
+            self.batches.append((part, batch, model.keys(batch)))
         self.stage = -1
         self.inputs: list[Tensor] = []
 
@@ -198,29 +192,31 @@ class Held:
         return len(self.labels)
 
     def move(self, stage: int) -> None:
-        """Keep the inputs of the block at `stage`, by the student as it is now below that."""
-        with torch.inference_mode(), _evaluation(self.student):
+        """Keep the inputs of the block at `stage`, by the model as it is now below that."""
+        with torch.inference_mode(), _evaluation(self.model):
             if stage < self.stage or not self.inputs:
-                self.inputs, self.stage = [self.student.embed(batch) for _, batch, _ in self.batches], 0
+                self.inputs, self.stage = [self.model.embed(batch) for _, batch, _ in self.batches], 0
             for place, (_, _, keys) in enumerate(self.batches):
                 self.inputs[place] = self._blocks(range(self.stage, stage), self.inputs[place], keys)
         self.stage = stage
 
     def outputs(self) -> np.ndarray:
-        """Logits f32[n, outputs] of the student as it is now from the kept inputs on."""
-        student = self.student
-        out = np.zeros((len(self), student.spec.num_outputs), np.float32)
-        last = 2 * len(student.spec.layers)
-        with torch.inference_mode(), _evaluation(student):
-            for x, (rows, batch, keys) in zip(self.inputs, self.batches, strict=True):
+        """Logits f32[n, outputs] of the model as it is now from the kept inputs on."""
+        model = self.model
+        found, last = [], 2 * len(model.spec.layers)
+        with torch.inference_mode(), _evaluation(model):
+            for x, (_, batch, keys) in zip(self.inputs, self.batches, strict=True):
                 hidden = self._blocks(range(self.stage, last), x, keys)
-                out[rows] = student.head(student.pool(hidden, batch)).numpy()
+                found.append(model.head(model.pool(hidden, batch)))
+        values = torch.cat(found).cpu().numpy()
+        out = np.zeros_like(values)
+        out[np.concatenate([rows for rows, _, _ in self.batches])] = values
         return out
 
     def _blocks(self, stages: Sequence[int], x: Tensor, keys: Keys) -> Tensor:
         for stage in stages:
             layer, second = divmod(stage, 2)
-            x = self.student.ffn_block(layer, x) if second else self.student.attention_block(layer, x, keys)
+            x = self.model.ffn_block(layer, x) if second else self.model.attention_block(layer, x, keys)
         return x
 
     def losses(self, outputs: np.ndarray) -> np.ndarray:
@@ -229,17 +225,17 @@ class Held:
 
 
 @contextmanager
-def _evaluation(student: Student) -> Iterator[None]:
-    training = student.training
-    student.eval()
+def _evaluation(model: TorchEncoder) -> Iterator[None]:
+    training = model.training
+    model.eval()
     try:
         yield
     finally:
-        student.train(training)
+        model.train(training)
 
 
 def measure_removals(
-    held: Held,
+    held: HeldOutLoss,
     task: str | Task,
     means: Means,
     elements: Sequence[Element] | None = None,
@@ -250,16 +246,16 @@ def measure_removals(
     means      E[x] of the inputs of the second linears (`approxrt.significance.statistics`), or None to remove to zero
     progress   called with (elements done, elements, what is going on)
     """
-    student = held.student
-    spec, whole = student.spec, Structure.of(student.spec)
+    model = held.model
+    spec, whole = model.spec, Structure.of(model.spec)
     ordered = sorted(elements_of(spec) if elements is None else elements, key=lambda element: element.stage)
     held.move(0)
-    dense = held.outputs()
-    losses, metric = held.losses(dense), primary(compute_metrics(task, dense, held.labels))
+    baseline = held.outputs()
+    losses, metric = held.losses(baseline), primary(compute_metrics(task, baseline, held.labels))
     out = []
     for done, element in enumerate(ordered):
         held.move(element.stage)
-        with removed(student, without(spec, whole, element), means):
+        with removed(model, without(spec, whole, element), means):
             outputs = held.outputs()
         trial = held.losses(outputs)
         difference = trial - losses

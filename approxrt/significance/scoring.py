@@ -1,4 +1,4 @@
-"""Scores of every weight of a student as it is: block OBS of its tiles, spread over their weights.
+"""Scores of every weight of a model as it is: block OBS of its tiles, spread over their weights.
 
 One currency for heads, FFN units and tiles: half the loss of a text, by the Fisher information of its own predictions
 (`approxrt.significance.statistics`) and the input moments of each linear (`approxrt.pruning.obs`).
@@ -16,22 +16,22 @@ from approxrt.pruning.obs import tile_curve
 from approxrt.quantization.gptq import dequantized_linear, output_error
 from approxrt.quantization.rtn import quantize_linear
 from approxrt.significance.statistics import Statistics
-from approxrt.torch_models.encoder import Student
+from approxrt.torch_models.encoder import TorchEncoder
 
 
-def element_scores(student: Student, found: Statistics, names: Sequence[str]) -> dict[str, np.ndarray]:
+def element_scores(model: TorchEncoder, found: Statistics, names: Sequence[str]) -> dict[str, np.ndarray]:
     """f32[out, in] by linear: a tile's error of removal, in its order of removal, shared by its weights."""
     # In units of a text's loss, so that what is spent on blocks and on bits adds up.
     tokens = found.tokens / found.examples
     scores = {}
     for name in names:
-        weight = student.weight(f"{name}.weight").detach().numpy()
+        weight = model.weight(f"{name}.weight").detach().cpu().numpy()
         scores[name] = spread(tile_curve(weight, found.inputs[name], found.gradients[name] * tokens), weight.shape)
     return scores
 
 
 def rounding_errors(
-    student: Student, found: Statistics, names: Sequence[str], widths: Sequence[int]
+    model: TorchEncoder, found: Statistics, names: Sequence[str], widths: Sequence[int]
 ) -> dict[tuple[str, int], float]:
     """By linear and width in bits: what plain rounding of its weights dw costs, 1/2 sum_r G_rr dw_r A dw_r^T.
 
@@ -39,7 +39,7 @@ def rounding_errors(
     """
     tokens, out = found.tokens / found.examples, {}
     for name in names:
-        weight = student.weight(f"{name}.weight").detach().numpy()
+        weight = model.weight(f"{name}.weight").detach().cpu().numpy()
         scale = np.sqrt(found.gradients[name] * tokens / 2)[:, None]
         for bits in widths:
             change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape) - weight

@@ -23,10 +23,11 @@ from torch.nn import functional as F
 
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.tasks.examples import Examples
-from approxrt.torch_models.encoder import Batch, Output, Student, make_batch
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
+from approxrt.torch_models.encoder import Batch, Output, TorchEncoder, make_batch
 
-BATCH = 32
-BATCH_TOKENS = 2048  # what is kept of a batch until its gradients come: about 40 kB a token of MiniLM, 400 of BERT-base
+# What is kept of a batch until its gradients come: about 40 kB a token of MiniLM, 400 of BERT-base.
+LIMIT = BatchLimit(32, 2048)
 
 Progress = Callable[[int, int, str], None]
 
@@ -58,14 +59,14 @@ class Statistics:
 
 
 def collect(
-    student: Student,
+    model: TorchEncoder,
     examples: Examples,
     rows: np.ndarray,
     seed: int = 0,
     with_moments: bool = True,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Statistics of the texts `rows` i64[n] of `examples`, in eval mode; the student is left as it was.
+    """Statistics of the texts `rows` i64[n] of `examples`, in eval mode; the model is left as it was.
 
     seed          of the labels that are drawn
     with_moments  also A, which takes 4 * in_features^2 bytes a linear
@@ -74,20 +75,20 @@ def collect(
     if not len(rows):
         raise ValueError("statistics need at least one example")
     generator = torch.Generator().manual_seed(seed)
-    pass_ = _Pass(student, with_moments)
-    order = np.asarray(rows)[np.argsort(examples.lengths[rows], kind="stable")]
+    pass_ = _Pass(model, with_moments)
+    chosen, spec = np.asarray(rows), model.spec
+    limit = LIMIT.on(model.device, spec.hidden_size, len(spec.layers))
     done = 0
-    with _observed(student, pass_), torch.enable_grad():
-        while done < len(order):
-            longest = int(examples.lengths[order[min(done + BATCH, len(order)) - 1]])
-            part = order[done : done + max(1, min(BATCH, BATCH_TOKENS // longest))]
-            batch = make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part])
+    with _observed(model, pass_), torch.enable_grad():
+        for places in batches_by_length(examples.lengths[chosen], limit):
+            part = chosen[places]
+            batch = make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part], model.device)
             pass_.begin(batch)
-            loss = sampled_loss(student.spec, student(batch), generator)
+            loss = sampled_loss(spec, model(batch), generator)
             pass_.end(loss)
             done += len(part)
             if progress:
-                progress(done, len(order), "collecting statistics")
+                progress(done, len(chosen), "collecting statistics")
     return pass_.result()
 
 
@@ -95,44 +96,45 @@ def sampled_loss(spec: ModelSpec, out: Output, generator: torch.Generator) -> Te
     """Sum over texts of the loss of labels drawn from the model's own prediction.
 
     Classes from their probabilities, scores from N(prediction, 1). An embedder has no labels: its unit vector's
-    target is the vector itself, moved by a random direction of length 1.
+    target is the vector itself, moved by a random direction of length 1. `generator` is a CPU's: a seed draws the same
+    numbers for every device.
     """
     if out.logits is None:
         unit = F.normalize(out.pooled.float(), dim=1)
-        step = F.normalize(torch.randn(unit.shape, generator=generator), dim=1)
+        step = F.normalize(torch.randn(unit.shape, generator=generator).to(unit.device), dim=1)
         return 0.5 * (unit - (unit.detach() + step)).square().sum()
-    logits = out.logits
+    logits, known = out.logits, out.logits.detach().cpu()
     if spec.task_type == "regression":
-        target = logits.detach() + torch.randn(logits.shape, generator=generator)
+        target = (known + torch.randn(known.shape, generator=generator)).to(logits.device)
         return 0.5 * (logits - target).square().sum()
     if spec.task_type == "multi_label":
-        chosen = torch.bernoulli(logits.detach().sigmoid(), generator=generator)
+        chosen = torch.bernoulli(known.sigmoid(), generator=generator).to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, chosen, reduction="sum")
-    label = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-    return F.cross_entropy(logits, label, reduction="sum")
+    label = torch.multinomial(known.softmax(1), 1, generator=generator)[:, 0]
+    return F.cross_entropy(logits, label.to(logits.device), reduction="sum")
 
 
 class _observed:
-    """Hooks a student for a pass: eval mode, no gradients of weights; afterwards all is as before."""
+    """Hooks a model for a pass: eval mode, no gradients of weights; afterwards all is as before."""
 
-    def __init__(self, student: Student, pass_: _Pass) -> None:
-        self.student, self.pass_ = student, pass_
+    def __init__(self, model: TorchEncoder, pass_: _Pass) -> None:
+        self.model, self.pass_ = model, pass_
 
     def __enter__(self) -> None:
-        student, pass_ = self.student, self.pass_
-        self.before = (student.training, student.input_hook, student.output_hook)
-        self.trained = [p for p in student.weights.values() if p.requires_grad]
+        model, pass_ = self.model, self.pass_
+        self.before = (model.training, model.input_hook, model.output_hook)
+        self.trained = [p for p in model.weights.values() if p.requires_grad]
         for parameter in self.trained:
             parameter.requires_grad_(False)
-        inner = student.input_hook
-        student.eval()
-        student.input_hook = lambda name, x: pass_.input(name, x if inner is None else inner(name, x))
-        student.output_hook = pass_.output
+        inner = model.input_hook
+        model.eval()
+        model.input_hook = lambda name, x: pass_.input(name, x if inner is None else inner(name, x))
+        model.output_hook = pass_.output
 
     def __exit__(self, *error: object) -> None:
-        student = self.student
-        training, student.input_hook, student.output_hook = self.before
-        student.train(training)
+        model = self.model
+        training, model.input_hook, model.output_hook = self.before
+        model.train(training)
         for parameter in self.trained:
             parameter.requires_grad_(True)
 
@@ -140,15 +142,15 @@ class _observed:
 class _Pass:
     """Sums over batches, and what is kept of the batch at hand until its gradients come."""
 
-    def __init__(self, student: Student, with_moments: bool) -> None:
-        spec = self.spec = student.spec
+    def __init__(self, model: TorchEncoder, with_moments: bool) -> None:
+        spec = self.spec = model.spec
         self.with_moments = with_moments
         self.moments: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
         self.gates: dict[str, Tensor] = {}
-        self.rows = np.zeros(spec.vocab_size)
-        self.counts = np.zeros(spec.vocab_size, np.int64)
+        self.rows = torch.zeros(spec.vocab_size, dtype=torch.float64, device=model.device)
+        self.counts = torch.zeros(spec.vocab_size, dtype=torch.int64, device=model.device)
         self.seen: dict[str, int] = {}
         self.tokens = self.examples = 0
 
@@ -177,7 +179,7 @@ class _Pass:
             self.sums[name] = self.sums.get(name, 0) + real.sum(0, dtype=torch.float64)
             if self.with_moments:
                 if name not in self.moments:
-                    self.moments[name] = torch.zeros(x.shape[-1], x.shape[-1])
+                    self.moments[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
                 self.moments[name].addmm_(real.T, real)
         if name.endswith(("attention.output", "ffn.down")):
             self.kept.append(("gate", name, x))
@@ -207,10 +209,9 @@ class _Pass:
                 self.gates[name] = self.gates.get(name, 0) + gates.square().sum(0)
             else:
                 worth = (tensor.detach() * gradient).sum(2, dtype=torch.float64).square()
-                ids = self.batch.ids[self.mask].numpy()
-                size = self.spec.vocab_size
-                self.rows += np.bincount(ids, worth[self.mask].numpy(), size)
-                self.counts += np.bincount(ids, minlength=size)
+                ids, size = self.batch.ids[self.mask], self.spec.vocab_size
+                self.rows += torch.bincount(ids, worth[self.mask], size)
+                self.counts += torch.bincount(ids, minlength=size)
         self.tokens += int(self.mask.sum())
         self.examples += len(self.batch.ids)
         self.kept = []
@@ -220,19 +221,21 @@ class _Pass:
         """Means of the sums."""
         # One array for each sum, so that what is shared stays shared.
         own = {id(moment): (moment, self.seen[name]) for name, moment in self.moments.items()}
-        arrays = {key: moment.div_(count).numpy() for key, (moment, count) in own.items()}
+        arrays = {key: moment.div_(count).cpu().numpy() for key, (moment, count) in own.items()}
         by_layer = {
-            part: {int(n.split(".")[1]): g.numpy() for n, g in self.gates.items() if n.endswith(part)}
+            part: {int(n.split(".")[1]): g.cpu().numpy() for n, g in self.gates.items() if n.endswith(part)}
             for part in ("attention.output", "ffn.down")
         }
         return Statistics(
             inputs={name: arrays[id(moment)] for name, moment in self.moments.items()},
-            means={name: (x / self.seen[name]).to(torch.float32).numpy() for name, x in self.sums.items()},
-            gradients={name: (x / self.seen[name]).to(torch.float32).numpy() for name, x in self.squares.items()},
+            means={name: (x / self.seen[name]).to("cpu", torch.float32).numpy() for name, x in self.sums.items()},
+            gradients={
+                name: (x / self.seen[name]).to("cpu", torch.float32).numpy() for name, x in self.squares.items()
+            },
             heads=by_layer["attention.output"],
             units=by_layer["ffn.down"],
-            rows=self.rows,
-            counts=self.counts,
+            rows=self.rows.cpu().numpy(),
+            counts=self.counts.cpu().numpy(),
             tokens=self.tokens,
             examples=self.examples,
         )

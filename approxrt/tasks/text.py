@@ -38,7 +38,7 @@ def split(ids: list[int], sequence: int) -> tuple[list[int], list[int]]:
 
     Validation is `VALIDATION_TOKENS` at most, in pieces of `sequence` tokens that are spread evenly, the first of them
     `GAP_SEQUENCES` behind what calibrates where there is room for that: a document that lies across the border, or the
-    only one that validates, would make a student that has learnt it look better than it is. Raises DataError.
+    only one that validates, would make a model that has learnt it look better than it is. Raises DataError.
     """
     cut = len(ids) - len(ids) // 5
     if cut < sequence or len(ids) - cut < 2:

@@ -14,20 +14,29 @@ from torch.nn import functional
 
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.storage.hadamard import hadamard
+from approxrt.torch_models.device import resolve_device
 
 # (name, inputs [..., K]) -> outputs [..., N]
 Linear = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 class TorchDecoder:
-    """`weights` are float32 tensors under the artifact's names."""
+    """`weights` are float32 tensors under the artifact's names, on `device`."""
 
-    def __init__(self, spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> None:
-        self.spec = spec
-        self.weights = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in tensors.items()}
+    def __init__(
+        self, spec: DecoderSpec, tensors: Mapping[str, np.ndarray], device: str | torch.device = "cpu"
+    ) -> None:
+        self.spec, self.device = spec, resolve_device(device)
+        self.weights = {name: self._held(np.array(array, np.float32)) for name, array in tensors.items()}
+        # Both are the same in every pass; sent to the device once.
+        self._hadamard = self._held(hadamard(spec.down_block)).float() if spec.down_block else None
+        self._frequencies: dict[int, torch.Tensor] = {}
         if spec.tied_embeddings:
             self.weights["head.out.weight"] = self.weights["embeddings.word.weight"]
-            self.weights["head.out.bias"] = torch.zeros(spec.vocab_size)
+            self.weights["head.out.bias"] = torch.zeros(spec.vocab_size, device=self.device)
+
+    def _held(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """The plain product."""
@@ -57,9 +66,8 @@ class TorchDecoder:
         inner = _act(spec.activation, run(f"{at}.ffn.{'gate' if spec.gated else 'up'}", n))
         if spec.gated:
             inner = inner * run(f"{at}.ffn.up", n)
-        if spec.down_block:
-            h = torch.from_numpy(hadamard(spec.down_block)).float()
-            inner = (inner.unflatten(-1, (-1, spec.down_block)) @ h).flatten(-2)
+        if self._hadamard is not None:
+            inner = (inner.unflatten(-1, (-1, spec.down_block)) @ self._hadamard).flatten(-2)
         return x + run(f"{at}.ffn.down", inner)
 
     def queries_keys_values(
@@ -74,7 +82,10 @@ class TorchDecoder:
             for part, heads in (("query", layer.num_heads), ("key", layer.num_kv_heads), ("value", layer.num_kv_heads))
         )
         if self.spec.rope is not None:
-            angles = torch.arange(tokens)[:, None] * torch.from_numpy(self.spec.rope.frequencies(layer.head_dim))
+            dim = layer.head_dim
+            if dim not in self._frequencies:
+                self._frequencies[dim] = self._held(self.spec.rope.frequencies(dim))
+            angles = torch.arange(tokens, device=self.device)[:, None] * self._frequencies[dim]
             q, k = _rotate(q, angles), _rotate(k, angles)
         return q, k, v
 

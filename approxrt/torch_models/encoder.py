@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.runtime.reference.encoder import kept_keys, sign_attention
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
+from approxrt.torch_models.device import resolve_device
 
 Masks = dict[str, np.ndarray]  # linear -> bool[strips, columns] over its tiles
 
@@ -48,11 +50,15 @@ class Batch:
     @property
     def mask(self) -> Tensor:
         """bool[b, t]: true where there is a token."""
-        return torch.arange(self.ids.shape[1])[None, :] < self.lengths[:, None]
+        return torch.arange(self.ids.shape[1], device=self.ids.device)[None, :] < self.lengths[:, None]
 
 
-def make_batch(ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> Batch:
-    """Pad lists of token ids to the longest."""
+def make_batch(
+    ids: Sequence[Sequence[int]],
+    types: Sequence[Sequence[int]] | None = None,
+    device: str | torch.device = "cpu",
+) -> Batch:
+    """Pad lists of token ids to the longest, on `device`."""
     lengths = torch.tensor([len(row) for row in ids])
     shape = (len(ids), int(lengths.max()))
     padded, padded_types = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -60,7 +66,8 @@ def make_batch(ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | No
         padded[i, : len(row)] = row
         if types is not None:
             padded_types[i, : len(row)] = types[i]
-    return Batch(torch.from_numpy(padded), torch.from_numpy(padded_types), lengths)
+    device = resolve_device(device)
+    return Batch(torch.from_numpy(padded).to(device), torch.from_numpy(padded_types).to(device), lengths.to(device))
 
 
 @dataclass
@@ -94,22 +101,33 @@ OutputHook = Callable[[str, Tensor], Tensor]
 WeightHook = Callable[[str, Tensor], Tensor]
 
 
-class Student(nn.Module):
-    """See the module's text. `spec` must be all f32 and `tensors` float32 under the artifact's names."""
+class TorchEncoder(nn.Module):
+    """See the module's text. `spec` must be all f32 and `tensors` float32 under the artifact's names.
 
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, np.ndarray], dropout: float = 0.0) -> None:
+    device   where weights, and all that is computed of them, are
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tensors: Mapping[str, np.ndarray],
+        dropout: float = 0.0,
+        device: str | torch.device = "cpu",
+    ) -> None:
         super().__init__()
-        self.spec, self.dropout = spec, dropout
+        self.spec, self.dropout, self.device = spec, dropout, resolve_device(device)
         self.masks: Masks = {}
         self.input_hook: InputHook | None = None
         self.output_hook: OutputHook | None = None
         self.weight_hook: WeightHook | None = None
         # Factors of heads ("layers.0.attention", [heads]) and FFN units ("layers.0.ffn", [units]), for their gradients.
         self.gates: dict[str, Tensor] = {}
+        # Biases that stand for the parameters of the same names: what a removed part of a block leaves.
+        self.biases: dict[str, Tensor] = {}
         self.weights = nn.ParameterDict()
         for name, array in tensors.items():
             frozen = name.startswith("embeddings.") and not name.startswith("embeddings.projection")
-            value = torch.from_numpy(np.array(array, np.float32))
+            value = torch.from_numpy(np.array(array, np.float32)).to(self.device)
             self.weights[_key(name)] = nn.Parameter(value, requires_grad=not frozen)
 
     # -- access ---------------------------------------------------------------
@@ -119,13 +137,18 @@ class Student(nn.Module):
         parameter: nn.Parameter = self.weights[_key(name)]
         return parameter
 
+    def bias(self, name: str) -> Tensor:
+        """The bias of that linear, or what stands for it."""
+        other = self.biases.get(f"{name}.bias")
+        return self.weight(f"{name}.bias") if other is None else other
+
     def names(self) -> Iterator[str]:
         """Artifact names of all parameters."""
         return (key.replace("__", ".") for key in self.weights)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All parameters as float32 arrays under the artifact's names (copies)."""
-        return {name: self.weight(name).detach().to(torch.float32).numpy().copy() for name in self.names()}
+        return {name: self.weight(name).detach().to("cpu", torch.float32).numpy().copy() for name in self.names()}
 
     def apply_masks(self) -> None:
         """Set the weights of pruned tiles to zero."""
@@ -143,7 +166,7 @@ class Student(nn.Module):
         cache = self.__dict__.setdefault("_elements", {})
         if name not in cache:
             n, k = self.weight(f"{name}.weight").shape
-            cache[name] = torch.from_numpy(expand_mask(mask, n, k).astype(np.float32))
+            cache[name] = torch.from_numpy(expand_mask(mask, n, k).astype(np.float32)).to(self.device)
         element: Tensor = cache[name]
         return element
 
@@ -173,9 +196,12 @@ class Student(nn.Module):
     def keys(self, batch: Batch) -> Keys:
         """What `layer` and `attention_block` need to know of the batch."""
         valid = batch.mask
-        always = torch.isin(batch.ids, torch.tensor(self.spec.always_kept, dtype=batch.ids.dtype)) & valid
+        kept = torch.tensor(self.spec.always_kept, dtype=batch.ids.dtype).to(batch.ids.device)
+        always = torch.isin(batch.ids, kept) & valid
         always[:, 0] = True
-        bias = None if bool(valid.all()) else torch.zeros(valid.shape).masked_fill(~valid, -1e9)[:, None, None, :]
+        bias = None
+        if not bool(valid.all()):
+            bias = torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, -1e9)[:, None, None, :]
         return Keys(bias, valid, always)
 
     def layer(self, i: int, x: Tensor, keys: Keys) -> Tensor:
@@ -186,7 +212,7 @@ class Student(nn.Module):
         """norm(x + attention(x)); [b, t, hidden]."""
         at, layer = f"layers.{i}.attention", self.spec.layers[i]
         if layer.num_heads == 0:
-            return self._norm(f"{at}.norm", x + self.weight(f"{at}.output.bias"), self.spec.hidden_size)
+            return self._norm(f"{at}.norm", x + self.bias(f"{at}.output"), self.spec.hidden_size)
         b, t, _ = x.shape
         q, k, v = (
             self.linear(f"{at}.{part}", x).view(b, t, layer.num_heads, layer.head_dim).transpose(1, 2)
@@ -208,7 +234,7 @@ class Student(nn.Module):
         """norm(x + ffn(x)); [b, t, hidden]."""
         at = f"layers.{i}.ffn"
         if self.spec.layers[i].intermediate_size == 0:
-            return self._norm(f"{at}.norm", x + self.weight(f"{at}.down.bias"), self.spec.hidden_size)
+            return self._norm(f"{at}.norm", x + self.bias(f"{at}.down"), self.spec.hidden_size)
         inner = ACTIVATIONS[self.spec.activation](self.linear(f"{at}.up", x))
         if at in self.gates:
             inner = inner * self.gates[at]
@@ -235,7 +261,7 @@ class Student(nn.Module):
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """x W^T + b of the named linear, through the hooks."""
-        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        weight, bias = self.weight(f"{name}.weight"), self.bias(name)
         if self.input_hook is not None:
             x = self.input_hook(name, x)
         if self.weight_hook is not None:
@@ -272,22 +298,23 @@ def _kept(q: Tensor, k: Tensor, layer: LayerSpec, keys: Keys) -> Tensor | None:
     return kept | (~long[:, None] & keys.valid)[:, None, None, :]
 
 
-def predict(model: Student, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, size: int = 64) -> Any:
+def predict(
+    model: TorchEncoder, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, size: int = 64
+) -> Any:
     """Logits f32[n, outputs] (pooled states without a head) in the order given; batches of like length, eval mode."""
-    order = np.argsort([len(row) for row in ids], kind="stable")
-    training = model.training
+    training, limit = model.training, BatchLimit(size).on(model.device, model.spec.hidden_size)
     model.eval()
-    result: np.ndarray | None = None
+    order, found = [], []
     with torch.inference_mode():
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            out = model(make_batch([ids[i] for i in rows], None if types is None else [types[i] for i in rows]))
-            values = (out.pooled if out.logits is None else out.logits).float().numpy()
-            if result is None:
-                result = np.zeros((len(order), values.shape[1]), np.float32)
-            result[rows] = values
+        for rows in batches_by_length(np.array([len(row) for row in ids]), limit):
+            some = None if types is None else [types[i] for i in rows]
+            out = model(make_batch([ids[i] for i in rows], some, model.device))
+            order.append(rows)
+            found.append((out.pooled if out.logits is None else out.logits).float())
     model.train(training)
-    assert result is not None
+    values = torch.cat(found).cpu().numpy()
+    result = np.zeros_like(values)
+    result[np.concatenate(order)] = values
     return result
 
 

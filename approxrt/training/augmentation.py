@@ -1,7 +1,7 @@
 """More pairs to learn from, where a task has few: the teacher's answers to them take the place of labels.
 
 A few thousand pairs are soon learnt by heart, by the teacher too, whose answers to them say less of what it does with
-others. So a student is also asked about pairs whose texts are the task's own but that nobody has labelled: a pair with
+others. So a model is also asked about pairs whose texts are the task's own but that nobody has labelled: a pair with
 its texts exchanged, and a text with one that is much like its partner's (distillation on augmented data: Jiao et al.
 2020, arXiv 1909.10351, who change words; whole texts stay sentences). What is right the teacher says.
 """

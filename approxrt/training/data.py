@@ -41,23 +41,23 @@ class TaskData:
     def classifies(self) -> bool:
         return self.train.label_names is not None
 
-    def metrics(self, outputs: np.ndarray, dense: np.ndarray, labels: np.ndarray | None = None) -> dict[str, float]:
+    def metrics(self, outputs: np.ndarray, baseline: np.ndarray, labels: np.ndarray | None = None) -> dict[str, float]:
         """The task's metrics of `outputs` [n, k] on validation (or for `labels`), the selecting one first.
 
-        For an embedder the dense model's outputs are the truth: see `vector_agreement`.
+        For an embedder the baseline's outputs are the truth: see `vector_agreement`.
         """
         if self.embeds:
-            return vector_agreement(outputs, dense)
+            return vector_agreement(outputs, baseline)
         return compute_metrics(self.task, outputs, self.validation.labels if labels is None else labels)
 
 
-def vector_agreement(vectors: np.ndarray, dense: np.ndarray) -> dict[str, float]:
+def vector_agreement(vectors: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
     """How alike two embeddings [n, hidden] of the same texts are.
 
     cosine        mean cosine of each text's two vectors
-    top1, top10   retrieval: share of each text's nearest (10 nearest) other texts by `dense` that `vectors` finds too
+    top1, top10   retrieval: share of each text's nearest (10 nearest) other texts by `baseline` that `vectors` finds
     """
-    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (vectors, dense))
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (vectors, baseline))
     ours, theirs = a @ a.T, b @ b.T
     np.fill_diagonal(ours, -np.inf)
     np.fill_diagonal(theirs, -np.inf)
@@ -87,7 +87,7 @@ def read_data(
     """Read `data`/train and split it.
 
     A checkpoint that `approxrt finetune` wrote names its own split, which is used again, so that validation is data
-    that neither the teacher nor the student has learnt from. Raises DataError for constant labels or a class that
+    that neither the teacher nor the model has learnt from. Raises DataError for constant labels or a class that
     validation lacks, InputError for a head that does not fit the task.
     """
     spec = checkpoint.spec

@@ -8,6 +8,7 @@ How a run trains, saves itself and resumes is in `approxrt.training.run`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from approxrt.models.weights import read_json
 from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
 from approxrt.tasks.registry import Task, labelled_task
-from approxrt.training.run import REPORT, STATE, FinetuneOptions, Progress, Run
+from approxrt.training.options import REPORT, STATE, FinetuneOptions
+
+# (steps done since the last call, what to show)
+Progress = Callable[[int, str], None]
 
 __all__ = ["FinetuneOptions", "finetune", "split_data", "total_steps"]
 
@@ -40,8 +44,8 @@ def finetune(
     Returns the report that finetune.json holds: options, every epoch's training
     loss and validation metrics, the best epoch, dev metrics where there is a dev
     file. Raises DataError for data that cannot teach the task, InputError for
-    wrong options, UnsupportedModelError for a model that could not be converted
-    afterwards, TrainingError when the loss stops being a number.
+    wrong options, DeviceError for a GPU that is not there, UnsupportedModelError
+    for a model that could not be converted afterwards, TrainingError when the loss stops being a number.
     """
     options = options or FinetuneOptions()
     options.check()
@@ -58,8 +62,10 @@ def finetune(
     if dev_file is not None:
         dev = read_task(task, dev_file, train.label_names, train.label_names is None, form)
     try:
+        from approxrt.training.run import Job, Run
+
         target.mkdir(parents=True, exist_ok=True)
-        run = Run(folder, task, train, validation, options, target, progress or (lambda *_: None))
+        run = Run(Job(folder, task, train, validation, target), options, progress or (lambda *_: None))
         if resume:
             run.restore()
         return run.train_and_save(dev)

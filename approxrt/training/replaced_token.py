@@ -1,4 +1,4 @@
-"""Practice: an encoder learns from a task's texts, without their labels, to tell what was changed in them.
+"""Replaced-token detection: an encoder learns from a task's texts, without labels, to tell what was changed in them.
 
 A fine-tuned encoder may have lost, or (made for sentence vectors) never had, the feeling for words and their order
 that a task asks for; a few thousand labels are too few to teach it, while the texts themselves say much more. So some
@@ -11,7 +11,6 @@ the two texts belong together. Both heads are thrown away; labels come afterward
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +22,10 @@ from torch.nn import functional as F
 
 from approxrt.errors import TrainingError
 from approxrt.runtime.tokenize import cut_to
-from approxrt.torch_models.encoder import Student, make_batch
+from approxrt.torch_models.encoder import TorchEncoder, make_batch
+from approxrt.training.distillation import DistillationOptions
 from approxrt.training.optimizer import decay_groups
-from approxrt.training.recovery import RecoveryOptions
-from approxrt.training.run import bucketed_batches
+from approxrt.training.trainer import Trainer, bucketed_batches
 
 CHANGED_TEXTS = 0.6
 STRANGE_PAIRS = 0.5
@@ -38,7 +37,7 @@ TOKEN_WEIGHT = 5.0  # few tokens are changed: the mean over all of them is small
 
 
 @dataclasses.dataclass
-class Exercise:
+class MarkedText:
     """A text that may be changed: ids, types and, by token, whether it is not what was (or came next) there."""
 
     ids: list[int]
@@ -47,12 +46,12 @@ class Exercise:
     changed: list[bool]
 
 
-def change(exercise: Exercise, words: Sequence[int], most: int, rng: random.Random) -> Exercise:
-    """`exercise` with some of its tokens changed; special ones stay, and there are at most `most` tokens.
+def change(marked: MarkedText, words: Sequence[int], most: int, rng: random.Random) -> MarkedText:
+    """`marked` with some of its tokens changed; special ones stay, and there are at most `most` tokens.
 
     words     token ids from which new ones are drawn, each as often as it is there
     """
-    out = Exercise(*(list(getattr(exercise, field.name)) for field in dataclasses.fields(Exercise)))
+    out = MarkedText(*(list(getattr(marked, field.name)) for field in dataclasses.fields(MarkedText)))
     for _ in range(max(1, round(CHANGES * (len(out.ids) - sum(out.special))))):
         places = [i for i, special in enumerate(out.special) if not special]
         if not places:
@@ -81,13 +80,13 @@ def change(exercise: Exercise, words: Sequence[int], most: int, rng: random.Rand
     return out
 
 
-def _same_text(text: Exercise, i: int, j: int) -> bool:
+def _same_text(text: MarkedText, i: int, j: int) -> bool:
     """Tokens i and j are different words of the same text, with no separator between them."""
     return text.ids[i] != text.ids[j] and not any(text.special[min(i, j) : max(i, j) + 1])
 
 
-class Practice:
-    """A student in practice; see the module's text. Steps are taken one at a time.
+class ReplacedTokenDetection(Trainer):
+    """A model in practice; see the module's text. Steps are taken one at a time.
 
     texts       strings, or pairs of them
     steps       may be set anew before the first tenth of them is over: the learning rate falls to zero at the last
@@ -95,17 +94,18 @@ class Practice:
 
     def __init__(
         self,
-        student: Student,
+        model: TorchEncoder,
         texts: Sequence[Any],
         tokenizer_json: bytes,
         max_length: int,
         steps: int,
-        options: RecoveryOptions,
+        options: DistillationOptions,
     ) -> None:
         from tokenizers import Tokenizer
 
-        self.student, self.texts, self.max_length = student, list(texts), max_length
-        self.steps, self.options, self.step = steps, options, 0
+        super().__init__(model.device, options.step_options())
+        self.model, self.texts, self.max_length = model, list(texts), max_length
+        self.steps, self.options = steps, options
         self.pairs = not isinstance(self.texts[0], str)
         self.tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
         self.tokenizer.no_padding()
@@ -113,17 +113,19 @@ class Practice:
         self.steps_per_epoch = max(1, -(-len(self.texts) // options.batch_size))
         self.rng = random.Random(options.seed)
         torch.manual_seed(options.seed)
-        student.dropout = options.dropout
-        hidden = student.spec.hidden_size
+        model.dropout = options.dropout
+        hidden = model.spec.hidden_size
         self.token_head = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        self.text_head = nn.Linear(student.spec.head.dense_features or hidden, 1)
+        self.text_head = nn.Linear(model.spec.head.dense_features or hidden, 1)
+        # Drawn on the CPU: the same start on every device.
+        self.token_head.to(model.device)
+        self.text_head.to(model.device)
         self.epoch = -1
         self._start_epoch()
-        trained = [p for p in student.weights.values() if p.requires_grad]
+        trained = [p for p in model.weights.values() if p.requires_grad]
         trained += [*self.token_head.parameters(), *self.text_head.parameters()]
-        groups = decay_groups(trained, options.weight_decay)
-        self.trained = trained
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98), fused=True)
+        self._trained = trained
+        self.start_optimizer(decay_groups(trained, options.weight_decay))
 
     def _start_epoch(self) -> None:
         """Texts anew; of pairs, some seconds come from another one."""
@@ -138,57 +140,57 @@ class Practice:
                     second = other
                 texts.append((first, second))
         encodings = self.tokenizer.encode_batch(texts)
-        self.exercises = [
-            Exercise(e.ids, e.type_ids, [bool(s) for s in e.special_tokens_mask], [False] * len(e.ids))
+        self.marked_texts = [
+            MarkedText(e.ids, e.type_ids, [bool(s) for s in e.special_tokens_mask], [False] * len(e.ids))
             for e in encodings
         ]
         if self.epoch == 0:
-            self.words = [i for e in self.exercises for i, special in zip(e.ids, e.special, strict=True) if not special]
+            self.words = [
+                i for e in self.marked_texts for i, special in zip(e.ids, e.special, strict=True) if not special
+            ]
             if not self.words:
                 raise TrainingError("the training texts have no words to practise with")
-        lengths = np.array([len(e.ids) for e in self.exercises])
+        lengths = np.array([len(e.ids) for e in self.marked_texts])
         self.batches = bucketed_batches(lengths, self.options.batch_size, self.options.seed, self.epoch)
 
     def advance(self) -> float:
-        """One optimiser step; returns its loss. Raises TrainingError when it is not a number."""
-        options = self.options
+        """Take one optimiser step and return its loss. Raises TrainingError when it is not a number."""
         if self.step >= (self.epoch + 1) * self.steps_per_epoch:
             self._start_epoch()
-        rows = self.batches[self.step - self.epoch * self.steps_per_epoch]
-        share = (self.step + 1) / max(1, round(options.warmup * self.steps))
-        left = (self.steps - self.step) / max(1.0, (1 - options.warmup) * self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * min(1.0, share, max(0.0, left))
-        self.student.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            loss = self._loss(rows)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {self.step + 1} of {self.steps} of practice with lr {options.lr}: "
-                "training has diverged; use a smaller --lr"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.step += 1
-        return value
+        self.model.train()
+        return self.take_step()
+
+    @property
+    def about(self) -> str:
+        return f" of {self.steps} of replaced-token detection"
+
+    def trained(self) -> list[nn.Parameter]:
+        return self._trained
+
+    def rate_share(self) -> float:
+        warmup = self.options.warmup
+        share = (self.step + 1) / max(1, round(warmup * self.steps))
+        left = (self.steps - self.step) / max(1.0, (1 - warmup) * self.steps)
+        return min(1.0, share, max(0.0, left))
+
+    def next_loss(self) -> Tensor:
+        return self._loss(self.batches[self.step - self.epoch * self.steps_per_epoch])
 
     def _loss(self, rows: np.ndarray) -> Tensor:
-        exercises, whole = [], []
+        marked_texts, whole = [], []
         for i in rows:
-            exercise = self.exercises[i]
+            marked = self.marked_texts[i]
             if self.rng.random() < CHANGED_TEXTS:
-                exercise = change(exercise, self.words, self.max_length, self.rng)
-            exercises.append(exercise)
-            whole.append(self.strange[i] if self.pairs else any(exercise.changed))
-        batch = make_batch([e.ids for e in exercises], [e.types for e in exercises])
-        out = self.student(batch)
+                marked = change(marked, self.words, self.max_length, self.rng)
+            marked_texts.append(marked)
+            whole.append(self.strange[i] if self.pairs else any(marked.changed))
+        device = self.model.device
+        batch = make_batch([e.ids for e in marked_texts], [e.types for e in marked_texts], device)
+        out = self.model(batch)
         changed = np.zeros(tuple(batch.ids.shape), np.float32)
-        for row, exercise in zip(changed, exercises, strict=True):
-            row[: len(exercise.changed)] = exercise.changed
+        for row, marked in zip(changed, marked_texts, strict=True):
+            row[: len(marked.changed)] = marked.changed
         tokens = self.token_head(out.hidden[-1])[:, :, 0].float()[batch.mask]
-        answers = self.text_head(self.student.features(out.pooled))[:, 0].float()
-        loss = F.binary_cross_entropy_with_logits(tokens, torch.from_numpy(changed)[batch.mask])
-        return TOKEN_WEIGHT * loss + F.binary_cross_entropy_with_logits(answers, torch.tensor(whole).float())
+        answers = self.text_head(self.model.features(out.pooled))[:, 0].float()
+        loss = F.binary_cross_entropy_with_logits(tokens, torch.from_numpy(changed).to(device)[batch.mask])
+        return TOKEN_WEIGHT * loss + F.binary_cross_entropy_with_logits(answers, torch.tensor(whole).float().to(device))

@@ -1,4 +1,4 @@
-"""What a student is taught with: the dense model's logits and hidden states on the training texts, computed once.
+"""What a model is taught with: the baseline's logits and hidden states on the training texts, computed once.
 
 Several teachers of one task may be averaged: their logits as an ensemble, hidden states from the first. States are
 kept as float16 in memory, of as many layers as `budget_bytes` allows, the last layer always among them.
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from approxrt.torch_models.encoder import Student, make_batch
+from approxrt.torch_models.batches import BatchLimit, batches_by_length
+from approxrt.torch_models.encoder import TorchEncoder, make_batch
 
 HIDDEN_BYTES = 2 << 30
 
@@ -26,7 +27,7 @@ class Teacher:
 
     logits   f32[n, outputs]; None for a model without labels
     pooled   f32[n, hidden]
-    layers   the layers whose states are kept (indices into the student's `hidden`)
+    layers   the layers whose states are kept (indices into the model's `hidden`)
     states   f16[layers, tokens of all examples, hidden]
     offsets  i64[n + 1]: example i has the tokens offsets[i] .. offsets[i + 1] - 1
     """
@@ -48,7 +49,7 @@ class Teacher:
 
 
 def teach(
-    models: Sequence[Student],
+    models: Sequence[TorchEncoder],
     ids: Sequence[Sequence[int]],
     types: Sequence[Sequence[int]],
     budget_bytes: int = HIDDEN_BYTES,
@@ -64,21 +65,21 @@ def teach(
     states = np.zeros((len(layers), int(offsets[-1]) if layers else 0, hidden), np.float16)
     logits = np.zeros((len(ids), first.spec.num_outputs), np.float32) if first.spec.labels else None
     pooled = np.zeros((len(ids), hidden), np.float32)
-    order, done = np.argsort(lengths, kind="stable"), 0
+    device, done = first.device, 0
     for model in models:
         model.eval()
     with torch.inference_mode():
-        for start in range(0, len(order), 64):
-            rows = order[start : start + 64]
-            batch = make_batch([ids[i] for i in rows], [types[i] for i in rows])
+        # Hidden states of all layers are there at once.
+        for rows in batches_by_length(lengths, BatchLimit(64).on(device, hidden, depth)):
+            batch = make_batch([ids[i] for i in rows], [types[i] for i in rows], device)
             for place, model in enumerate(models):
                 out = model(batch)
                 if logits is not None:
-                    logits[rows] += out.logits.float().numpy() / len(models)
+                    logits[rows] += out.logits.float().cpu().numpy() / len(models)
                 if place == 0:
-                    pooled[rows] = out.pooled.float().numpy()
+                    pooled[rows] = out.pooled.float().cpu().numpy()
                     for j, layer in enumerate(layers):
-                        values = out.hidden[layer].numpy()
+                        values = out.hidden[layer].cpu().numpy()
                         for i, row in enumerate(rows):
                             states[j, offsets[row] : offsets[row + 1]] = values[i, : lengths[row]]
             done += len(rows)

@@ -9,7 +9,7 @@ upper middle, where a task's meaning is made up but not yet its answer, are comp
 word table (mean divergence of answers on unseen sentences of SST-2: 0.024 by small pieces, 0.025 by neighbours in the
 table, 0.011 by neighbours in layer 4 of 6).
 
-    features = piece_states(Student(spec, tensors), tokenizer_json)
+    features = piece_states(TorchEncoder(spec, tensors), tokenizer_json)
     vocabulary = share_rows(tokenizer_json, train_texts, features)
     spec, tensors = apply_vocabulary(spec, tensors, vocabulary)
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from approxrt.errors import CheckpointError, InputError, UnsupportedModelError
-from approxrt.torch_models.encoder import Student, make_batch
+from approxrt.torch_models.encoder import TorchEncoder, make_batch
 from approxrt.vocabulary.prune import (
     PrunedVocabulary,
     count_pieces,
@@ -46,7 +46,7 @@ def shares_rows(tokenizer_json: bytes) -> bool:
     return type(tokenizer.model).__name__ == "WordPiece" and tokenizer.num_special_tokens_to_add(False) > 0
 
 
-def piece_states(model: Student, tokenizer_json: bytes) -> np.ndarray:
+def piece_states(model: TorchEncoder, tokenizer_json: bytes) -> np.ndarray:
     """f32[V, hidden]: each piece's state, of mean zero over pieces and length 1, where the model reads it by itself.
 
     Read in the model's own middle (`DEPTH`), between the tokens that the tokenizer puts around a text.
@@ -63,11 +63,11 @@ def piece_states(model: Student, tokenizer_json: bytes) -> np.ndarray:
     with torch.inference_mode():
         for begin in range(0, len(states), _BATCH):
             ids = range(begin, min(begin + _BATCH, len(states)))
-            batch = make_batch([[first, i, last] for i in ids])
+            batch = make_batch([[first, i, last] for i in ids], device=model.device)
             x, keys = model.embed(batch), model.keys(batch)
             for i in range(layer + 1):
                 x = model.layer(i, x, keys)
-            states[ids.start : ids.stop] = x[:, 1].float().numpy()
+            states[ids.start : ids.stop] = x[:, 1].float().cpu().numpy()
     model.train(training)
     states -= states.mean(axis=0)
     return states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)

@@ -24,7 +24,7 @@ from approxrt.quantization.rtn import quantize_rows
 from approxrt.random import Stream, generator
 from approxrt.tasks.examples import encode
 from approxrt.tasks.readers import Dataset
-from approxrt.torch_models.encoder import Student, predict
+from approxrt.torch_models.encoder import TorchEncoder, predict
 from approxrt.vocabulary.prune import PrunedVocabulary, apply_vocabulary, prune_vocabulary
 from approxrt.vocabulary.row_sharing import piece_states, share_rows, shares_rows
 
@@ -93,7 +93,7 @@ def task_vocabulary(
     )
     if shared is False or not shares_rows(source):
         return spelled
-    dense = Student(spec, checkpoint.tensors)
+    dense = TorchEncoder(spec, checkpoint.tensors)
     states = piece_states(dense, source)
     sharing = share_rows(source, train.texts, states)
     tight = is_tight(len(sharing.kept), spec.embedding_size, sharing.tokenizer_json, allowed)
@@ -116,8 +116,8 @@ def task_vocabulary(
         strays = []
         for vocabulary in (pieces, sharing):
             encoded = encode(texts, vocabulary.tokenizer_json, length)
-            student = Student(*apply_vocabulary(spec, checkpoint.tensors, vocabulary))
-            found = predict(student, encoded.ids, encoded.types)
+            model = TorchEncoder(*apply_vocabulary(spec, checkpoint.tensors, vocabulary))
+            found = predict(model, encoded.ids, encoded.types)
             strays.append(divergence(wanted, found, classes=spec.task_type == "classification"))
         shared = strays[1] < strays[0]
     return TaskVocabulary(sharing, True, tight, common) if shared else spelled
@@ -155,7 +155,7 @@ def resplit_texts(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """`lessons` in the pieces of a smaller vocabulary, as ids of the pruned one; `whole` has all of `source`'s.
 
-    With all of its own words known, a student would never meet what new texts are made of: words in pieces. Pieces are
+    With all of its own words known, a model would never meet what new texts are made of: words in pieces. Pieces are
     counted in `train`.
     """
     small = prune_vocabulary(source, train.texts, RESPLIT_COUNT)

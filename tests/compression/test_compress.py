@@ -42,12 +42,12 @@ class CountedTable:
         return size * (32 if kind == "attention" else 1) * density / 50
 
 
-def counted_ms(self: EncoderFamily, student: Any, bits: Any) -> float:
-    """Milliseconds by the same count as `CountedTable`'s, of the student as it is."""
+def counted_ms(self: EncoderFamily, model: Any, bits: Any) -> float:
+    """Milliseconds by the same count as `CountedTable`'s, of the model as it is."""
     total = 1.0
-    for block in blocks_of(student.spec):
-        layer = student.spec.layers[block.layer]
-        masks = [student.masks[name] for name in block.linears if name in student.masks]
+    for block in blocks_of(model.spec):
+        layer = model.spec.layers[block.layer]
+        masks = [model.masks[name] for name in block.linears if name in model.masks]
         density = sum(m.sum() for m in masks) / sum(m.size for m in masks) if masks else 1.0
         size = layer.num_heads if block.kind == "attention" else layer.intermediate_size
         total += CountedTable().ms(block.kind, size, density, 8)
@@ -153,7 +153,7 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
     """Killed in the middle of a stage, then repeated: the same cuts are not made twice, and the result is there."""
     wanted = options(speedup=4.0, save_seconds=0.0)
     steps: list[int] = []
-    original = stages.Recovery.advance
+    original = stages.Distillation.advance
 
     def counted(self: Any) -> float:
         steps.append(self.step)
@@ -161,7 +161,7 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(stages.Recovery, "advance", counted)
+    monkeypatch.setattr(stages.Distillation, "advance", counted)
     with pytest.raises(KeyboardInterrupt):
         approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
     assert not (tmp_path / "a").exists() and (tmp_path / "a.work" / "state.pt").exists()
@@ -350,13 +350,13 @@ def test_a_budget_shortens_the_training(
     """The pace falls after the plan was made: fewer steps are taken, and the end of the schedule is still there."""
     clock = {"now": 0.0}
     monkeypatch.setattr(Budget, "elapsed", lambda self: clock["now"])
-    original = stages.Recovery.advance
+    original = stages.Distillation.advance
 
     def slow(self: Any) -> float:
         clock["now"] += 0.001 if self.steps == 1000 else 1.0  # what the plan tries out has 1,000 steps
         return original(self)
 
-    monkeypatch.setattr(stages.Recovery, "advance", slow)
+    monkeypatch.setattr(stages.Distillation, "advance", slow)
     report = approxrt.compress(
         checkpoint, data, out=tmp_path / "a", task="csv", options=options(speedup=4.0, max_drop=0.9, budget=130.0)
     )
@@ -368,7 +368,7 @@ def test_few_steps_cut_before_they_train(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With few steps all cuts are refitted, none is left to a training that could not make up for it."""
-    advance, cut = stages.Recovery.advance, stages.Rounds.cut
+    advance, cut = stages.Distillation.advance, stages.Rounds.cut
     order: list[str] = []
 
     def step(self: Any) -> float:
@@ -380,7 +380,7 @@ def test_few_steps_cut_before_they_train(
         order.append("cut")
         return cut(self, progress)
 
-    monkeypatch.setattr(stages.Recovery, "advance", step)
+    monkeypatch.setattr(stages.Distillation, "advance", step)
     monkeypatch.setattr(stages.Rounds, "cut", counted)
     monkeypatch.setattr(stages, "FEW_STEPS", 100_000)
     wanted = options(speedup=4.0, max_drop=0.9, epochs=None, budget=30.0)

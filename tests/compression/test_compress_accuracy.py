@@ -16,8 +16,8 @@ from test_compress import checkpoint, data, options, small  # noqa: E402, F401
 
 import approxrt  # noqa: E402
 from approxrt.compression.recipes.ensemble import PACE_STEPS  # noqa: E402
-from approxrt.training.recovery import Recovery  # noqa: E402
-from approxrt.training.replaced_token import Practice  # noqa: E402
+from approxrt.training.distillation import Distillation  # noqa: E402
+from approxrt.training.replaced_token import ReplacedTokenDetection  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def test_members_removals_and_an_ensemble(
     assert report.chosen["metrics"]["accuracy"] >= report.dense["metrics"]["accuracy"] - 0.05
     assert (tmp_path / "a.work" / "member-0.pt").exists()
     assert 0 <= about["gain_in_resamples"] <= 1
-    # A few dozen examples: whatever the student gains on them, chance may have done it.
+    # A few dozen examples: whatever the model gains on them, chance may have done it.
     assert (about["gain_in_resamples"] < 0.95) == any("may be chance" in note for note in report.notes)
 
 
@@ -54,8 +54,8 @@ def test_interrupts_go_on(
         return approxrt.compress(checkpoint, data, out=tmp_path / name, task="csv", options=wanted)
 
     once = compress("once")
-    taken = {Practice: 0, Recovery: 0}
-    last = {Practice: 5, Recovery: 0}
+    taken = {ReplacedTokenDetection: 0, Distillation: 0}
+    last = {ReplacedTokenDetection: 5, Distillation: 0}
 
     def counted(kind: Any) -> None:
         original = kind.advance
@@ -68,19 +68,21 @@ def test_interrupts_go_on(
 
         monkeypatch.setattr(kind, "advance", advance)
 
-    counted(Practice)
-    counted(Recovery)
+    counted(ReplacedTokenDetection)
+    counted(Distillation)
     with pytest.raises(KeyboardInterrupt):
         compress("again")
     assert not list((tmp_path / "again.work").glob("*.pt"))
     steps = once.chosen["about"]["practice"]["member_steps"]
-    last[Recovery] = PACE_STEPS + 1 + steps + 3  # the third step of the second member
+    last[Distillation] = PACE_STEPS + 1 + steps + 3  # the third step of the second member
     with pytest.raises(KeyboardInterrupt):
         compress("again")
     assert {path.name for path in (tmp_path / "again.work").glob("*.pt")} == {"practised.pt", "member-0.pt"}
-    taken[Practice] = taken[Recovery] = last[Practice] = last[Recovery] = 0
+    taken[ReplacedTokenDetection] = taken[Distillation] = last[ReplacedTokenDetection] = last[Distillation] = 0
     again = compress("again")
-    assert not taken[Practice] and 3 * steps <= taken[Recovery] < 4 * steps  # three members and the student
+    assert (
+        not taken[ReplacedTokenDetection] and 3 * steps <= taken[Distillation] < 4 * steps
+    )  # three members and the model
     assert again.chosen["about"]["mixed"] == once.chosen["about"]["mixed"]
     one, other = (approxrt.load(tmp_path / name).logits(["a good film", "a bad film"]) for name in ("once", "again"))
     assert np.array_equal(one, other)
@@ -88,7 +90,7 @@ def test_interrupts_go_on(
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_scores_of_pairs(family: str, tmp_path: Path) -> None:
-    """Practice asks which seconds belong to which firsts; there is no border between classes to move."""
+    """The texts alone tell which seconds belong to which firsts; there is no border between classes to move."""
     rng = np.random.default_rng(0)
     words = "good great fine film the a story rain town price work hours room bad awful".split()  # noqa: SIM905
     lines = ["text,text_pair,label"]

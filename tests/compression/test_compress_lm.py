@@ -115,7 +115,7 @@ def test_what_cannot_be_had_is_refused(checkpoint: Path, data: Path, tmp_path: P
 def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in training: the same command takes the next step, and makes no candidate twice."""
     wanted: dict[str, Any] = {"objective": "size", "shrink": 5.5, "max_drop": 0.001, "epochs": 4.0, "save_seconds": 0.0}
-    original, steps = decoder_training.DecoderRecovery.advance, list[int]()
+    original, steps = decoder_training.DecoderDistillation.advance, list[int]()
 
     def stopped(self: Any, done: float) -> float:
         if len(steps) == 6:
@@ -123,7 +123,7 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
         steps.append(self.step)
         return original(self, done)
 
-    monkeypatch.setattr(decoder_training.DecoderRecovery, "advance", stopped)
+    monkeypatch.setattr(decoder_training.DecoderDistillation, "advance", stopped)
     with pytest.raises(KeyboardInterrupt):
         compress(checkpoint, data, tmp_path / "a", **wanted)
     before = kept_candidates(tmp_path / "a.work")
@@ -134,7 +134,7 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
         resumed.append(self.step)
         return original(self, done)
 
-    monkeypatch.setattr(decoder_training.DecoderRecovery, "advance", counted)
+    monkeypatch.setattr(decoder_training.DecoderDistillation, "advance", counted)
     monkeypatch.setattr(decoder_rounds, "statistics", None)  # the search is not done again
     report = compress(checkpoint, data, tmp_path / "a", **wanted)
     assert resumed[0] == 6 and resumed == list(range(6, resumed[-1] + 1))

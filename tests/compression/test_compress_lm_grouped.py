@@ -41,7 +41,7 @@ from approxrt.significance import decoder_latency
 from approxrt.significance.decoder_statistics import statistics
 from approxrt.torch_models.decoder import TorchDecoder
 from approxrt.training.budget import Budget
-from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
+from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_one_table_stays_one(checkpoint: DecoderCheckpoint) -> None:
     assert not list(tensor_faults(built.decoder_spec, built.tensors))
 
 
-def test_the_student_starts_and_ends_on_the_grids(checkpoint: DecoderCheckpoint) -> None:
+def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderCheckpoint) -> None:
     builder, pieces = builder_of(checkpoint)
     plan = plan_of(builder, some_gone(builder), out="g6", up="int4")
     built = builder.build(plan)
@@ -212,16 +212,16 @@ def test_the_student_starts_and_ends_on_the_grids(checkpoint: DecoderCheckpoint)
             return np.asarray(dense.head(x)[0].numpy())
 
     bits = {name: kind.bits for name, kind in plan.kinds.items()}
-    options = DecoderRecoveryOptions(lr=2e-4, trains_head=True)
-    recovery = DecoderRecovery(spec, tensors, {}, bits, pieces, teacher, options, grids)
+    options = DecoderDistillationOptions(lr=2e-4, trains_head=True)
+    recovery = DecoderDistillation(spec, tensors, {}, bits, pieces, teacher, options, grids)
 
-    def student() -> np.ndarray:
+    def model() -> np.ndarray:
         with torch.no_grad():
             return np.asarray(recovery.logits(pieces[:1]).numpy()[0])
 
     ids = pieces[0].tolist()
     want = DecoderReference(built.decoder_spec, built.tensors).next_logits(ids)
-    assert_equal_but_for_flips(student(), want)
+    assert_equal_but_for_flips(model(), want)
     losses = [recovery.advance(i / 40) for i in range(40)]
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     learnt = recovery.grids()
@@ -229,7 +229,7 @@ def test_the_student_starts_and_ends_on_the_grids(checkpoint: DecoderCheckpoint)
     after = with_words(*on_grid(spec, whole, {}, bits, learnt), builder.own)
     assert not list(tensor_faults(after.decoder_spec, after.tensors))
     want = DecoderReference(after.decoder_spec, after.tensors).next_logits(ids)
-    assert_equal_but_for_flips(student(), want)
+    assert_equal_but_for_flips(model(), want)
     name = "layers.2.ffn.down"
     assert (learnt[name]["group_scale"] != grids[name]["group_scale"]).mean() > 0.5
     moved = np.abs(learnt[name]["group_scale"] / grids[name]["group_scale"] - 1)
@@ -237,7 +237,7 @@ def test_the_student_starts_and_ends_on_the_grids(checkpoint: DecoderCheckpoint)
     changed = dequantize_groups(learnt[name] | {"group_scale": grids[name]["group_scale"]}, 128)
     assert (learnt[name]["q4"] != grids[name]["q4"]).mean() < 0.5 and changed.shape == (64, 128)
     state = recovery.state()
-    other = DecoderRecovery(spec, tensors, {}, bits, pieces, teacher, options, grids)
+    other = DecoderDistillation(spec, tensors, {}, bits, pieces, teacher, options, grids)
     other.restore(state)
     for part, array in other.grids()[name].items():
         np.testing.assert_array_equal(array, learnt[name][part])
@@ -354,7 +354,7 @@ def test_what_is_out_of_reach_is_said_first(data: Path, tmp_path: Path) -> None:
 def test_more_budget_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little time for a step of distillation is no end: the same command with more trains, and notes stay."""
     wanted: dict[str, Any] = {"speedup": 1000.0, "max_drop": 0.01, "epochs": None}
-    original = decoder_training.DecoderRecovery.advance
+    original = decoder_training.DecoderDistillation.advance
 
     def slow(self: Any, done: float) -> float:
         clock[0] += 1e5
@@ -364,7 +364,7 @@ def test_more_budget_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(Budget, "elapsed", lambda self: elapsed(self) + clock[0])
         patch.setattr(Job, "save_clock", lambda self, check=0.0: None)
-        patch.setattr(decoder_training.DecoderRecovery, "advance", slow)
+        patch.setattr(decoder_training.DecoderDistillation, "advance", slow)
         first = compress(data, tmp_path / "a", **wanted)
     assert not first.finished and not any(c["about"].get("trained") for c in kept_candidates(tmp_path / "a.work"))
     assert any("no time for distillation" in note for note in first.notes)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import CORPUS, build_checkpoint
-from small_student import random_examples, small_student
+from small_encoder import random_examples, small_encoder
 
 import approxrt
 from approxrt.artifact.reader import read_artifact
@@ -59,7 +59,7 @@ def compression(task, tmp_path, monkeypatch):
         made.baseline = lambda: known  # type: ignore[method-assign]
         made.job.work.save("baseline", known)
         made.job.work.save_array("baseline_outputs", outputs_of(made))
-        made.timer = lambda student, bits: 100 * stored_share(student) + 1  # type: ignore[method-assign]
+        made.timer = lambda model, bits: 100 * stored_share(model) + 1  # type: ignore[method-assign]
         made.latency_table = lambda: _Table(made.model())  # type: ignore[method-assign]
         return made
 
@@ -70,12 +70,12 @@ def outputs_of(made: EncoderFamily) -> np.ndarray:
     return predict(made.model(), made.inputs.validation.ids, made.inputs.validation.types)
 
 
-def stored_share(student) -> float:
+def stored_share(model) -> float:
     """Kept tiles as a share of the dense model's (2 layers of 4 x 64 x 64 and 2 x 64 x 128 weights)."""
     kept = 0
-    for name, linear in student.spec.linears():
+    for name, linear in model.spec.linears():
         if name.startswith("layers."):
-            mask = student.masks.get(name)
+            mask = model.masks.get(name)
             kept += linear.in_features * linear.out_features // 64 if mask is None else int(mask.sum())
     return kept / (2 * (4 * 64 * 64 + 2 * 64 * 128) // 64)
 
@@ -85,8 +85,8 @@ class _Table:
 
     base_ms = 1.0
 
-    def __init__(self, student) -> None:
-        self.spec = student.spec
+    def __init__(self, model) -> None:
+        self.spec = model.spec
 
     def ms(self, kind: str, size: int, density: float, bits: int) -> float:
         width = 16 * size * 4 if kind == "attention" else 2 * size
@@ -142,27 +142,27 @@ def test_magnitude_meets_the_target_with_one_density(compression):
 
 def test_what_cannot_be_met_is_said(compression):
     made = compression(speedup=4.0, method="magnitude")
-    made.timer = lambda student, bits: 40.0
+    made.timer = lambda model, bits: 40.0
     with pytest.raises(CompressionError, match="does not meet the target"):
         driver.run(made)
 
 
 def test_a_cut_follows_to_scores_and_to_the_dense_models_indices():
-    dense, examples = small_student(), random_examples(60)
-    subject = PrunedEncoder(small_student(), dense, examples, np.arange(60), 0)
+    dense, examples = small_encoder(), random_examples(60)
+    subject = PrunedEncoder(small_encoder(), dense, examples, np.arange(60), 0)
     before = predict(dense, examples.ids, examples.types)
     subject.score(reorder=True)
-    np.testing.assert_allclose(predict(subject.student, examples.ids, examples.types), before, atol=1e-5)
+    np.testing.assert_allclose(predict(subject.model, examples.ids, examples.types), before, atol=1e-5)
     order = subject.kept.units[0]
     assert sorted(order) == list(range(36))
-    again = PrunedEncoder(subject.student, dense, examples, np.arange(60), 0)
-    again.score()  # on the reordered student: what was found before has been reordered rightly
+    again = PrunedEncoder(subject.model, dense, examples, np.arange(60), 0)
+    again.score()  # on the reordered model: what was found before has been reordered rightly
     for name, score in again.scores.items():
         np.testing.assert_allclose(subject.scores[name], score, rtol=1e-3, atol=1e-6 * score.max())
         np.testing.assert_allclose(subject.means[name], again.means[name], rtol=1e-4, atol=1e-5)
     scores = {name: score.copy() for name, score in subject.scores.items()}
     keep = Structure((np.array([2, 0]), np.arange(0)), (np.arange(16, 36), np.arange(36)))
-    subject.cut(keep, {})
+    subject.prune(keep, {})
     assert list(subject.kept.heads[0]) == [2, 0]
     assert np.array_equal(subject.kept.units[0], order[16:])
     assert np.array_equal(subject.scores["layers.0.ffn.up"], scores["layers.0.ffn.up"][16:])
@@ -172,7 +172,7 @@ def test_a_cut_follows_to_scores_and_to_the_dense_models_indices():
     assert not [name for name in subject.scores if name.startswith("layers.1.attention")]
     unit = subject.kept.units[0][3]
     up = "layers.0.ffn.up.weight"
-    np.testing.assert_array_equal(subject.student.weight(up).detach()[3], dense.weight(up).detach()[unit])
+    np.testing.assert_array_equal(subject.model.weight(up).detach()[3], dense.weight(up).detach()[unit])
 
 
 def test_scores_of_tiles_are_spread_over_their_weights():

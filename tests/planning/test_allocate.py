@@ -168,7 +168,7 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
         if name.startswith("layers.")
         for n, k in [(linear.out_features, linear.in_features)]
     }
-    subject = SimpleNamespace(student=SimpleNamespace(spec=spec), element_scores=lambda: scores)
+    subject = SimpleNamespace(model=SimpleNamespace(spec=spec), element_scores=lambda: scores)
     dense = sum(block_bytes(spec, *of, 1.0, 8, 16) for of in (("attention", 4), ("ffn", 128), ("attention", 2)))
     dense += block_bytes(spec, "ffn", 96, 1.0, 8, 16)
     ramp = Rounds(subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), bits=(8, 4))
@@ -178,19 +178,19 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
 
 def test_a_disturbed_timing_cuts_nothing() -> None:
     """Once something else runs, and the time is double: it is taken again before more is cut, and what fits stays."""
-    pytest.importorskip("torch", reason="students need torch")
-    from small_student import random_examples, small_student
+    pytest.importorskip("torch", reason="models need torch")
+    from small_encoder import random_examples, small_encoder
 
     from approxrt.compression.families.pruned_encoder import PrunedEncoder
 
     def cut(times: list[float]) -> tuple[dict[str, np.ndarray], int]:
         """(masks, timed cuts) of a cut whose timings are `times`, the last one again and again."""
-        subject = PrunedEncoder(small_student(), small_student(), random_examples(40), np.arange(40))
+        subject = PrunedEncoder(small_encoder(), small_encoder(), random_examples(40), np.arange(40))
         subject.score()
         left = iter([*times, *[times[-1]] * 20])
         ramp = Rounds(subject, Table(), lambda *_: next(left), 100.0, target_ms=8.0, base_ms=0.0, lengths=[8])
         ramp.cut(1.0)
-        return dict(subject.student.masks), len(ramp.history)
+        return dict(subject.model.masks), len(ramp.history)
 
     calm, disturbed, slow = cut([8.0]), cut([16.0, 8.0]), cut([16.0])
     assert calm[1] == disturbed[1] == 1 and slow[1] > 1

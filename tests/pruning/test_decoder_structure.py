@@ -47,7 +47,7 @@ from approxrt.significance.decoder_removal import DecoderElement, elements_of, m
 from approxrt.significance.decoder_statistics import statistics
 from approxrt.significance.report.decoder import decoder_findings
 from approxrt.torch_models.decoder import TorchDecoder
-from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
+from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +277,7 @@ def test_latency_is_measured_for_every_kind() -> None:
 # -- distillation -----------------------------------------------------------------
 
 
-def test_the_student_computes_what_the_artifact_will() -> None:
+def test_the_model_in_training_computes_what_the_artifact_will() -> None:
     spec, tensors = model("rotated")
     widths = {"ffn.up": 4, "ffn.down": 4, "ffn.gate": 5, "attention.value": 5}
     bits = {name: widths.get(name.split(".", 2)[-1], 8) for name, _ in spec.linears()}
@@ -296,8 +296,8 @@ def test_the_student_computes_what_the_artifact_will() -> None:
                 x = dense.layer(i, x)
             return np.asarray(dense.head(x)[0].numpy())
 
-    options = DecoderRecoveryOptions(lr=2e-3)
-    recovery = DecoderRecovery(spec, tensors, masks, bits, pieces(8), teacher, options)
+    options = DecoderDistillationOptions(lr=2e-3)
+    recovery = DecoderDistillation(spec, tensors, masks, bits, pieces(8), teacher, options)
     before = [recovery.advance(i / 40) for i in range(40)]
     assert np.mean(before[-8:]) < 0.7 * np.mean(before[:8])
     weights = recovery.weights()
@@ -313,7 +313,7 @@ def test_the_student_computes_what_the_artifact_will() -> None:
     np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
     # A state that is put back takes the same next step.
     state = copy.deepcopy(recovery.state())
-    other = DecoderRecovery(spec, tensors, masks, bits, pieces(8), teacher, options)
+    other = DecoderDistillation(spec, tensors, masks, bits, pieces(8), teacher, options)
     other.restore(state)
     assert other.advance(0.5) == recovery.advance(0.5)
     for name, value in recovery.weights().items():

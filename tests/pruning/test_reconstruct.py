@@ -1,28 +1,28 @@
-"""Refitting: least squares on the student's own inputs, and a student that is nearer to the dense model."""
+"""Refitting: least squares on the model's own inputs, and a model that is nearer to the dense model."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from small_student import random_examples, small_student
+from small_encoder import random_examples, small_encoder
 
 from approxrt.artifact.storage.bsr import expand_mask, grid
 from approxrt.pruning.reconstruct import Moments, refit, solve
 from approxrt.pruning.structure import Structure, remove
-from approxrt.torch_models.encoder import Student, make_batch
+from approxrt.torch_models.encoder import TorchEncoder, make_batch
 
 
-def random_masks(student: Student, density: float, seed: int = 0) -> dict[str, np.ndarray]:
+def random_masks(model: TorchEncoder, density: float, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     masks = {}
-    for name, linear in student.spec.linears():
+    for name, linear in model.spec.linears():
         if name.startswith("layers."):
             masks[name] = rng.random(grid(linear.out_features, linear.in_features)) < density
     return masks
 
 
-def tokens_of(student: Student, examples, hook: str, name: str) -> np.ndarray:
+def tokens_of(model: TorchEncoder, examples, hook: str, name: str) -> np.ndarray:
     """What goes into or comes out of a linear, text by text."""
     kept = []
 
@@ -31,20 +31,20 @@ def tokens_of(student: Student, examples, hook: str, name: str) -> np.ndarray:
             kept.append(value.detach().reshape(-1, value.shape[-1]).double().numpy())
         return value
 
-    setattr(student, hook, keep)
+    setattr(model, hook, keep)
     for ids in examples.ids:
-        student(make_batch([ids]))
-    setattr(student, hook, None)
+        model(make_batch([ids]))
+    setattr(model, hook, None)
     return np.concatenate(kept)
 
 
-def hidden_error(student: Student, dense: Student, examples, layer: int = -1) -> float:
+def hidden_error(model: TorchEncoder, dense: TorchEncoder, examples, layer: int = -1) -> float:
     """Mean squared error of a layer's hidden state, over real tokens."""
     total = count = 0
     with torch.no_grad():
         for ids in examples.ids:
             batch = make_batch([ids])
-            total += float((student(batch).hidden[layer] - dense(batch).hidden[layer]).square().sum())
+            total += float((model(batch).hidden[layer] - dense(batch).hidden[layer]).square().sum())
             count += len(ids)
     return total / count
 
@@ -81,28 +81,28 @@ def test_a_ridge_keeps_what_the_data_do_not_decide():
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_refitting_brings_the_student_nearer(follow):
-    dense, student = small_student(), small_student()
+def test_refitting_brings_the_model_nearer(follow):
+    dense, model = small_encoder(), small_encoder()
     examples, unseen = random_examples(200, seed=1), random_examples(40, seed=2)
-    student.set_masks(random_masks(student, 0.6))
-    before = hidden_error(student, dense, unseen)
-    refit(student, dense, examples, np.arange(200), follow=follow)
-    assert hidden_error(student, dense, unseen) < 0.6 * before
-    for name, mask in student.masks.items():
-        weight = student.weight(f"{name}.weight").detach().numpy()
+    model.set_masks(random_masks(model, 0.6))
+    before = hidden_error(model, dense, unseen)
+    refit(model, dense, examples, np.arange(200), follow=follow)
+    assert hidden_error(model, dense, unseen) < 0.6 * before
+    for name, mask in model.masks.items():
+        weight = model.weight(f"{name}.weight").detach().numpy()
         assert not weight[~expand_mask(mask, *weight.shape)].any()
 
 
-def test_a_linear_is_optimal_for_the_inputs_of_the_finished_student():
+def test_a_linear_is_optimal_for_the_inputs_of_the_finished_model():
     """Layer 1's `up` reads what the refitted layers before it put out: no other weights of its tiles do better."""
-    dense, student, examples = small_student(), small_student(), random_examples(120)
-    student.set_masks(random_masks(student, 0.6))
-    refit(student, dense, examples, np.arange(120), ridge=0.0)
+    dense, model, examples = small_encoder(), small_encoder(), random_examples(120)
+    model.set_masks(random_masks(model, 0.6))
+    refit(model, dense, examples, np.arange(120), ridge=0.0)
     name = "layers.1.ffn.up"
-    x, y = tokens_of(student, examples, "input_hook", name), tokens_of(dense, examples, "output_hook", name)
-    weight = student.weight(f"{name}.weight").detach().numpy()
-    kept = expand_mask(student.masks[name], *weight.shape)
-    bias = student.weight(f"{name}.bias").detach().numpy()
+    x, y = tokens_of(model, examples, "input_hook", name), tokens_of(dense, examples, "output_hook", name)
+    weight = model.weight(f"{name}.weight").detach().numpy()
+    kept = expand_mask(model.masks[name], *weight.shape)
+    bias = model.weight(f"{name}.bias").detach().numpy()
     for row in (0, 20, 35):
         system = np.concatenate([x[:, kept[row]], np.ones((len(x), 1))], axis=1)
         best = np.linalg.lstsq(system, y[:, row], rcond=None)[0]
@@ -113,7 +113,7 @@ def test_a_linear_is_optimal_for_the_inputs_of_the_finished_student():
 
 
 def test_structure_that_went_is_made_up_for():
-    dense, examples = small_student(), random_examples(200)
+    dense, examples = small_encoder(), random_examples(200)
     keep = Structure((np.array([2, 0]), np.array([], int)), (np.arange(35, 3, -1), np.array([], int)))
     tensors = dense.tensors()
     means = {
@@ -122,13 +122,13 @@ def test_structure_that_went_is_made_up_for():
         for part in ("attention.output", "ffn.down")
     }
     spec, smaller, _ = remove(dense.spec, tensors, keep, means)
-    student = Student(spec, smaller)
-    before = hidden_error(student, dense, examples, 0)
-    refit(student, dense, examples, np.arange(200), keep, follow=False)
-    assert hidden_error(student, dense, examples, 0) < 0.9 * before
+    model = TorchEncoder(spec, smaller)
+    before = hidden_error(model, dense, examples, 0)
+    refit(model, dense, examples, np.arange(200), keep, follow=False)
+    assert hidden_error(model, dense, examples, 0) < 0.9 * before
     wanted = tokens_of(dense, examples, "output_hook", "layers.1.attention.output").mean(0)
-    bias = student.weight("layers.1.attention.output.bias").detach().numpy()
+    bias = model.weight("layers.1.attention.output.bias").detach().numpy()
     np.testing.assert_allclose(bias, wanted, atol=1e-5)
-    # Head 0 of the student is head 2 of the dense model: its query follows that one's.
-    x, y = (tokens_of(model, examples, "output_hook", "layers.0.attention.query") for model in (student, dense))
+    # Head 0 of the model is head 2 of the dense model: its query follows that one's.
+    x, y = (tokens_of(model, examples, "output_hook", "layers.0.attention.query") for model in (model, dense))
     np.testing.assert_allclose(x[:, :8], y[:, 16:], atol=1e-3 * np.abs(y).max())

@@ -21,7 +21,7 @@ from approxrt.pruning.structure import (  # noqa: E402
     selections,
     shrink_masks,
 )
-from approxrt.torch_models.encoder import Student, predict  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, predict  # noqa: E402
 
 IDS = [[3, 4, 5, 6], [7], [8, 9, 10, 11, 12, 13, 14, 15, 3], [4, 4]]
 
@@ -44,8 +44,8 @@ def test_equals_gates(spec: ModelSpec) -> None:
     """What is removed with means of zero is what a gate of zero computes."""
     tensors = random_tensors(spec)
     keep = Structure((np.array([0, 2]), np.arange(0)), (np.arange(5, 40), np.arange(48)))
-    student = Student(spec, tensors)
-    student.gates = {
+    model = TorchEncoder(spec, tensors)
+    model.gates = {
         "layers.0.attention": torch.tensor([1.0, 0.0, 1.0]),
         "layers.1.attention": torch.zeros(2),
         "layers.0.ffn": torch.from_numpy(np.isin(np.arange(64), keep.units[0]).astype(np.float32)),
@@ -53,7 +53,9 @@ def test_equals_gates(spec: ModelSpec) -> None:
     small, out, _ = remove(spec, tensors, keep, zero_means(spec))
     assert [(l.num_heads, l.intermediate_size) for l in small.layers] == [(2, 35), (0, 48)]
     assert not tensor_faults(small, {name: np.ascontiguousarray(array) for name, array in out.items()})
-    np.testing.assert_allclose(predict(Student(small, out), IDS, None), predict(student, IDS, None), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        predict(TorchEncoder(small, out), IDS, None), predict(model, IDS, None), rtol=0, atol=1e-5
+    )
 
 
 def test_mean_goes_to_the_bias(spec: ModelSpec) -> None:
@@ -74,7 +76,7 @@ def test_order_of_units_is_free(spec: ModelSpec) -> None:
     _, out, _ = remove(spec, tensors, order, zero_means(spec))
     assert not np.array_equal(out["layers.0.ffn.up.weight"], tensors["layers.0.ffn.up.weight"])
     np.testing.assert_allclose(
-        predict(Student(spec, out), IDS, None), predict(Student(spec, tensors), IDS, None), rtol=0, atol=1e-5
+        predict(TorchEncoder(spec, out), IDS, None), predict(TorchEncoder(spec, tensors), IDS, None), rtol=0, atol=1e-5
     )
 
 
@@ -99,15 +101,17 @@ def test_dead_structure(spec: ModelSpec) -> None:
     keep = dead_structure(spec, masks, shapes)
     assert keep.heads[0].tolist() == [0, 2] and keep.heads[1].tolist() == [0, 1]
     assert keep.units[0].tolist() == list(range(64)) and keep.units[1].tolist() == list(range(32))
-    student = Student(spec, tensors)
-    student.set_masks(masks)
-    masked = student.tensors()
+    model = TorchEncoder(spec, tensors)
+    model.set_masks(masks)
+    masked = model.tensors()
     # A dead unit still puts out a constant, its activation at its bias: as a mean it is exact.
     means = zero_means(spec)
     bias = masked["layers.1.ffn.up.bias"]
     means["layers.1.ffn.down"] = torch.nn.functional.gelu(torch.from_numpy(bias)).numpy()
     small, out, kept = remove(spec, masked, keep, means, masks)
-    np.testing.assert_allclose(predict(Student(small, out), IDS, None), predict(student, IDS, None), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        predict(TorchEncoder(small, out), IDS, None), predict(model, IDS, None), rtol=0, atol=1e-5
+    )
     assert kept["layers.0.attention.output"].all() and kept["layers.1.ffn.up"].all()
     assert expand_mask(kept["layers.1.ffn.up"], 32, 48).shape == (32, 48)
 

@@ -21,7 +21,7 @@ from approxrt.quantization.fake_quantize import (  # noqa: E402
 )
 from approxrt.quantization.rtn import quantize_linear, quantize_rows  # noqa: E402
 from approxrt.runtime.reference.encoder import quantize_tokens, reference_logits  # noqa: E402
-from approxrt.torch_models.encoder import Student, predict  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, predict  # noqa: E402
 
 IDS = [[3, 4, 5, 6], [7], [8, 9, 10, 11, 12, 13, 14, 15, 3], [4, 4]]
 rng = np.random.default_rng(0)
@@ -66,17 +66,17 @@ def test_gradients_pass() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_student_computes_as_its_artifact(bits: int) -> None:
-    """The hooked student against the reference of what is built from it: attention's 16 bits and clip ratios apart."""
+def test_model_computes_as_its_artifact(bits: int) -> None:
+    """The hooked model against the reference of what is built from it: attention's 16 bits and clip ratios apart."""
     spec = small_spec("f32")
-    student = Student(spec, random_tensors(spec))
-    student.set_masks({"layers.0.ffn.up": rng.random(grid(51, 40)) < 0.5})
+    model = TorchEncoder(spec, random_tensors(spec))
+    model.set_masks({"layers.0.ffn.up": rng.random(grid(51, 40)) < 0.5})
     names = [name for name, _ in spec.linears() if name.startswith("layers.")]
-    quantizer = FakeQuantizer(student, dict.fromkeys(names, bits))
-    got = predict(student, IDS, None)
+    quantizer = FakeQuantizer(model, dict.fromkeys(names, bits))
+    got = predict(model, IDS, None)
     quantizer.remove()
-    plain = predict(student, IDS, None)
-    built_spec, tensors = quantized(student, dict.fromkeys(names, bits), clip_ratios=(1.0,))
+    plain = predict(model, IDS, None)
+    built_spec, tensors = quantized(model, dict.fromkeys(names, bits), clip_ratios=(1.0,))
     want = reference_logits(built_spec, tensors, IDS)
     assert np.abs(got - want).max() < 0.25 * np.abs(plain - want).max()
     assert np.abs(got - want).max() < 5e-3
@@ -84,16 +84,16 @@ def test_student_computes_as_its_artifact(bits: int) -> None:
 
 def test_int4_scales_are_searched_again() -> None:
     spec = small_spec("f32")
-    student = Student(spec, random_tensors(spec))
-    quantizer = FakeQuantizer(student, {"layers.0.ffn.up": 4})
-    predict(student, IDS, None)
+    model = TorchEncoder(spec, random_tensors(spec))
+    quantizer = FakeQuantizer(model, {"layers.0.ffn.up": 4})
+    predict(model, IDS, None)
     before = quantizer.steps["layers.0.ffn.up"].clone()
     with torch.no_grad():
-        student.weight("layers.0.ffn.up.weight").mul_(3)
+        model.weight("layers.0.ffn.up.weight").mul_(3)
     for _ in range(REFRESH - 1):
         quantizer.advance()
-    predict(student, IDS, None)
+    predict(model, IDS, None)
     assert torch.equal(quantizer.steps["layers.0.ffn.up"], before)
     quantizer.advance()
-    predict(student, IDS, None)
+    predict(model, IDS, None)
     np.testing.assert_allclose(quantizer.steps["layers.0.ffn.up"].numpy(), 3 * before.numpy(), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Sign-matching attention as a layer's kind: engine, reference and student agree; sound and unsound specs; learning."""
+"""Sign-matching attention as a layer's kind: engine, reference and model agree; sound and unsound specs; learning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from approxrt.runtime.cpu.engine import CpuEngine
 
 torch = pytest.importorskip("torch")
 from approxrt.runtime.reference.encoder import reference_hidden  # noqa: E402
-from approxrt.torch_models.encoder import Student, make_batch  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, make_batch  # noqa: E402
 
 SEPARATOR = 7
 LENGTHS = (1, 9, 39, 40, 150, 41, 530)
@@ -94,12 +94,12 @@ def test_answers_do_not_depend_on_batch_or_threads(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("rest", [False, True])
-def test_the_student_equals_the_engine(tmp_path: Path, rest: bool) -> None:
+def test_the_model_equals_the_engine(tmp_path: Path, rest: bool) -> None:
     spec = sign_spec("f32", rest=rest)
     tensors, ids = sharp_tensors(spec), sequences()
-    student = Student(spec, tensors).eval()
+    model = TorchEncoder(spec, tensors).eval()
     with torch.inference_mode():
-        logits = student(make_batch(ids)).logits.numpy()
+        logits = model(make_batch(ids)).logits.numpy()
     np.testing.assert_allclose(logits, run(spec, tensors, tmp_path).forward(ids, None, "logits"), rtol=0, atol=2e-5)
 
 
@@ -123,17 +123,17 @@ def test_always_kept_tokens_are_kept(tmp_path: Path) -> None:
 
 def test_training_goes_through_the_kept_keys() -> None:
     spec = sign_spec("f32", keep=3, sign_from=10)
-    student, batch = Student(spec, sharp_tensors(spec)), make_batch(sequences((30, 12, 5)))
+    model, batch = TorchEncoder(spec, sharp_tensors(spec)), make_batch(sequences((30, 12, 5)))
     target = torch.tensor([0, 1, 0])
     losses = []
-    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(15):
-        loss = torch.nn.functional.cross_entropy(student(batch).logits, target)
+        loss = torch.nn.functional.cross_entropy(model(batch).logits, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert student.weight("layers.1.attention.query.weight").grad.abs().sum() > 0
+    assert model.weight("layers.1.attention.query.weight").grad.abs().sum() > 0
     assert losses[-1] < losses[0]
 
 

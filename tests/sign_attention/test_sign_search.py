@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from families import build_checkpoint
-from small_student import small_student
+from small_encoder import small_encoder
 from tokenizers import Tokenizer
 
 torch = pytest.importorskip("torch", reason="compression trains in torch")
@@ -27,7 +27,7 @@ from approxrt.sign_attention.calibrate import SignKind, calibrate, with_sign_att
 from approxrt.sign_attention.search import break_even, saved_ms, time_attention  # noqa: E402
 from approxrt.significance import workload  # noqa: E402
 from approxrt.tasks.examples import Examples  # noqa: E402
-from approxrt.torch_models.encoder import Student, predict  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, predict  # noqa: E402
 
 
 def counted(head_dim: int, longest: int) -> dict[int, dict[int, float]]:
@@ -58,13 +58,13 @@ def long_examples(count: int = 6, vocab: int = 30) -> Examples:
     return Examples(ids, [[0] * len(row) for row in ids], rng.integers(0, 2, count))
 
 
-def shifted_student() -> Student:
+def shifted_encoder() -> TorchEncoder:
     """Keys far from zero, so that their signs say next to nothing."""
-    student = small_student(max_positions=64, max_length=64)
+    model = small_encoder(max_positions=64, max_length=64)
     with torch.no_grad():
         for i in range(2):
-            student.weight(f"layers.{i}.attention.key.bias").add_(3.0 * torch.randn(24, generator=_seeded(i)))
-    return student
+            model.weight(f"layers.{i}.attention.key.bias").add_(3.0 * torch.randn(24, generator=_seeded(i)))
+    return model
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -72,30 +72,30 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 def test_calibration_leaves_exact_attention_as_it_is_and_helps_signs() -> None:
-    student, examples = shifted_student(), long_examples()
+    model, examples = shifted_encoder(), long_examples()
     rows = np.arange(len(examples.ids))
-    exact = predict(student, examples.ids, examples.types)
-    found = calibrate(student, examples, rows, keep=4)
-    np.testing.assert_allclose(predict(student, examples.ids, examples.types), exact, rtol=0, atol=2e-4)
+    exact = predict(model, examples.ids, examples.types)
+    found = calibrate(model, examples, rows, keep=4)
+    np.testing.assert_allclose(predict(model, examples.ids, examples.types), exact, rtol=0, atol=2e-4)
     assert [layer.layer for layer in found] == [0, 1]
     before, after = (np.mean([getattr(layer, side) for layer in found]) for side in ("before", "after"))
     assert after > before + 0.02
 
     errors = []
-    for model in (shifted_student(), student):
-        with_sign_attention(model, {0: SignKind(4, 8), 1: SignKind(4, 8)}, ())
-        errors.append(np.square(predict(model, examples.ids, examples.types) - exact).mean())
+    for other in (shifted_encoder(), model):
+        with_sign_attention(other, {0: SignKind(4, 8), 1: SignKind(4, 8)}, ())
+        errors.append(np.square(predict(other, examples.ids, examples.types) - exact).mean())
     assert errors[1] < errors[0]
 
 
 def test_layers_are_set_and_unset() -> None:
-    student = small_student()
-    with_sign_attention(student, {1: SignKind(4, 9, False)}, (5, 2))
-    assert student.spec.layers[0] == LayerSpec(3, 8, 36)
-    assert student.spec.layers[1] == LayerSpec(3, 8, 36, attention_keep=4, sign_from=9)
-    assert student.spec.always_kept == (2, 5) and not encoder_faults(student.spec)
-    with_sign_attention(student, {}, ())
-    assert student.spec.layers == (LayerSpec(3, 8, 36),) * 2
+    model = small_encoder()
+    with_sign_attention(model, {1: SignKind(4, 9, False)}, (5, 2))
+    assert model.spec.layers[0] == LayerSpec(3, 8, 36)
+    assert model.spec.layers[1] == LayerSpec(3, 8, 36, attention_keep=4, sign_from=9)
+    assert model.spec.always_kept == (2, 5) and not encoder_faults(model.spec)
+    with_sign_attention(model, {}, ())
+    assert model.spec.layers == (LayerSpec(3, 8, 36),) * 2
 
 
 def write_texts(path: Path, words: tuple[int, int]) -> Path:
@@ -136,9 +136,9 @@ def small_base(table: Any) -> Any:
     return found
 
 
-def timer(self: EncoderFamily, student: Student, bits: Any) -> float:
+def timer(self: EncoderFamily, model: TorchEncoder, bits: Any) -> float:
     """Milliseconds that are too many with exact attention and few enough without."""
-    return 3.5 if any(layer.attention_keep for layer in student.spec.layers) else 5.0
+    return 3.5 if any(layer.attention_keep for layer in model.spec.layers) else 5.0
 
 
 @pytest.mark.slow
@@ -187,6 +187,6 @@ def test_short_texts_leave_attention_exact(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_removed_blocks_and_wide_heads_are_left_alone() -> None:
-    spec = small_student().spec
+    spec = small_encoder().spec
     layers = (LayerSpec(0, 8, 36), LayerSpec(3, 8, 36), LayerSpec(2, MAX_SIGN_DIM + 8, 36))
     assert search.signable(dataclasses.replace(spec, layers=layers)) == {1: 3}

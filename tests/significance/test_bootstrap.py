@@ -7,15 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="students need torch")
+torch = pytest.importorskip("torch", reason="models need torch")
 
-from small_student import labelled_by, random_examples, small_student  # noqa: E402
+from small_encoder import labelled_by, random_examples, small_encoder  # noqa: E402
 
 from approxrt.pruning.structure import Structure  # noqa: E402
 from approxrt.significance.bootstrap import bootstrap_share, calibrated_loss, gains  # noqa: E402
 from approxrt.significance.removal import (  # noqa: E402
     Element,
-    Held,
+    HeldOutLoss,
     shrunk,
     without,
 )
@@ -39,38 +39,38 @@ def test_bootstrap() -> None:
 
 def test_what_harms_goes_and_what_helps_stays() -> None:
     """Labels come from a model without one block: with it, the loss is larger, and nothing else can be spared."""
-    student = small_student()
+    model = small_encoder()
     harmful = Element(1, "ffn")
-    right = shrunk(student, without(student.spec, Structure.of(student.spec), harmful), None)
-    held = Held(student, labelled_by(right, 120))
+    right = shrunk(model, without(model.spec, Structure.of(model.spec), harmful), None)
+    held = HeldOutLoss(model, labelled_by(right, 120))
     keep, trials = gains(held, get_task("sst2"), None, folds(len(held), 3, 0), seed=0)
     accepted = [trial.element.name for trial in trials if trial.accepted]
     changes = [trial.change for trial in trials]
     assert trials and all(change < 0 for t, change in zip(trials, changes, strict=True) if t.accepted)
     assert all(t.worst_fold < 0 and t.confidence >= 0.95 for t in trials if t.accepted)
     assert any(name.startswith("layers.1.ffn") for name in accepted)
-    assert len(keep.units[1]) < student.spec.layers[1].intermediate_size
+    assert len(keep.units[1]) < model.spec.layers[1].intermediate_size
 
 
 def test_noise_is_no_reason() -> None:
     """Labels by chance: some removals lower the loss a little, and hardly one can prove it in every fold."""
-    student = small_student()
+    model = small_encoder()
     examples = random_examples(60)
     labels = np.random.default_rng(3).integers(0, 2, 60)
-    held = Held(student, dataclasses.replace(examples, labels=labels))
+    held = HeldOutLoss(model, dataclasses.replace(examples, labels=labels))
     strict = gains(held, get_task("sst2"), None, folds(60, 4, 0), confidence=1.01, seed=0)
     assert not any(trial.accepted for trial in strict[1])
-    assert all(len(a) == len(b) for a, b in zip(strict[0].heads, Structure.of(student.spec).heads, strict=True))
+    assert all(len(a) == len(b) for a, b in zip(strict[0].heads, Structure.of(model.spec).heads, strict=True))
 
 
 def test_the_more_are_looked_at_the_surer_each_must_be() -> None:
     """Labels by chance, many elements: at a fixed 95 % each, some would pass; of all of these runs none does."""
     at_fixed, accepted = 0, 0
     for seed in range(6):
-        student = small_student(seed)
+        model = small_encoder(seed)
         examples = random_examples(60, seed)
         labels = np.random.default_rng(seed).integers(0, 2, 60)
-        held = Held(student, dataclasses.replace(examples, labels=labels))
+        held = HeldOutLoss(model, dataclasses.replace(examples, labels=labels))
         _, trials = gains(held, get_task("sst2"), None, folds(60, 2, seed), seed=seed)
         at_fixed += sum(t.worst_fold < 0 and t.confidence >= 0.95 for t in trials)
         accepted += sum(t.accepted for t in trials)
@@ -78,9 +78,9 @@ def test_the_more_are_looked_at_the_surer_each_must_be() -> None:
 
 
 def test_after_refusals_in_a_row_no_more_are_tried() -> None:
-    student = small_student()
+    model = small_encoder()
     labels = np.random.default_rng(3).integers(0, 2, 60)
-    held = Held(student, dataclasses.replace(random_examples(60), labels=labels))
+    held = HeldOutLoss(model, dataclasses.replace(random_examples(60), labels=labels))
     _, trials = gains(held, get_task("sst2"), None, folds(60, 4, 0), confidence=1.01, patience=2)
     assert len(trials) == 2
 

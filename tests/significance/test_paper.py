@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="students need torch")
+torch = pytest.importorskip("torch", reason="models need torch")
 
 from families import build_checkpoint  # noqa: E402
-from small_student import random_examples, small_student  # noqa: E402
+from small_encoder import random_examples, small_encoder  # noqa: E402
 
 from approxrt.significance.paper import Found, Test, search  # noqa: E402
-from approxrt.significance.removal import Held, shrunk  # noqa: E402
-from approxrt.torch_models.encoder import Student, predict, sample_losses  # noqa: E402
+from approxrt.significance.removal import HeldOutLoss, shrunk  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, predict, sample_losses  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ class Additive:
     """Stands for held-out texts: each element that is gone adds its own f64[4] to the losses of four texts, all 1."""
 
     def __init__(self, effects: dict[str, Any]) -> None:
-        self.student, self.effects = small_student(), {k: np.asarray(v, float) for k, v in effects.items()}
+        self.model, self.effects = small_encoder(), {k: np.asarray(v, float) for k, v in effects.items()}
         self.calls = 0
 
     def __len__(self) -> int:
@@ -41,13 +41,13 @@ class Additive:
     def outputs(self) -> np.ndarray:
         self.calls += 1
         losses = np.ones(4)
-        for i, layer in enumerate(self.student.spec.layers):
+        for i, layer in enumerate(self.model.spec.layers):
             for kind, part, count, size in (
                 ("attention", "head", layer.num_heads, 3),
                 ("ffn", "group", layer.intermediate_size, 12),
             ):
                 block = f"layers.{i}.{kind}"
-                gate = self.student.gates.get(block)
+                gate = self.model.gates.get(block)
                 gone = [] if gate is None else [j for j in range(size) if gate[j * len(gate) // size] == 0]
                 names = [block] if count == 0 else [f"{block}.{part}.{j}" for j in gone]
                 losses = losses + sum(self.effects.get(name, np.full(4, 1.0)) for name in names)
@@ -65,7 +65,7 @@ def run(effects: dict[str, Any], test: Test | None = None) -> tuple[Found, list[
 def test_from_top_to_bottom_the_ffn_first() -> None:
     found, tried = run({})
     assert tried == ["layers.1.ffn", "layers.1.attention", "layers.0.ffn", "layers.0.attention"]
-    assert not any(trial.accepted for trial in found.trials) and found.loss == found.dense_loss == 1
+    assert not any(trial.accepted for trial in found.trials) and found.loss == found.baseline_loss == 1
     assert [len(x) for x in (*found.keep.heads, *found.keep.units)] == [3, 3, 36, 36]
 
 
@@ -116,57 +116,57 @@ def test_a_larger_threshold_allows_a_loss_but_only_once() -> None:
 # -- a real model --------------------------------------------------------------
 
 
-def spoiled() -> tuple[Student, Any, np.ndarray]:
-    """(student, texts, logits without its last FFN): labels are the model's own without that FFN, which disturbs them.
+def spoiled() -> tuple[TorchEncoder, Any, np.ndarray]:
+    """(model, texts, logits without its last FFN): labels are the model's own without that FFN, which disturbs them.
 
     Chance makes it help some texts: of those only some are taken.
     """
-    student = small_student()
-    down = student.weight("layers.1.ffn.down.weight").data
-    student.weight("layers.1.ffn.down.bias").data.zero_()
+    model = small_encoder()
+    down = model.weight("layers.1.ffn.down.weight").data
+    model.weight("layers.1.ffn.down.bias").data.zero_()
     down.copy_(3 * torch.randn(down.shape, generator=torch.Generator().manual_seed(3)))
     examples = random_examples(90)
-    good, bad = predict_without(student, examples), predict(student, examples.ids, examples.types)
+    good, bad = predict_without(model, examples), predict(model, examples.ids, examples.types)
     labels = good.argmax(1)
     harmed = sample_losses(bad, labels) > sample_losses(good, labels)
     rows = np.sort(np.concatenate([np.flatnonzero(harmed), np.flatnonzero(~harmed)[: harmed.sum() // 3]]))
     chosen = type(examples)([examples.ids[i] for i in rows], [examples.types[i] for i in rows], labels[rows])
-    return student, chosen, good[rows]
+    return model, chosen, good[rows]
 
 
-def predict_without(student: Student, examples: Any) -> np.ndarray:
-    down = student.weight("layers.1.ffn.down.weight")
+def predict_without(model: TorchEncoder, examples: Any) -> np.ndarray:
+    down = model.weight("layers.1.ffn.down.weight")
     kept = down.data
     down.data = torch.zeros_like(kept)
     try:
-        return predict(student, examples.ids, examples.types)
+        return predict(model, examples.ids, examples.types)
     finally:
         down.data = kept
 
 
 def test_a_harmful_ffn_is_found_and_built_out() -> None:
-    student, examples, good = spoiled()
-    found = search(Held(student, examples))
+    model, examples, good = spoiled()
+    found = search(HeldOutLoss(model, examples))
     first = found.trials[0]
     assert first.element.name == "layers.1.ffn" and first.accepted
     assert found.keep.units[1].size == 0
     assert first.loss == pytest.approx(sample_losses(good, examples.labels).mean(), rel=1e-4)
-    small = shrunk(student, found.keep, None)
+    small = shrunk(model, found.keep, None)
     outputs = predict(small, examples.ids, examples.types)
     assert sample_losses(outputs, examples.labels).mean() == pytest.approx(found.loss, rel=1e-4)
-    assert found.loss < found.dense_loss and small.spec.layers[1].intermediate_size == 0
+    assert found.loss < found.baseline_loss and small.spec.layers[1].intermediate_size == 0
 
 
 def test_a_harmless_ffn_stays_unless_speed_is_asked_for() -> None:
     """Without an effect the loss is the same, which is no gain; a threshold over 1 takes it out."""
-    student = small_student()
-    student.weight("layers.1.ffn.down.weight").data.zero_()
-    student.weight("layers.1.ffn.down.bias").data.zero_()
+    model = small_encoder()
+    model.weight("layers.1.ffn.down.weight").data.zero_()
+    model.weight("layers.1.ffn.down.bias").data.zero_()
     examples = random_examples(40)
-    examples = dataclasses.replace(examples, labels=predict(student, examples.ids, examples.types).argmax(1))
-    strict = search(Held(student, examples))
+    examples = dataclasses.replace(examples, labels=predict(model, examples.ids, examples.types).argmax(1))
+    strict = search(HeldOutLoss(model, examples))
     assert not strict.trials[0].accepted and strict.trials[0].share == 1.0
-    loose = search(Held(student, examples), None, Test(threshold=1.1, share=None))
+    loose = search(HeldOutLoss(model, examples), None, Test(threshold=1.1, share=None))
     assert loose.trials[0].accepted and loose.keep.units[1].size == 0
 
 

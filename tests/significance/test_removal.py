@@ -7,14 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="students need torch")
+torch = pytest.importorskip("torch", reason="models need torch")
 
-from small_student import random_examples, small_student  # noqa: E402
+from small_encoder import random_examples, small_encoder  # noqa: E402
 
 from approxrt.pruning.structure import Structure, remove  # noqa: E402
 from approxrt.significance.removal import (  # noqa: E402
     Element,
-    Held,
+    HeldOutLoss,
     elements_of,
     measure_removals,
     neuron_groups,
@@ -23,7 +23,7 @@ from approxrt.significance.removal import (  # noqa: E402
     without,
 )
 from approxrt.significance.statistics import collect  # noqa: E402
-from approxrt.torch_models.encoder import Student, predict, sample_losses  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, predict, sample_losses  # noqa: E402
 
 # Logits of a few layers in float32 whose sums run in another order.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -35,25 +35,25 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def student() -> Student:
-    return small_student(layers=3)
+def model() -> TorchEncoder:
+    return small_encoder(layers=3)
 
 
-def means_of(student: Student) -> dict[str, np.ndarray]:
+def means_of(model: TorchEncoder) -> dict[str, np.ndarray]:
     examples = random_examples()
-    return collect(student, examples, np.arange(len(examples.ids)), with_moments=False).means
+    return collect(model, examples, np.arange(len(examples.ids)), with_moments=False).means
 
 
-def logits(student: Student) -> np.ndarray:
+def logits(model: TorchEncoder) -> np.ndarray:
     examples = random_examples()
-    return predict(student, examples.ids, examples.types)
+    return predict(model, examples.ids, examples.types)
 
 
-def test_every_element_is_listed_once(student: Student) -> None:
-    elements = elements_of(student.spec)
+def test_every_element_is_listed_once(model: TorchEncoder) -> None:
+    elements = elements_of(model.spec)
     assert len(elements) == len({e.name for e in elements}) == 3 * (1 + 3 + 1 + 12)
     assert [e.stage for e in elements] == sorted(e.stage for e in elements)
-    assert elements_of(student.spec, parts=False) == [Element(i, k) for i in range(3) for k in ("attention", "ffn")]
+    assert elements_of(model.spec, parts=False) == [Element(i, k) for i in range(3) for k in ("attention", "ffn")]
     assert np.array_equal(np.concatenate(neuron_groups(36)), np.arange(36))
     assert len(neuron_groups(5)) == 5 and neuron_groups(0) == []
 
@@ -64,63 +64,63 @@ def test_every_element_is_listed_once(student: Student) -> None:
     [Element(0, "attention"), Element(1, "ffn"), Element(2, "attention", 1), Element(1, "ffn", 11)],
     ids=lambda e: e.name,
 )
-def test_it_equals_a_model_built_without_it(student: Student, element: Element, mean: bool) -> None:
-    means = means_of(student) if mean else None
-    keep = without(student.spec, Structure.of(student.spec), element)
-    before = {name: array.copy() for name, array in student.tensors().items()}
-    whole = logits(student)
-    with removed(student, keep, means):
-        gated = logits(student)
-    built = logits(shrunk(student, keep, means))
+def test_it_equals_a_model_built_without_it(model: TorchEncoder, element: Element, mean: bool) -> None:
+    means = means_of(model) if mean else None
+    keep = without(model.spec, Structure.of(model.spec), element)
+    before = {name: array.copy() for name, array in model.tensors().items()}
+    whole = logits(model)
+    with removed(model, keep, means):
+        gated = logits(model)
+    built = logits(shrunk(model, keep, means))
     np.testing.assert_allclose(gated, built, **CLOSE)
     assert np.abs(gated - whole).max() > 1e-3
     # and nothing is left behind
-    assert np.array_equal(logits(student), whole) and not student.gates
-    assert all(np.array_equal(before[name], array) for name, array in student.tensors().items())
+    assert np.array_equal(logits(model), whole) and not model.gates
+    assert all(np.array_equal(before[name], array) for name, array in model.tensors().items())
 
 
-def test_the_mean_is_the_one_that_structure_removes_with(student: Student) -> None:
-    means = means_of(student)
-    keep = Structure.of(student.spec)
+def test_the_mean_is_the_one_that_structure_removes_with(model: TorchEncoder) -> None:
+    means = means_of(model)
+    keep = Structure.of(model.spec)
     for element in (Element(0, "ffn"), Element(1, "attention", 0), Element(1, "attention", 2), Element(2, "ffn", 3)):
-        keep = without(student.spec, keep, element)
-    spec, tensors, _ = remove(student.spec, student.tensors(), keep, means)
-    other = shrunk(student, keep, means)
+        keep = without(model.spec, keep, element)
+    spec, tensors, _ = remove(model.spec, model.tensors(), keep, means)
+    other = shrunk(model, keep, means)
     assert other.spec == spec
     assert all(np.array_equal(tensors[name], array) for name, array in other.tensors().items())
     assert spec.layers[0].intermediate_size == 0 and spec.layers[1].num_heads == 1
 
 
-def test_zero_leaves_the_residual_path_and_the_norm(student: Student) -> None:
-    keep = without(student.spec, Structure.of(student.spec), Element(1, "ffn"))
-    with removed(student, keep, None):
+def test_zero_leaves_the_residual_path_and_the_norm(model: TorchEncoder) -> None:
+    keep = without(model.spec, Structure.of(model.spec), Element(1, "ffn"))
+    with removed(model, keep, None):
         x = torch.randn(2, 3, 24)
-        y = student.ffn_block(1, x)
-    weight, bias = student.weight("layers.1.ffn.norm.weight"), student.weight("layers.1.ffn.norm.bias")
-    assert torch.allclose(y, torch.nn.functional.layer_norm(x, (24,), weight, bias, student.spec.layer_norm_eps))
+        y = model.ffn_block(1, x)
+    weight, bias = model.weight("layers.1.ffn.norm.weight"), model.weight("layers.1.ffn.norm.bias")
+    assert torch.allclose(y, torch.nn.functional.layer_norm(x, (24,), weight, bias, model.spec.layer_norm_eps))
 
 
 def test_masks_of_tiles_shrink_along() -> None:
-    student = small_student()
+    model = small_encoder()
     mask = np.ones((3, 6), bool)
     mask[1] = False  # units 16 to 31
-    student.set_masks({"layers.0.ffn.up": mask})
-    keep = without(student.spec, Structure.of(student.spec), Element(0, "ffn", 0))
-    assert shrunk(student, keep, None).masks["layers.0.ffn.up"].shape == (3, 6)  # 33 units are left
+    model.set_masks({"layers.0.ffn.up": mask})
+    keep = without(model.spec, Structure.of(model.spec), Element(0, "ffn", 0))
+    assert shrunk(model, keep, None).masks["layers.0.ffn.up"].shape == (3, 6)  # 33 units are left
 
 
-def test_measured_losses_are_those_of_the_built_models(student: Student) -> None:
-    examples, means = random_examples(), means_of(student)
-    held = Held(student, examples)
+def test_measured_losses_are_those_of_the_built_models(model: TorchEncoder) -> None:
+    examples, means = random_examples(), means_of(model)
+    held = HeldOutLoss(model, examples)
     chosen = [Element(2, "ffn"), Element(0, "attention"), Element(1, "attention", 2), Element(0, "ffn", 4)]
     seen: list[tuple[int, int]] = []
     found = measure_removals(held, "csv", means, chosen, lambda done, total, text: seen.append((done, total)))
     assert [r.element.stage for r in found] == sorted(e.stage for e in chosen)
     assert seen == [(i + 1, 4) for i in range(4)]
-    dense = sample_losses(logits(student), examples.labels)
+    dense = sample_losses(logits(model), examples.labels)
     for removal in found:
-        keep = without(student.spec, Structure.of(student.spec), removal.element)
-        outputs = logits(shrunk(student, keep, means))
+        keep = without(model.spec, Structure.of(model.spec), removal.element)
+        outputs = logits(shrunk(model, keep, means))
         losses = sample_losses(outputs, examples.labels)
         assert removal.loss == pytest.approx(losses.mean(), rel=1e-4)
         assert removal.change == pytest.approx((losses - dense).mean(), rel=1e-3, abs=1e-5)
@@ -130,27 +130,27 @@ def test_measured_losses_are_those_of_the_built_models(student: Student) -> None
 
 
 def test_scores_have_squared_errors() -> None:
-    student = small_student(task_type="regression", labels=("score",))
+    model = small_encoder(task_type="regression", labels=("score",))
     examples = random_examples()
     examples = dataclasses.replace(examples, labels=np.linspace(0, 5, len(examples.ids)).astype(np.float32))
-    found = measure_removals(Held(student, examples), "stsb", None, elements_of(student.spec, parts=False))
-    dense = np.square(logits(student)[:, 0] - examples.labels).mean()
+    found = measure_removals(HeldOutLoss(model, examples), "stsb", None, elements_of(model.spec, parts=False))
+    dense = np.square(logits(model)[:, 0] - examples.labels).mean()
     assert all(r.loss - r.change == pytest.approx(dense, rel=1e-5) for r in found)
     assert all(-1 <= r.metric <= 1 for r in found)
 
 
 def test_a_removed_block_has_no_elements() -> None:
-    whole = small_student()
+    whole = small_encoder()
     keep = Structure((np.arange(0), np.arange(3)), (np.arange(36), np.arange(0)))
-    student = shrunk(whole, keep, means_of(whole))
-    assert {(e.layer, e.kind) for e in elements_of(student.spec)} == {(0, "ffn"), (1, "attention")}
-    found = measure_removals(Held(student, random_examples()), "csv", means_of(student))
+    model = shrunk(whole, keep, means_of(whole))
+    assert {(e.layer, e.kind) for e in elements_of(model.spec)} == {(0, "ffn"), (1, "attention")}
+    found = measure_removals(HeldOutLoss(model, random_examples()), "csv", means_of(model))
     assert len(found) == 13 + 4
 
 
 def test_long_texts_make_small_batches() -> None:
-    student = small_student(max_positions=16)
-    held = Held(student, random_examples(200), np.arange(150))
+    model = small_encoder(max_positions=16)
+    held = HeldOutLoss(model, random_examples(200), np.arange(150))
     assert len(held) == 150 and sum(len(rows) for rows, _, _ in held.batches) == 150
     held.move(3)
     late = held.outputs()

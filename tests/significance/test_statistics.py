@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_student import random_examples, small_student
+from small_encoder import random_examples, small_encoder
 
 from approxrt.artifact.spec.encoder import HeadSpec
 from approxrt.quantization.gptq import dequantized_linear
@@ -14,7 +14,7 @@ from approxrt.significance import statistics
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import collect
 from approxrt.torch_models.encoder import make_batch
-from approxrt.training.recovery import encoder_linears
+from approxrt.training.distillation import encoder_linears
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def fixed_labels(monkeypatch):
 
 
 def test_moments_are_those_of_real_tokens():
-    student, examples = small_student(), random_examples()
+    model, examples = small_encoder(), random_examples()
     rows = np.arange(5, 20)
-    found = collect(student, examples, rows)
+    found = collect(model, examples, rows)
     inputs: dict[str, list[np.ndarray]] = {}
-    student.input_hook = lambda name, x: (inputs.setdefault(name, []).append(x.detach().reshape(-1, x.shape[-1])), x)[1]
+    model.input_hook = lambda name, x: (inputs.setdefault(name, []).append(x.detach().reshape(-1, x.shape[-1])), x)[1]
     for row in rows:  # one by one: nothing is padded
-        student(make_batch([examples.ids[row]]))
-    assert set(found.inputs) == set(inputs) == {name for name, _ in student.spec.linears()}
+        model(make_batch([examples.ids[row]]))
+    assert set(found.inputs) == set(inputs) == {name for name, _ in model.spec.linears()}
     for name, parts in inputs.items():
         x = np.concatenate(parts).astype(np.float64)
         scale = np.abs(x).max() ** 2
@@ -48,11 +48,11 @@ def test_moments_are_those_of_real_tokens():
 
 
 def test_gradients_gates_and_rows_are_those_of_each_text(fixed_labels):
-    student, examples = small_student(), random_examples()
+    model, examples = small_encoder(), random_examples()
     rows = np.arange(12)
-    found = collect(student, examples, rows, with_moments=False)
+    found = collect(model, examples, rows, with_moments=False)
     assert not found.inputs
-    spec, squares = student.spec, {}
+    spec, squares = model.spec, {}
     heads, units = {0: 0.0, 1: 0.0}, {0: 0.0, 1: 0.0}
     worth, tokens = np.zeros(spec.vocab_size), 0
     for row in rows:
@@ -63,15 +63,15 @@ def test_gradients_gates_and_rows_are_those_of_each_text(fixed_labels):
             kept[name] = y
             return y
 
-        student.output_hook = keep
-        student.gates = {f"layers.{i}.attention": torch.ones(3, requires_grad=True) for i in range(2)}
-        student.gates |= {f"layers.{i}.ffn": torch.ones(36, requires_grad=True) for i in range(2)}
+        model.output_hook = keep
+        model.gates = {f"layers.{i}.attention": torch.ones(3, requires_grad=True) for i in range(2)}
+        model.gates |= {f"layers.{i}.ffn": torch.ones(36, requires_grad=True) for i in range(2)}
         batch = make_batch([examples.ids[row]])
-        loss = fixed_labels(spec, student(batch), None)
-        gradients = torch.autograd.grad(loss, [*kept.values(), *student.gates.values()])
+        loss = fixed_labels(spec, model(batch), None)
+        gradients = torch.autograd.grad(loss, [*kept.values(), *model.gates.values()])
         for name, g in zip(kept, gradients, strict=False):
             squares[name] = squares.get(name, 0) + g.reshape(-1, g.shape[-1]).double().square().sum(0).numpy()
-        for name, g in zip(student.gates, gradients[len(kept) :], strict=True):
+        for name, g in zip(model.gates, gradients[len(kept) :], strict=True):
             kind = heads if name.endswith("attention") else units
             kind[int(name[7])] += g.double().square().numpy()
         e = (kept["embeddings.word"].detach() * gradients[0])[0].sum(1).double().square().numpy()
@@ -89,52 +89,52 @@ def test_gradients_gates_and_rows_are_those_of_each_text(fixed_labels):
 
 def test_labels_are_drawn_from_the_prediction():
     """The mean square of (p - onehot) at the logits is p (1 - p); labels that a text has would give another."""
-    student, examples = small_student(layers=1), random_examples(400)
-    found = collect(student, examples, np.arange(400), with_moments=False)
+    model, examples = small_encoder(layers=1), random_examples(400)
+    found = collect(model, examples, np.arange(400), with_moments=False)
     with torch.no_grad():
-        p = torch.cat([student(make_batch([ids])).logits.softmax(1) for ids in examples.ids]).numpy()
+        p = torch.cat([model(make_batch([ids])).logits.softmax(1) for ids in examples.ids]).numpy()
     np.testing.assert_allclose(found.gradients["head.out"], (p * (1 - p)).mean(0), rtol=0.25)
 
 
 @pytest.mark.parametrize("task_type, labels", [("regression", ("score",)), ("embedding", ())])
 def test_scores_and_embedders_have_statistics_too(task_type, labels):
     head = HeadSpec("mean")
-    student, examples = small_student(task_type=task_type, labels=labels, head=head), random_examples()
-    found = collect(student, examples, np.arange(24))
-    assert set(found.gradients) == {name for name, _ in student.spec.linears()}
+    model, examples = small_encoder(task_type=task_type, labels=labels, head=head), random_examples()
+    found = collect(model, examples, np.arange(24))
+    assert set(found.gradients) == {name for name, _ in model.spec.linears()}
     assert all(np.isfinite(g).all() and g.sum() > 0 for g in found.gradients.values())
-    again = collect(student, examples, np.arange(24))
-    other = collect(student, examples, np.arange(24), seed=1)
+    again = collect(model, examples, np.arange(24))
+    other = collect(model, examples, np.arange(24), seed=1)
     name = "layers.0.ffn.up"
     assert np.array_equal(found.gradients[name], again.gradients[name])
     assert not np.array_equal(found.gradients[name], other.gradients[name])
 
 
-def test_the_student_is_left_as_it_was():
-    student, examples = small_student(), random_examples()
-    student.train()
-    trained = {name: student.weight(name).requires_grad for name in student.names()}
-    collect(student, examples, np.arange(4))
-    assert student.training
-    assert student.input_hook is None
-    assert student.output_hook is None
-    assert {name: student.weight(name).requires_grad for name in student.names()} == trained
-    assert not student.weight("embeddings.word.weight").requires_grad
+def test_the_model_is_left_as_it_was():
+    model, examples = small_encoder(), random_examples()
+    model.train()
+    trained = {name: model.weight(name).requires_grad for name in model.names()}
+    collect(model, examples, np.arange(4))
+    assert model.training
+    assert model.input_hook is None
+    assert model.output_hook is None
+    assert {name: model.weight(name).requires_grad for name in model.names()} == trained
+    assert not model.weight("embeddings.word.weight").requires_grad
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rounding_errors_are_the_quadratic_form_of_what_rounding_changes(bits):
-    student, examples = small_student(), random_examples()
+    model, examples = small_encoder(), random_examples()
     rows = np.arange(len(examples.ids))
-    found = collect(student, examples, rows)
-    errors = rounding_errors(student, found, encoder_linears(student), (4, 8))
-    assert set(errors) == {(name, width) for name in encoder_linears(student) for width in (4, 8)}
-    for name in encoder_linears(student):
-        weight = student.weight(f"{name}.weight").detach().numpy()
+    found = collect(model, examples, rows)
+    errors = rounding_errors(model, found, encoder_linears(model), (4, 8))
+    assert set(errors) == {(name, width) for name in encoder_linears(model) for width in (4, 8)}
+    for name in encoder_linears(model):
+        weight = model.weight(f"{name}.weight").detach().numpy()
         change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape).astype(np.float64) - weight
         moments, gradients = found.inputs[name].astype(np.float64), found.gradients[name].astype(np.float64)
         tokens = sum(len(examples.ids[i]) for i in rows) / len(rows)
         expected = tokens / 2 * sum(g * d @ moments @ d for g, d in zip(gradients, change, strict=True))
         assert errors[name, bits] == pytest.approx(expected, rel=1e-3)
         # What removing everything costs is more.
-        assert errors[name, bits] < element_scores(student, found, [name])[name].sum()
+        assert errors[name, bits] < element_scores(model, found, [name])[name].sum()

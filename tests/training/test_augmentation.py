@@ -1,4 +1,4 @@
-"""Pairs that a student learns from beside the labelled ones."""
+"""Pairs that a model learns from beside the labelled ones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from small_student import random_examples, small_student  # noqa: E402
+from small_encoder import random_examples, small_encoder  # noqa: E402
 
 from approxrt.tasks.readers import Dataset  # noqa: E402
 from approxrt.training import augmentation as lessons  # noqa: E402
-from approxrt.training.recovery import Recovery, RecoveryOptions  # noqa: E402
+from approxrt.training.distillation import Distillation, DistillationOptions  # noqa: E402
 from approxrt.training.teacher import teach  # noqa: E402
 
 SUBJECTS = ("a cat", "the dog", "my bird", "one horse", "our fish", "that mouse")
@@ -63,19 +63,19 @@ def test_where_there_is_nothing_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_labels_of_unlabelled_examples_teach_nothing() -> None:
-    whole = small_student()
+    whole = small_encoder()
     data = random_examples(32)
-    options = RecoveryOptions(batch_size=32, teacher_share=0.5)
+    options = DistillationOptions(batch_size=32, teacher_share=0.5)
     teacher = teach([whole], data.ids, data.types)
 
     def loss(labels: np.ndarray, labelled: int | None) -> float:
         lesson = replace(data, labels=labels, labelled=labelled)
-        return Recovery(small_student(), lesson, teacher, 10, options).advance()
+        return Distillation(small_encoder(), lesson, teacher, 10, options).advance()
 
     assert data.labels is not None
     flipped = data.labels.copy()
     flipped[20:] = 1 - flipped[20:]
     assert loss(data.labels, 20) == loss(flipped, 20)
     assert loss(data.labels, None) != loss(flipped, None)
-    # A student that is its teacher has no loss but that of the labels.
+    # A model that is its teacher has no loss but that of the labels.
     assert loss(data.labels, 0) == pytest.approx(0, abs=1e-6)

@@ -23,7 +23,8 @@ from approxrt.conversion import convert
 from approxrt.errors import DataError, InputError, TrainingError, UnsupportedModelError
 from approxrt.tasks.readers import Dataset
 from approxrt.training.finetune import FinetuneOptions, finetune, split_data, total_steps
-from approxrt.training.run import STATE, bucketed_batches
+from approxrt.training.options import STATE
+from approxrt.training.trainer import bucketed_batches
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs torch")
 pytest.importorskip("transformers", reason="fine-tuning needs transformers")

@@ -1,4 +1,4 @@
-"""Practice: what is changed in texts is marked, and a model that practises learns to find it."""
+"""Replaced-token detection: what is changed in texts is marked, and a model that practises learns to find it."""
 
 from __future__ import annotations
 
@@ -7,63 +7,39 @@ import random
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="students need torch")
+torch = pytest.importorskip("torch", reason="models need torch")
 
+from counting_texts import END, START, WORDS, ascending, counting_tokenizer  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from small_student import small_student  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
+from small_encoder import small_encoder  # noqa: E402
 
 from approxrt.errors import TrainingError  # noqa: E402
-from approxrt.torch_models.encoder import Student, make_batch  # noqa: E402
-from approxrt.training.recovery import RecoveryOptions  # noqa: E402
-from approxrt.training.replaced_token import Exercise, Practice, change  # noqa: E402
-
-START, END = 1, 2
-WORDS = range(3, 30)
+from approxrt.torch_models.encoder import TorchEncoder, make_batch  # noqa: E402
+from approxrt.training.distillation import DistillationOptions  # noqa: E402
+from approxrt.training.replaced_token import MarkedText, ReplacedTokenDetection, change  # noqa: E402
 
 
-def counting_tokenizer() -> bytes:
-    """Words w3 to w29 with those ids, [S] and [E] around each text."""
-    tokenizer = Tokenizer(models.WordLevel({"[S]": START, "[E]": END, **{f"w{i}": i for i in WORDS}, "[U]": 0}, "[U]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["[S]", "[E]"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "[S] $A [E]", "[S] $A [E] $B:1 [E]:1", [("[S]", START), ("[E]", END)]
-    )
-    return tokenizer.to_str().encode()
-
-
-def ascending(count: int, rng: random.Random) -> list[str]:
-    """Texts whose words count upwards: whatever is changed in one can be seen."""
-    out = []
-    for _ in range(count):
-        length = rng.randint(5, 9)
-        begin = rng.randint(3, 30 - length)
-        out.append(" ".join(f"w{i}" for i in range(begin, begin + length)))
-    return out
-
-
-def practise(texts: list, steps: int, **changes) -> Practice:
+def practise(texts: list, steps: int, **changes) -> ReplacedTokenDetection:
     torch.manual_seed(0)
-    options = RecoveryOptions(**{"lr": 2e-3, "batch_size": 16, "seed": 3, **changes})
-    return Practice(small_student(), texts, counting_tokenizer(), 16, steps, options)
+    options = DistillationOptions(**{"lr": 2e-3, "batch_size": 16, "seed": 3, **changes})
+    return ReplacedTokenDetection(small_encoder(), texts, counting_tokenizer(), 16, steps, options)
 
 
 @st.composite
-def exercises(draw: st.DrawFn) -> Exercise:
+def marked_texts(draw: st.DrawFn) -> MarkedText:
     first, second = draw(st.lists(st.sampled_from(WORDS), max_size=8)), draw(st.lists(st.sampled_from(WORDS)))
     ids = [START, *first, END, *second[:8], END]
     types = [0] * (len(first) + 2) + [1] * (len(second[:8]) + 1)
-    return Exercise(ids, types, [i in (START, END) for i in ids], [False] * len(ids))
+    return MarkedText(ids, types, [i in (START, END) for i in ids], [False] * len(ids))
 
 
-@given(exercises(), st.integers(0, 2**32), st.integers(0, 4))
-def test_changes_are_marked(exercise: Exercise, seed: int, room: int) -> None:
-    most = len(exercise.ids) + room
-    before = Exercise(list(exercise.ids), list(exercise.types), list(exercise.special), list(exercise.changed))
-    after = change(exercise, list(WORDS), most, random.Random(seed))
-    assert exercise == before  # the same text is changed otherwise in another epoch
+@given(marked_texts(), st.integers(0, 2**32), st.integers(0, 4))
+def test_changes_are_marked(marked: MarkedText, seed: int, room: int) -> None:
+    most = len(marked.ids) + room
+    before = MarkedText(list(marked.ids), list(marked.types), list(marked.special), list(marked.changed))
+    after = change(marked, list(WORDS), most, random.Random(seed))
+    assert marked == before  # the same text is changed otherwise in another epoch
     assert len(after.ids) == len(after.types) == len(after.special) == len(after.changed) <= most
     assert [i for i, s in zip(after.ids, after.special, strict=True) if s] == [START, END, END]
     assert after.types == sorted(after.types) and after.ids[0] == START and after.ids[-1] == END
@@ -77,11 +53,11 @@ def test_changes_are_marked(exercise: Exercise, seed: int, room: int) -> None:
 
 def test_each_sort_of_change_happens() -> None:
     ids = [START, *range(3, 13), END]
-    exercise = Exercise(ids, [0] * len(ids), [i in (START, END) for i in ids], [False] * len(ids))
+    marked = MarkedText(ids, [0] * len(ids), [i in (START, END) for i in ids], [False] * len(ids))
     rng = random.Random(5)
     seen = set()
     for _ in range(300):
-        after = change(exercise, list(WORDS), 20, rng)
+        after = change(marked, list(WORDS), 20, rng)
         new = [i for i, changed in zip(after.ids, after.changed, strict=True) if changed]
         if len(after.ids) > len(ids):
             seen.add("put in")
@@ -106,9 +82,9 @@ def test_practice_finds_changes_in_new_texts() -> None:
         places = [rng.randint(1, 7) for _ in texts]
         for text, place in zip(texts, places, strict=True):
             text[place] = rng.choice(other)
-        practice.student.eval()
+        practice.model.eval()
         with torch.no_grad():
-            logits = practice.token_head(practice.student(make_batch(texts)).hidden[-1])[:, 1:-1, 0]
+            logits = practice.token_head(practice.model(make_batch(texts)).hidden[-1])[:, 1:-1, 0]
         return float(np.mean(logits.argmax(1).numpy() + 1 == np.array(places)))
 
     assert found() < 0.5  # one in seven by chance
@@ -120,10 +96,10 @@ def test_practice_finds_changes_in_new_texts() -> None:
 
 def test_embeddings_stay_and_layers_learn() -> None:
     practice = practise(ascending(40, random.Random(0)), 5)
-    before = practice.student.tensors()
+    before = practice.model.tensors()
     for _ in range(5):
         practice.advance()
-    after = practice.student.tensors()
+    after = practice.model.tensors()
     assert np.array_equal(before["embeddings.word.weight"], after["embeddings.word.weight"])
     assert not np.array_equal(before["layers.0.ffn.up.weight"], after["layers.0.ffn.up.weight"])
     # The head's last linear belongs to the labels.
@@ -134,8 +110,8 @@ def test_seconds_of_pairs_are_exchanged() -> None:
     texts = [(f"w{i} w{i + 1}", f"w{i + 2} w{i + 3}") for i in range(3, 23)] * 4
     practice = practise(texts, 10)
     assert practice.pairs and 0.3 < np.mean(practice.strange) < 0.7
-    for exercise, strange, (_, second) in zip(practice.exercises, practice.strange, texts, strict=True):
-        own = [i for i, t, s in zip(exercise.ids, exercise.types, exercise.special, strict=True) if t and not s]
+    for marked, strange, (_, second) in zip(practice.marked_texts, practice.strange, texts, strict=True):
+        own = [i for i, t, s in zip(marked.ids, marked.types, marked.special, strict=True) if t and not s]
         assert strange == ([f"w{i}" for i in own] != second.split())
     practice.advance()
     # All seconds alike: none is strange.
@@ -143,11 +119,11 @@ def test_seconds_of_pairs_are_exchanged() -> None:
 
 
 def test_same_seed_same_practice() -> None:
-    def run() -> Student:
+    def run() -> TorchEncoder:
         practice = practise(ascending(40, random.Random(0)), 6, dropout=0.1)
         for _ in range(6):
             practice.advance()
-        return practice.student
+        return practice.model
 
     a, b = run().tensors(), run().tensors()
     assert all(np.array_equal(a[name], b[name]) for name in a)
@@ -161,6 +137,6 @@ def test_texts_without_words_are_refused() -> None:
 def test_divergence_is_named() -> None:
     practice = practise(ascending(40, random.Random(0)), 6)
     with torch.no_grad():
-        practice.student.weight("layers.0.ffn.up.weight").fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"loss is nan at step 1 of 6 of practice.*smaller --lr"):
+        practice.model.weight("layers.0.ffn.up.weight").fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1 of 6 of replaced-token detection.*smaller --lr"):
         practice.advance()

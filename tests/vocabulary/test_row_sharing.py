@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 torch = pytest.importorskip("torch", reason="the model that compares pieces runs in torch")
 
-from small_student import small_student  # noqa: E402
+from small_encoder import small_encoder  # noqa: E402
 
 import approxrt  # noqa: E402
 from approxrt.artifact.spec.encoder import ModelSpec  # noqa: E402
@@ -21,7 +21,7 @@ from approxrt.artifact.writer import write_artifact  # noqa: E402
 from approxrt.errors import ArtifactError, InputError, UnsupportedModelError  # noqa: E402
 from approxrt.models.checkpoint import Checkpoint  # noqa: E402
 from approxrt.tasks.readers import Dataset  # noqa: E402
-from approxrt.torch_models.encoder import Student, make_batch, predict  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, make_batch, predict  # noqa: E402
 from approxrt.vocabulary import selection as words  # noqa: E402
 from approxrt.vocabulary.prune import PrunedVocabulary, apply_vocabulary  # noqa: E402
 from approxrt.vocabulary.row_sharing import piece_states, share_rows, shares_rows  # noqa: E402
@@ -37,11 +37,9 @@ def unit(rows: int = len(VOCAB), width: int = 12, seed: int = 0) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def model() -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    student = small_student(
-        layers=3, vocab_size=len(VOCAB), pad_token_id=VOCAB["[PAD]"], max_positions=64, max_length=64
-    )
-    return student.spec, student.tensors()
+def parts() -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    model = small_encoder(layers=3, vocab_size=len(VOCAB), pad_token_id=VOCAB["[PAD]"], max_positions=64, max_length=64)
+    return model.spec, model.tensors()
 
 
 def row_of(vocabulary: PrunedVocabulary) -> dict[str, int]:
@@ -99,15 +97,15 @@ def test_texts_are_cut_as_ever_and_no_word_is_lost() -> None:
 
 
 def test_states_are_those_of_pieces_read_alone() -> None:
-    spec, tensors = model()
-    student = Student(spec, tensors)
-    states = piece_states(student, RAW)
+    spec, tensors = parts()
+    model = TorchEncoder(spec, tensors)
+    states = piece_states(model, RAW)
     layer = max(0, round(2 / 3 * len(spec.layers)) - 1)
-    student.eval()
+    model.eval()
     alone = []
     with torch.inference_mode():
         for i in range(len(VOCAB)):
-            out = student(make_batch([[VOCAB["[CLS]"], i, VOCAB["[SEP]"]]]))
+            out = model(make_batch([[VOCAB["[CLS]"], i, VOCAB["[SEP]"]]]))
             alone.append(out.hidden[layer][0, 1].numpy())
     expected = np.array(alone) - np.mean(alone, axis=0)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -116,8 +114,8 @@ def test_states_are_those_of_pieces_read_alone() -> None:
 
 def test_the_engine_reads_shared_rows(tmp_path: Path) -> None:
     """An artifact answers a text with rare words as it answers the text with their synonyms in place of them."""
-    spec, tensors = model()
-    vocabulary = share_rows(RAW, TRAIN, piece_states(Student(spec, tensors), RAW))
+    spec, tensors = parts()
+    vocabulary = share_rows(RAW, TRAIN, piece_states(TorchEncoder(spec, tensors), RAW))
     small, rows = apply_vocabulary(spec, tensors, vocabulary)
     write_artifact(tmp_path / "a", small, rows, vocabulary.tokenizer_json, {})
     artifact = approxrt.load(tmp_path / "a", threads=1)
@@ -125,12 +123,12 @@ def test_the_engine_reads_shared_rows(tmp_path: Path) -> None:
     read = row_of(vocabulary)
     replaced = [[read[token] for token in encoding.tokens] for encoding in TOKENIZER.encode_batch(texts)]
     assert any(row != e.ids for row, e in zip(replaced, TOKENIZER.encode_batch(texts), strict=True))
-    expected = predict(Student(spec, tensors), replaced, [[0] * len(row) for row in replaced])
+    expected = predict(TorchEncoder(spec, tensors), replaced, [[0] * len(row) for row in replaced])
     np.testing.assert_allclose(artifact.logits(texts), expected, atol=1e-4)
 
 
 def test_ids_past_the_table_are_refused(tmp_path: Path) -> None:
-    spec, tensors = model()
+    spec, tensors = parts()
     vocabulary = share_rows(RAW, TRAIN, unit())
     small, rows = apply_vocabulary(spec, tensors, vocabulary)
     data = json.loads(vocabulary.tokenizer_json)
@@ -162,9 +160,9 @@ def test_wrong_arguments_are_named() -> None:
 
 def chosen(monkeypatch: pytest.MonkeyPatch, states: Any, **options: Any) -> words.TaskVocabulary:
     """Of a model whose answers are moved by words that the training texts do not have."""
-    spec, tensors = model()
+    spec, tensors = parts()
     checkpoint = Checkpoint(spec, tensors, RAW, {})
-    monkeypatch.setattr(words, "piece_states", lambda student, source: states)
+    monkeypatch.setattr(words, "piece_states", lambda model, source: states)
     train = Dataset(TRAIN[:1], np.zeros(1, np.int64), ("a", "b"))
     validation = Dataset(list(CORPUS), np.zeros(len(CORPUS), np.int64), ("a", "b"))
     return words.task_vocabulary(checkpoint, train, validation, 32, **{"allowed": None, "seed": 0, **options})
@@ -172,14 +170,14 @@ def chosen(monkeypatch: pytest.MonkeyPatch, states: Any, **options: Any) -> word
 
 def test_what_strays_less_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Synonyms by the table itself, where pieces that the training texts lack are copies of ones that they have."""
-    spec, tensors = model()
+    spec, tensors = parts()
     kept = share_rows(RAW, TRAIN[:1], unit()).kept
     table = tensors["embeddings.word.weight"]
     own = [i for i in kept if i >= 5]
     copies = table.copy()
     for place, i in enumerate(sorted(set(range(len(table))) - set(kept.tolist()))):
         copies[i] = table[own[place % len(own)]]
-    monkeypatch.setattr("test_synonyms.model", lambda: (spec, tensors | {"embeddings.word.weight": copies}))
+    monkeypatch.setattr("test_row_sharing.parts", lambda: (spec, tensors | {"embeddings.word.weight": copies}))
     alike = copies / np.linalg.norm(copies, axis=1, keepdims=True)
     found = chosen(monkeypatch, alike)
     assert found.shared and found.vocabulary.kept.tolist() == kept.tolist() and not found.tight
@@ -224,7 +222,7 @@ def test_without_marks_around_a_text_pieces_are_spelled(monkeypatch: pytest.Monk
     """Nothing says how the model reads a piece by itself."""
     bare = json.loads(RAW)
     bare["post_processor"] = None
-    monkeypatch.setattr("test_synonyms.RAW", json.dumps(bare).encode())
+    monkeypatch.setattr("test_row_sharing.RAW", json.dumps(bare).encode())
     assert not shares_rows(RAW) and not chosen(monkeypatch, unit()).shared
 
 

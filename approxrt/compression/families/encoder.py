@@ -25,9 +25,9 @@ from approxrt.significance.workload import PEERS, SAMPLE_TOKENS, Run, Timing, en
 from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import flip_rate
 from approxrt.tasks.readers import Dataset, read_task, read_texts
-from approxrt.torch_models.encoder import Student, predict
-from approxrt.training.recovery import RecoveryOptions, encoder_linears
-from approxrt.training.run import has_bf16
+from approxrt.torch_models.device import has_bf16
+from approxrt.torch_models.encoder import TorchEncoder, predict
+from approxrt.training.distillation import DistillationOptions, encoder_linears
 from approxrt.training.teacher import Teacher, teach
 
 REFERENCE = "approxrt-int8-dense"
@@ -76,9 +76,9 @@ class EncoderFamily:
 
     # -- the baseline --------------------------------------------------------------
 
-    def model(self) -> Student:
+    def model(self) -> TorchEncoder:
         """Return a fresh model that is the baseline (with embeddings as they will be stored)."""
-        return Student(self.inputs.spec, self.inputs.tensors)
+        return TorchEncoder(self.inputs.spec, self.inputs.tensors)
 
     def baseline(self) -> Baseline:
         """See `Family`."""
@@ -87,7 +87,7 @@ class EncoderFamily:
     def evaluate_baseline(self) -> dict[str, float]:
         """See `Family`; keeps the outputs, which flips are counted against."""
         inputs = self.inputs
-        whole = Student(inputs.checkpoint.spec, inputs.checkpoint.tensors)
+        whole = TorchEncoder(inputs.checkpoint.spec, inputs.checkpoint.tensors)
         encoded = encode(inputs.data.validation, inputs.checkpoint.tokenizer_json, inputs.source.length)
         outputs = predict(whole, encoded.ids, encoded.types)
         self.job.work.save_array("baseline_outputs", outputs)
@@ -122,7 +122,7 @@ class EncoderFamily:
 
     # -- what rounds of pruning ask ---------------------------------------------------
 
-    def timer(self, model: Student, widths: Widths) -> float:
+    def timer(self, model: TorchEncoder, widths: Widths) -> float:
         """Return the milliseconds of a model in the engine on the workload, as they would have been at the baseline.
 
         Timed in turns with the dense int8 model, whose time then and now says how fast the machine is.
@@ -164,13 +164,13 @@ class EncoderFamily:
         )
         return table.scaled(whole / predicted)
 
-    def limits(self, model: Student, speedup: float | None, shrink: float | None) -> EncoderLimits:
+    def limits(self, model: TorchEncoder, speedup: float | None, shrink: float | None) -> EncoderLimits:
         """Return what a speedup and a shrink allow a model."""
         baseline = self.baseline()
         ms = None if speedup is None else baseline.ms / speedup
         return EncoderLimits(ms, None if shrink is None else self.block_budget(model, baseline.f32_bytes / shrink))
 
-    def block_budget(self, model: Student, total: float) -> int:
+    def block_budget(self, model: TorchEncoder, total: float) -> int:
         """Return the bytes that are left for the blocks of a folder of `total` bytes."""
         _, tensors = build.quantized(model, self.head_widths(), self.inputs.embeddings, clip_ratios=(1.0,))
         fixed = sum(array.nbytes for name, array in tensors.items() if not _in_block(name))
@@ -182,7 +182,7 @@ class EncoderFamily:
             )
         return int(total - fixed)
 
-    def block_bytes(self, model: Student) -> int:
+    def block_bytes(self, model: TorchEncoder) -> int:
         """Return the bytes of the blocks' weights in the artifact."""
         _, tensors = build.quantized(model, self.head_widths(), self.inputs.embeddings, clip_ratios=(1.0,))
         return sum(array.nbytes for name, array in tensors.items() if _in_block(name))
@@ -193,7 +193,7 @@ class EncoderFamily:
             return {}
         return {"head.dense": 4 if self.inputs.tight else 8}
 
-    def widths(self, model: Student, chosen: Widths) -> dict[str, int]:
+    def widths(self, model: TorchEncoder, chosen: Widths) -> dict[str, int]:
         """Return the bits by linear of the artifact to be: what was chosen, 8 elsewhere in the layers."""
         return {name: chosen.get(name, 8) for name in encoder_linears(model)} | self.head_widths()
 
@@ -203,10 +203,10 @@ class EncoderFamily:
 
     # -- training ---------------------------------------------------------------------
 
-    def teachers(self) -> list[Student]:
+    def teachers(self) -> list[TorchEncoder]:
         """Return the float32 checkpoint, and those that were named beside it."""
         checkpoint = self.inputs.checkpoint
-        models = [Student(checkpoint.spec, checkpoint.tensors)]
+        models = [TorchEncoder(checkpoint.spec, checkpoint.tensors)]
         for folder in self.teacher_folders:
             other = load_checkpoint(folder)
             if other.spec.labels != checkpoint.spec.labels:
@@ -214,7 +214,7 @@ class EncoderFamily:
                     f"teacher {folder!r} has the labels {', '.join(other.spec.labels)}; "
                     f"the checkpoint has {', '.join(checkpoint.spec.labels)}"
                 )
-            models.append(Student(other.spec, other.tensors))
+            models.append(TorchEncoder(other.spec, other.tensors))
         return models
 
     def teacher(self) -> Teacher:
@@ -228,16 +228,16 @@ class EncoderFamily:
             progress=lambda done, total, text: self.job.progress(0.0, f"{text} ({done}/{total})"),
         )
 
-    def training_options(self) -> RecoveryOptions:
+    def training_options(self) -> DistillationOptions:
         """Return how a pruned model learns from its teacher."""
         options = self.job.options
-        return RecoveryOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=has_bf16())
+        return DistillationOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=has_bf16())
 
     # -- artifacts ----------------------------------------------------------------------
 
     def build(
         self,
-        model: Student,
+        model: TorchEncoder,
         widths: Widths,
         provenance: Provenance,
         tensors_of: Mapping[str, build.LinearTensors] | None = None,
@@ -287,7 +287,7 @@ class EncoderFamily:
             labels = checkpoint.spec.labels if data.classifies else None
             dataset = read_task(data.task, file, labels, not data.classifies, data.form)
         whole = encode(dataset, checkpoint.tokenizer_json, self.inputs.source.length)
-        before = predict(Student(checkpoint.spec, checkpoint.tensors), whole.ids, whole.types)
+        before = predict(TorchEncoder(checkpoint.spec, checkpoint.tensors), whole.ids, whole.types)
         model = load(artifact, threads=self.job.threads)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # texts over max_length: cut for the float32 model, too

@@ -17,25 +17,25 @@ from approxrt.quantization.gptq import round_weights
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import Statistics, collect
 from approxrt.tasks.examples import Examples
-from approxrt.torch_models.encoder import Student
+from approxrt.torch_models.encoder import TorchEncoder
 
 
 class PrunedEncoder:
     """A model that is pruned and refitted, never trained; see `approxrt.compression.rounds.Subject`.
 
-    `kept` says which of the dense model's heads and units the student has; `bits` are the widths to choose from.
+    `kept` says which of the dense model's heads and units the model has; `bits` are the widths to choose from.
     """
 
     def __init__(
         self,
-        student: Student,
-        dense: Student,
+        model: TorchEncoder,
+        dense: TorchEncoder,
         examples: Examples,
         rows: np.ndarray,
         seed: int = 0,
         bits: tuple[int, ...] = (8,),
     ) -> None:
-        self.student, self.dense, self.examples, self.rows, self.seed = student, dense, examples, rows, seed
+        self.model, self.dense, self.examples, self.rows, self.seed = model, dense, examples, rows, seed
         self.bits = bits
         self.rounding: dict[tuple[str, int], float] = {}
         self.kept = Structure.of(dense.spec)
@@ -44,32 +44,32 @@ class PrunedEncoder:
         self.rounds = 0
 
     def score(self, reorder: bool = False) -> None:
-        """Take statistics of the student as it is, and score its tiles with them.
+        """Take statistics of the model as it is, and score its tiles with them.
 
         With `reorder`, FFN units come by falling error of their removal first, so that weak ones share tiles.
         """
-        found = self.statistics = collect(self.student, self.examples, self.rows, self.seed + self.rounds)
+        found = self.statistics = collect(self.model, self.examples, self.rows, self.seed + self.rounds)
         self.rounds += 1
         self.means, self.scores = dict(found.means), {}
         if reorder:
             self._reorder_units(found)
-        self.scores = element_scores(self.student, found, self._linears())
+        self.scores = element_scores(self.model, found, self._linears())
         if len(self.bits) > 1:
-            self.rounding = rounding_errors(self.student, found, self._linears(), self.bits)
+            self.rounding = rounding_errors(self.model, found, self._linears(), self.bits)
 
     def _reorder_units(self, found: Statistics) -> None:
-        """The student's units and what was found of them."""
-        spec, orders = self.student.spec, []
+        """The model's units and what was found of them."""
+        spec, orders = self.model.spec, []
         for i, layer in enumerate(spec.layers):
             up, down = f"layers.{i}.ffn.up", f"layers.{i}.ffn.down"
             order = np.arange(0)
             if layer.intermediate_size:
-                weight = self.student.weight(f"{down}.weight").detach().numpy()
+                weight = self.model.weight(f"{down}.weight").detach().numpy()
                 order = np.argsort(-unit_errors(weight, found.inputs[down], found.gradients[down]), kind="stable")
                 found.inputs[down] = found.inputs[down][np.ix_(order, order)]
                 found.means[down], found.gradients[up] = found.means[down][order], found.gradients[up][order]
             orders.append(order)
-        self.cut(Structure(Structure.of(spec).heads, tuple(orders)), {})
+        self.prune(Structure(Structure.of(spec).heads, tuple(orders)), {})
         self.means = dict(found.means)
 
     def element_scores(self) -> dict[str, np.ndarray]:
@@ -80,9 +80,9 @@ class PrunedEncoder:
         """What plain rounding costs a block by width, in the scores' unit."""
         return {bits: sum(self.rounding[name, bits] for name in block.linears) for bits in self.bits}
 
-    def cut(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
+    def prune(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
         """Take structure out for real, then set masks; biases take over what goes, on average."""
-        old = self.student
+        old = self.model
         chosen = selections(old.spec, keep)
         spec, tensors, old_masks = remove(old.spec, old.tensors(), keep, self.means, old.masks)
         for name, selection in chosen.items():
@@ -101,8 +101,8 @@ class PrunedEncoder:
             weight = tensors[f"{name}.weight"]
             gone = np.where(expand_mask(mask, *weight.shape), 0, weight)
             tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + gone @ self.means[name]
-        # The student stays the same object: who cuts it may hold it.
-        old.spec, old.weights, old.masks = spec, Student(spec, tensors).weights, {}
+        # The model stays the same object: who cuts it may hold it.
+        old.spec, old.weights, old.masks = spec, TorchEncoder(spec, tensors).weights, {}
         old.set_masks(old_masks | dict(masks))
         self.kept = Structure(
             tuple(mine[kept] for mine, kept in zip(self.kept.heads, keep.heads, strict=True)),
@@ -111,16 +111,16 @@ class PrunedEncoder:
 
     def refit(self) -> None:
         """All that is left follows the dense model again."""
-        refit(self.student, self.dense, self.examples, self.rows, self.kept)
+        refit(self.model, self.dense, self.examples, self.rows, self.kept)
 
     def round(self, bits: Mapping[str, int]) -> dict[str, build.LinearTensors]:
-        """GPTQ of the layers' linears at their widths; the student takes the rounded weights and their biases."""
-        found = collect(self.student, self.examples, self.rows, self.seed + self.rounds)
+        """GPTQ of the layers' linears at their widths; the model takes the rounded weights and their biases."""
+        found = collect(self.model, self.examples, self.rows, self.seed + self.rounds)
         out: dict[str, build.LinearTensors] = {}
         for name in self._linears():
-            parameter = self.student.weight(f"{name}.weight")
+            parameter = self.model.weight(f"{name}.weight")
             weight, mean = parameter.detach().numpy(), found.means[name]
-            mask = self.student.masks.get(name)
+            mask = self.model.masks.get(name)
             if mask is not None and mask.all():
                 mask = None
             # The bias takes over the mean error, so that only what varies is left to be small.
@@ -128,9 +128,9 @@ class PrunedEncoder:
             rounded, kind, parts = round_weights(weight, mask, covariance, bits.get(name, 8))
             out[name] = (kind, parts)
             with torch.no_grad():
-                self.student.weight(f"{name}.bias").add_(torch.from_numpy((weight - rounded) @ mean))
+                self.model.weight(f"{name}.bias").add_(torch.from_numpy((weight - rounded) @ mean))
                 parameter.copy_(torch.from_numpy(rounded))
         return out
 
     def _linears(self) -> list[str]:
-        return [name for name, _ in self.student.spec.linears() if name.startswith("layers.")]
+        return [name for name, _ in self.model.spec.linears() if name.startswith("layers.")]

@@ -3,12 +3,12 @@ faster.
 
 1. Members (`approxrt.compression.recipes.ensemble`) practise on the task's texts and learn from its labels, with other
    seeds and dropout. They end near each other, so the mean of their weights is a model, too, and mostly a better one
-   than any of them (Wortsman et al. 2022, arXiv 2203.05482). Of members and means the student begins with the best, or
+   than any of them (Wortsman et al. 2022, arXiv 2203.05482). Of members and means the model begins with the best, or
    with the checkpoint where that is surely better.
 2. Removals that lower the held-out loss are accepted by `approxrt.significance.bootstrap`; then, from the lowest layer
    up, hard attention by the same test: a query attends to the HARD_KEEP keys whose signs match best (the paper keeps
    30).
-3. The student learns from labels and the mean logits of those members whose ensemble is best (Hinton et al. 2015, arXiv
+3. The model learns from labels and the mean logits of those members whose ensemble is best (Hinton et al. 2015, arXiv
    1503.02531); the mean of its weights over the second half of that is a last candidate.
 4. The border between the classes moves to where the metric wants it (`approxrt.significance.threshold`).
 
@@ -41,14 +41,14 @@ from approxrt.significance.bootstrap import (
     gains,
     metric_gain,
 )
-from approxrt.significance.removal import Held, elements_of, shrunk
+from approxrt.significance.removal import HeldOutLoss, elements_of, shrunk
 from approxrt.significance.statistics import collect
 from approxrt.significance.threshold import gain_of_offsets, logit_offsets
 from approxrt.tasks.metrics import compute_metrics
 from approxrt.tasks.registry import get_task
-from approxrt.torch_models.encoder import Student, predict, sample_losses
+from approxrt.torch_models.encoder import TorchEncoder, predict, sample_losses
 from approxrt.training.data import folds
-from approxrt.training.recovery import Recovery
+from approxrt.training.distillation import Distillation
 from approxrt.training.teacher import teach
 
 FOLDS = 4
@@ -114,12 +114,12 @@ def _pace(family: EncoderFamily) -> float:
     return pace
 
 
-def _without_harm(family: EncoderFamily, student: Student) -> tuple[Student, list[Trial]]:
-    """The student without what does harm, and what was tried."""
+def _without_harm(family: EncoderFamily, model: TorchEncoder) -> tuple[TorchEncoder, list[Trial]]:
+    """The model without what does harm, and what was tried."""
     rows = generator(family.job.seed, Stream.MEANS).permutation(len(family.inputs.pruned.train.ids))[:512]
-    means = collect(student, family.inputs.pruned.train, rows, family.job.seed, with_moments=False).means
-    held = Held(student, family.inputs.validation)
-    few = generator(family.job.seed, Stream.RANKING).permutation(len(held))[: _ranked(family, student)]
+    means = collect(model, family.inputs.pruned.train, rows, family.job.seed, with_moments=False).means
+    held = HeldOutLoss(model, family.inputs.validation)
+    few = generator(family.job.seed, Stream.RANKING).permutation(len(held))[: _ranked(family, model)]
     parts = folds(len(held), FOLDS, family.job.seed)
     keep, trials = gains(
         held,
@@ -127,21 +127,21 @@ def _without_harm(family: EncoderFamily, student: Student) -> tuple[Student, lis
         means,
         parts,
         seed=family.job.seed,
-        ranking=Held(student, family.inputs.validation, np.sort(few)),
+        ranking=HeldOutLoss(model, family.inputs.validation, np.sort(few)),
         progress=lambda done, total, text: family.job.progress(0.8 + 0.05 * done / total, text),
     )
-    return (shrunk(student, keep, means) if any(t.accepted for t in trials) else student), trials
+    return (shrunk(model, keep, means) if any(t.accepted for t in trials) else model), trials
 
 
-def _ranked(family: EncoderFamily, student: Student) -> int:
+def _ranked(family: EncoderFamily, model: TorchEncoder) -> int:
     """Texts for the order of all elements' removals, of which each takes a forward pass: a third of a step's time."""
     text_s = _pace(family) / (3 * family.job.options.batch_size)
-    elements = len(elements_of(student.spec))
+    elements = len(elements_of(model.spec))
     return int(np.clip(RANKING_SHARE * family.job.options.budget / (elements * text_s), *RANKED))
 
 
-def _hard_attention(family: EncoderFamily, student: Student) -> list[int]:
-    """Layers of the student that attend to their best-matching keys from now on."""
+def _hard_attention(family: EncoderFamily, model: TorchEncoder) -> list[int]:
+    """Layers of the model that attend to their best-matching keys from now on."""
     validation = family.inputs.validation
     labels, rng = validation.labels, generator(family.job.seed, Stream.HARD_ATTENTION)
     assert labels is not None
@@ -149,16 +149,16 @@ def _hard_attention(family: EncoderFamily, student: Student) -> list[int]:
         return []
 
     def losses() -> np.ndarray:
-        return calibrated_losses(predict(student, validation.ids, validation.types), labels)
+        return calibrated_losses(predict(model, validation.ids, validation.types), labels)
 
     parts = folds(len(validation.ids), FOLDS, family.job.seed)
-    sure = 1 - (1 - SURE) / len(student.spec.layers)  # as in `gains`: each layer is another try
+    sure = 1 - (1 - SURE) / len(model.spec.layers)  # as in `gains`: each layer is another try
     kind, taken, before = SignKind(HARD_KEEP, HARD_KEEP + 1, rest=False), list[int](), losses()
-    for i, layer in enumerate(student.spec.layers):
+    for i, layer in enumerate(model.spec.layers):
         if not layer.num_heads or layer.head_dim > MAX_SIGN_DIM:
             continue
         family.job.progress(0.85, f"hard attention in layer {i}")
-        with_sign_attention(student, dict.fromkeys([*taken, i], kind), separators(family.inputs.tokenizer_json))
+        with_sign_attention(model, dict.fromkeys([*taken, i], kind), separators(family.inputs.tokenizer_json))
         after = losses()
         difference = after - before
         if (
@@ -166,21 +166,21 @@ def _hard_attention(family: EncoderFamily, student: Student) -> list[int]:
             and bootstrap_share(difference, RESAMPLES, rng) >= sure
         ):
             taken, before = [*taken, i], after
-    with_sign_attention(student, dict.fromkeys(taken, kind), separators(family.inputs.tokenizer_json) if taken else ())
+    with_sign_attention(model, dict.fromkeys(taken, kind), separators(family.inputs.tokenizer_json) if taken else ())
     return taken
 
 
-def _soup(family: EncoderFamily, members: list[Student]) -> tuple[Student, list[int]]:
-    """(what the student begins with, the members whose mean it is): of members and their means what validates best.
+def _soup(family: EncoderFamily, members: list[TorchEncoder]) -> tuple[TorchEncoder, list[int]]:
+    """(what the model begins with, the members whose mean it is): of members and their means what validates best.
 
     The checkpoint, which is the first, is another start than theirs, and no mean takes it in. It stays where it is
     surely better: by a little it looks so anyway, as its epoch was chosen by the same validation examples.
     """
-    student, weights = family.model(), [_copy(member) for member in members]
+    model, weights = family.model(), [_copy(member) for member in members]
 
     def loss(chosen: list[int]) -> float:
-        _put(student, _mean([weights[i] for i in chosen]))
-        return float(_losses(family, student).mean())
+        _put(model, _mean([weights[i] for i in chosen]))
+        return float(_losses(family, model).mean())
 
     everyone = list(range(1, len(members)))
     alone = {i: loss([i]) for i in everyone}
@@ -192,16 +192,16 @@ def _soup(family: EncoderFamily, members: list[Student]) -> tuple[Student, list[
             best, least = sorted([*best, i]), trial
     if len(best) < len(everyone) and loss(everyone) < least:
         best = everyone
-    _put(student, _mean([weights[i] for i in best]))
+    _put(model, _mean([weights[i] for i in best]))
     rng = generator(family.job.seed, Stream.STARTING_POINT)
-    difference = _losses(family, members[0]) - _losses(family, student)
+    difference = _losses(family, members[0]) - _losses(family, model)
     if bootstrap_share(difference, RESAMPLES, rng) >= SURE:
         best = [0]
-        _put(student, weights[0])
-    return student, best
+        _put(model, weights[0])
+    return model, best
 
 
-def _ensemble(family: EncoderFamily, members: list[Student]) -> list[int]:
+def _ensemble(family: EncoderFamily, members: list[TorchEncoder]) -> list[int]:
     """Trained members whose mean logits validate best, found one by one from the best (Caruana et al. 2004)."""
     validation = family.inputs.validation
     labels = validation.labels
@@ -216,8 +216,8 @@ def _ensemble(family: EncoderFamily, members: list[Student]) -> list[int]:
     return sorted(chosen)
 
 
-def _learn(family: EncoderFamily, student: Student, members: list[Student]) -> list[dict[str, Any]]:
-    """Train the student; it ends with the weights that validate best. Returns what each epoch gave."""
+def _learn(family: EncoderFamily, model: TorchEncoder, members: list[TorchEncoder]) -> list[dict[str, Any]]:
+    """Train the model; it ends with the weights that validate best. Returns what each epoch gave."""
     teachers = [*members, *family.teachers()[1:]]
     options = training_options(family, family.job.seed)
     options = dataclasses.replace(options, lr=0.5 * options.lr)
@@ -228,49 +228,49 @@ def _learn(family: EncoderFamily, student: Student, members: list[Student]) -> l
     if len(teachers) < 2 or epochs < min(1.0, family.job.options.epochs or 1.0):
         why = "one model is no ensemble" if len(teachers) < 2 else "the budget has no room for an epoch"
         family.job.notes.add(f"the student does not learn from the ensemble: {why}")
-        return [_validated(family, student, 0)]
+        return [_validated(family, model, 0)]
     teacher = teach(teachers, family.inputs.own.train.ids, family.inputs.own.train.types, with_hidden=False)
-    recovery = Recovery(student, family.inputs.pruned.train, teacher, round(epochs * recovery_steps), options)
-    history = [_validated(family, student, 0)]
-    candidates, tail = [_copy(student)], list[dict[str, torch.Tensor]]()
+    recovery = Distillation(model, family.inputs.pruned.train, teacher, round(epochs * recovery_steps), options)
+    history = [_validated(family, model, 0)]
+    candidates, tail = [_copy(model)], list[dict[str, torch.Tensor]]()
     while recovery.step < recovery.steps:
         loss = recovery.advance()
         share = 0.85 + 0.15 * recovery.step / recovery.steps
         family.job.progress(share, f"learning from the ensemble, loss {loss:.3f}")
         if recovery.step % max(1, recovery_steps // 2) == 0 and 2 * recovery.step >= recovery.steps:
-            tail.append(_copy(student))
+            tail.append(_copy(model))
         if recovery.step % recovery_steps == 0 or recovery.step == recovery.steps:
-            history.append(_validated(family, student, recovery.step))
+            history.append(_validated(family, model, recovery.step))
         if family.job.budget.elapsed() > family.job.options.budget:
             family.job.notes.add(f"the budget ended after {recovery.step} of {recovery.steps} steps of the student")
             break
-    learnt = _mean([*tail, _copy(student)])
+    learnt = _mean([*tail, _copy(model)])
     candidates += [learnt, _mean([candidates[0], learnt])]
     losses = []
     for weights in candidates:
-        _put(student, weights)
-        losses.append(float(_losses(family, student).mean()))
-    _put(student, candidates[int(np.argmin(losses))])
-    history.append(_validated(family, student, recovery.step) | {"candidates": losses})
+        _put(model, weights)
+        losses.append(float(_losses(family, model).mean()))
+    _put(model, candidates[int(np.argmin(losses))])
+    history.append(_validated(family, model, recovery.step) | {"candidates": losses})
     return history
 
 
-def _validated(family: EncoderFamily, student: Student, step: int) -> dict[str, Any]:
+def _validated(family: EncoderFamily, model: TorchEncoder, step: int) -> dict[str, Any]:
     validation = family.inputs.validation
-    logits = predict(student, validation.ids, validation.types)
+    logits = predict(model, validation.ids, validation.types)
     assert validation.labels is not None
     metrics = compute_metrics(family.inputs.data.task, logits, validation.labels)
     return {"step": step, "metrics": metrics, "loss": calibrated_loss(logits, validation.labels)}
 
 
-def _losses(family: EncoderFamily, student: Student) -> np.ndarray:
-    """Of each validation example, at the temperature that suits the student best."""
+def _losses(family: EncoderFamily, model: TorchEncoder) -> np.ndarray:
+    """Of each validation example, at the temperature that suits the model best."""
     validation = family.inputs.validation
     assert validation.labels is not None
-    return calibrated_losses(predict(student, validation.ids, validation.types), validation.labels)
+    return calibrated_losses(predict(model, validation.ids, validation.types), validation.labels)
 
 
-def _offsets(family: EncoderFamily, student: Student) -> list[float] | None:
+def _offsets(family: EncoderFamily, model: TorchEncoder) -> list[float] | None:
     """What is added to the last bias, where the metric rises by it; None where it does not, or there are no classes."""
     validation = family.inputs.validation
     assert validation.labels is not None
@@ -278,7 +278,7 @@ def _offsets(family: EncoderFamily, student: Student) -> list[float] | None:
         return None
     family.job.progress(1.0, "placing the border between the classes")
     metric = get_task(family.inputs.data.task).metrics[0]
-    logits = predict(student, validation.ids, validation.types)
+    logits = predict(model, validation.ids, validation.types)
     rng = generator(family.job.seed, Stream.THRESHOLD)
     parts = folds(len(validation.labels), FOLDS, family.job.seed)
     _, share = gain_of_offsets(metric, logits, validation.labels, parts, RESAMPLES, rng)
@@ -286,16 +286,16 @@ def _offsets(family: EncoderFamily, student: Student) -> list[float] | None:
         return None
     offsets = logit_offsets(metric, logits, validation.labels)
     with torch.no_grad():
-        student.weight("head.out.bias").add_(torch.from_numpy(offsets))
+        model.weight("head.out.bias").add_(torch.from_numpy(offsets))
     return [float(offset) for offset in offsets]
 
 
-def _certainty(family: EncoderFamily, student: Student) -> float:
-    """Share of validation's resamples in which the student beats the checkpoint (of scores: in squared errors)."""
+def _certainty(family: EncoderFamily, model: TorchEncoder) -> float:
+    """Share of validation's resamples in which the model beats the checkpoint (of scores: in squared errors)."""
     validation = family.inputs.validation
     assert validation.labels is not None
     before = family.baseline_outputs()
-    after = predict(student, validation.ids, validation.types)
+    after = predict(model, validation.ids, validation.types)
     rng = generator(family.job.seed, Stream.CERTAINTY)
     if validation.labels.dtype.kind == "f":
         errors = [sample_losses(outputs, validation.labels) for outputs in (before, after)]
@@ -304,15 +304,15 @@ def _certainty(family: EncoderFamily, student: Student) -> float:
     return metric_gain(metric, before, after, validation.labels, RESAMPLES, rng)[1]
 
 
-def _copy(student: Student) -> dict[str, torch.Tensor]:
-    return {name: student.weight(name).detach().clone() for name in student.names()}
+def _copy(model: TorchEncoder) -> dict[str, torch.Tensor]:
+    return {name: model.weight(name).detach().clone() for name in model.names()}
 
 
 def _mean(weights: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
 
 
-def _put(student: Student, weights: dict[str, torch.Tensor]) -> None:
+def _put(model: TorchEncoder, weights: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
-            student.weight(name).copy_(value)
+            model.weight(name).copy_(value)

@@ -1,4 +1,4 @@
-"""Distillation within what is left of the budget: `approxrt.training.decoder_recovery` with a clock."""
+"""Distillation within what is left of the budget: `approxrt.training.decoder_distillation` with a clock."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from approxrt.quantization.calibration import calibration
 from approxrt.quantization.gptq import dequantized_linear
 from approxrt.quantization.grids import parts_of
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.torch_models.device import has_bf16
 from approxrt.training.budget import BudgetSpent
-from approxrt.training.decoder_recovery import DecoderRecovery, DecoderRecoveryOptions, on_grid
-from approxrt.training.run import has_bf16
+from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
 
 LR_SHARE = 0.5  # of an encoder's learning rate: there is little text
 LEAST_STEPS = 8  # to be worth it
@@ -38,7 +38,7 @@ LOOKS = 3  # at validation
 def starting_state(builder: Builder, plan: Plan) -> dict[str, Any]:
     """The state of a training that has not begun.
 
-    With grids of a checkpoint the student starts on the artifact's, rounded by statistics where that is not the
+    With grids of a checkpoint the model starts on the artifact's, rounded by statistics where that is not the
     checkpoint's own; else from floats.
     """
     cut, grids = builder.cut(plan), dict[str, dict[str, np.ndarray]]()
@@ -84,11 +84,11 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
     pieces = torch.tensor(inputs.calibrating[: count * inputs.sequence]).reshape(count, inputs.sequence)
     # A head that leaves the checkpoint's grid is a matrix of its own, and learns; one that is the table does not.
     trains_head = own is not None and own.keeps_table and HEAD in plan.kinds and plan.kinds[HEAD] != own.kind(HEAD)
-    options = DecoderRecoveryOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(),
+    options = DecoderDistillationOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(),
                                      trains_head=trains_head)  # fmt: skip
     if own is not None and own.tied and not own.keeps_table:
         cut_tensors["embeddings.word.weight"] = cut_tensors[f"{HEAD}.weight"]
-    recovery = DecoderRecovery(cut_spec, cut_tensors, masks, bits, pieces, family.teach, options, grids)
+    recovery = DecoderDistillation(cut_spec, cut_tensors, masks, bits, pieces, family.teach, options, grids)
     # Perplexity, step, weights, grids.
     best: tuple[float, int, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]] | None = None
     if state["recovery"] is not None:

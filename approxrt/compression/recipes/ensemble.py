@@ -15,9 +15,9 @@ import torch
 from approxrt.compression.families.encoder import EncoderFamily
 from approxrt.compression.records import EnsemblePlan
 from approxrt.compression.state import Work
-from approxrt.torch_models.encoder import Student
-from approxrt.training.recovery import Recovery, RecoveryOptions
-from approxrt.training.replaced_token import Practice
+from approxrt.torch_models.encoder import TorchEncoder
+from approxrt.training.distillation import Distillation, DistillationOptions
+from approxrt.training.replaced_token import ReplacedTokenDetection
 from approxrt.training.teacher import Teacher
 
 PRACTICE_EPOCHS = 6.0
@@ -31,7 +31,7 @@ MEMBERS_END = 0.8  # of the budget
 _NONE = np.zeros((0, 0), np.float32)
 
 
-def members(family: EncoderFamily) -> list[Student]:
+def members(family: EncoderFamily) -> list[TorchEncoder]:
     """Return the checkpoint as the artifact would hold it, and as many trained members as there is time for."""
     job, train = family.job, family.inputs.pruned.train
     practised, plan = _practised(family)
@@ -46,7 +46,7 @@ def members(family: EncoderFamily) -> list[Student]:
         if not load_weights(job.work, name, member):
             _put(practised, member)
             options = dataclasses.replace(training_options(family, 1000 * (job.seed + 1) + number), teacher_share=0.0)
-            recovery = Recovery(member, train, plain, plan.member_steps, options)
+            recovery = Distillation(member, train, plain, plan.member_steps, options)
             while recovery.step < recovery.steps:
                 loss = recovery.advance()
                 share = 0.35 + 0.45 * (number + recovery.step / recovery.steps) / plan.members
@@ -58,13 +58,13 @@ def members(family: EncoderFamily) -> list[Student]:
     return out
 
 
-def save_weights(work: Work, name: str, model: Student) -> None:
+def save_weights(work: Work, name: str, model: TorchEncoder) -> None:
     """Keep a trained model's weights in the work folder."""
     trained = {key: model.weight(key).detach() for key in model.names() if model.weight(key).requires_grad}
     work.save_tensors(name, trained)
 
 
-def load_weights(work: Work, name: str, model: Student) -> bool:
+def load_weights(work: Work, name: str, model: TorchEncoder) -> bool:
     """Put kept weights into a model; false where there are none."""
     kept = work.load_tensors(name)
     if kept is None:
@@ -93,7 +93,7 @@ def _planned(family: EncoderFamily, plan: EnsemblePlan) -> EnsemblePlan:
 def _pace(family: EncoderFamily) -> float:
     """Seconds that a step on labels takes, of a few."""
     options = dataclasses.replace(training_options(family, family.job.seed), teacher_share=0.0)
-    trial = Recovery(family.model(), family.inputs.pruned.train, _no_teacher(family), 1000, options)
+    trial = Distillation(family.model(), family.inputs.pruned.train, _no_teacher(family), 1000, options)
     trial.advance()
     began = time.monotonic()
     for _ in range(PACE_STEPS):
@@ -107,7 +107,7 @@ def _no_teacher(family: EncoderFamily) -> Teacher:
     return Teacher(logits, _NONE, (), _NONE, _NONE)
 
 
-def _practised(family: EncoderFamily) -> tuple[Student, EnsemblePlan]:
+def _practised(family: EncoderFamily) -> tuple[TorchEncoder, EnsemblePlan]:
     """(the checkpoint after practice, how many steps there were and the seconds until then)."""
     job, model, inputs = family.job, family.model(), family.inputs
     known = job.work.load("ensemble", EnsemblePlan)
@@ -117,7 +117,7 @@ def _practised(family: EncoderFamily) -> tuple[Student, EnsemblePlan]:
     options = training_options(family, job.seed)
     steps = max(1, round(PRACTICE_EPOCHS * -(-len(inputs.pruned.train.ids) // options.batch_size)))
     tokens = min(PRACTICE_TOKENS, inputs.source.length)
-    practice = Practice(model, inputs.data.train.texts, inputs.tokenizer_json, tokens, steps, options)
+    practice = ReplacedTokenDetection(model, inputs.data.train.texts, inputs.tokenizer_json, tokens, steps, options)
     began, room = time.monotonic(), 0.0
     while practice.step < practice.steps:
         loss = practice.advance()
@@ -135,12 +135,12 @@ def _practised(family: EncoderFamily) -> tuple[Student, EnsemblePlan]:
     return model, plan
 
 
-def training_options(family: EncoderFamily, seed: int) -> RecoveryOptions:
-    """How students learn from labels here: to the end of the schedule, with dropout."""
+def training_options(family: EncoderFamily, seed: int) -> DistillationOptions:
+    """How models learn from labels here: to the end of the schedule, with dropout."""
     return dataclasses.replace(
         family.training_options(), seed=seed, final_lr=0.0, warmup=0.1, hidden_weight=0.0, dropout=0.1
     )
 
 
-def _put(source: Student, target: Student) -> None:
+def _put(source: TorchEncoder, target: TorchEncoder) -> None:
     target.load_state_dict(source.state_dict())

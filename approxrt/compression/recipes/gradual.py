@@ -26,9 +26,9 @@ from approxrt.planning.allocate import Block
 from approxrt.random import Stream, generator
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import collect
-from approxrt.torch_models.encoder import Student
+from approxrt.torch_models.encoder import TorchEncoder
+from approxrt.training.distillation import Distillation, encoder_linears
 from approxrt.training.pace import Pace
-from approxrt.training.recovery import Recovery, encoder_linears
 from approxrt.training.teacher import Teacher
 
 SENTENCES, TOKENS = 512, 12_000  # that statistics are taken of, at most
@@ -89,7 +89,7 @@ class _Stages:
         self.family, self.job, self.stages = family, family.job, stages
         self.table = family.latency_table()
         self.teacher: Teacher = family.teacher()
-        self.model: Student = family.model()
+        self.model: TorchEncoder = family.model()
         self.signs = match_signs(family, self.model).to_report()
 
     def run(self) -> None:
@@ -121,7 +121,7 @@ class _Stages:
             trainer.restore(state["recovery"])
         rounds.recovery = trainer
         self._train(stage, trainer, rounds, few)
-        self._build(stage, trainer.student, rounds.bits_of, rounds.history, trainer.steps)
+        self._build(stage, trainer.model, rounds.bits_of, rounds.history, trainer.steps)
         if trainer.quantizer is not None:
             trainer.quantizer.remove()
 
@@ -139,7 +139,7 @@ class _Stages:
         """How many steps the budget allows, from the pace of a few dense ones."""
         job, options = self.job, self.job.options
         inputs = self.family.inputs.pruned
-        trial = Recovery(self.family.model(), inputs.learnt, self.teacher, 1000, self.family.training_options())
+        trial = Distillation(self.family.model(), inputs.learnt, self.teacher, 1000, self.family.training_options())
         for _ in range(3):
             trial.advance()
         begin = time.monotonic()
@@ -161,9 +161,9 @@ class _Stages:
         job.work.save("plan", plan)
         return plan
 
-    def _trainer(self, steps: int) -> Recovery:
+    def _trainer(self, steps: int) -> Distillation:
         learnt = self.family.inputs.pruned.learnt
-        return Recovery(self.model, learnt, self.teacher, steps, self.family.training_options())
+        return Distillation(self.model, learnt, self.teacher, steps, self.family.training_options())
 
     def _rounds(self, stage: Stage, state: Mapping[str, Any] | None) -> Rounds:
         limits = self.family.limits(self.model, stage.speedup, stage.shrink)
@@ -175,7 +175,7 @@ class _Stages:
 
     def _subject(self) -> PrunedEncoder:
         """The model for rounds of pruning, held against a copy of what it is now."""
-        copy = Student(self.model.spec, self.model.tensors())
+        copy = TorchEncoder(self.model.spec, self.model.tensors())
         bits = (8,) if self.job.options.wanted_shrink is None else (8, 4)
         return PrunedEncoder(self.model, copy, self.family.inputs.pruned.train, self._rows(), self.job.seed, bits)
 
@@ -206,7 +206,7 @@ class _Stages:
             rounds.cut(way)
             subject.refit()
 
-    def _train(self, stage: Stage, trainer: Recovery, rounds: Rounds, few: bool) -> None:
+    def _train(self, stage: Stage, trainer: Distillation, rounds: Rounds, few: bool) -> None:
         """Learn, with the last prunings of the stage on the way unless there are `few` steps."""
         job = self.job
         planned = steps = trainer.steps
@@ -218,7 +218,7 @@ class _Stages:
                 self._rescore(trainer, rounds)
                 rounds.cut(prunings[trainer.step])
             if trainer.step >= round(steps * QAT_FROM) and trainer.quantizer is None:
-                trainer.quantize(self.family.widths(trainer.student, rounds.bits_of))
+                trainer.quantize(self.family.widths(trainer.model, rounds.bits_of))
             trainer.advance()
             # Pruning, or a busy machine, makes a slow start, which must not cost the rest. With grids learnt, the end
             # is set.
@@ -231,9 +231,9 @@ class _Stages:
                 saved = time.monotonic()
         self._save(stage, trainer, rounds, few)
 
-    def _rescore(self, trainer: Recovery, rounds: Rounds) -> None:
+    def _rescore(self, trainer: Distillation, rounds: Rounds) -> None:
         """Scores and means of the model as training has made it, and what rounding would cost it."""
-        model, train = trainer.student, self.family.inputs.pruned.train
+        model, train = trainer.model, self.family.inputs.pruned.train
         names = encoder_linears(model)
         found = collect(model, train, self._rows(), self.job.seed + trainer.step)
         scores = element_scores(model, found, names)
@@ -242,7 +242,7 @@ class _Stages:
         trainer.scores = {name: torch.from_numpy(score) for name, score in scores.items()}
         trainer.means = {name: torch.from_numpy(found.means[name]) for name in scores}
 
-    def _save(self, stage: Stage, trainer: Recovery, rounds: Rounds, few: bool) -> None:
+    def _save(self, stage: Stage, trainer: Distillation, rounds: Rounds, few: bool) -> None:
         self.job.work.save_tensors(
             "state",
             {
@@ -260,7 +260,7 @@ class _Stages:
     def _build(
         self,
         stage: Stage,
-        model: Student,
+        model: TorchEncoder,
         chosen: Mapping[str, int],
         history: list[dict[str, Any]],
         steps: int,

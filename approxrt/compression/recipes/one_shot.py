@@ -20,7 +20,7 @@ from approxrt.compression.rounds import rounds_towards
 from approxrt.compression.signs import match_signs
 from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import with_sign_attention
-from approxrt.torch_models.encoder import Student
+from approxrt.torch_models.encoder import TorchEncoder
 
 SENTENCES = 1024
 ROUNDS = 4
@@ -37,7 +37,7 @@ def one_shot(family: EncoderFamily) -> None:
     model = family.model()
     signs = match_signs(family, model)
     limits = family.limits(model, options.wanted_speedup, options.wanted_shrink)
-    exact = Student(model.spec, model.tensors())
+    exact = TorchEncoder(model.spec, model.tensors())
     with_sign_attention(exact, {}, ())
     subject = PrunedEncoder(model, exact, train, rows, job.seed, (8,) if limits.bytes is None else (8, 4))
     rounds = rounds_towards(family, subject, table, limits)
@@ -50,9 +50,9 @@ def one_shot(family: EncoderFamily) -> None:
         rounds.cut((i + 1) / ROUNDS)
         subject.refit()
     job.progress(ROUNDS / (ROUNDS + 1), "rounding")
-    widths = family.widths(subject.student, rounds.bits_of)
+    widths = family.widths(subject.model, rounds.bits_of)
     tensors_of = subject.round(widths)
     facts: dict[str, Any] = {"speedup": options.wanted_speedup, "shrink": options.wanted_shrink}
     facts |= {"recipe": "one-shot", "method": "ours", "cuts": rounds.history, "examples": len(rows)}
     facts["attention"] = signs.to_report()
-    family.build(subject.student, widths, Provenance(Origin.PLANNED, facts=facts), tensors_of)
+    family.build(subject.model, widths, Provenance(Origin.PLANNED, facts=facts), tensors_of)

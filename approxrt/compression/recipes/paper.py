@@ -16,7 +16,7 @@ from approxrt.compression.records import Origin, Provenance
 from approxrt.errors import UnsupportedTaskError
 from approxrt.random import Stream, generator
 from approxrt.significance.paper import Found, Test, search
-from approxrt.significance.removal import Held, shrunk
+from approxrt.significance.removal import HeldOutLoss, shrunk
 from approxrt.significance.statistics import collect
 
 TESTS = {"accuracy": Test(), "speed": Test(1.1, None), "size": Test(1.1, None)}
@@ -36,7 +36,7 @@ def paper(family: EncoderFamily) -> None:
     job.progress(0.05, "collecting mean outputs")
     means = collect(model, train, rows, job.seed, with_moments=False).means
     validation = family.inputs.validation
-    held = Held(model, validation, _drawn(len(validation.ids), HELD, job.seed))
+    held = HeldOutLoss(model, validation, _drawn(len(validation.ids), HELD, job.seed))
     found = search(held, means, test, lambda done, most, text: job.progress(0.1 + 0.8 * min(1.0, done / most), text))
     small = shrunk(model, found.keep, means)
     facts = {"method": "paper", "test": asdict(test), **log_of(found, len(held))}
@@ -52,7 +52,7 @@ def log_of(found: Found, texts: int) -> dict[str, Any]:
     """The search as JSON: sizes that are left, losses, every trial."""
     return {
         "texts": texts,
-        "dense_loss": found.dense_loss,
+        "dense_loss": found.baseline_loss,
         "loss": found.loss,
         "heads": [len(heads) for heads in found.keep.heads],
         "units": [len(units) for units in found.keep.units],

@@ -254,8 +254,9 @@ def kept_keys(
     """
     k = k.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3)
     queries, d, n = q.shape[-2], q.shape[-1], k.shape[-2]
-    positions, keys = torch.arange(n - queries, n)[:, None], torch.arange(n)[None, :]
-    allowed = (keys <= positions) if causal else torch.ones(queries, n, dtype=torch.bool)
+    positions = torch.arange(n - queries, n, device=q.device)[:, None]
+    keys = torch.arange(n, device=q.device)[None, :]
+    allowed = (keys <= positions) if causal else torch.ones(queries, n, dtype=torch.bool, device=q.device)
     forced = keys == positions
     if causal:
         forced = forced | (keys > positions - window)
@@ -269,7 +270,7 @@ def kept_keys(
     a, b = (torch.where(torch.signbit(x), -1.0, 1.0).to(exact) for x in (q, k))
     rank = (a @ b.transpose(-1, -2) + d) / 2 * n + (keys if causal else n - 1 - keys)
     best = torch.where(rest, rank, -1.0).topk(min(keep, n), dim=-1).indices
-    chosen = torch.zeros(rank.shape, dtype=torch.bool).scatter_(-1, best, True) & rest
+    chosen = torch.zeros(rank.shape, dtype=torch.bool, device=q.device).scatter_(-1, best, True) & rest
     return torch.where(allowed.sum(-1, keepdim=True) <= keep, allowed, (forced & allowed) | chosen)
 
 
@@ -340,7 +341,7 @@ def sign_attention(
     k, v = (x.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3) for x in (k, v))
     scores = (scale * (q @ k.transpose(-1, -2))).masked_fill(~kept, -math.inf)
     if rest:
-        real = torch.ones(k.shape[-2], dtype=torch.bool) if valid is None else valid
+        real = torch.ones(k.shape[-2], dtype=torch.bool, device=k.device) if valid is None else valid
         real = real[..., None, :, None].to(q.dtype)
         mean_k, mean_v = ((x * real).sum(-2, keepdim=True) / real.sum(-2, keepdim=True) for x in (k, v))
         left = real.sum(-2, keepdim=True) - kept.sum(-1, keepdim=True)

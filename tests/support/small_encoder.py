@@ -1,4 +1,4 @@
-"""A tiny random BERT as a student, with random texts: for tests of what is computed on students."""
+"""A tiny random BERT as a model, with random texts: for tests of what is computed on models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from specs import random_tensors, small_spec
 
 from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec
 from approxrt.tasks.examples import Examples
-from approxrt.torch_models.encoder import Student, predict
+from approxrt.torch_models.encoder import TorchEncoder, predict
 
 
-def small_student(seed: int = 0, layers: int = 2, **changes) -> Student:
+def small_encoder(seed: int = 0, layers: int = 2, **changes) -> TorchEncoder:
     """Hidden 24 (not a multiple of 16), 3 heads of 8, FFN 36, CLS head; weights wide enough to be no identity."""
     fields = {"layers": (LayerSpec(3, 8, 36),) * layers, "head": HeadSpec(dense_features=24)}
     spec = small_spec("f32", hidden=24, **{**fields, **changes})
@@ -22,7 +22,7 @@ def small_student(seed: int = 0, layers: int = 2, **changes) -> Student:
             value *= 3
         if name.endswith("norm.weight"):
             value += 1
-    return Student(spec, tensors)
+    return TorchEncoder(spec, tensors)
 
 
 def random_examples(count: int = 24, seed: int = 1, vocab: int = 30) -> Examples:
@@ -32,10 +32,10 @@ def random_examples(count: int = 24, seed: int = 1, vocab: int = 30) -> Examples
     return Examples(ids, [[0] * len(row) for row in ids], rng.integers(0, 2, count))
 
 
-def labelled_by(student: Student, count: int = 240) -> Examples:
-    """Random texts whose labels are what `student` answers."""
+def labelled_by(model: TorchEncoder, count: int = 240) -> Examples:
+    """Random texts whose labels are what `model` answers."""
     examples = random_examples(count)
-    logits = predict(student, examples.ids, examples.types)
+    logits = predict(model, examples.ids, examples.types)
     # The median splits them, so that both classes are there.
     margin = logits[:, 1] - logits[:, 0]
     return dataclasses.replace(examples, labels=(margin > np.median(margin)).astype(np.int64))

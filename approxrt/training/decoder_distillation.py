@@ -1,7 +1,7 @@
 """A compressed decoder learns from the dense one, on plain text: distillation through the structure, tiles and grids
 that the artifact will have.
 
-The student starts from the plan's weights. Its linears compute on the artifact's int8 and int4 grids, activations and
+The model starts from the plan's weights. Its linears compute on the artifact's int8 and int4 grids, activations and
 weights, with straight-through gradients (`approxrt.quantization.fake_quantize`); pruned tiles stay zero. Norms, and
 weights and biases of the layers' linears, are trained (AdamW); the word table and the head are not.
 
@@ -10,14 +10,13 @@ Scales and offsets of groups are trained as shares of what they were (as in PEQA
 while integers change where a weight moves over half a step: a few of them, at these learning rates. A head that comes
 with a grid is trained, too, where `trains_head` says so.
 
-The loss is KL(teacher || student) a token, over the teacher's `TOP` likeliest next tokens and all others as one. The
-text's own next tokens are not used: with a text of one kind the student would learn that kind of text, and its
+The loss is KL(teacher || model) a token, over the teacher's `TOP` likeliest next tokens and all others as one. The
+text's own next tokens are not used: with a text of one kind the model would learn that kind of text, and its
 perplexity there would say nothing of what was lost.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,6 @@ from torch.nn import functional
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import GROUP_KINDS, GROUP_WEIGHTS, LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
-from approxrt.errors import TrainingError
 from approxrt.quantization.fake_quantize import (
     REFRESH,
     int4_steps,
@@ -43,21 +41,22 @@ from approxrt.quantization.gptq import FORMS, LIMITS, steps_of
 from approxrt.quantization.grids import nearest
 from approxrt.quantization.groupwise import quantize_groups4
 from approxrt.quantization.rtn import dequantize, quantize_linear, quantize_rows
-from approxrt.random import epoch_generator
 from approxrt.torch_models.decoder import TorchDecoder
+from approxrt.training.objectives import LikelyTokens, likely_token_divergence
 from approxrt.training.optimizer import decay_groups
+from approxrt.training.trainer import Schedule, StepOptions, Trainer, shuffled_rows
 
 TOP = 64
 # What is trained of a grid, and how fast: a scale changes by a thousandth where a weight changes by a tenth of one.
 CHANGE = "_change"
 CHANGE_LR = 8.0
 
-# ids -> logits f32[tokens, vocab] of the dense model
+# ids -> logits f32[tokens, vocab] of the baseline
 Teacher = Callable[[list[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class DecoderRecoveryOptions:
+class DecoderDistillationOptions:
     """`lr` is the highest; it rises over the first `warmup` of the time and falls to `final_lr` of it."""
 
     lr: float = 5e-5
@@ -69,17 +68,14 @@ class DecoderRecoveryOptions:
     bf16: bool = False
     trains_head: bool = False
 
-
-@dataclass(frozen=True)
-class Taught:
-    """What the teacher says of one sequence: its likeliest next tokens i32[tokens, TOP] and their log probabilities."""
-
-    ids: Tensor
-    log_probabilities: Tensor
+    def step_options(self) -> StepOptions:
+        """Return what of this every trainer has."""
+        schedule = Schedule(self.warmup, self.final_lr)
+        return StepOptions(self.lr, schedule, betas=(0.9, 0.95), fused=False, bf16=self.bf16)
 
 
-class DecoderRecovery:
-    """A student in training. Sequences of the text come in a shuffled order, each once an epoch.
+class DecoderDistillation(Trainer):
+    """A model in training. Sequences of the text come in a shuffled order, each once an epoch.
 
     spec, tensors  all-f32 decoder as the plan cuts and refits it
     masks          of tiles, by linear
@@ -97,22 +93,26 @@ class DecoderRecovery:
         bits: Mapping[str, int],
         pieces: Tensor,
         teacher: Teacher,
-        options: DecoderRecoveryOptions,
+        options: DecoderDistillationOptions,
         grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
-        self.spec, self.bits, self.pieces = spec, dict(bits), pieces
+        self.model = TorchDecoder(spec, tensors, device)
+        super().__init__(self.model.device, options.step_options())
+        device = self.device
+        self.spec, self.bits = spec, dict(bits)
         self._grids = {name: dict(parts) for name, parts in (grids or {}).items()}
         self.teacher, self.options = teacher, options
         self.masks = dict(masks)
-        self.step, self.loss = 0, math.nan
-        self._taught: dict[int, Taught] = {}
+        self.done = 0.0  # share of the training that lies behind
+        self._taught: dict[int, LikelyTokens] = {}
         self._steps: dict[str, Tensor] = {}
         self._lines: dict[str, tuple[Tensor, Tensor]] = {}
-        self.model = TorchDecoder(spec, tensors)
+        self.pieces = pieces.to(device)
         weights = self.model.weights
         if not self._grids:
-            q, scale = quantize_rows(weights["embeddings.word.weight"].numpy())
-            weights["embeddings.word.weight"] = torch.from_numpy(dequantize(q, scale))
+            q, scale = quantize_rows(weights["embeddings.word.weight"].cpu().numpy())
+            weights["embeddings.word.weight"] = torch.from_numpy(dequantize(q, scale)).to(device)
         if self._grids:
             pass  # all of them are on their grids
         elif spec.tied_embeddings:
@@ -120,29 +120,30 @@ class DecoderRecovery:
         elif "head.out" in bits:
             from approxrt.quantization.gptq import dequantized_linear
 
-            head = weights["head.out.weight"].numpy()
+            head = weights["head.out.weight"].cpu().numpy()
             _, parts = quantize_linear(head, bits["head.out"])
-            weights["head.out.weight"] = torch.from_numpy(dequantized_linear(parts, *head.shape))
+            weights["head.out.weight"] = torch.from_numpy(dequantized_linear(parts, *head.shape)).to(device)
         self._elements = {
-            name: torch.from_numpy(expand_mask(mask, *tensors[f"{name}.weight"].shape)) for name, mask in masks.items()
+            name: torch.from_numpy(expand_mask(mask, *tensors[f"{name}.weight"].shape)).to(device)
+            for name, mask in masks.items()
         }
         places = ("layers.", "head.") if options.trains_head else ("layers.",)
-        self.trained = {name: weights[name].requires_grad_() for name in weights if name.startswith(places)}
+        self.learnt = {name: weights[name].requires_grad_() for name in weights if name.startswith(places)}
         self._mask_weights()
-        whole = list(self.trained.values())
+        whole = list(self.learnt.values())
         self._group_grids = {}
         for name, grid in self._grids.items():
-            if FORMS[bits[name]] in GROUP_KINDS and f"{name}.weight" in self.trained:
-                self._group_grids[name] = GroupGrid(grid, LIMITS[bits[name]])
-                self.trained |= {f"{name}.{part}": p for part, p in self._group_grids[name].changes.items()}
+            if FORMS[bits[name]] in GROUP_KINDS and f"{name}.weight" in self.learnt:
+                self._group_grids[name] = GroupGrid(grid, LIMITS[bits[name]], device)
+                self.learnt |= {f"{name}.{part}": p for part, p in self._group_grids[name].changes.items()}
             elif bits[name] == 4:
                 steps = steps_of(grid, *weights[f"{name}.weight"].shape)
-                self._steps[name] = torch.from_numpy(steps.astype(np.float32))
-        changes = [p for name, p in self.trained.items() if name.endswith(CHANGE)]
+                self._steps[name] = torch.from_numpy(steps.astype(np.float32)).to(device)
+        changes = [p for name, p in self.learnt.items() if name.endswith(CHANGE)]
         groups = [group | {"factor": 1.0} for group in decay_groups(whole, options.weight_decay)]
         if changes:
             groups.append({"params": changes, "weight_decay": 0.0, "factor": CHANGE_LR})
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95))
+        self.start_optimizer(groups)
 
     # -- steps ------------------------------------------------------------------
 
@@ -151,58 +152,37 @@ class DecoderRecovery:
         return max(1, len(self.pieces) // self.options.sequences)
 
     def advance(self, done: float) -> float:
-        """One optimiser step; `done` is the share of the training that lies behind. Returns the loss, nats a token.
+        """Take one optimiser step and return its loss in nats a token; `done` is the share of the training behind it.
 
         Raises TrainingError when it is not a number.
         """
-        options = self.options
-        epoch, place = divmod(self.step, self.steps_per_epoch)
-        order = epoch_generator(options.seed, epoch).permutation(len(self.pieces))
-        rows = order[place * options.sequences : (place + 1) * options.sequences]
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * group["factor"] * self._schedule(done)
-        self.optimizer.zero_grad(set_to_none=True)
-        # In one pass: weights are put on their grids once.
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            loss = self._loss(rows)
-        loss.backward()
-        self.loss = total = float(loss.detach())
-        if not math.isfinite(total):
-            raise TrainingError(
-                f"the loss is {total} at step {self.step + 1} with lr {options.lr}: training has diverged; "
-                "use a smaller --lr"
-            )
-        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), 1.0)
-        self.optimizer.step()
-        self._mask_weights()
-        self.step += 1
-        if self.step % REFRESH == 0 and not self._grids:
-            self._steps, self._lines = {}, {}
-        return total
+        self.done = done
+        return self.take_step()
 
-    def _schedule(self, done: float) -> float:
-        warmup, final = self.options.warmup, self.options.final_lr
-        if done < warmup:
-            return max(0.05, done / warmup)
-        return final + (1 - final) * max(0.0, (1 - done) / (1 - warmup))
+    def trained(self) -> list[Tensor]:
+        return list(self.learnt.values())
 
-    def _loss(self, rows: np.ndarray) -> Tensor:
+    def rate_share(self) -> float:
+        return self.step_options.schedule.at_share(self.done)
+
+    def next_loss(self) -> Tensor:
+        rows = shuffled_rows(len(self.pieces), self.options.sequences, self.options.seed, self.step)
         taught = [self._teach(int(row)) for row in rows]
-        ours = self.logits(self.pieces[rows]).float().log_softmax(-1)
-        p = torch.stack([t.log_probabilities for t in taught])
-        top = ours.gather(2, torch.stack([t.ids for t in taught]).long())
-        rest, theirs = (torch.log1p(-x.exp().sum(2).clamp(max=1 - 1e-6)) for x in (top, p))
-        return ((p.exp() * (p - top)).sum(2) + theirs.exp() * (theirs - rest)).mean()
+        # In one pass: weights are put on their grids once.
+        return likely_token_divergence(self.logits(self.pieces[torch.from_numpy(rows).to(self.device)]), taught)
 
-    def _teach(self, row: int) -> Taught:
+    def after_step(self) -> None:
+        self._mask_weights()
+        if (self.step + 1) % REFRESH == 0 and not self._grids:
+            self._steps, self._lines = {}, {}
+
+    def _teach(self, row: int) -> LikelyTokens:
         if row not in self._taught:
-            logits = torch.from_numpy(np.array(self.teacher(self.pieces[row].tolist()), np.float32))
-            top = logits.topk(min(TOP, logits.shape[1]), dim=1)
-            probabilities = top.values - logits.logsumexp(1, keepdim=True)
-            self._taught[row] = Taught(top.indices.int(), probabilities)
+            logits = np.array(self.teacher(self.pieces[row].cpu().tolist()), np.float32)
+            self._taught[row] = LikelyTokens.of(torch.from_numpy(logits).to(self.device), TOP)
         return self._taught[row]
 
-    # -- the student -------------------------------------------------------------
+    # -- the model -------------------------------------------------------------
 
     def logits(self, ids: Tensor) -> Tensor:
         """[batch, tokens, vocab] of i64[batch, tokens], on the artifact's grids."""
@@ -227,33 +207,34 @@ class DecoderRecovery:
             x, weight = quantize_activations(x), quantize_weight8(weight)
         elif width == 4:
             if name not in self._steps:
-                steps = int4_steps(weight.detach().numpy(), self.masks.get(name))
-                self._steps[name] = torch.from_numpy(steps)
+                steps = int4_steps(weight.detach().cpu().numpy(), self.masks.get(name))
+                self._steps[name] = torch.from_numpy(steps).to(self.device)
             x, weight = quantize_activations(x), quantize_weight4(weight, self._steps[name])
         elif width == 5:
             if name not in self._lines:
-                self._lines[name] = group_lines(weight.detach().numpy())
+                scale, offset = group_lines(weight.detach().cpu().numpy())
+                self._lines[name] = scale.to(self.device), offset.to(self.device)
             x, weight = quantize_activations_in_groups(x), _on_lines(weight, *self._lines[name])
         return functional.linear(x, weight, bias)
 
     def _mask_weights(self) -> None:
         with torch.no_grad():
             for name, kept in self._elements.items():
-                self.trained[f"{name}.weight"].mul_(kept)
+                self.learnt[f"{name}.weight"].mul_(kept)
 
     # -- what is kept --------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of what is trained, but for scales and offsets of grids."""
-        return {name: p.detach().numpy().copy() for name, p in self.trained.items() if not name.endswith(CHANGE)}
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.learnt.items() if not name.endswith(CHANGE)}
 
     def grids(self) -> dict[str, dict[str, np.ndarray]]:
         """The tensors of linears that started on grids, where they are now."""
         out = {}
         for name, grid in self._grids.items():
-            if f"{name}.weight" in self.trained:
+            if f"{name}.weight" in self.learnt:
                 grid = self._group_grids[name].parts() if name in self._group_grids else grid
-                grid = nearest(self.trained[f"{name}.weight"].detach().numpy(), grid, LIMITS[self.bits[name]])
+                grid = nearest(self.learnt[f"{name}.weight"].detach().cpu().numpy(), grid, LIMITS[self.bits[name]])
             out[name] = grid
         return out
 
@@ -261,7 +242,7 @@ class DecoderRecovery:
         """All that decides the next step, for torch.save."""
         return {
             "step": self.step,
-            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "weights": {name: p.detach() for name, p in self.learnt.items()},
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -269,7 +250,7 @@ class DecoderRecovery:
         """Continue from `state()` of a run with the same plan and options."""
         with torch.no_grad():
             for name, value in state["weights"].items():
-                self.trained[name].copy_(value)
+                self.learnt[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         if not self._grids:
@@ -282,13 +263,15 @@ class GroupGrid:
     d and m are float16, d0 (1 + a) and m0 + d0 b with a and b trained from 0 (`changes`); g6's m is -32 d and g8's 0.
     """
 
-    def __init__(self, parts: Mapping[str, np.ndarray], limits: tuple[int, int]) -> None:
+    def __init__(
+        self, parts: Mapping[str, np.ndarray], limits: tuple[int, int], device: str | torch.device = "cpu"
+    ) -> None:
         self.first, self.limits = dict(parts), limits
-        self.scale = torch.from_numpy(parts["group_scale"].astype(np.float32))
+        self.scale = torch.from_numpy(parts["group_scale"].astype(np.float32)).to(device)
         self.changes = {f"scale{CHANGE}": torch.zeros_like(self.scale).requires_grad_()}
         self.offset = None
         if "group_offset" in parts:
-            self.offset = torch.from_numpy(parts["group_offset"].astype(np.float32))
+            self.offset = torch.from_numpy(parts["group_offset"].astype(np.float32)).to(device)
             self.changes[f"offset{CHANGE}"] = torch.zeros_like(self.scale).requires_grad_()
 
     def _line(self) -> tuple[Tensor, Tensor]:
@@ -310,7 +293,7 @@ class GroupGrid:
     def parts(self) -> dict[str, np.ndarray]:
         """The parts with the scales and offsets that were learnt, and the first integers."""
         with torch.no_grad():
-            d, m = (line.numpy().astype(np.float16) for line in self._line())
+            d, m = (line.cpu().numpy().astype(np.float16) for line in self._line())
         return self.first | {"group_scale": d} | ({} if self.offset is None else {"group_offset": m})
 
 
@@ -344,9 +327,9 @@ def on_grid(
     bits: Mapping[str, int],
     grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) of the artifact that computes what the student did: plain rounding on the grids it trained on.
+    """(spec, tensors) of the artifact that computes what the model did: plain rounding on the grids it trained on.
 
-    grids   tensors of linears that have some already (`DecoderRecovery.grids`)
+    grids   tensors of linears that have some already (`DecoderDistillation.grids`)
     """
     out, kinds = dict(tensors), dict[str, LinearKind]()
     for name, parts in (grids or {}).items():

@@ -1,4 +1,4 @@
-"""Recovery: a student learns, is cut without losing what it knows, and goes on exactly after an interrupt."""
+"""Distillation: a model learns, is cut without losing what it knows, and goes on exactly after an interrupt."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from approxrt.artifact.storage.bsr import grid  # noqa: E402
 from approxrt.errors import TrainingError  # noqa: E402
 from approxrt.pruning.structure import Structure  # noqa: E402
 from approxrt.tasks.examples import Examples  # noqa: E402
-from approxrt.torch_models.encoder import Student, predict  # noqa: E402
-from approxrt.training.recovery import Recovery, RecoveryOptions, encoder_linears  # noqa: E402
+from approxrt.torch_models.encoder import TorchEncoder, predict  # noqa: E402
+from approxrt.training.distillation import Distillation, DistillationOptions, encoder_linears  # noqa: E402
 from approxrt.training.teacher import teach  # noqa: E402
 
 
@@ -38,15 +38,17 @@ def examples() -> Examples:
     return Examples(ids, [[0] * len(row) for row in ids], rng.integers(0, 2, 64))
 
 
-def recovery(spec: ModelSpec, examples: Examples, steps: int = 40, **options: Any) -> Recovery:
-    dense = Student(spec, random_tensors(spec))
+def recovery(spec: ModelSpec, examples: Examples, steps: int = 40, **options: Any) -> Distillation:
+    dense = TorchEncoder(spec, random_tensors(spec))
     teacher = teach([dense], examples.ids, examples.types)
     settings = {"lr": 3e-3, "batch_size": 16, "teacher_share": 1.0} | options
-    return Recovery(Student(spec, random_tensors(spec)), examples, teacher, steps, RecoveryOptions(**settings))
+    return Distillation(
+        TorchEncoder(spec, random_tensors(spec)), examples, teacher, steps, DistillationOptions(**settings)
+    )
 
 
 def test_teacher_remembers_every_token(spec: ModelSpec, examples: Examples) -> None:
-    dense = Student(spec, random_tensors(spec))
+    dense = TorchEncoder(spec, random_tensors(spec))
     teacher = teach([dense], examples.ids, examples.types)
     np.testing.assert_allclose(teacher.logits, predict(dense, examples.ids, examples.types), atol=1e-5)
     assert teacher.layers == (0, 1)
@@ -65,7 +67,7 @@ def test_teacher_remembers_every_token(spec: ModelSpec, examples: Examples) -> N
 
 
 def test_ensemble_is_the_mean(spec: ModelSpec, examples: Examples) -> None:
-    models = [Student(spec, random_tensors(spec, seed)) for seed in (0, 1)]
+    models = [TorchEncoder(spec, random_tensors(spec, seed)) for seed in (0, 1)]
     both = [predict(model, examples.ids, examples.types) for model in models]
     np.testing.assert_allclose(
         teach(models, examples.ids, examples.types, with_hidden=False).logits, (both[0] + both[1]) / 2, atol=1e-5
@@ -77,16 +79,16 @@ def test_learns_back_what_a_cut_lost(spec: ModelSpec, examples: Examples) -> Non
     for _ in range(4):
         run.advance()
     rng = np.random.default_rng(0)
-    names = encoder_linears(run.student)
-    masks = {name: rng.random(grid(*run.student.weight(f"{name}.weight").shape)) < 0.5 for name in names}
-    run.cut(Structure.of(spec), masks)
+    names = encoder_linears(run.model)
+    masks = {name: rng.random(grid(*run.model.weight(f"{name}.weight").shape)) < 0.5 for name in names}
+    run.prune(Structure.of(spec), masks)
     first = run.advance()
     while run.step < run.steps:
         last = run.advance()
     assert last < 0.6 * first
     for name, mask in masks.items():
         elements = np.kron(mask, np.ones((16, 4)))
-        weight = run.student.weight(f"{name}.weight").detach().numpy()
+        weight = run.model.weight(f"{name}.weight").detach().numpy()
         assert not weight[elements[: weight.shape[0], : weight.shape[1]] == 0].any()
 
 
@@ -95,9 +97,9 @@ def test_what_is_pruned_stays_pruned(spec: ModelSpec, examples: Examples) -> Non
     name, whole = "layers.0.ffn.up", Structure.of(spec)
     first = np.ones(grid(64, 48), bool)
     first[:, :5] = False
-    run.cut(whole, {name: first})
-    run.cut(whole, {name: np.ones(grid(64, 48), bool)})
-    np.testing.assert_array_equal(run.student.masks[name], first)
+    run.prune(whole, {name: first})
+    run.prune(whole, {name: np.ones(grid(64, 48), bool)})
+    np.testing.assert_array_equal(run.model.masks[name], first)
 
 
 def test_cut_keeps_moments_scores_and_means(spec: ModelSpec, examples: Examples) -> None:
@@ -105,32 +107,32 @@ def test_cut_keeps_moments_scores_and_means(spec: ModelSpec, examples: Examples)
     for _ in range(6):
         run.advance()
     name = "layers.0.ffn.down"
-    for linear in encoder_linears(run.student):
-        weight = run.student.weight(f"{linear}.weight")
+    for linear in encoder_linears(run.model):
+        weight = run.model.weight(f"{linear}.weight")
         run.scores[linear], run.means[linear] = weight.detach().abs().clone(), torch.randn(weight.shape[1])
-    moments = run.optimizer.state[run.student.weight(f"{name}.weight")]["exp_avg"].clone()
+    moments = run.optimizer.state[run.model.weight(f"{name}.weight")]["exp_avg"].clone()
     scores, mean = run.scores[name].clone(), run.means[name].clone()
     whole = Structure.of(spec)
-    run.cut(Structure((whole.heads[0], np.arange(0)), (np.arange(16, 64), whole.units[1])), {})
-    weight = run.student.weight(f"{name}.weight")
+    run.prune(Structure((whole.heads[0], np.arange(0)), (np.arange(16, 64), whole.units[1])), {})
+    weight = run.model.weight(f"{name}.weight")
     assert weight.shape == (48, 48)
     assert torch.equal(run.optimizer.state[weight]["exp_avg"], moments[:, 16:])
     assert torch.equal(run.scores[name], scores[:, 16:]) and torch.equal(run.means[name], mean[16:])
-    assert "layers.1.attention.query" not in run.scores and run.student.spec.layers[1].num_heads == 0
+    assert "layers.1.attention.query" not in run.scores and run.model.spec.layers[1].num_heads == 0
     assert np.isfinite(run.advance())
 
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_goes_on_exactly(spec: ModelSpec, examples: Examples, quantised: bool) -> None:
-    def cut(run: Recovery) -> None:
+    def cut(run: Distillation) -> None:
         mask = np.ones(grid(48, 48), bool)
         mask[0, :6] = False
-        for linear in encoder_linears(run.student):
-            run.means[linear] = torch.ones(run.student.weight(f"{linear}.weight").shape[1])
-        whole = Structure.of(run.student.spec)
-        run.cut(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
+        for linear in encoder_linears(run.model):
+            run.means[linear] = torch.ones(run.model.weight(f"{linear}.weight").shape[1])
+        whole = Structure.of(run.model.spec)
+        run.prune(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
         if quantised:
-            run.quantize(dict.fromkeys(encoder_linears(run.student), 8))
+            run.quantize(dict.fromkeys(encoder_linears(run.model), 8))
 
     whole, first, second = (recovery(spec, examples, dropout=0.1) for _ in range(3))
     torch.manual_seed(4)
@@ -152,27 +154,27 @@ def test_goes_on_exactly(spec: ModelSpec, examples: Examples, quantised: bool) -
     second.restore(saved)
     for _ in range(4):
         second.advance()
-    for name in whole.student.names():
-        assert torch.equal(whole.student.weight(name), second.student.weight(name)), name
+    for name in whole.model.names():
+        assert torch.equal(whole.model.weight(name), second.model.weight(name)), name
 
 
-def test_some_texts_come_in_smaller_pieces(spec: ModelSpec, examples: Examples) -> None:
+def test_some_texts_come_in_smaller_token_ids(spec: ModelSpec, examples: Examples) -> None:
     run = recovery(spec, examples, hidden_weight=1.0)
     pieces = [[*row, 3] for row in examples.ids]
     run.examples.resplit = (pieces, [[0] * len(row) for row in pieces])
     rows = np.arange(64)
-    ids, types, whole = run._pieces(rows)
+    ids, types, whole = run._token_ids(rows)
     assert 5 < (~whole).sum() < 40
     for i in rows:
         assert ids[i] == (examples.ids[i] if whole[i] else pieces[i]) and len(types[i]) == len(ids[i])
-    assert run._pieces(rows)[2].tolist() == whole.tolist()  # the step decides, so a resumed run does the same
-    assert np.isfinite(run.advance()) and run._pieces(rows)[2].tolist() != whole.tolist()
+    assert run._token_ids(rows)[2].tolist() == whole.tolist()  # the step decides, so a resumed run does the same
+    assert np.isfinite(run.advance()) and run._token_ids(rows)[2].tolist() != whole.tolist()
 
 
 def test_divergence_is_an_error(spec: ModelSpec, examples: Examples) -> None:
     run = recovery(spec, examples)
     with torch.no_grad():
-        run.student.weight("head.out.bias").fill_(float("nan"))
+        run.model.weight("head.out.bias").fill_(float("nan"))
     with pytest.raises(TrainingError, match="smaller --lr"):
         run.advance()
 
@@ -190,8 +192,8 @@ def test_scores_and_embedders(examples: Examples) -> None:
         ),
     ):
         data = Examples(examples.ids, examples.types, labels)
-        teacher = teach([Student(spec, random_tensors(spec))], data.ids, data.types)
-        student = Student(spec, random_tensors(spec, 1))
-        run = Recovery(student, data, teacher, 60, RecoveryOptions(lr=3e-3, batch_size=16))
+        teacher = teach([TorchEncoder(spec, random_tensors(spec))], data.ids, data.types)
+        model = TorchEncoder(spec, random_tensors(spec, 1))
+        run = Distillation(model, data, teacher, 60, DistillationOptions(lr=3e-3, batch_size=16))
         losses = [run.advance() for _ in range(60)]
         assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
