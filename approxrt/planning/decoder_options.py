@@ -2,7 +2,7 @@
 
 A linear has a kind of `KINDS`: so many bits, so many of its 16x4 tiles. A block (attention or FFN of a layer) has a
 structure: so many key-value groups with so many query heads each, so many units, or nothing at all. Losses are in nats
-a token, from second-order statistics (`approxrt.quantization.calibration.Statistics`); those of whole blocks may be
+a token, from second-order statistics (`approxrt.pruning.second_order`); those of whole blocks may be
 measured instead (`approxrt.significance.decoder_removal`).
 
 Losses, seconds and bytes add up over blocks, so for any price on seconds (or bytes) each block can choose for itself;
@@ -21,7 +21,7 @@ from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import GROUP_KINDS, GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import grid
 from approxrt.pruning.obs import group_curve
-from approxrt.pruning.second_order import Statistics
+from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import GROUPS, Structure, channel_groups
 from approxrt.quantization.gptq import FORMS
 
@@ -243,7 +243,7 @@ def _block_of(name: str) -> str:
 def block_options(
     spec: DecoderSpec,
     weights: Mapping[str, np.ndarray],
-    stats: Mapping[str, Statistics],
+    stats: Mapping[str, LinearStatistics],
     say: Callable[[str], None] | None = None,
     groups: int = GROUPS,
 ) -> dict[str, list[BlockOption]]:

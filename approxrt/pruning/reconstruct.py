@@ -15,7 +15,7 @@ sees inputs that are refitted already (as in AdaPrune and OBC, Frantar & Alistar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import TILE_N
 from approxrt.artifact.storage.bsr import expand_mask
-from approxrt.pruning.second_order import Statistics
+from approxrt.progress import Progress
+from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import QKV, Structure, head_rows, mean_biases, selections, shrunk_spec
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
@@ -32,8 +33,6 @@ from approxrt.torch_models.encoder import Batch, Keys, TorchEncoder, make_batch
 
 LIMIT = BatchLimit(64, 4096)
 SMALLEST_RIDGE = 1e-6  # of the mean square of an input
-
-Progress = Callable[[int, int, str], None]
 
 
 class Moments:
@@ -118,7 +117,7 @@ def refit(
     for i in range(depth):
         refitter.layer(i, keep.heads[i], keep.units[i])
         if progress:
-            progress(i + 1, depth, "refitting")
+            progress.count(i + 1, depth, "refitting")
 
 
 class _Refitter:
@@ -245,7 +244,7 @@ RIDGE = 1e-2
 
 
 def refit_kept(
-    weight: np.ndarray, kept: np.ndarray, stats: Statistics, ridge: float = RIDGE
+    weight: np.ndarray, kept: np.ndarray, stats: LinearStatistics, ridge: float = RIDGE
 ) -> tuple[np.ndarray, np.ndarray]:
     """(weight f32[N, K], what its bias gains f32[N]) of a linear that keeps some of its weights; the others are 0.
 
@@ -272,8 +271,8 @@ def refit_kept(
 
 
 def remove_and_refit(
-    spec: DecoderSpec, tensors: Mapping[str, np.ndarray], keep: Structure, stats: Mapping[str, Statistics]
-) -> tuple[DecoderSpec, dict[str, np.ndarray], dict[str, Statistics]]:
+    spec: DecoderSpec, tensors: Mapping[str, np.ndarray], keep: Structure, stats: Mapping[str, LinearStatistics]
+) -> tuple[DecoderSpec, dict[str, np.ndarray], dict[str, LinearStatistics]]:
     """Return (spec, tensors, statistics) of an all-f32 decoder without what `keep` leaves out.
 
     stats   of at least the output projections and `down` of layers that lose something

@@ -6,19 +6,18 @@ kept as float16 in memory, of as many layers as `budget_bytes` allows, the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from approxrt.progress import Progress
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import TorchEncoder, make_batch
 
 HIDDEN_BYTES = 2 << 30
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -84,7 +83,7 @@ def teach(
                             states[j, offsets[row] : offsets[row + 1]] = values[i, : lengths[row]]
             done += len(rows)
             if progress:
-                progress(done, len(ids), "asking the teacher")
+                progress.count(done, len(ids), "asking the teacher")
     return Teacher(logits, pooled, layers, states, offsets)
 
 

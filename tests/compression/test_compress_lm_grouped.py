@@ -38,7 +38,7 @@ from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.reference.decoder import DecoderReference
 from approxrt.runtime.reference.groupwise import dequantized_tokens
 from approxrt.significance import decoder_latency
-from approxrt.significance.decoder_statistics import statistics
+from approxrt.significance.decoder_statistics import collect_from_text
 from approxrt.torch_models.decoder import TorchDecoder
 from approxrt.training.budget import Budget
 from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
@@ -81,7 +81,7 @@ def builder_of(checkpoint: DecoderCheckpoint, keeps_table: bool = True) -> tuple
     rng = np.random.default_rng(0)
     pieces = torch.from_numpy(rng.integers(0, spec.vocab_size, (6, 40)))
     grids = {**checkpoint.grouped, "head.out": checkpoint.grouped["embeddings.word"]}
-    stats = statistics(spec, tensors, pieces, grouped=True)
+    stats = collect_from_text(TorchDecoder(spec, tensors), pieces, grouped=True).linears
     return Builder(spec, tensors, stats, Own(grids, True, keeps_table)), pieces
 
 
@@ -323,10 +323,10 @@ def test_what_looks_harmless_is_measured_again(data: Path, tmp_path: Path, monke
     calls: list[tuple[list[str], torch.Tensor, dict[str, float]]] = []
     original = decoder_rounds.measure_removals
 
-    def measure(spec: Any, tensors: Any, batch: torch.Tensor, means: Any, elements: Any, *args: Any) -> Any:
-        dense, found = original(spec, tensors, batch, means, elements, *args)
-        calls.append(([e.name for e in elements], batch, {r.element.name: r.change for r in found}))
-        return dense, found
+    def measure(held: Any, means: Any, elements: Any, *args: Any) -> Any:
+        found = original(held, means, elements, *args)
+        calls.append(([e.name for e in elements], held.batch, {r.element.name: r.change for r in found.removals}))
+        return found
 
     monkeypatch.setattr(decoder_rounds, "measure_removals", measure)
     monkeypatch.setattr(decoder_rounds, "AGAIN", 2)

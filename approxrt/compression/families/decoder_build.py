@@ -25,7 +25,7 @@ from approxrt.artifact.storage.groupwise import kind_of
 from approxrt.planning.decoder_options import HEAD, Choices, Kind, LinearOption, Plan, kind_of_form, kinds_of
 from approxrt.pruning.obs import tile_curve
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
-from approxrt.pruning.second_order import Statistics, predicted_loss
+from approxrt.pruning.second_order import LinearStatistics, predicted_loss
 from approxrt.pruning.structure import Structure, selected, selections, shrunk_spec
 from approxrt.quantization.calibration import round_decoder
 from approxrt.quantization.gptq import dequantized_linear, round_weights
@@ -63,7 +63,7 @@ class Cut:
 
     spec: DecoderSpec
     tensors: Tensors
-    stats: Mapping[str, Statistics]
+    stats: Mapping[str, LinearStatistics]
     masks: Mapping[str, np.ndarray]
     grids: Mapping[str, Mapping[str, np.ndarray]]
 
@@ -79,7 +79,7 @@ class Builder:
     """See the module's text. `scores` of tiles by linear (`approxrt.pruning.obs`); empty: no kinds with tiles."""
 
     def __init__(
-        self, spec: DecoderSpec, tensors: Tensors, stats: Mapping[str, Statistics], own: Own | None = None
+        self, spec: DecoderSpec, tensors: Tensors, stats: Mapping[str, LinearStatistics], own: Own | None = None
     ) -> None:
         self.spec, self.tensors, self.stats, self.own = spec, tensors, stats, own
         self.scores: dict[str, np.ndarray] = {}
@@ -267,7 +267,7 @@ def with_words(spec: DecoderSpec, tensors: Tensors, own: Own | None) -> InMemory
 
 
 def _put_on_grid(
-    name: str, tensors: dict[str, np.ndarray], grid: dict[str, np.ndarray], stats: Statistics, bits: int,
+    name: str, tensors: dict[str, np.ndarray], grid: dict[str, np.ndarray], stats: LinearStatistics, bits: int,
     alone: np.ndarray,
 ) -> None:  # fmt: skip
     """A refitted linear's weights in `tensors` to `grid`, whose integers change; or as they were, with bias `alone`."""
@@ -293,7 +293,7 @@ def cut_without_statistics(
     return shrunk_spec(spec, keep), rest | dict(weights)
 
 
-def _round(weight: np.ndarray, mask: np.ndarray | None, stats: Statistics, bits: int) -> _Rounded:
+def _round(weight: np.ndarray, mask: np.ndarray | None, stats: LinearStatistics, bits: int) -> _Rounded:
     bias = np.zeros(len(weight), np.float32)
     if mask is not None:
         weight, bias = refit_kept(weight, mask, stats)
