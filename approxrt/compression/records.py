@@ -13,7 +13,8 @@ import cattrs
 import numpy as np
 from cattrs.preconf.json import make_converter
 
-from approxrt.planning.decoder_options import Kind, Plan, kind_named
+from approxrt.planning.decoder_options import Plan
+from approxrt.quantization.scheme import Scheme, scheme_named
 from approxrt.significance.workload import Timing
 
 Record = TypeVar("Record")
@@ -187,7 +188,7 @@ class Learnt:
 
 @dataclass(frozen=True)
 class DecodeTimes:
-    """Seconds a byte of linears in layers, and of heads with all else, by the names of their kinds."""
+    """Seconds a byte of linears in layers, and of heads with all else, by the names of their schemes."""
 
     per_byte: dict[str, float]
     head: dict[str, float]
@@ -196,8 +197,8 @@ class DecodeTimes:
 _CONVERTER = make_converter(forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(np.ndarray, lambda array: array.tolist())
 _CONVERTER.register_structure_hook(np.ndarray, lambda data, _: np.array(data, np.int64))
-_CONVERTER.register_unstructure_hook(Kind, lambda kind: kind.name)
-_CONVERTER.register_structure_hook(Kind, lambda name, _: kind_named(name))
+_CONVERTER.register_unstructure_hook(Scheme, lambda scheme: scheme.name)
+_CONVERTER.register_structure_hook(Scheme, lambda name, _: scheme_named(name))
 
 
 def to_json(record: Any) -> Any:

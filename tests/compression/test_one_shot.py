@@ -88,8 +88,8 @@ class _Table:
     def __init__(self, model) -> None:
         self.spec = model.spec
 
-    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
-        width = 16 * size * 4 if kind == "attention" else 2 * size
+    def ms(self, block: str, size: int, density: float, kind: str) -> float:
+        width = 16 * size * 4 if block == "attention" else 2 * size
         return 80 * density * width * 64 / (2 * (4 * 64 * 64 + 2 * 64 * 128))
 
 

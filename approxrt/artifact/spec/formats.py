@@ -78,6 +78,29 @@ TILE_PARTS: dict[LinearKind, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class LinearFormat:
+    """What rounding has to know of a kind: bits of an integer, its limits, and whether 32 share a float16 scale."""
+
+    kind: LinearKind
+    bits: int
+    limits: tuple[int, int]
+    grouped: bool = False
+
+
+# The dense kinds that weights are rounded to; stored by tiles, s8 and s4 are called bsr_s8 and bsr_s4.
+FORMATS: dict[LinearKind, LinearFormat] = {
+    form.kind: form
+    for form in (
+        LinearFormat("s8", 8, (-127, 127)),
+        LinearFormat("s4", 4, (-7, 7)),
+        LinearFormat("g4", 4, (0, 15), grouped=True),
+        LinearFormat("g6", 6, (0, 63), grouped=True),
+        LinearFormat("g8", 8, (-127, 127), grouped=True),
+    )
+}
+TILED: dict[LinearKind, LinearKind] = {"s8": "bsr_s8", "s4": "bsr_s4"}
+
 # Of word tables: a decoder's may be its head, too, so it is of a kind that linears have.
 TableKind = Literal["f32", "s8", "s4", "g4", "g6", "g8"]
 

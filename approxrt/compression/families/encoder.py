@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from approxrt.artifact.spec.formats import LinearKind
 from approxrt.compression.families.encoder_inputs import EncoderInputs
 from approxrt.compression.family import OWN_F32, Opened
 from approxrt.compression.job import Job
@@ -37,7 +38,7 @@ TURNS_SECONDS, TURNS_SHARE = 6.0, 0.015
 FILE_BYTES = 24_000  # of an artifact's headers, config.json and card.json
 DEV_TEXTS = 2000  # of a file without labels, for the report
 
-Widths = Mapping[str, int]  # bits of weights by linear
+Kinds = Mapping[str, LinearKind]  # by linear
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,12 @@ class EncoderFamily:
 
     # -- what rounds of pruning ask ---------------------------------------------------
 
-    def timer(self, model: TorchEncoder, widths: Widths) -> float:
+    def timer(self, model: TorchEncoder, kinds: Kinds) -> float:
         """Return the milliseconds of a model in the engine on the workload, as they would have been at the baseline.
 
         Timed in turns with the dense int8 model, whose time then and now says how fast the machine is.
         """
-        spec, tensors = build.quantized(model, widths, self.inputs.embeddings, clip_ratios=(1.0,))
+        spec, tensors = build.quantized(model, kinds, self.inputs.embeddings, clip_ratios=(1.0,))
         workload = self.inputs.pruned.workload
         runs = {REFERENCE: self._reference(), "model": engine_run(spec, tensors, workload, self.job.threads)}
         times = take_turns(runs, seconds=1.0, least_rounds=7)
@@ -142,7 +143,7 @@ class EncoderFamily:
         that still disagrees is scaled to the model's time, and the notes say so.
         """
         job, spec = self.job, self.inputs.spec
-        widths = (8, 4) if job.options.wanted_shrink else (8,)
+        kinds: tuple[LinearKind, ...] = ("s8", "s4") if job.options.wanted_shrink else ("s8",)
         lengths = [len(text) for text in self.inputs.pruned.workload]
         typical = typical_lengths(self.inputs.own.train.lengths, SAMPLE_TOKENS)
         tokens = sum(lengths)
@@ -150,7 +151,7 @@ class EncoderFamily:
         for fresh in (False, True):
             begun = job.budget.elapsed()
             with job.budget.measuring():
-                table = measure_table(spec, typical, widths, job.threads, True, job.progress, fresh, tokens)
+                table = measure_table(spec, typical, kinds, job.threads, True, job.progress, fresh, tokens)
             predicted = table.model_ms(spec, lengths)
             if 1 / TABLE_TOLERANCE <= predicted / whole <= TABLE_TOLERANCE:
                 return table
@@ -172,7 +173,7 @@ class EncoderFamily:
 
     def block_budget(self, model: TorchEncoder, total: float) -> int:
         """Return the bytes that are left for the blocks of a folder of `total` bytes."""
-        _, tensors = build.quantized(model, self.head_widths(), self.inputs.embeddings, clip_ratios=(1.0,))
+        _, tensors = build.quantized(model, self.head_kinds(), self.inputs.embeddings, clip_ratios=(1.0,))
         fixed = sum(array.nbytes for name, array in tensors.items() if not _in_block(name))
         fixed += len(self.inputs.tokenizer_json) + FILE_BYTES
         if total <= fixed:
@@ -184,18 +185,18 @@ class EncoderFamily:
 
     def block_bytes(self, model: TorchEncoder) -> int:
         """Return the bytes of the blocks' weights in the artifact."""
-        _, tensors = build.quantized(model, self.head_widths(), self.inputs.embeddings, clip_ratios=(1.0,))
+        _, tensors = build.quantized(model, self.head_kinds(), self.inputs.embeddings, clip_ratios=(1.0,))
         return sum(array.nbytes for name, array in tensors.items() if _in_block(name))
 
-    def head_widths(self) -> dict[str, int]:
-        """Return the bits of the head's dense layer, where it is rounded at all."""
+    def head_kinds(self) -> dict[str, LinearKind]:
+        """Return the kind of the head's dense layer, where it is rounded at all."""
         if "head.dense" not in dict(self.inputs.spec.linears()) or not self.job.options.wanted_shrink:
             return {}
-        return {"head.dense": 4 if self.inputs.tight else 8}
+        return {"head.dense": "s4" if self.inputs.tight else "s8"}
 
-    def widths(self, model: TorchEncoder, chosen: Widths) -> dict[str, int]:
-        """Return the bits by linear of the artifact to be: what was chosen, 8 elsewhere in the layers."""
-        return {name: chosen.get(name, 8) for name in encoder_linears(model)} | self.head_widths()
+    def kinds(self, model: TorchEncoder, chosen: Kinds) -> dict[str, LinearKind]:
+        """Return the kinds by linear of the artifact to be: what was chosen, s8 elsewhere in the layers."""
+        return {name: chosen.get(name, "s8") for name in encoder_linears(model)} | self.head_kinds()
 
     def densities(self) -> tuple[float, ...]:
         """Return the shares of tiles to choose from: 16x4 tiles are the CPU kernels'; for a GPU all of them stay."""
@@ -238,7 +239,7 @@ class EncoderFamily:
     def build(
         self,
         model: TorchEncoder,
-        widths: Widths,
+        kinds: Kinds,
         provenance: Provenance,
         tensors_of: Mapping[str, build.LinearTensors] | None = None,
         only_within: float | None = None,
@@ -253,7 +254,7 @@ class EncoderFamily:
         build.write(
             work.candidate_path(index),
             model,
-            widths,
+            kinds,
             inputs.embeddings,
             inputs.tokenizer_json,
             {"approxrt": "candidate"},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.planning.allocate import Block
 from approxrt.pruning.obs import unit_errors
@@ -23,7 +24,7 @@ from approxrt.torch_models.encoder import TorchEncoder
 class PrunedEncoder:
     """A model that is pruned and refitted, never trained; see `approxrt.compression.rounds.Subject`.
 
-    `kept` says which of the dense model's heads and units the model has; `bits` are the widths to choose from.
+    `kept` says which of the dense model's heads and units the model has; `formats` are those to choose from.
     """
 
     def __init__(
@@ -33,11 +34,11 @@ class PrunedEncoder:
         examples: Examples,
         rows: np.ndarray,
         seed: int = 0,
-        bits: tuple[int, ...] = (8,),
+        formats: tuple[LinearKind, ...] = ("s8",),
     ) -> None:
         self.model, self.dense, self.examples, self.rows, self.seed = model, dense, examples, rows, seed
-        self.bits = bits
-        self.rounding: dict[tuple[str, int], float] = {}
+        self.formats = formats
+        self.rounding: dict[tuple[str, LinearKind], float] = {}
         self.kept = Structure.of(dense.spec)
         self.scores: dict[str, np.ndarray] = {}
         self.means: dict[str, np.ndarray] = {}
@@ -54,8 +55,8 @@ class PrunedEncoder:
         if reorder:
             self._reorder_units(found)
         self.scores = element_scores(self.model, found, self._linears())
-        if len(self.bits) > 1:
-            self.rounding = rounding_errors(self.model, found, self._linears(), self.bits)
+        if len(self.formats) > 1:
+            self.rounding = rounding_errors(self.model, found, self._linears(), self.formats)
 
     def _reorder_units(self, found: Statistics) -> None:
         """The model's units and what was found of them."""
@@ -76,9 +77,9 @@ class PrunedEncoder:
         """f32[out, in] by linear."""
         return self.scores
 
-    def noise(self, block: Block) -> dict[int, float]:
-        """What plain rounding costs a block by width, in the scores' unit."""
-        return {bits: sum(self.rounding[name, bits] for name in block.linears) for bits in self.bits}
+    def noise(self, block: Block) -> dict[LinearKind, float]:
+        """What plain rounding costs a block by format, in the scores' unit."""
+        return {form: sum(self.rounding[name, form] for name in block.linears) for form in self.formats}
 
     def prune(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
         """Take structure out for real, then set masks; biases take over what goes, on average."""
@@ -113,8 +114,8 @@ class PrunedEncoder:
         """All that is left follows the dense model again."""
         refit(self.model, self.dense, self.examples, self.rows, self.kept)
 
-    def round(self, bits: Mapping[str, int]) -> dict[str, build.LinearTensors]:
-        """GPTQ of the layers' linears at their widths; the model takes the rounded weights and their biases."""
+    def round(self, kinds: Mapping[str, LinearKind]) -> dict[str, build.LinearTensors]:
+        """GPTQ of the layers' linears in their kinds; the model takes the rounded weights and their biases."""
         found = collect(self.model, self.examples, self.rows, self.seed + self.rounds)
         out: dict[str, build.LinearTensors] = {}
         for name in self._linears():
@@ -125,7 +126,7 @@ class PrunedEncoder:
                 mask = None
             # The bias takes over the mean error, so that only what varies is left to be small.
             covariance = found.inputs[name] - np.outer(mean, mean)
-            rounded, kind, parts = round_weights(weight, mask, covariance, bits.get(name, 8))
+            rounded, kind, parts = round_weights(weight, mask, covariance, kinds.get(name, "s8"))
             out[name] = (kind, parts)
             with torch.no_grad():
                 self.model.weight(f"{name}.bias").add_(torch.from_numpy((weight - rounded) @ mean))

@@ -98,7 +98,7 @@ def more_accurate(family: EncoderFamily) -> None:
         "gain_in_resamples": sure,
         "epochs": history,
     }
-    family.build(model, family.widths(model, {}), Provenance(Origin.PLANNED, facts=facts))
+    family.build(model, family.kinds(model, {}), Provenance(Origin.PLANNED, facts=facts))
 
 
 def _ensemble_plan(family: EncoderFamily) -> EnsemblePlan:

@@ -15,8 +15,6 @@ from approxrt.compression.records import Candidate, DecodeTimes, Learnt, Origin,
 from approxrt.compression.report import SLACK, choose, violation
 from approxrt.planning.decoder_options import (
     HEAD,
-    INT8,
-    KINDS,
     Choices,
     LinearOption,
     Plan,
@@ -25,6 +23,7 @@ from approxrt.planning.decoder_options import (
 )
 from approxrt.pruning.structure import GROUPS
 from approxrt.quantization.calibration import calibration
+from approxrt.quantization.scheme import SCHEMES, Scheme
 from approxrt.significance.decoder_latency import DecoderLatency, measure_latency
 from approxrt.significance.decoder_removal import DecoderElement, head_divergence, measure_removals
 from approxrt.significance.decoder_statistics import statistics
@@ -70,7 +69,7 @@ class Search:
             if trains and tries and self.job.budget.elapsed() > TRIES_UNTIL * self.job.options.budget:
                 break
             new = self._plan(choices, tries, self.family.allowed)
-            if plan is not None and new.kinds == plan.kinds and _same(new, plan):
+            if plan is not None and new.schemes == plan.schemes and _same(new, plan):
                 break
             plan = new
             candidate = self.family.build(builder.build(plan), Provenance(Origin.PLANNED, plan))
@@ -108,8 +107,8 @@ class Search:
     def _rounds(self, plan: Plan | None, builder: Builder) -> bool:
         """Whether a linear of the plan's layers is not on the checkpoint's own grid."""
         assert builder.own is not None
-        kinds = {} if plan is None else plan.kinds
-        return any(kind != builder.own.kind(name) for name, kind in kinds.items() if name != HEAD)
+        schemes = {} if plan is None else plan.schemes
+        return any(scheme != builder.own.scheme(name) for name, scheme in schemes.items() if name != HEAD)
 
     def _check_reach(self, choices: Choices) -> None:
         """What is asked for may lie beyond all plans: then say so, and be as good as `max_drop` allows."""
@@ -165,16 +164,16 @@ class Search:
         return builder, choices
 
     def _latency(self, spec: DecoderSpec) -> DecoderLatency:
-        named = {kind.name: kind for kind in KINDS}
+        named = {scheme.name: scheme for scheme in SCHEMES}
         known = self.job.work.load("latency", DecodeTimes)
         if known is None:
             wanted = Builder(spec, {}, {}, self.family.own)
-            of_names = {name: wanted.kinds(name) for name, _ in spec.linears()}
-            heads = [kind for kind in of_names.pop(HEAD, [INT8]) if not kind.sparse]
-            kinds = list(dict.fromkeys(kind for kinds in of_names.values() for kind in kinds))
-            found = measure_latency(spec, kinds, heads, self.job.threads, progress=self.job.tick)
+            of_names = {name: wanted.schemes(name) for name, _ in spec.linears()}
+            heads = [s for s in of_names.pop(HEAD, [Scheme("s8")]) if not s.sparse]
+            schemes = list(dict.fromkeys(s for found in of_names.values() for s in found))
+            found = measure_latency(spec, schemes, heads, self.job.threads, progress=self.job.tick)
             per_byte, head = (
-                {kind.name: value for kind, value in table.items()} for table in (found.per_byte, found.head)
+                {scheme.name: value for scheme, value in table.items()} for table in (found.per_byte, found.head)
             )
             known = DecodeTimes(per_byte, head)
             self.job.work.save("latency", known)
@@ -190,11 +189,11 @@ class Search:
         with_table = builder.own.tied and not builder.own.keeps_table
         out = []
         for option in options:
-            if option.kind == builder.own.kind(HEAD):
+            if option.scheme == builder.own.scheme(HEAD):
                 out.append(option)
                 continue
-            self.job.tick(f"measuring the head in {option.kind.name}")
-            weight = builder.rounded(HEAD, option.kind)
+            self.job.tick(f"measuring the head in {option.scheme.name}")
+            weight = builder.rounded(HEAD, option.scheme)
             loss = head_divergence(self.spec, self.tensors, weight, batch, with_table)
             out.append(replace(option, loss=loss))
         return out

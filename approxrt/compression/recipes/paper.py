@@ -40,7 +40,7 @@ def paper(family: EncoderFamily) -> None:
     found = search(held, means, test, lambda done, most, text: job.progress(0.1 + 0.8 * min(1.0, done / most), text))
     small = shrunk(model, found.keep, means)
     facts = {"method": "paper", "test": asdict(test), **log_of(found, len(held))}
-    family.build(small, family.widths(small, {}), Provenance(Origin.PLANNED, facts=facts))
+    family.build(small, family.kinds(small, {}), Provenance(Origin.PLANNED, facts=facts))
 
 
 def thresholds(objective: tuple[str, ...]) -> Test:
