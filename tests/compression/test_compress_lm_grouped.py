@@ -24,6 +24,7 @@ from approxrt.compression.job import Job
 from approxrt.compression.recipes import decoder as recipe
 from approxrt.compression.recipes import decoder_rounds, decoder_training
 from approxrt.compression.recipes.decoder_training import starting_state
+from approxrt.compression.records import Candidate, from_json
 from approxrt.compression.report import Report
 from approxrt.models.decoder import DecoderCheckpoint
 from approxrt.planning.decoder_options import Plan, schemes_of
@@ -92,7 +93,7 @@ def plan_of(builder: Builder, structure: Structure | None = None, **kinds: str) 
     chosen = {}
     for name, _ in builder.spec.linears():
         other = [scheme_named(kind) for end, kind in kinds.items() if name.endswith(end)]
-        own = builder.own.kind(name)
+        own = builder.own.scheme(name)
         assert own is not None
         chosen[name] = other[0] if other else own
     return Plan(chosen, structure or Structure.of(builder.spec), 0, 0, 0)
@@ -251,11 +252,12 @@ def test_as_fast_as_the_limit_allows(checkpoint: DecoderCheckpoint, data: Path, 
     report = compress(data, tmp_path / "a", max_drop=0.05, recipe="one-shot")
     found = kept_candidates(tmp_path / "a.work")
     assert found[0]["about"]["plan"] == "as in the file" and found[0]["drop"] < 0.02
-    planned = [c for c in found if isinstance(c["about"]["plan"], dict)]
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "a.work").glob("candidate-*.json"))]
+    planned = [from_json(record, Candidate) for record in records if record["provenance"]["plan"] is not None]
     assert planned and report.finished
     for candidate in planned:
-        artifact = read_artifact(candidate["path"])
-        plan = Plan.from_json(candidate["about"]["plan"])
+        artifact, plan = read_artifact(candidate.path), candidate.provenance.plan
+        assert plan is not None
         assert not artifact.decoder_spec.down_block  # nothing is rotated
         for name, kind in plan.schemes.items():
             layer = int(name.split(".")[1]) if name != "head.out" else -1

@@ -48,7 +48,7 @@ def task(tmp_path_factory) -> tuple[Path, Path]:
 def compression(task, tmp_path, monkeypatch):
     """A compression without measured things that vary: what a block costs is its stored tiles."""
     monkeypatch.setattr(families_encoder, "peer_runs", lambda *args: {})
-    monkeypatch.setattr(families_encoder, "take_turns", lambda runs: workload.take_turns(runs, 0.0, 1))
+    monkeypatch.setattr(families_encoder, "take_turns", lambda runs, **options: workload.take_turns(runs, 0.0, 1))
 
     def make(**options) -> EncoderFamily:
         out = tmp_path / options.pop("out", "out")

@@ -151,7 +151,9 @@ class EncoderFamily:
         for fresh in (False, True):
             begun = job.budget.elapsed()
             with job.budget.measuring():
-                table = measure_table(spec, typical, kinds, job.threads, True, job.progress, fresh, tokens)
+                table = measure_table(
+                    spec, typical, kinds, job.threads, progress=job.progress, fresh=fresh, tokens=tokens
+                )
             predicted = table.model_ms(spec, lengths)
             if 1 / TABLE_TOLERANCE <= predicted / whole <= TABLE_TOLERANCE:
                 return table
