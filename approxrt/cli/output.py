@@ -23,6 +23,9 @@ stdout = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 stderr = Console(stderr=True)
 
 JSON_OPTION = typer.Option(False, "--json", help="Print one JSON document on stdout; logs go to stderr.")
+TORCH_DEVICE_OPTION = typer.Option(
+    "auto", "--device", help="Where torch computes: cpu, cuda, or auto: a GPU if there is one."
+)
 DEVICE_OPTION = typer.Option("auto", "--device", help="cpu, cuda (an NVIDIA GPU), or auto: the CPU.")
 
 

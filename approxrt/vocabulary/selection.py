@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from approxrt.artifact.spec.formats import GROUP_WEIGHTS, MAX_ROW_GROUP_SCALE
 from approxrt.errors import InputError
@@ -78,6 +79,7 @@ def task_vocabulary(
     seed: int,
     shared: bool | None = None,
     bits: int = 8,
+    device: str | torch.device = "cpu",
 ) -> TaskVocabulary:
     """The vocabulary that changes the dense model's answers to validation texts less; see the module's text.
 
@@ -93,7 +95,7 @@ def task_vocabulary(
     )
     if shared is False or not shares_rows(source):
         return spelled
-    dense = TorchEncoder(spec, checkpoint.tensors)
+    dense = TorchEncoder(spec, checkpoint.tensors, device=device)
     states = piece_states(dense, source)
     sharing = share_rows(source, train.texts, states)
     tight = is_tight(len(sharing.kept), spec.embedding_size, sharing.tokenizer_json, allowed)
@@ -116,7 +118,7 @@ def task_vocabulary(
         strays = []
         for vocabulary in (pieces, sharing):
             encoded = encode(texts, vocabulary.tokenizer_json, length)
-            model = TorchEncoder(*apply_vocabulary(spec, checkpoint.tensors, vocabulary))
+            model = TorchEncoder(*apply_vocabulary(spec, checkpoint.tensors, vocabulary), device=device)
             found = predict(model, encoded.ids, encoded.types)
             strays.append(divergence(wanted, found, classes=spec.task_type == "classification"))
         shared = strays[1] < strays[0]

@@ -240,10 +240,11 @@ def build_in_sequence(
     batch: torch.Tensor,
     own: Own | None,
     say: Say | None = None,
+    device: str | torch.device = "cpu",
 ) -> InMemory:
     """Of a decoder that was cut and refitted, linears of `grids` as they are: see `round_decoder`."""
     kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
-    return with_words(*round_decoder(spec, tensors, batch, kinds, masks, say, grids), own)
+    return with_words(*round_decoder(spec, tensors, batch, kinds, masks, say, grids, device), own)
 
 
 def untied(spec: DecoderSpec, tensors: Tensors) -> tuple[DecoderSpec, dict[str, np.ndarray]]:

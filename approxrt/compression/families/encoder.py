@@ -79,7 +79,7 @@ class EncoderFamily:
 
     def model(self) -> TorchEncoder:
         """Return a fresh model that is the baseline (with embeddings as they will be stored)."""
-        return TorchEncoder(self.inputs.spec, self.inputs.tensors)
+        return TorchEncoder(self.inputs.spec, self.inputs.tensors, device=self.job.device)
 
     def baseline(self) -> Baseline:
         """See `Family`."""
@@ -88,7 +88,7 @@ class EncoderFamily:
     def evaluate_baseline(self) -> dict[str, float]:
         """See `Family`; keeps the outputs, which flips are counted against."""
         inputs = self.inputs
-        whole = TorchEncoder(inputs.checkpoint.spec, inputs.checkpoint.tensors)
+        whole = self._checkpoint_model()
         encoded = encode(inputs.data.validation, inputs.checkpoint.tokenizer_json, inputs.source.length)
         outputs = predict(whole, encoded.ids, encoded.types)
         self.job.work.save_array("baseline_outputs", outputs)
@@ -208,8 +208,7 @@ class EncoderFamily:
 
     def teachers(self) -> list[TorchEncoder]:
         """Return the float32 checkpoint, and those that were named beside it."""
-        checkpoint = self.inputs.checkpoint
-        models = [TorchEncoder(checkpoint.spec, checkpoint.tensors)]
+        checkpoint, models = self.inputs.checkpoint, [self._checkpoint_model()]
         for folder in self.teacher_folders:
             other = load_checkpoint(folder)
             if other.spec.labels != checkpoint.spec.labels:
@@ -217,7 +216,7 @@ class EncoderFamily:
                     f"teacher {folder!r} has the labels {', '.join(other.spec.labels)}; "
                     f"the checkpoint has {', '.join(checkpoint.spec.labels)}"
                 )
-            models.append(TorchEncoder(other.spec, other.tensors))
+            models.append(TorchEncoder(other.spec, other.tensors, device=self.job.device))
         return models
 
     def teacher(self) -> Teacher:
@@ -234,7 +233,8 @@ class EncoderFamily:
     def training_options(self) -> DistillationOptions:
         """Return how a pruned model learns from its teacher."""
         options = self.job.options
-        return DistillationOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=has_bf16())
+        bf16 = has_bf16(self.job.device)
+        return DistillationOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=bf16)
 
     # -- artifacts ----------------------------------------------------------------------
 
@@ -290,7 +290,7 @@ class EncoderFamily:
             labels = checkpoint.spec.labels if data.classifies else None
             dataset = read_task(data.task, file, labels, not data.classifies, data.form)
         whole = encode(dataset, checkpoint.tokenizer_json, self.inputs.source.length)
-        before = predict(TorchEncoder(checkpoint.spec, checkpoint.tensors), whole.ids, whole.types)
+        before = predict(self._checkpoint_model(), whole.ids, whole.types)
         model = load(artifact, threads=self.job.threads)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # texts over max_length: cut for the float32 model, too
@@ -324,6 +324,10 @@ class EncoderFamily:
         if best.speedup < 1:
             out.append("the artifact is not faster than the fastest float32 engine on this machine")
         return out
+
+    def _checkpoint_model(self) -> TorchEncoder:
+        checkpoint = self.inputs.checkpoint
+        return TorchEncoder(checkpoint.spec, checkpoint.tensors, device=self.job.device)
 
     def _reference(self) -> Run:
         """The dense model in int8: what later timings are held against, since the machine's own speed drifts."""

@@ -190,6 +190,7 @@ def _task_vocabulary(source: EncoderSource, job: Job, allowed: float | None, bit
         job.seed,
         None if known is None else known.shared,
         bits,
+        job.device,
     )
     job.work.save("vocabulary", VocabularyChoice(chosen.shared))
     return chosen

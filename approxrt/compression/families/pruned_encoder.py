@@ -65,7 +65,7 @@ class PrunedEncoder:
             up, down = f"layers.{i}.ffn.up", f"layers.{i}.ffn.down"
             order = np.arange(0)
             if layer.intermediate_size:
-                weight = self.model.weight(f"{down}.weight").detach().numpy()
+                weight = self.model.weight(f"{down}.weight").detach().cpu().numpy()
                 order = np.argsort(-unit_errors(weight, found.inputs[down], found.gradients[down]), kind="stable")
                 found.inputs[down] = found.inputs[down][np.ix_(order, order)]
                 found.means[down], found.gradients[up] = found.means[down][order], found.gradients[up][order]
@@ -103,7 +103,7 @@ class PrunedEncoder:
             gone = np.where(expand_mask(mask, *weight.shape), 0, weight)
             tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + gone @ self.means[name]
         # The model stays the same object: who cuts it may hold it.
-        old.spec, old.weights, old.masks = spec, TorchEncoder(spec, tensors).weights, {}
+        old.spec, old.weights, old.masks = spec, TorchEncoder(spec, tensors, device=old.device).weights, {}
         old.set_masks(old_masks | dict(masks))
         self.kept = Structure(
             tuple(mine[kept] for mine, kept in zip(self.kept.heads, keep.heads, strict=True)),
@@ -120,7 +120,7 @@ class PrunedEncoder:
         out: dict[str, build.LinearTensors] = {}
         for name in self._linears():
             parameter = self.model.weight(f"{name}.weight")
-            weight, mean = parameter.detach().numpy(), found.means[name]
+            weight, mean = parameter.detach().cpu().numpy(), found.means[name]
             mask = self.model.masks.get(name)
             if mask is not None and mask.all():
                 mask = None
@@ -129,7 +129,7 @@ class PrunedEncoder:
             rounded, kind, parts = round_weights(weight, mask, covariance, kinds.get(name, "s8"))
             out[name] = (kind, parts)
             with torch.no_grad():
-                self.model.weight(f"{name}.bias").add_(torch.from_numpy((weight - rounded) @ mean))
+                self.model.weight(f"{name}.bias").add_(torch.from_numpy((weight - rounded) @ mean).to(parameter.device))
                 parameter.copy_(torch.from_numpy(rounded))
         return out
 

@@ -286,7 +286,7 @@ def _offsets(family: EncoderFamily, model: TorchEncoder) -> list[float] | None:
         return None
     offsets = logit_offsets(metric, logits, validation.labels)
     with torch.no_grad():
-        model.weight("head.out.bias").add_(torch.from_numpy(offsets))
+        model.weight("head.out.bias").add_(torch.from_numpy(offsets).to(model.device))
     return [float(offset) for offset in offsets]
 
 

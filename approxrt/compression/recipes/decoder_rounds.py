@@ -84,7 +84,15 @@ class Search:
             batch = calibration(self.family.inputs.calibrating, ROUNDING_SEQUENCES, self.family.inputs.sequence)
             cut = builder.cut(best)
             built = build_in_sequence(
-                cut.spec, refitted(cut), cut.masks, cut.grids, best, batch, builder.own, self.job.tick
+                cut.spec,
+                refitted(cut),
+                cut.masks,
+                cut.grids,
+                best,
+                batch,
+                builder.own,
+                self.job.tick,
+                self.job.device,
             )
             self.family.build(built, Provenance(Origin.PLANNED, best, in_sequence=True))
         if not trains:
@@ -139,9 +147,8 @@ class Search:
         spec, tensors, own = self.spec, self.tensors, self.family.own
         latency = self._latency(spec)
         batch = calibration(self.family.inputs.calibrating, STATISTICS_SEQUENCES, self.family.inputs.sequence)
-        stats = statistics(
-            spec, tensors, batch, self.job.tick, self.job.budget.share(SHARES["statistics"]), own is not None
-        )
+        enough = self.job.budget.share(SHARES["statistics"])
+        stats = statistics(spec, tensors, batch, self.job.tick, enough, own is not None, self.job.device)
         builder = Builder(spec, tensors, stats, own)
         begun, allowed = self.job.budget.elapsed(), TILES_SHARE * self.job.options.budget
 
@@ -194,7 +201,7 @@ class Search:
                 continue
             self.job.tick(f"measuring the head in {option.scheme.name}")
             weight = builder.rounded(HEAD, option.scheme)
-            loss = head_divergence(self.spec, self.tensors, weight, batch, with_table)
+            loss = head_divergence(self.spec, self.tensors, weight, batch, with_table, self.job.device)
             out.append(replace(option, loss=loss))
         return out
 
@@ -225,6 +232,7 @@ class Search:
             _, found = measure_removals(
                 spec, tensors, batch, means, [elements[name] for name in names],
                 lambda done, total, text: self.job.tick(text), self.job.budget.share(SHARES["removal"]),
+                self.job.device,
             )  # fmt: skip
             return {removal.element.name: removal.change for removal in found}
 

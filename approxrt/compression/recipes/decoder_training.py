@@ -66,7 +66,7 @@ def _torch(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def _numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
@@ -86,11 +86,12 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
     trains_head = (
         own is not None and own.keeps_table and HEAD in plan.schemes and plan.schemes[HEAD] != own.scheme(HEAD)
     )
-    options = DecoderDistillationOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(),
+    options = DecoderDistillationOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(job.device),
                                      trains_head=trains_head)  # fmt: skip
     if own is not None and own.tied and not own.keeps_table:
         cut_tensors["embeddings.word.weight"] = cut_tensors[f"{HEAD}.weight"]
-    recovery = DecoderDistillation(cut_spec, cut_tensors, masks, kinds, pieces, family.teach, options, grids)
+    recovery = DecoderDistillation(cut_spec, cut_tensors, masks, kinds, pieces, family.teach, options, grids,
+                                   job.device)  # fmt: skip
     # Perplexity, step, weights, grids.
     best: tuple[float, int, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]] | None = None
     if state["recovery"] is not None:
@@ -154,5 +155,5 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
         job.tick("rounding in sequence")
         _, whole = cut_without_statistics(spec, tensors, plan.keep, best[2])
         batch = calibration(inputs.calibrating, ROUNDING_SEQUENCES, inputs.sequence)
-        built = build_in_sequence(cut_spec, whole, masks, {}, plan, batch, None, job.tick)
+        built = build_in_sequence(cut_spec, whole, masks, {}, plan, batch, None, job.tick, job.device)
         family.build(built, replace(provenance, in_sequence=True))

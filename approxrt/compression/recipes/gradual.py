@@ -176,7 +176,7 @@ class _Stages:
 
     def _subject(self) -> PrunedEncoder:
         """The model for rounds of pruning, held against a copy of what it is now."""
-        copy = TorchEncoder(self.model.spec, self.model.tensors())
+        copy = TorchEncoder(self.model.spec, self.model.tensors(), device=self.model.device)
         formats = formats_of(self.job.options.wanted_shrink is not None)
         return PrunedEncoder(self.model, copy, self.family.inputs.pruned.train, self._rows(), self.job.seed, formats)
 
@@ -240,8 +240,8 @@ class _Stages:
         scores = element_scores(model, found, names)
         if len(rounds.formats) > 1:
             rounds.noise = _trained(rounding_errors(model, found, names, rounds.formats), rounds.formats)
-        trainer.scores = {name: torch.from_numpy(score) for name, score in scores.items()}
-        trainer.means = {name: torch.from_numpy(found.means[name]) for name in scores}
+        trainer.scores = {name: torch.from_numpy(score).to(model.device) for name, score in scores.items()}
+        trainer.means = {name: torch.from_numpy(found.means[name]).to(model.device) for name in scores}
 
     def _save(self, stage: Stage, trainer: Distillation, rounds: Rounds, few: bool) -> None:
         self.job.work.save_tensors(

@@ -37,7 +37,7 @@ def one_shot(family: EncoderFamily) -> None:
     model = family.model()
     signs = match_signs(family, model)
     limits = family.limits(model, options.wanted_speedup, options.wanted_shrink)
-    exact = TorchEncoder(model.spec, model.tensors())
+    exact = TorchEncoder(model.spec, model.tensors(), device=model.device)
     with_sign_attention(exact, {}, ())
     subject = PrunedEncoder(model, exact, train, rows, job.seed, formats_of(limits.bytes is not None))
     rounds = rounds_towards(family, subject, table, limits)
