@@ -203,7 +203,7 @@ def _check_arguments(bits: int, density: float, inputs: str | None, target: str,
 def _card(
     checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float, target: str, weight_bytes: int
 ) -> dict[str, Any]:
-    """What was done to which model. `accuracy` and `latency` are null until somebody measures them."""
+    """Return what was done to which model. `accuracy` and `latency` are null until somebody measures them."""
     tiles = "x".join(map(str, _BLOCKS[target]))
     before = checkpoint.source["weight_bytes"]
     return {

@@ -1,4 +1,4 @@
-"""How commands speak: tables and progress for people on stderr/stdout, one JSON document for programs."""
+"""Let commands speak: tables and progress for people on stderr/stdout, one JSON document for programs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def usage(message: str) -> NoReturn:
 
 @contextmanager
 def progress(description: str, total: float) -> Iterator[Any]:
-    """How far a command has come, with the time left: a bar on a terminal, else a line on stderr now and then.
+    """Show how far a command has come, with the time left: a bar on a terminal, else a line on stderr now and then.
 
     Yields `advance(n=1, description=None)`.
     """

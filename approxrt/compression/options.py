@@ -1,4 +1,4 @@
-"""What a user asks of a compression, and what of it makes no sense."""
+"""Hold what a user asks of a compression, and refuse what makes no sense."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class CompressOptions:
         return self.shrink
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to be the same run."""
+        """Return what must be the same for a resumed run to be the same run."""
         data = dataclasses.asdict(self)
         for name in ("save_seconds", "budget", "threads", "device"):
             data.pop(name)

@@ -22,7 +22,7 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a model is before anything is done to it.
+    """Hold what a model is before anything is done to it.
 
     metrics    of the float32 model on validation data, the one that selects first
     times      by engine; `fastest` is the one that speedups are over, and `ms` its median
@@ -44,7 +44,7 @@ class Baseline:
 
 
 class Origin(enum.Enum):
-    """How a candidate's weights came about: converted as they were, with a previewed head besides, or by a plan."""
+    """Say how a candidate's weights came about: converted as they were, with a previewed head besides, or by a plan."""
 
     CONVERTED = "converted"
     PREVIEWED = "previewed"
@@ -64,7 +64,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a candidate comes from: what later steps decide by, and what a reader of the report is told.
+    """Say where a candidate comes from: what later steps decide by, and what a reader of the report is told.
 
     plan        of a decoder
     steps       of training
@@ -133,7 +133,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class VocabularyChoice:
-    """Whether tokens without a row of the word table stand for others (else they are spelled with smaller ones)."""
+    """Say whether tokens without a row of the word table stand for others (else they are spelled with smaller ones)."""
 
     shared: bool
 
@@ -149,7 +149,8 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class EnsemblePlan:
-    """How an ensemble is trained: steps of replaced-token detection, seconds until then, members and steps of each."""
+    """Say how an ensemble is trained: steps of replaced-token detection, seconds until then, members and steps of
+    each."""
 
     steps: int
     seconds: float
@@ -164,7 +165,7 @@ class EnsemblePlan:
 
 @dataclass(frozen=True)
 class SignChoice:
-    """Which layers match signs from how many tokens on, keeping how many keys; and what was found on the way."""
+    """Hold which layers match signs from how many tokens on, keeping how many keys; and what was found on the way."""
 
     layers: tuple[int, ...] = ()
     keep: int = 0
@@ -178,7 +179,8 @@ class SignChoice:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What a built plan says of predictions: the loss in nats and its share of the predicted one; cost likewise."""
+    """Hold what a built plan says of predictions: the loss in nats and its share of the predicted one; cost
+    likewise."""
 
     scale: float
     cost: float

@@ -40,7 +40,8 @@ Timer = Callable[[TorchEncoder, Mapping[str, LinearKind]], float]
 
 
 class Subject(Protocol):
-    """What is pruned: a model in training (`approxrt.training.distillation.Distillation`), or one that is refitted."""
+    """Hold what is pruned: a model in training (`approxrt.training.distillation.Distillation`), or one that is
+    refitted."""
 
     model: TorchEncoder
 

@@ -1,4 +1,4 @@
-"""From a Hugging Face checkpoint to a spec with float32 tensors and a tokenizer."""
+"""Read a Hugging Face checkpoint into a spec with float32 tensors and a tokenizer."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def _rope_options(config: Config) -> dict[str, Any]:
 
 
 def read_rope(config: Config) -> RopeSpec:
-    """From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
+    """Read `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
 
     Raises UnsupportedModelError for scalings that depend on the text's length (dynamic, longrope) or change attention
     (yarn), naming those that are supported; CheckpointError for a number that the scaling needs and that is missing.

@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Option:
-    """What a block may become. `size` counts heads or units; 0 removes it. `density` is over what remains."""
+    """Hold what a block may become. `size` counts heads or units; 0 removes it. `density` is over what remains."""
 
     size: int
     density: float
@@ -63,7 +63,7 @@ class LatencyTable(Protocol):
     """Measured milliseconds of one block on the task's workload."""
 
     def ms(self, block: str, size: int, density: float, kind: LinearKind) -> float:
-        """Of an attention with `size` heads or an FFN with `size` units, `density` of its tiles kept."""
+        """Return those of an attention with `size` heads or an FFN with `size` units, `density` of its tiles kept."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What each part of a decoder may become, what it costs in loss and time, and which of it a plan takes.
+"""List what each part of a decoder may become, with its cost in loss and time, and choose a plan.
 
 A linear has a scheme (`approxrt.quantization.scheme`): so many bits, so many of its 16x4 tiles. A block (attention or
 FFN of a layer) has a structure: so many key-value groups with so many query heads each, so many units, or nothing at
@@ -30,7 +30,8 @@ PRICES = (1e-12, 1e12)
 
 
 def schemes_of(name: str, own: Scheme | None) -> list[Scheme]:
-    """What the linear `name` may become; `own` is the scheme with groups that its checkpoint has, None for floats.
+    """Return what the linear `name` may become; `own` is the scheme with groups that its checkpoint has, None for
+    floats.
 
     What takes more bytes than the checkpoint's own is no choice. Beside grids of a file only kinds with groups are:
     the others read activations on one scale a token, which outliers spoil in coordinates that are not rotated (four
@@ -66,7 +67,7 @@ class BlockOption:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is chosen. `schemes` of linears that stay; predicted nats and seconds a token, bytes of linears."""
+    """Hold what is chosen. `schemes` of linears that stay; predicted nats and seconds a token, bytes of linears."""
 
     schemes: Mapping[str, Scheme]
     keep: Structure
@@ -195,7 +196,7 @@ def block_options(
 
 
 def _head_options(losses: np.ndarray, groups: int) -> Iterator[BlockOption]:
-    """Of `losses` f64[heads]: for each number of heads a group and each number of groups, the best of them."""
+    """Yield, from `losses` f64[heads], for each number of heads a group and each number of groups, the best of them."""
     per = len(losses) // groups
     table = losses.reshape(groups, per)
     ranked = np.argsort(-table, axis=1, kind="stable")

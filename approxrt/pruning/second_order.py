@@ -1,4 +1,4 @@
-"""What a change of a linear's weights costs, from second-order statistics of its inputs."""
+"""Estimate what a change of a linear's weights costs, from second-order statistics of its inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from approxrt.quantization.gptq import output_error
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one linear, x its inputs as the engine reads them (quantised a token, or in groups).
+    """Hold second-order statistics of one linear, with x its inputs as the engine reads them (quantised a token, or in
+    groups).
 
     weighted  E[g^2 x x^T] f32[K, K]
     moments   E[x x^T] f32[K, K]; linears that read the same inputs share the array
@@ -25,7 +26,7 @@ class Statistics:
     weight: float
 
     def select(self, inputs: np.ndarray) -> Statistics:
-        """Of some of the inputs."""
+        """Return those of some of the inputs."""
         square = np.ix_(inputs, inputs)
         return Statistics(self.weighted[square], self.moments[square], self.mean[inputs], self.weight)
 

@@ -1,4 +1,4 @@
-"""From a model to an artifact: linears quantised at their widths, embeddings as they were stored, a card."""
+"""Build an artifact of a model in torch: linears in their kinds, embeddings as they were stored, a card."""
 
 from __future__ import annotations
 

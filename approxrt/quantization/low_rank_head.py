@@ -209,7 +209,7 @@ class _Fit:
         return self.vocab * (groups * 20 + 4) + width * (k + 2 * -(-k // GROUP_WEIGHTS) + 4)
 
     def tensors(self, width: int) -> dict[str, np.ndarray]:
-        """Of both linears: `head.preview.*`."""
+        """Return the tensors of both linears: `head.preview.*`."""
         used = width // GROUP_WEIGHTS - 1
         # The first group's inputs are there twice, once for the values and once for what they leave.
         rows = np.concatenate([np.arange(GROUP_WEIGHTS), np.arange(used * GROUP_WEIGHTS)])

@@ -32,7 +32,7 @@ Maker = Callable[[], np.ndarray]
 
 
 def can_rotate(spec: DecoderSpec) -> bool:
-    """Whether `rotate` applies: RMS norms, every linear f32, and not rotated yet."""
+    """Tell whether `rotate` applies: RMS norms, every linear f32, and not rotated yet."""
     return spec.norm == "rms" and spec.down_block == 0 and all(linear.kind == "f32" for _, linear in spec.linears())
 
 

@@ -1,4 +1,4 @@
-"""How a linear is stored: in which format, and with what share of its 16x4 tiles."""
+"""Say how a linear is stored: in which format, and with what share of its 16x4 tiles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """As reports have it: "int8", "g4", "int4@50%"."""
+        """Return the name that reports have: "int8", "g4", "int4@50%"."""
         form = FORMATS[self.format]
         return (form.kind if form.grouped else f"int{form.bits}") + (
             "" if self.density >= 1 else f"@{100 * self.density:g}%"
@@ -30,7 +30,7 @@ class Scheme:
 
     @property
     def grouped(self) -> bool:
-        """Whether 32 weights share a float16 scale."""
+        """Tell whether 32 weights share a float16 scale."""
         return FORMATS[self.format].grouped
 
     @property

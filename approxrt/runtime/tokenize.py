@@ -26,7 +26,7 @@ class Encoded:
 
 
 def is_single(texts: Texts) -> bool:
-    """Whether a call's argument is one text (or one pair) rather than a list of them."""
+    """Tell whether a call's argument is one text (or one pair) rather than a list of them."""
     return isinstance(texts, str) or (
         isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(part, str) for part in texts)
     )
@@ -222,7 +222,7 @@ class TextEncoder:
 
 
 def _surrogates(items: list[Text]) -> str:
-    """Which text cannot be encoded as UTF-8."""
+    """Return which text cannot be encoded as UTF-8."""
     for i, item in enumerate(items):
         for part in (item,) if isinstance(item, str) else item:
             try:

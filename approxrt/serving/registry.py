@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How texts become vectors.
+    """Say how texts become vectors.
 
     normalize    of length 1
     truncate     texts over the limit are cut; else they are an error
@@ -63,7 +63,8 @@ class Served:
 
     @property
     def kind(self) -> str:
-        """As TEI sorts models: "embedding" without labels, "reranker" with one output, "classifier" with several."""
+        """Return the kind, as TEI sorts models: "embedding" without labels, "reranker" with one output, "classifier"
+        with several."""
         return "embedding" if not self.labels else "reranker" if len(self.labels) == 1 else "classifier"
 
     @property

@@ -36,7 +36,7 @@ class DecoderLatency:
     head: dict[Scheme, float]
 
     def seconds(self, name: str, linear: LinearSpec, kind: Scheme) -> float:
-        """Of one linear in one kind, a token."""
+        """Return the seconds a token of one linear in one scheme."""
         if name == HEAD:
             return self.head[kind]
         return self.per_byte[kind] * kind.bytes(linear.out_features, linear.in_features)
@@ -66,7 +66,7 @@ def decode_run(
 
 
 def steps_of(spec: DecoderSpec, steps: int = STEPS) -> int:
-    """How many tokens `decode_run` appends."""
+    """Return how many tokens `decode_run` appends."""
     return min(steps, max(1, spec.max_positions // 2))
 
 

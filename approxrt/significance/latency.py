@@ -60,7 +60,7 @@ class MeasuredTable:
         return float(np.interp(size, np.concatenate([[0], sizes]), np.concatenate([[0.0], by_size])))
 
     def model_ms(self, spec: ModelSpec, lengths: Sequence[int], kind: LinearKind = "s8") -> float:
-        """What a dense model of `spec`'s layers takes by this table."""
+        """Return what a dense model of `spec`'s layers takes by this table."""
         total = self.base_ms
         for i, layer in enumerate(spec.layers):
             for block, size in (("attention", layer.num_heads), ("ffn", layer.intermediate_size)):

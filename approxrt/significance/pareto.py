@@ -1,4 +1,4 @@
-"""What each block costs on this machine, and the choices that lose least for a speedup: predicted, not built.
+"""Predict what each block costs on this machine, and the choices that lose least for a speedup; nothing is built.
 
 The scores are those of an analysis; the choice is `approxrt.planning.allocate`'s, for one time budget after another.
 """

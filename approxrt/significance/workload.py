@@ -1,4 +1,4 @@
-"""What is timed when a constraint speaks of speed: a task's own texts, beside the fastest float32 engine at hand.
+"""Time what a constraint on speed speaks of: a task's own texts, beside the fastest float32 engine at hand.
 
 Every engine gets the same texts, peers in batches of up to 32: of exactly equal length, so that nothing is padded, or
 sorted by length and padded a little, whichever is faster for that engine; ours takes the packed run. They take turns in

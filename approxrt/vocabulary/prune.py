@@ -287,8 +287,8 @@ def _byte_alphabet() -> set[str]:
 
 
 def count_pieces(tokenizer: Any, texts: Iterable[Any], vocab: Mapping[str, int], unk: str | None) -> Counter[str]:
-    """How often each piece is used. An unknown word uses the pieces that WordPiece finds before it gives up: without
-    them it might find others, go on, and spell a word that was unknown to the model in training."""
+    """Count how often each token is used. An unknown word uses the pieces that WordPiece finds before it gives up:
+    without them it might find others, go on, and spell a word that was unknown to the model in training."""
     counts: Counter[str] = Counter()
     strings = _strings(texts)
     while chunk := list(islice(strings, _CHUNK)):

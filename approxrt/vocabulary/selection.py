@@ -47,7 +47,7 @@ COMPARED_TOKENS = 25_000  # of validation texts that two vocabularies are compar
 
 @dataclass(frozen=True)
 class TaskVocabulary:
-    """Which pieces keep rows.
+    """Hold which pieces keep rows.
 
     shared    pieces without a row stand for others; else they are spelled with smaller ones
     tight     the rows of all pieces that the texts use would take too much with four bits a weight
@@ -61,7 +61,8 @@ class TaskVocabulary:
 
     @property
     def wide_share(self) -> float | None:
-        """Of all uses of words: those whose rows have four bits, while others have two; None for no such table."""
+        """Return the share of all uses of words of those whose rows have four bits, while others have two; None for no
+        such table."""
         return WIDE_SHARE if self.tight else COMMON_WIDE_SHARE if self.common else None
 
 
@@ -126,7 +127,7 @@ def task_vocabulary(
 
 
 def _room(used: PrunedVocabulary, texts: Sequence[Sequence[int]], width: int, allowed: float) -> int:
-    """How many rows of two bits a table has room for beside those of the pieces that `texts` (token ids) use."""
+    """Return how many rows of two bits a table has room for beside those of the pieces that `texts` (token ids) use."""
     groups = -(-width // GROUP_WEIGHTS)
     two, four = (-(-width * bits // 8) + groups + 4 for bits in (2, 4))  # with scales: a byte a group, four a row
     rows = len(used.kept)

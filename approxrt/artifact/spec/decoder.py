@@ -246,7 +246,7 @@ class DecoderSpec:
             yield PREVIEW_OUT, LinearSpec(preview.width, self.vocab_size, preview.out)
 
     def stays_f32(self, name: str) -> bool:
-        """Whether a conversion leaves the linear in float32: none of a decoder's."""
+        """Tell whether a conversion leaves the linear in float32: none of a decoder's."""
         return False
 
     def removed_biases(self) -> Iterator[tuple[str, str]]:

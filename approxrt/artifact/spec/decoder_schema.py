@@ -1,4 +1,5 @@
-"""What a sound decoder spec is; the counterpart of `approxrt.artifact.spec.encoder_schema`, whose helpers it uses.
+"""Check that a decoder's spec is sound; the counterpart of `approxrt.artifact.spec.encoder_schema`, whose helpers it
+uses.
 
 Every fault is collected; nothing is raised, whatever the JSON holds.
 """

@@ -110,7 +110,7 @@ DENSE_ATTENTION: dict[str, Any] = {"attention_keep": 0, "attention_rest": False,
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What turns hidden states into the answer.
+    """Hold what turns hidden states into the answer.
 
     pooled = cls or mean of the last hidden states;
     x = activation(dense(pooled)) if `dense_features`, else pooled;
@@ -220,7 +220,7 @@ class ModelSpec:
         return MAX_ROW_GROUP_SCALE
 
     def stays_f32(self, name: str) -> bool:
-        """Whether a conversion leaves the linear in float32: the head's run once a text."""
+        """Tell whether a conversion leaves the linear in float32: the head's run once a text."""
         return name.startswith("head.")
 
     def removed_biases(self) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a sound spec is, and how JSON from a stranger becomes one without ever raising.
+"""Check that a spec is sound, and read one from a stranger's JSON without ever raising.
 
 Two steps: `encoder_from_json` checks structure (objects, lists, names of fields) and
 builds the dataclasses; `encoder_faults` checks types and values of a built spec.

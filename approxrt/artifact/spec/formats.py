@@ -80,7 +80,8 @@ TILE_PARTS: dict[LinearKind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class LinearFormat:
-    """What rounding has to know of a kind: bits of an integer, its limits, and whether 32 share a float16 scale."""
+    """Hold what rounding has to know of a kind: bits of an integer, its limits, and whether 32 share a float16
+    scale."""
 
     kind: LinearKind
     bits: int

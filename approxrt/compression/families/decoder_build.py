@@ -1,4 +1,4 @@
-"""From a decoder, its statistics and a plan to weights: cut, refitted, rounded.
+"""Make a decoder's weights from its statistics and a plan: cut, refitted, rounded.
 
 Rounded linears are kept by name and kind, so that a plan that differs from the last in a few of them is built in
 seconds. `build_in_sequence` rounds each linear with the inputs that the rounded ones before it give.
@@ -51,7 +51,7 @@ class Own:
     keeps_table: bool
 
     def scheme(self, name: str) -> Scheme | None:
-        """What the linear is."""
+        """Return what the linear is."""
         return Scheme(kind_of(self.parts[name])) if name in self.parts else None
 
 
@@ -144,7 +144,7 @@ class Builder:
         return Choices(self.spec, linears)
 
     def schemes(self, name: str) -> list[Scheme]:
-        """What the linear may become."""
+        """Return what the linear may become."""
         return schemes_of(name, None if self.own is None else self.own.scheme(name) or Scheme("g8"))
 
     def cut(self, plan: Plan) -> Cut:
@@ -198,7 +198,7 @@ class Builder:
         return cut.spec.with_linear_kinds(kinds), out
 
     def rounded(self, name: str, scheme: Scheme) -> np.ndarray:
-        """What a linear of the whole decoder stands for in a kind, f32[N, K]."""
+        """Return what a linear of the whole decoder stands for in a kind, f32[N, K]."""
         return dequantized_linear(self._round(name, scheme).parts, *self.tensors[f"{name}.weight"].shape)
 
     def _round(self, name: str, scheme: Scheme) -> _Rounded:
@@ -242,7 +242,7 @@ def build_in_sequence(
     say: Say | None = None,
     device: str | torch.device = "cpu",
 ) -> InMemory:
-    """Of a decoder that was cut and refitted, linears of `grids` as they are: see `round_decoder`."""
+    """Build a decoder that was cut and refitted, with linears of `grids` as they are: see `round_decoder`."""
     kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
     return with_words(*round_decoder(spec, tensors, batch, kinds, masks, say, grids, device), own)
 

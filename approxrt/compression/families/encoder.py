@@ -43,7 +43,7 @@ Kinds = Mapping[str, LinearKind]  # by linear
 
 @dataclass(frozen=True)
 class EncoderLimits:
-    """What is allowed: milliseconds of the whole model on the workload, bytes of its blocks; None: anything."""
+    """Hold what is allowed: milliseconds of the whole model on the workload, bytes of its blocks; None: anything."""
 
     ms: float | None
     bytes: int | None

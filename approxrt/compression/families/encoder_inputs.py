@@ -42,7 +42,8 @@ WORKLOAD_TEXTS = 128
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """What the user gave: the checkpoint, the task's texts, and those that a model learns from (with more pairs)."""
+    """Hold what the user gave: the checkpoint, the task's texts, and those that a model learns from (with more
+    pairs)."""
 
     folder: Path
     checkpoint: Checkpoint

@@ -78,7 +78,7 @@ class PrunedEncoder:
         return self.scores
 
     def noise(self, block: Block) -> dict[LinearKind, float]:
-        """What plain rounding costs a block by format, in the scores' unit."""
+        """Return what plain rounding costs a block by format, in the scores' unit."""
         return {form: sum(self.rounding[name, form] for name in block.linears) for form in self.formats}
 
     def prune(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:

@@ -264,14 +264,15 @@ def _validated(family: EncoderFamily, model: TorchEncoder, step: int) -> dict[st
 
 
 def _losses(family: EncoderFamily, model: TorchEncoder) -> np.ndarray:
-    """Of each validation example, at the temperature that suits the model best."""
+    """Return the loss of each validation example, at the temperature that suits the model best."""
     validation = family.inputs.validation
     assert validation.labels is not None
     return calibrated_losses(predict(model, validation.ids, validation.types), validation.labels)
 
 
 def _offsets(family: EncoderFamily, model: TorchEncoder) -> list[float] | None:
-    """What is added to the last bias, where the metric rises by it; None where it does not, or there are no classes."""
+    """Return what is added to the last bias, where the metric rises by it; None where it does not, or there are no
+    classes."""
     validation = family.inputs.validation
     assert validation.labels is not None
     if validation.labels.dtype.kind == "f":

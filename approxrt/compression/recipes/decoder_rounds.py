@@ -46,7 +46,7 @@ BEFORE_TRAINING = 3.0
 
 
 class Search:
-    """Of one compression, on a decoder in the coordinates in which it is rounded."""
+    """Search for the plan of one compression, of a decoder in the coordinates in which it is rounded."""
 
     def __init__(self, family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarray]) -> None:
         self.family, self.job, self.spec, self.tensors = family, family.job, spec, tensors
@@ -113,13 +113,14 @@ class Search:
         return builder, wanted
 
     def _rounds(self, plan: Plan | None, builder: Builder) -> bool:
-        """Whether a linear of the plan's layers is not on the checkpoint's own grid."""
+        """Tell whether a linear of the plan's layers is not on the checkpoint's own grid."""
         assert builder.own is not None
         schemes = {} if plan is None else plan.schemes
         return any(scheme != builder.own.scheme(name) for name, scheme in schemes.items() if name != HEAD)
 
     def _check_reach(self, choices: Choices) -> None:
-        """What is asked for may lie beyond all plans: then say so, and be as good as `max_drop` allows."""
+        """Find out whether what is asked for lies beyond all plans: then say so, and be as good as `max_drop`
+        allows."""
         target = self._target()
         if target is None:
             return
@@ -274,7 +275,7 @@ class Search:
         return math.log1p(self.job.work.candidates()[0].drop) if self.family.own is not None else 0.0
 
     def _learnt(self, plan: Plan, candidate: Candidate) -> Learnt:
-        """What a built plan says of the predictions."""
+        """Return what a built plan says of the predictions."""
         loss = math.log1p(candidate.drop)
         # All of the loss may be due to activations, so never below a tenth.
         scale = max(0.1, (loss - self._base()) / plan.loss) if plan.loss > 0 else FIRST_SCALE
@@ -301,7 +302,7 @@ class Search:
         return self.family.cost == "bytes" or SLACK <= target / learnt.cost <= 1 / SLACK
 
     def _best_plan(self) -> Plan | None:
-        """Of the best candidate that has one and was not trained."""
+        """Return that of the best candidate that has one and was not trained."""
         planned = [c for c in self.job.work.candidates() if c.provenance.plan is not None and not c.provenance.steps]
         return choose(planned, self.job.options).provenance.plan if planned else None
 

@@ -49,7 +49,7 @@ TWO_STAGES_FROM = 6.0  # times faster
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is to reach, and its share of all steps and of the bar."""
+    """Hold what a stage is to reach, and its share of all steps and of the bar."""
 
     index: int
     speedup: float | None
@@ -127,7 +127,7 @@ class _Stages:
             trainer.quantizer.remove()
 
     def _idle(self, stage: Stage) -> bool:
-        """Whether all stages before this one needed no training."""
+        """Tell whether all stages before this one needed no training."""
         before = self.job.work.candidates()[: stage.index]
         return stage.index > 0 and not any(candidate.provenance.steps for candidate in before)
 
@@ -137,7 +137,7 @@ class _Stages:
         return keeps is not None
 
     def _plan(self) -> StepPlan:
-        """How many steps the budget allows, from the pace of a few dense ones."""
+        """Return how many steps the budget allows, from the pace of a few dense ones."""
         job, options = self.job, self.job.options
         inputs = self.family.inputs.pruned
         trial = Distillation(self.family.model(), inputs.learnt, self.teacher, 1000, self.family.training_options())
@@ -275,5 +275,5 @@ class _Stages:
 def _trained(
     errors: Mapping[tuple[str, LinearKind], float], formats: Sequence[LinearKind]
 ) -> Callable[[Block], dict[LinearKind, float]]:
-    """What is left of rounding errors, by block and format, once a model is trained on its grid."""
+    """Return what is left of rounding errors, by block and format, once a model is trained on its grid."""
     return lambda block: {form: TRAINED_NOISE * sum(errors[name, form] for name in block.linears) for form in formats}

@@ -30,7 +30,7 @@ class Runner:
 
     @property
     def graphs(self) -> int:
-        """How many are captured."""
+        """Count the graphs that are captured."""
         return len(self._graphs)
 
     def start(self, key: Any, integers: int, fill: Callable[[np.ndarray], object], rows: int | None) -> Slot:

@@ -237,7 +237,7 @@ def kept_keys(
     window: int = 16,
     valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which keys sign-matching attention lets each query attend to: bool[..., heads, queries, n].
+    """Return which keys sign-matching attention lets each query attend to: bool[..., heads, queries, n].
 
     Nagarajan et al. 2020 (arXiv 2010.03688). Keys are ranked by m_ij, how many signs of q_i and k_j are equal. Query
     i is at position p = n - queries + i. It keeps, of the keys that are valid for it,

@@ -1,4 +1,4 @@
-"""What the adapters share."""
+"""Share what the adapters need."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ async def model_ready(request: Request, name: str, version: str = "1") -> Respon
 @router.get("/models/{name}/config")
 @router.get("/models/{name}/versions/{version}/config")
 async def config(request: Request, name: str, version: str = "1") -> Response:
-    """What tritonclient asks of a model before it asks the model."""
+    """Return what tritonclient asks of a model before it asks the model."""
     served = _model(request, name, version)
     return reply({"name": served.name, "platform": "approxrt", "backend": "approxrt", "max_batch_size": 0})
 

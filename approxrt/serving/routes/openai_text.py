@@ -73,7 +73,7 @@ def _request(served: ServedDecoder, ids: list[int], body: TextBody, default: int
 
 
 class _CompletionForm:
-    """How /v1/completions words its answers."""
+    """Say how /v1/completions words its answers."""
 
     prefix, whole, part = "cmpl-", "text_completion", "text_completion"
 
@@ -87,7 +87,7 @@ class _CompletionForm:
 
 
 class _ChatForm:
-    """How /v1/chat/completions does."""
+    """Say how /v1/chat/completions does."""
 
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 

@@ -73,7 +73,7 @@ class SimilarityBody(Body):
     model: str | None = None
 
     def refuse_unknown(self, place: str = "") -> None:
-        """Of the inner objects, too."""
+        """Refuse unknown fields of the inner objects, too."""
         super().refuse_unknown(place)
         self.inputs.refuse_unknown(f"{place}inputs.")
         if self.parameters is not None:
