@@ -136,7 +136,7 @@ def convert(
 def _previewed(
     spec: AnySpec, tensors: dict[str, np.ndarray], tokenizer_json: bytes, text: str
 ) -> tuple[DecoderSpec, dict[str, np.ndarray], dict[str, Any]]:
-    """(spec, tensors, what the card says) of a decoder with a preview of its head."""
+    """Return (spec, tensors, what the card says) of a decoder with a preview of its head."""
     from tokenizers import Tokenizer
 
     from approxrt.artifact.memory import InMemory

@@ -77,7 +77,7 @@ class Config:
                 raise UnsupportedModelError(f"{key}=true is not supported; supported: encoders only")
 
     def heads(self, hidden_key: str, heads_key: str) -> tuple[int, int]:
-        """(num_heads, head_dim)."""
+        """Return (num_heads, head_dim)."""
         hidden, heads = self.size(hidden_key), self.size(heads_key)
         if hidden % heads:
             raise CheckpointError(f"config.json: {hidden_key} {hidden} is not a multiple of {heads_key} {heads}")

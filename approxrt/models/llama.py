@@ -45,7 +45,7 @@ ROPE_TYPES = {"default": "none", "linear": "linear", "llama3": "llama3"}
 
 
 def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(all-f32 spec, tensors)."""
+    """Return (all-f32 spec, tensors)."""
     qwen2 = config.get("model_type") == "qwen2"
     if config.get("use_sliding_window"):
         raise UnsupportedModelError("use_sliding_window=true is not supported; supported: attention over all tokens")

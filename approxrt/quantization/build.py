@@ -26,7 +26,7 @@ def quantized(
     clip_ratios: tuple[float, ...] = CLIP_RATIOS,
     tensors_of: Mapping[str, LinearTensors] | None = None,
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) of the artifact. `kinds` by linear: s8 where it says nothing, and f32 in the head.
+    """Return (spec, tensors) of the artifact. `kinds` by linear: s8 where it says nothing, and f32 in the head.
 
     embeddings   (kind, tensors named "embeddings.word.*") that stand for the model's rows; None: f32 rows. With
                  "embeddings.position.q" and ".scale" among them positions are int8, too

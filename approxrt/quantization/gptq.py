@@ -37,7 +37,7 @@ def round_weights(
     dampening: float = 1e-2,
     grid: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, LinearKind, dict[str, np.ndarray]]:
-    """(what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias).
+    """Return (what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias).
 
     kind       one of `FORMATS`; with a mask s8 and s4 are stored by tiles
     weight     f32[N, K]

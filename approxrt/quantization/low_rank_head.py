@@ -110,7 +110,7 @@ def build_preview(
 def with_preview(
     built: DecoderWeights, ids: Sequence[int], max_kl: float = MAX_KL, threads: int | None = None
 ) -> tuple[DecoderSpec, dict[str, np.ndarray], Preview]:
-    """(spec, tensors, preview) of a finished decoder, previewed: fitted to its hidden states on a text of `ids`.
+    """Return (spec, tensors, preview) of a finished decoder, previewed: fitted to its hidden states on a text of `ids`.
 
     `built` has `decoder_spec` and `tensors`, as an artifact. The text runs through the CPU engine in pieces of SEQUENCE
     tokens; the last eighth of the pieces checks. Raises InputError, as `build_preview` and where the model's head is no
@@ -172,7 +172,7 @@ class _Fit:
         self.left: list[np.ndarray] = []  # variance that a word's logit has besides, by the last group of a preview
 
     def previews(self, check: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(width, near logits float32 [tokens, vocab]) of one preview after the other."""
+        """Return (width, near logits float32 [tokens, vocab]) of one preview after the other."""
         k = check.shape[1]
         rows = dequantize_groups(self.project, k).astype(np.float64)
         y = (dequantized_tokens(check) @ rows.T + self.shift).astype(np.float32)

@@ -37,7 +37,7 @@ def can_rotate(spec: DecoderSpec) -> bool:
 
 
 def rotate(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(spec, f32 tensors) of the same function, but for rounding. Raises ValueError where it does not apply."""
+    """Return (spec, f32 tensors) of the same function, but for rounding. Raises ValueError where it does not apply."""
     spec, lazy = rotate_lazily(spec, tensors)
     return spec, dict(lazy)
 

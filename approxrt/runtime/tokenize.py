@@ -135,7 +135,7 @@ class TextEncoder:
         return Encoded([e.ids for e in encodings], [e.type_ids for e in encodings], truncated)
 
     def with_special_mask(self, text: str) -> tuple[list[int], list[int]]:
-        """(token ids of one text, which of them are special tokens: 1 or 0)."""
+        """Return (token ids of one text, which of them are special tokens: 1 or 0)."""
         encoding = self._tokenizer.encode(text)
         special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         return encoding.ids, [int(token in special) for token in encoding.ids]

@@ -236,7 +236,7 @@ def normalized(rows: np.ndarray) -> np.ndarray:
 
 
 def open_models(artifacts: Iterable[str], threads: int | None = None) -> list[tuple[str, Model]]:
-    """(name, model) of each PATH or NAME=PATH; a name is the folder's if none is given."""
+    """Return (name, model) of each PATH or NAME=PATH; a name is the folder's if none is given."""
     from approxrt.runtime.loading import load
 
     models = []

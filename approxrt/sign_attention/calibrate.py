@@ -95,7 +95,7 @@ def calibrate(model: TorchEncoder, examples: Examples, rows: np.ndarray, keep: i
 
 
 def _queries_and_keys(model: TorchEncoder, i: int, examples: Examples, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-    """(q, k) f32[heads, tokens, head_dim] of layer `i`, a text at a time."""
+    """Return (q, k) f32[heads, tokens, head_dim] of layer `i`, a text at a time."""
     layer, out = model.spec.layers[i], []
     training = model.training
     model.eval()

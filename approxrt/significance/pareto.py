@@ -32,7 +32,7 @@ def costs(
     seed: int,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(latency, front) of an analysis document; see `approxrt.significance.analyze.analyze`.
+    """Return (latency, front) of an analysis document; see `approxrt.significance.analyze.analyze`.
 
     scores    by linear of the layers, f64[N, K]: what the loss of a text gains without each weight
     ids       of the task's texts, of which some are timed

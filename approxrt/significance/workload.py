@@ -101,7 +101,7 @@ def peer_runs(
 
 
 def sorted_batches(texts: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, mask) i64[b, t] of texts in the order of their lengths."""
+    """Return (ids, mask) i64[b, t] of texts in the order of their lengths."""
     from approxrt.peers.source import pad
 
     ordered = sorted((list(text) for text in texts), key=len)

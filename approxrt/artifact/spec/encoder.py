@@ -224,7 +224,7 @@ class ModelSpec:
         return name.startswith("head.")
 
     def removed_biases(self) -> Iterator[tuple[str, str]]:
-        """(block, its bias) of every removed block: ("layers.2.ffn", "layers.2.ffn.down.bias")."""
+        """Return (block, its bias) of every removed block: ("layers.2.ffn", "layers.2.ffn.down.bias")."""
         for i, layer in enumerate(self.layers):
             if not layer.has_attention:
                 yield f"layers.{i}.attention", f"layers.{i}.attention.output.bias"
@@ -264,7 +264,7 @@ class ModelSpec:
         )
 
     def dense_tensors(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-        """(name, dtype, shape) of every tensor whose shape the spec alone decides.
+        """Return (name, dtype, shape) of every tensor whose shape the spec alone decides.
 
         The number of tiles of a block-sparse linear depends on its data: what is
         in `TILE_PARTS` is not listed here (`indptr`, `scale` and `bias` are).

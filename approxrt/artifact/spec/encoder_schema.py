@@ -39,7 +39,7 @@ MAX_PROMPT = 100_000  # characters
 
 
 def encoder_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
-    """(spec, faults) of the `model` object of config.json.
+    """Return (spec, faults) of the `model` object of config.json.
 
     The spec is None when structure or types are wrong; a spec whose types are
     right but whose values are not comes back with its faults.

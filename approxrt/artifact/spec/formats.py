@@ -131,7 +131,7 @@ class LinearSpec:
 
 
 def embedding_tensors(kind: EmbeddingKind, v: int, e: int, wide: int = 0) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of the word table of `v` rows of `e`, `wide` of which have four bits in kind s2."""
+    """Return (name, dtype, shape) of the word table of `v` rows of `e`, `wide` of which have four bits in kind s2."""
     if kind == "f32":
         yield "embeddings.word.weight", "F32", (v, e)
     elif kind == "s4":
@@ -150,7 +150,7 @@ def embedding_tensors(kind: EmbeddingKind, v: int, e: int, wide: int = 0) -> Ite
 
 
 def linear_tensors(name: str, linear: LinearSpec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of a linear's tensors whose shape is known without its data."""
+    """Return (name, dtype, shape) of a linear's tensors whose shape is known without its data."""
     n, k = linear.out_features, linear.in_features
     if linear.kind == "f32":
         yield f"{name}.weight", "F32", (n, k)

@@ -171,7 +171,8 @@ def _hard_attention(family: EncoderFamily, model: TorchEncoder) -> list[int]:
 
 
 def _soup(family: EncoderFamily, members: list[TorchEncoder]) -> tuple[TorchEncoder, list[int]]:
-    """(what the model begins with, the members whose mean it is): of members and their means what validates best.
+    """Return (what the model begins with, the members whose mean it is): of members and their means what validates
+    best.
 
     The checkpoint, which is the first, is another start than theirs, and no mean takes it in. It stays where it is
     surely better: by a little it looks so anyway, as its epoch was chosen by the same validation examples.

@@ -108,7 +108,7 @@ def _no_teacher(family: EncoderFamily) -> Teacher:
 
 
 def _practised(family: EncoderFamily) -> tuple[TorchEncoder, EnsemblePlan]:
-    """(the checkpoint after practice, how many steps there were and the seconds until then)."""
+    """Return (the checkpoint after practice, how many steps there were and the seconds until then)."""
     job, model, inputs = family.job, family.model(), family.inputs
     known = job.work.load("ensemble", EnsemblePlan)
     if known is not None and load_weights(job.work, "practised", model):

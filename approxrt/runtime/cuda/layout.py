@@ -130,7 +130,7 @@ def kept_blocks(kept: np.ndarray, block_n: int, block_k: int) -> np.ndarray:
 
 
 def to_blocks(q: np.ndarray, kept: np.ndarray, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(blocks i8[blocks, block_n, block_k], columns i32[blocks], indptr i32[block rows + 1]) of q i8[N, K].
+    """Return (blocks i8[blocks, block_n, block_k], columns i32[blocks], indptr i32[block rows + 1]) of q i8[N, K].
 
     `kept` bool over 16x4 tiles; rows and columns past N and K are zeros.
     """

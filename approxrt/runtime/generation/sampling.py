@@ -92,7 +92,7 @@ class Sampler:
 
 
 def distribution(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, probabilities float64) that a draw has, likeliest first; they sum to 1. Temperature is over 0."""
+    """Return (ids, probabilities float64) that a draw has, likeliest first; they sum to 1. Temperature is over 0."""
     below = logits.astype(np.float64) - float(logits.max())
     with np.errstate(over="ignore"):  # what is infinitely far below has no weight
         weights = np.exp(below / float(options.temperature))

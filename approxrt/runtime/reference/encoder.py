@@ -351,7 +351,7 @@ def sign_attention(
 
 
 def _integer_rows(x: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(integers of at most `limit`, scale [..., 1]) of the rows of x; zeros have scale 0."""
+    """Return (integers of at most `limit`, scale [..., 1]) of the rows of x; zeros have scale 0."""
     scale = x.abs().amax(dim=-1, keepdim=True) / limit
     return torch.where(scale > 0, torch.round(x / scale.clamp(min=QUANTIZE_FLOOR / limit)), 0.0), scale
 

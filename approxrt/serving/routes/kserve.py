@@ -135,7 +135,7 @@ def _refuse_unknown(head: dict[str, Any]) -> None:
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
-    """(the JSON, the binary tensors behind it)."""
+    """Return (the JSON, the binary tensors behind it)."""
     if length is not None and not (length.isascii() and length.isdigit() and int(length) <= len(body)):
         raise RequestError(f"{HEADER} is {length[:40]!r}; it must be a number up to the body's {len(body)} bytes")
     size = len(body) if length is None else int(length)

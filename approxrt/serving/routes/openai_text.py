@@ -125,7 +125,7 @@ async def _answer(
 
 
 async def _collect(texts: list[Growing]) -> list[tuple[str, Any]]:
-    """(text, last piece) of each. All grow together; they are read one after the other."""
+    """Return (text, last piece) of each. All grow together; they are read one after the other."""
     finished = []
     try:
         for pieces in texts:

@@ -122,7 +122,8 @@ async def predictions(
 
 
 def sequences(inputs: str | Sequence[str] | Sequence[Sequence[str]]) -> tuple[list[Text], bool]:
-    """(texts and pairs, whether it is one). As in TEI a flat list is one text or one pair, a list of lists many."""
+    """Return (texts and pairs, whether it is one). As in TEI a flat list is one text or one pair, a list of lists
+    many."""
     if isinstance(inputs, str):
         return [inputs], True
     if not inputs:
