@@ -1,4 +1,4 @@
-"""Where measurements are kept between runs. Every use is optional: what cannot be kept is measured again."""
+"""Keep measurements between runs. Every use is optional: what cannot be kept is measured again."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
 from approxrt.pruning.magnitude import prune_tiles
 from approxrt.quantization.rotation import can_rotate, rotate_lazily
-from approxrt.quantization.rtn import BITS, TABLE_BITS, Spec, quantize_model
+from approxrt.quantization.rtn import Spec, quantize_model
 from approxrt.runtime.cuda.layout import PRUNE_BLOCK
 from approxrt.tasks.lm import read_text
 from approxrt.verification.decoder import verify_decoder
@@ -36,6 +36,10 @@ _METHODS = {
     8: "int8 per output channel, clip ratio by squared error",
     32: "f32",
 }
+
+# What the user calls by bits.
+_KINDS: dict[int, LinearKind] = {4: "s4", 5: "g4", 8: "s8", 32: "f32"}
+_TABLE_KINDS: dict[int, LinearKind] = {6: "g6", 8: "g8"}
 
 # What is pruned as one, outputs x inputs, by target.
 _BLOCKS = {"cpu": (TILE_N, TILE_K), "cuda": PRUNE_BLOCK}
@@ -132,7 +136,7 @@ def convert(
 def _previewed(
     spec: AnySpec, tensors: dict[str, np.ndarray], tokenizer_json: bytes, text: str
 ) -> tuple[DecoderSpec, dict[str, np.ndarray], dict[str, Any]]:
-    """(spec, tensors, what the card says) of a decoder with a preview of its head."""
+    """Return (spec, tensors, what the card says) of a decoder with a preview of its head."""
     from tokenizers import Tokenizer
 
     from approxrt.artifact.memory import InMemory
@@ -173,17 +177,17 @@ def _quantize(
         if progress:
             progress(done, total, name)
 
-    return quantize_model(spec, tensors, bits, masks, advance, grouped, table_bits)
+    return quantize_model(spec, tensors, _KINDS[bits], masks, advance, grouped, _TABLE_KINDS[table_bits])
 
 
 def _check_arguments(bits: int, density: float, inputs: str | None, target: str, table_bits: int) -> None:
     if target not in _BLOCKS:
         raise InputError(f"target is {target!r}; it must be one of {', '.join(_BLOCKS)}")
-    if bits not in BITS:
-        raise InputError(f"bits is {bits!r}; it must be one of {', '.join(map(str, BITS))}")
-    if table_bits not in TABLE_BITS or (table_bits != 8 and bits != 5):
+    if bits not in _KINDS:
+        raise InputError(f"bits is {bits!r}; it must be one of {', '.join(map(str, _KINDS))}")
+    if table_bits not in _TABLE_KINDS or (table_bits != 8 and bits != 5):
         raise InputError(
-            f"table_bits is {table_bits!r} with bits={bits}; it must be {' or '.join(map(str, TABLE_BITS))}, and 8 "
+            f"table_bits is {table_bits!r} with bits={bits}; it must be {' or '.join(map(str, _TABLE_KINDS))}, and 8 "
             "unless bits=5"
         )
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
@@ -199,7 +203,7 @@ def _check_arguments(bits: int, density: float, inputs: str | None, target: str,
 def _card(
     checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float, target: str, weight_bytes: int
 ) -> dict[str, Any]:
-    """What was done to which model. `accuracy` and `latency` are null until somebody measures them."""
+    """Return what was done to which model. `accuracy` and `latency` are null until somebody measures them."""
     tiles = "x".join(map(str, _BLOCKS[target]))
     before = checkpoint.source["weight_bytes"]
     return {

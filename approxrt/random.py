@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Stream(enum.Enum):
-    """What random numbers are for; the value is (the stream's number, its purpose)."""
+    """Hold what random numbers are for; the value is (the stream's number, its purpose)."""
 
     SPLIT = 3, "which examples validate"
     LIMIT = 5, "which training examples stay under --limit"

@@ -28,7 +28,7 @@ def umask() -> int:
 
 
 def explain_os_error(error: OSError) -> str:
-    """What the system said, and what to do about it."""
+    """Return what the system said, and what to do about it."""
     mends = {
         errno.ENOSPC: "free some space or choose another disk",
         errno.EDQUOT: "the quota is used up: free some space or choose another disk",

@@ -40,7 +40,7 @@ class MappedFile:
         return self._digest
 
     def is_still(self, path: Path) -> bool:
-        """Whether `path` names the file that is mapped here, and not one that was put in its place since."""
+        """Tell whether `path` names the file that is mapped here, and not one that was put in its place since."""
         try:
             return os.path.samestat(os.stat(path), self._status)
         except OSError:

@@ -13,7 +13,7 @@ from approxrt.artifact.spec.encoder import ModelSpec
 
 @dataclass(frozen=True)
 class Memory:
-    """What the engine needs of an artifact: spec and tensors, not written to disk."""
+    """Hold what the engine needs of an artifact: spec and tensors, not written to disk."""
 
     spec: ModelSpec
     tensors: Mapping[str, np.ndarray]

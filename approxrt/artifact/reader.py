@@ -114,7 +114,7 @@ def read_artifact(path: str | os.PathLike[str], weights: MappedFile | None = Non
 
 
 def _look_into(folder: Path) -> tuple[set[str], list[str]]:
-    """(the artifact's files that are there, faults); no files when the folder is not worth reading."""
+    """Return (the artifact's files that are there, faults); no files when the folder is not worth reading."""
     try:
         if not folder.exists():
             return set(), ["does not exist; check the path, or make it with `approxrt convert`"]

@@ -1,4 +1,4 @@
-"""What an artifact is made of: bytes by part and kind, density, and which kernels do the multiplying.
+"""Summarise what an artifact is made of: bytes by part and kind, density, and which kernels do the multiplying.
 
 MACs are multiply-accumulates a token of the encoder's linears (and the
 embeddings' projection). The head runs once a text and attention's products
@@ -77,7 +77,7 @@ def _sign_matching(spec: AnySpec) -> list[dict[str, Any]]:
 
 
 def _head_preview(spec: AnySpec) -> dict[str, Any] | None:
-    """How a decoder's head is previewed, where it is."""
+    """Return how a decoder's head is previewed, where it is."""
     preview = spec.head_preview if isinstance(spec, DecoderSpec) else None
     return None if preview is None else dataclasses.asdict(preview)
 

@@ -151,7 +151,7 @@ def _views(file_name: str, header: dict[str, Any], buffer: mmap.mmap | bytes, st
 
 
 def _parse_entry(entry: Any) -> tuple[str, tuple[int, ...], int, int] | str:
-    """(dtype, shape, begin, end), or what is wrong."""
+    """Return (dtype, shape, begin, end), or what is wrong."""
     if not isinstance(entry, dict):
         return "its entry is not an object"
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")

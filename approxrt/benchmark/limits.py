@@ -67,7 +67,7 @@ def products(
 
 
 def _once_a_text(name: str, cls_pooling: bool, last: int) -> bool:
-    """Whether a linear runs for first tokens only; `last` is the last layer with attention."""
+    """Tell whether a linear runs for first tokens only; `last` is the last layer with attention."""
     part, *rest = name.split(".")
     if part == "head":
         return True

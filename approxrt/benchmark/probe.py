@@ -1,4 +1,4 @@
-"""What one engine costs a fresh process: `python -m approxrt.benchmark.probe FAMILY VARIANT PATH THREADS`.
+"""Measure what one engine costs a fresh process: `python -m approxrt.benchmark.probe FAMILY VARIANT PATH THREADS`.
 
 Prints one JSON document: load_s (import, load and first answer), rss_mb (resident after it).
 Run by `measure`, one process an engine, so that no engine inherits another's memory or imports.

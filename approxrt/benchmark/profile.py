@@ -1,4 +1,4 @@
-"""Where our own time goes: the engine's built-in profiler, run on the benchmark's workloads.
+"""Show where our own time goes: the engine's built-in profiler, run on the benchmark's workloads.
 
 Operators are timed on the thread that runs them, so their times are thread time: with t threads a pass of w ms
 has t * w ms to give away, and what no operator took is `waiting` (at the ends of parallel steps, and the caller's own

@@ -1,4 +1,4 @@
-"""How many times faster ours is than the peers that matter, workload by workload of one run."""
+"""Compute how many times faster ours is than the peers that matter, workload by workload of one run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is timed: a batch of full sequences, or the texts of a file in batches."""
+"""Make what is timed: a batch of full sequences, or the texts of a file in batches."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ def command(
     regression: bool | None = data_options.REGRESSION,
     quotes: bool | None = data_options.QUOTES,
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
+    device: str = output.TORCH_DEVICE_OPTION,
     keep_work: bool = typer.Option(False, "--keep-work", help="Keep OUT.work with all candidates."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an artifact at --out."),
     json: bool = output.JSON_OPTION,
@@ -73,6 +74,7 @@ def command(
         lr=lr,
         batch_size=batch_size,
         threads=threads,
+        device=device,
         data_format=data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes),
     )
     with output.shares("preparing") as show:

@@ -38,7 +38,7 @@ def command(json: bool = output.JSON_OPTION) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """What `doctor` reports, as plain data. Raises DeviceError when APPROXRT_ISA cannot be honoured."""
+    """Return what `doctor` reports, as plain data. Raises DeviceError when APPROXRT_ISA cannot be honoured."""
     import approxrt
     from approxrt import _C
     from approxrt.runtime import threads

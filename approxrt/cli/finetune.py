@@ -28,7 +28,7 @@ def command(
         "auto", "--precision", help="f32, bf16, or auto: bf16 where the device multiplies it faster."
     ),
     qat: int | None = typer.Option(None, "--qat", help="8: train with int8 weights and activations (Q8BERT)."),
-    device: str = typer.Option("auto", "--device", help="cpu, cuda, or auto: a GPU where torch sees one."),
+    device: str = output.TORCH_DEVICE_OPTION,
     delimiter: str | None = data_options.DELIMITER,
     text_column: str | None = data_options.TEXT_COLUMN,
     pair_column: str | None = data_options.PAIR_COLUMN,

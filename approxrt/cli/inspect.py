@@ -43,7 +43,7 @@ def command(
 
 
 def gpu_summary(artifact: Artifact) -> dict[str, Any]:
-    """How a GPU would run a model's linears, and how many products it executes for each one stored."""
+    """Return how a GPU would run a model's linears, and how many products it executes for each one stored."""
     from approxrt.runtime.cuda.layout import model_cost, model_layouts
 
     layouts = model_layouts(artifact.any_spec, artifact.tensors)

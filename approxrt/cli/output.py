@@ -1,4 +1,4 @@
-"""How commands speak: tables and progress for people on stderr/stdout, one JSON document for programs."""
+"""Let commands speak: tables and progress for people on stderr/stdout, one JSON document for programs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ stdout = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 stderr = Console(stderr=True)
 
 JSON_OPTION = typer.Option(False, "--json", help="Print one JSON document on stdout; logs go to stderr.")
+TORCH_DEVICE_OPTION = typer.Option(
+    "auto", "--device", help="Where torch computes: cpu, cuda, or auto: a GPU if there is one."
+)
 DEVICE_OPTION = typer.Option("auto", "--device", help="cpu, cuda (an NVIDIA GPU), or auto: the CPU.")
 
 
@@ -66,7 +69,7 @@ def usage(message: str) -> NoReturn:
 
 @contextmanager
 def progress(description: str, total: float) -> Iterator[Any]:
-    """How far a command has come, with the time left: a bar on a terminal, else a line on stderr now and then.
+    """Show how far a command has come, with the time left: a bar on a terminal, else a line on stderr now and then.
 
     Yields `advance(n=1, description=None)`.
     """

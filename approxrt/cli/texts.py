@@ -1,4 +1,4 @@
-"""Where commands that answer texts take them from: arguments, or one a line on standard input."""
+"""Read the texts of commands that answer them: arguments, or one a line on standard input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the driver must know of a model: the protocol that encoders and decoders implement, one class each."""
+"""Define what the driver must know of a model: the protocol that encoders and decoders implement, one class each."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Family(Protocol):
 
     @property
     def source(self) -> Mapping[str, Any]:
-        """What the card says of the checkpoint."""
+        """Return what the card says of the checkpoint."""
         ...
 
     @property
     def seen(self) -> bool | None:
-        """Whether the checkpoint may have learnt from the validation data; None where nobody knows."""
+        """Tell whether the checkpoint may have learnt from the validation data; None where nobody knows."""
         ...
 
     def baseline(self) -> Baseline:
@@ -80,5 +80,5 @@ class Family(Protocol):
         ...
 
     def notes(self, best: Candidate) -> list[str]:
-        """What a reader of the report should know of the best candidate."""
+        """Return what a reader of the report should know of the best candidate."""
         ...

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.records import Clock
 from approxrt.compression.state import Work
@@ -46,6 +48,7 @@ class Job:
     progress: Progress
     log: Log
     threads: int
+    device: torch.device
 
     @property
     def seed(self) -> int:

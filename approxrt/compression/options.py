@@ -1,4 +1,4 @@
-"""What a user asks of a compression, and what of it makes no sense."""
+"""Hold what a user asks of a compression, and refuse what makes no sense."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class CompressOptions:
     recipe        "train" or "one-shot" (no training: a few minutes, a larger loss)
     target        "cpu": tiles of 16x4 wherever they pay; "cuda": structures only, tiles would not suit tensor cores
     vocabulary    "full" or "task" (only pieces that the training texts use); None: "task" if a shrink asks for it
+    device        where torch learns and takes statistics: "auto" (a GPU where there is one), "cpu", "cuda"; times are
+                  always those of the target
     data_format   how the data files are laid out, where otherwise than their task's own
     method        "ours", or a baseline to compare with: "magnitude" (one-shot), "paper" (Nagarajan et al. 2020)
     """
@@ -49,6 +51,7 @@ class CompressOptions:
     lr: float = 1e-4
     batch_size: int = 32
     threads: int | None = None
+    device: str = "auto"
     save_seconds: float = 120.0
     data_format: DataFormat = PLAIN
 
@@ -118,9 +121,9 @@ class CompressOptions:
         return self.shrink
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to be the same run."""
+        """Return what must be the same for a resumed run to be the same run."""
         data = dataclasses.asdict(self)
-        for name in ("save_seconds", "budget", "threads"):
+        for name in ("save_seconds", "budget", "threads", "device"):
             data.pop(name)
         if self.data_format == PLAIN:
             data.pop("data_format")  # runs from before there was a choice go on

@@ -13,7 +13,8 @@ import cattrs
 import numpy as np
 from cattrs.preconf.json import make_converter
 
-from approxrt.planning.decoder_options import Kind, Plan, kind_named
+from approxrt.planning.decoder_options import Plan
+from approxrt.quantization.scheme import Scheme, scheme_named
 from approxrt.significance.workload import Timing
 
 Record = TypeVar("Record")
@@ -21,7 +22,7 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a model is before anything is done to it.
+    """Hold what a model is before anything is done to it.
 
     metrics    of the float32 model on validation data, the one that selects first
     times      by engine; `fastest` is the one that speedups are over, and `ms` its median
@@ -43,7 +44,7 @@ class Baseline:
 
 
 class Origin(enum.Enum):
-    """How a candidate's weights came about: converted as they were, with a previewed head besides, or by a plan."""
+    """Say how a candidate's weights came about: converted as they were, with a previewed head besides, or by a plan."""
 
     CONVERTED = "converted"
     PREVIEWED = "previewed"
@@ -63,7 +64,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a candidate comes from: what later steps decide by, and what a reader of the report is told.
+    """Say where a candidate comes from: what later steps decide by, and what a reader of the report is told.
 
     plan        of a decoder
     steps       of training
@@ -132,7 +133,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class VocabularyChoice:
-    """Whether tokens without a row of the word table stand for others (else they are spelled with smaller ones)."""
+    """Say whether tokens without a row of the word table stand for others (else they are spelled with smaller ones)."""
 
     shared: bool
 
@@ -148,7 +149,8 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class EnsemblePlan:
-    """How an ensemble is trained: steps of replaced-token detection, seconds until then, members and steps of each."""
+    """Say how an ensemble is trained: steps of replaced-token detection, seconds until then, members and steps of
+    each."""
 
     steps: int
     seconds: float
@@ -163,7 +165,7 @@ class EnsemblePlan:
 
 @dataclass(frozen=True)
 class SignChoice:
-    """Which layers match signs from how many tokens on, keeping how many keys; and what was found on the way."""
+    """Hold which layers match signs from how many tokens on, keeping how many keys; and what was found on the way."""
 
     layers: tuple[int, ...] = ()
     keep: int = 0
@@ -177,7 +179,8 @@ class SignChoice:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What a built plan says of predictions: the loss in nats and its share of the predicted one; cost likewise."""
+    """Hold what a built plan says of predictions: the loss in nats and its share of the predicted one; cost
+    likewise."""
 
     scale: float
     cost: float
@@ -187,7 +190,7 @@ class Learnt:
 
 @dataclass(frozen=True)
 class DecodeTimes:
-    """Seconds a byte of linears in layers, and of heads with all else, by the names of their kinds."""
+    """Seconds a byte of linears in layers, and of heads with all else, by the names of their schemes."""
 
     per_byte: dict[str, float]
     head: dict[str, float]
@@ -196,8 +199,8 @@ class DecodeTimes:
 _CONVERTER = make_converter(forbid_extra_keys=True)
 _CONVERTER.register_unstructure_hook(np.ndarray, lambda array: array.tolist())
 _CONVERTER.register_structure_hook(np.ndarray, lambda data, _: np.array(data, np.int64))
-_CONVERTER.register_unstructure_hook(Kind, lambda kind: kind.name)
-_CONVERTER.register_structure_hook(Kind, lambda name, _: kind_named(name))
+_CONVERTER.register_unstructure_hook(Scheme, lambda scheme: scheme.name)
+_CONVERTER.register_structure_hook(Scheme, lambda name, _: scheme_named(name))
 
 
 def to_json(record: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a compression found: the candidates, the one that was chosen, what was promised and what falls short."""
+"""Report what a compression found: the candidates, the one that was chosen, what was promised and what falls short."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def artifact_card(report: Report, source: Mapping[str, Any], threads: int) -> di
 
 
 def shortfalls(candidate: Candidate, options: CompressOptions, metric: str, where: str = "validation") -> list[str]:
-    """What a candidate misses, in words; empty when it meets every constraint."""
+    """Return what a candidate misses, in words; empty when it meets every constraint."""
     out = []
     wanted = options.wanted_speedup
     if wanted is not None and candidate.speedup < wanted * SLACK:
@@ -131,7 +131,7 @@ def shortfalls(candidate: Candidate, options: CompressOptions, metric: str, wher
 
 
 def violation(candidate: Candidate, options: CompressOptions) -> float:
-    """How far a candidate is from what was asked: 0 when it is met, else the sum of relative misses."""
+    """Return how far a candidate is from what was asked: 0 when it is met, else the sum of relative misses."""
     total = 0.0
     if options.wanted_speedup is not None:
         total += max(0.0, 1 - candidate.speedup / (options.wanted_speedup * SLACK))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from approxrt.artifact.spec.formats import LinearKind
 from approxrt.compression.families.encoder import EncoderFamily, EncoderLimits
 from approxrt.errors import CompressionError
 from approxrt.planning.allocate import (
@@ -35,11 +36,12 @@ CORRECTIONS = 4
 DOUBTFUL = 0.1  # over the target: as likely a busy machine as a wrong prediction
 
 # What a whole model takes, in milliseconds on the workload, measured.
-Timer = Callable[[TorchEncoder, Mapping[str, int]], float]
+Timer = Callable[[TorchEncoder, Mapping[str, LinearKind]], float]
 
 
 class Subject(Protocol):
-    """What is pruned: a model in training (`approxrt.training.distillation.Distillation`), or one that is refitted."""
+    """Hold what is pruned: a model in training (`approxrt.training.distillation.Distillation`), or one that is
+    refitted."""
 
     model: TorchEncoder
 
@@ -60,9 +62,9 @@ class Rounds:
     max_bytes             of all blocks together in the artifact, or None
     lengths               tokens of the workload's sequences
     base_ms               what the table's blocks do not cover: embeddings, norms, head
-    bits                  widths to choose from; `bits_of` has the last choice by linear
+    formats               to choose from; `kinds` has the last choice by linear
     densities             of tiles, to choose from
-    noise                 what each width costs a block whose tiles all stay; None: nothing
+    noise                 what each format costs a block whose tiles all stay; None: nothing
     """
 
     recovery: Subject
@@ -73,11 +75,11 @@ class Rounds:
     base_ms: float
     lengths: Sequence[int]
     max_bytes: int | None = None
-    bits: tuple[int, ...] = (8,)
+    formats: tuple[LinearKind, ...] = ("s8",)
     densities: tuple[float, ...] = DENSITIES
-    bits_of: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, LinearKind] = field(default_factory=dict)
     correction: float = 1.0
-    noise: Callable[[Block], Mapping[int, float]] | None = None
+    noise: Callable[[Block], Mapping[LinearKind, float]] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def allowed_ms(self, progress: float) -> float | None:
@@ -130,9 +132,9 @@ class Rounds:
 
     def _measured(self, target: float) -> float:
         """The model's time; one far above the target is taken again, since what is cut for it does not come back."""
-        measured = self.timer(self.recovery.model, self.bits_of)
+        measured = self.timer(self.recovery.model, self.kinds)
         if measured > (1 + DOUBTFUL) * target:
-            measured = min(measured, self.timer(self.recovery.model, self.bits_of))
+            measured = min(measured, self.timer(self.recovery.model, self.kinds))
         return measured
 
     def _allocate(self, progress: float) -> Allocation:
@@ -142,7 +144,7 @@ class Rounds:
         noise = {block: {} if self.noise is None else self.noise(block) for block in self.scored}
         shares = {b: block_share(model.spec, b.layer, b.kind, self.lengths) for b in self.scored}
         options = {
-            b: s.options(self.table, self.bits, noise[b], shares[b], self.densities) for b, s in self.scored.items()
+            b: s.options(self.table, self.formats, noise[b], shares[b], self.densities) for b, s in self.scored.items()
         }
         target = self.allowed_ms(progress)
         ms = None if target is None else target / self.correction - self.base_ms
@@ -158,26 +160,31 @@ class Rounds:
     def _apply(self, allocation: Allocation) -> None:
         recovery, model = self.recovery, self.recovery.model
         masks: dict[str, np.ndarray] = {}
-        bits: dict[str, int] = {}
+        kinds: dict[str, LinearKind] = {}
         for block, option in allocation.options.items():
             if option.size:
                 masks |= self.scored[block].masks(option)
-                bits |= dict.fromkeys(block.linears, option.bits)
+                kinds |= dict.fromkeys(block.linears, option.format)
         recovery.prune(structure_of(model.spec, self.scored, allocation.options), masks)
         shapes = {name: tuple(model.weight(f"{name}.weight").shape) for name in masks}
         dead = dead_structure(model.spec, model.masks, shapes)
         if not dead.is_all_of(model.spec):
             recovery.prune(dead, {})
-        self.bits_of = {name: width for name, width in bits.items() if name in model.masks}
+        self.kinds = {name: kind for name, kind in kinds.items() if name in model.masks}
 
     def _dense_options(self) -> Sequence[Any]:
         model = self.recovery.model
         scores = self.recovery.element_scores()
         out = []
         for block in blocks_of(model.spec):
-            options = BlockScores(model.spec, block, scores).options(self.table, (8,), {})
+            options = BlockScores(model.spec, block, scores).options(self.table, ("s8",), {})
             out.append(max(options, key=lambda option: option.bytes))
         return out
+
+
+def formats_of(small: bool) -> tuple[LinearKind, ...]:
+    """Return the formats to choose from: int4 costs time or accuracy, and is for models that must be small."""
+    return ("s8", "s4") if small else ("s8",)
 
 
 def rounds_towards(
@@ -194,6 +201,6 @@ def rounds_towards(
         base_ms=table.base_ms,
         lengths=[len(text) for text in family.inputs.pruned.workload],
         max_bytes=limits.bytes,
-        bits=(8,) if limits.bytes is None else (8, 4),
+        formats=formats_of(limits.bytes is not None),
         densities=family.densities(),
     )

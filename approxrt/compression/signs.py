@@ -96,7 +96,7 @@ def _long_rows(family: EncoderFamily, start: int) -> np.ndarray:
 def _most_layers(
     family: EncoderFamily, model: TorchEncoder, rows: np.ndarray, kind: SignKind, layers: list[int]
 ) -> tuple[list[int], float]:
-    """(layers that can match signs together, the change of outputs that they make)."""
+    """Return (layers that can match signs together, the change of outputs that they make)."""
     train = family.inputs.pruned.train
     texts, types = [train.ids[i] for i in rows], [train.types[i] for i in rows]
 

@@ -113,12 +113,12 @@ class Work:
 
     @property
     def resumed(self) -> bool:
-        """Whether there is something to go on from."""
+        """Tell whether there is something to go on from."""
         return (self.folder / "state.pt").exists() or bool(self.candidates())
 
     @property
     def finished(self) -> bool:
-        """Whether a larger budget would change nothing."""
+        """Tell whether a larger budget would change nothing."""
         return bool(self._json("finished")) and bool(self.candidates())
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""What the families share: typed access to config.json, checked access to weights, layers, heads.
+"""Share what all families need: typed access to config.json, checked access to weights, layers, heads.
 
 A family's file says how its names and conventions map to a `ModelSpec` (all
 linears f32) and the artifact's tensor names. Faults in weights are collected
@@ -77,7 +77,7 @@ class Config:
                 raise UnsupportedModelError(f"{key}=true is not supported; supported: encoders only")
 
     def heads(self, hidden_key: str, heads_key: str) -> tuple[int, int]:
-        """(num_heads, head_dim)."""
+        """Return (num_heads, head_dim)."""
         hidden, heads = self.size(hidden_key), self.size(heads_key)
         if hidden % heads:
             raise CheckpointError(f"config.json: {hidden_key} {hidden} is not a multiple of {heads_key} {heads}")
@@ -149,7 +149,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class LayerNames:
-    """Where a family keeps the parts of layer `{i}`."""
+    """Name where a family keeps the parts of layer `{i}`."""
 
     query: str
     key: str
@@ -192,7 +192,7 @@ def take_layers(
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a plain encoder's hidden states become one vector (sentence-transformers' modules)."""
+    """Say how a plain encoder's hidden states become one vector (sentence-transformers' modules)."""
 
     mode: str = "mean"
     normalize: bool = False
@@ -200,7 +200,7 @@ class Pooling:
 
 @dataclass(frozen=True)
 class Task:
-    """What a checkpoint answers: its head, labels and kind of task."""
+    """Hold what a checkpoint answers: its head, labels and kind of task."""
 
     task_type: TaskType
     labels: tuple[str, ...]
@@ -244,7 +244,7 @@ def read_labels(config: Config, rows: int | None) -> tuple[str, ...]:
 
 
 def task_type(config: Config, num_labels: int) -> TaskType:
-    """As transformers decides it: problem_type, else one output means regression."""
+    """Return the task type as transformers decides it: problem_type, else one output means regression."""
     problem = config.get("problem_type")
     known: dict[Any, TaskType] = {
         None: "regression" if num_labels == 1 else "classification",

@@ -1,4 +1,4 @@
-"""From a Hugging Face checkpoint to a spec with float32 tensors and a tokenizer."""
+"""Read a Hugging Face checkpoint into a spec with float32 tensors and a tokenizer."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _pipeline_function(spec: ModelSpec, raw: Mapping[str, Any]) -> str:
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModuleType, Config]:
-    """(config.json, family, config with the family's defaults) of an encoder that is supported, head apart.
+    """Return (config.json, family, config with the family's defaults) of an encoder that is supported, head apart.
 
     Raises UnsupportedModelError naming the model type, activation or option that is not.
     """

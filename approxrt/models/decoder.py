@@ -1,4 +1,4 @@
-"""From a decoder's checkpoint (a folder, or a .gguf file) to a spec with float32 tensors and a tokenizer."""
+"""Read a decoder's checkpoint (a folder, or a .gguf file) into a spec with float32 tensors and a tokenizer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
 
 
 def is_decoder_config(config: Mapping[str, Any]) -> bool:
-    """Whether config.json is that of a decoder with its language-model head, of a family that is supported."""
+    """Tell whether config.json is that of a decoder with its language-model head, of a family that is supported."""
     return config.get("model_type") in FAMILIES and _head(config).endswith(_HEADS)
 
 

@@ -39,7 +39,7 @@ LAYER = LayerNames(
 
 
 def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """(all-f32 spec, tensors). Sinusoidal positions are a table in the checkpoint like learned ones."""
+    """Return (all-f32 spec, tensors). Sinusoidal positions are a table in the checkpoint like learned ones."""
     config.data["hidden_size"] = hidden = config.size("dim")
     vocab, positions = config.size("vocab_size"), config.size("max_position_embeddings")
     weights.take("embeddings.word.weight", "embeddings.word_embeddings.weight", (vocab, hidden))

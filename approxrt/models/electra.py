@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """(all-f32 spec, tensors)."""
+    """Return (all-f32 spec, tensors)."""
     hidden, embedding, vocab = config.size("hidden_size"), config.size("embedding_size"), config.size("vocab_size")
     positions, types = config.size("max_position_embeddings"), config.size("type_vocab_size", 0)
     weights.take("embeddings.word.weight", "embeddings.word_embeddings.weight", (vocab, embedding))

@@ -180,7 +180,7 @@ def open_gguf(path: Path, supported: tuple[str, ...]) -> GgufFile:
 
 
 def _split(header: _Header) -> tuple[int, int]:
-    """(number of this part from 0, number of parts)."""
+    """Return (number of this part from 0, number of parts)."""
     no, count = (header.metadata.get(f"split.{key}", usual) for key, usual in (("no", 0), ("count", 1)))
     if type(no) is not int or type(count) is not int or not (0 <= no < max(count, 1) and count <= 99_999):
         raise CheckpointError(f"{str(header.path)!r}: split.no is {no!r} and split.count {count!r}")

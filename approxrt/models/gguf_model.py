@@ -46,7 +46,7 @@ _FFN = {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
 
 
 def build_gguf(file: GgufFile, tokens: int) -> tuple[DecoderSpec, LazyTensors]:
-    """(all-f32 spec, tensors) of a file whose vocabulary has so many `tokens`.
+    """Return (all-f32 spec, tensors) of a file whose vocabulary has so many `tokens`.
 
     Raises UnsupportedModelError naming the key or tensor for what is not implemented (experts, another attention),
     CheckpointError listing keys and tensors that are missing, left over or of a wrong size.
@@ -290,7 +290,7 @@ def _llama(keys: _Keys, tensors: _Tensors, vocab: int) -> DecoderSpec:
 
 
 def _rope(keys: _Keys, tensors: _Tensors, dim: int, context: int) -> tuple[RopeSpec, int]:
-    """(rotary positions, context). A factor without a type is linear, as in llama.cpp.
+    """Return (rotary positions, context). A factor without a type is linear, as in llama.cpp.
 
     A linear factor is of a context that is given as it was before the scaling, unless the file says what that was.
     """

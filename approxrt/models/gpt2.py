@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(all-f32 spec, tensors)."""
+    """Return (all-f32 spec, tensors)."""
     for key, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
         if config.get(key, usual) != usual:
             raise UnsupportedModelError(f"{key}={config.get(key)!r} is not supported; supported: {usual}")

@@ -45,7 +45,7 @@ ROPE_TYPES = {"default": "none", "linear": "linear", "llama3": "llama3"}
 
 
 def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(all-f32 spec, tensors)."""
+    """Return (all-f32 spec, tensors)."""
     qwen2 = config.get("model_type") == "qwen2"
     if config.get("use_sliding_window"):
         raise UnsupportedModelError("use_sliding_window=true is not supported; supported: attention over all tokens")
@@ -135,7 +135,7 @@ def _rope_options(config: Config) -> dict[str, Any]:
 
 
 def read_rope(config: Config) -> RopeSpec:
-    """From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
+    """Read `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
 
     Raises UnsupportedModelError for scalings that depend on the text's length (dynamic, longrope) or change attention
     (yarn), naming those that are supported; CheckpointError for a number that the scaling needs and that is missing.

@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """(all-f32 spec, tensors). `max_positions` is the rows of the table less padding_idx + 1."""
+    """Return (all-f32 spec, tensors). `max_positions` is the rows of the table less padding_idx + 1."""
     hidden, vocab = config.size("hidden_size"), config.size("vocab_size")
     rows, types = config.size("max_position_embeddings"), config.size("type_vocab_size", 0)
     padding = config.size("pad_token_id", 0)

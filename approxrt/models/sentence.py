@@ -171,7 +171,7 @@ def _inside(folder: Path, name: Any) -> Path:
 
 
 def _read_pooling(path: Path) -> tuple[str, bool]:
-    """(cls or mean, whether the prompt's tokens are pooled)."""
+    """Return (cls or mean, whether the prompt's tokens are pooled)."""
     config = read_json(path)
     given = config.get("pooling_mode")
     if given is None:
@@ -196,7 +196,8 @@ def _check_normalize(path: Path) -> None:
 
 
 def _transformer_options(folder: Path) -> tuple[int | None, bool, bool]:
-    """(longest text, do_lower_case, whether it classifies) of the first of `LENGTH_FILES` that says something."""
+    """Return (longest text, do_lower_case, whether it classifies) of the first of `LENGTH_FILES` that says
+    something."""
     for name in LENGTH_FILES:
         path = folder / name
         config = read_json_if_there(path)

@@ -224,7 +224,7 @@ def _without_types(processor: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _compare(ours: Any, original: Any, typed: bool) -> Iterator[tuple[Any, bool]]:
-    """(text or pair, whether ids and types agree), whole and cut."""
+    """Return (text or pair, whether ids and types agree), whole and cut."""
     direction = (ours.truncation or {}).get("direction", "right")
     for length in (None, _CHECKED_LENGTH):
         if length is None:

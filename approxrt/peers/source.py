@@ -102,7 +102,7 @@ def build_module(checkpoint: Path, attention: str = "sdpa", additive_mask: bool 
 
 
 def pad(batch: list[list[int]], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(input_ids, attention_mask), both i64[b, longest]."""
+    """Return (input_ids, attention_mask), both i64[b, longest]."""
     longest = max(map(len, batch))
     ids = np.full((len(batch), longest), pad_id, np.int64)
     mask = np.zeros((len(batch), longest), np.int64)

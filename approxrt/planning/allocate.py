@@ -1,6 +1,7 @@
-"""Who gives up how much: the choice of structure, density and bits for every block under measured limits.
+"""Who gives up how much: the choice of structure, density and format for every block under measured limits.
 
-Every block (an attention or an FFN) has options: so many heads or units, so many of the remaining tiles, so many bits.
+Every block (an attention or an FFN) has options: so many heads or units, so many of the remaining tiles, so many
+bits.
 An option has an error (what the significance scores say is lost), a time (from the measured latency table) and bytes.
 The sum of errors is minimised under a limit on time and one on bytes: a dynamic programme over time, with a price on
 bytes that is bisected (as SPDY, Frantar & Alistarh 2022, arXiv 2201.13096, and ZipLM, arXiv 2302.04089).
@@ -19,9 +20,10 @@ from typing import Protocol
 import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.artifact.spec.formats import TILE_K, TILE_N
+from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import to_tiles
 from approxrt.pruning.structure import QKV, Structure, head_rows, strips_of
+from approxrt.quantization.scheme import Scheme, tile_bytes
 
 DENSITIES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.16, 0.13, 0.1, 0.08, 0.06, 0.04, 0.025)
 SIZES = 13  # structure sizes that are tried for a block, at most
@@ -47,11 +49,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Option:
-    """What a block may become. `size` counts heads or units; 0 removes it. `density` is over what remains."""
+    """Hold what a block may become. `size` counts heads or units; 0 removes it. `density` is over what remains."""
 
     size: int
     density: float
-    bits: int
+    format: LinearKind
     error: float
     ms: float
     bytes: int
@@ -60,8 +62,8 @@ class Option:
 class LatencyTable(Protocol):
     """Measured milliseconds of one block on the task's workload."""
 
-    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
-        """Of an attention with `size` heads or an FFN with `size` units, `density` of its tiles kept."""
+    def ms(self, block: str, size: int, density: float, kind: LinearKind) -> float:
+        """Return those of an attention with `size` heads or an FFN with `size` units, `density` of its tiles kept."""
         ...
 
 
@@ -84,17 +86,16 @@ def blocks_of(spec: ModelSpec) -> list[Block]:
     return out
 
 
-def block_bytes(spec: ModelSpec, kind: str, size: int, density: float, bits: int, head_dim: int) -> int:
+def block_bytes(spec: ModelSpec, kind: str, size: int, scheme: Scheme, head_dim: int) -> int:
     """Bytes of a block's weights in the artifact: tiles with their indices, scales, biases."""
     hidden = spec.hidden_size
     if size == 0:
         return 4 * hidden
     width = size * head_dim if kind == "attention" else size
     linears = 4 if kind == "attention" else 2
-    tile = TILE_N * TILE_K * bits / 8 + (0 if density >= 1 else 2) + (TILE_N / 8 if bits == 4 else 0)
-    tiles = linears * -(-width // TILE_N) * -(-hidden // TILE_K) * density
+    tiles = linears * -(-width // TILE_N) * -(-hidden // TILE_K) * scheme.density
     outputs = (3 * width + hidden) if kind == "attention" else width + hidden
-    return round(tiles * tile + 8 * outputs)
+    return round(tiles * tile_bytes(scheme.format, scheme.density) + 8 * outputs)
 
 
 class BlockScores:
@@ -145,12 +146,12 @@ class BlockScores:
     def options(
         self,
         table: LatencyTable,
-        bits: Sequence[int],
-        quant_error: Mapping[int, float],
+        formats: Sequence[LinearKind],
+        quant_error: Mapping[LinearKind, float],
         share: float = 1.0,
         densities: Sequence[float] = DENSITIES,
     ) -> list[Option]:
-        """All options; `quant_error` is what the bits cost when all tiles are kept, `share` scales times.
+        """All options; `quant_error` is what formats cost when all tiles are kept, `share` scales times.
 
         densities   those that are tried; (1.0,) leaves tiles alone, for devices whose kernels want other tiles
         """
@@ -158,8 +159,8 @@ class BlockScores:
         total = float(sum(score.sum(dtype=np.float64) for score in self.scores.values())) or 1.0
         for parts in self.sizes():
             if parts == 0:
-                size_bytes = block_bytes(spec, kind, 0, 0, 8, self.head_dim)
-                out.append(Option(0, 1.0, 8, float(self.lost[0]), 0.0, size_bytes))
+                size_bytes = block_bytes(spec, kind, 0, Scheme("s8"), self.head_dim)
+                out.append(Option(0, 1.0, "s8", float(self.lost[0]), 0.0, size_bytes))
                 continue
             size = parts if kind == "attention" else len(self.elements(parts))
             tiles = np.sort(np.concatenate([x.ravel() for x in self.tile_scores(parts).values()]))
@@ -167,11 +168,11 @@ class BlockScores:
             for density in densities:
                 removed = round((1 - density) * len(tiles))
                 lost = float(self.lost[parts] + gone[removed])
-                for width in bits:
-                    noise = quant_error.get(width, 0.0) * max(0.0, 1 - lost / total)
-                    ms = share * table.ms(kind, size, density, width)
-                    size_bytes = block_bytes(spec, kind, size, density, width, self.head_dim)
-                    out.append(Option(size, density, width, lost + noise, ms, size_bytes))
+                for form in formats:
+                    noise = quant_error.get(form, 0.0) * max(0.0, 1 - lost / total)
+                    ms = share * table.ms(kind, size, density, form)
+                    size_bytes = block_bytes(spec, kind, size, Scheme(form, density), self.head_dim)
+                    out.append(Option(size, density, form, lost + noise, ms, size_bytes))
         return out
 
     def parts_of(self, option: Option) -> int:

@@ -1,4 +1,4 @@
-"""Which tiles to keep, by magnitude alone: the baseline criterion, which needs no data.
+"""Choose the tiles to keep by magnitude alone: the baseline criterion, which needs no data.
 
 A tile's score is its energy, the sum of its squared weights. Tiles at an edge
 have fewer weights and score less; they also cost as much to run as full ones.

@@ -54,7 +54,7 @@ class Moments:
         self.yx = self.yx + (y.T @ x).double()
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(E[x], E[y], covariance of x [K, K], of y with x [N, K])."""
+        """Return (E[x], E[y], covariance of x [K, K], of y with x [N, K])."""
         x, y = torch.as_tensor(self.x) / self.count, torch.as_tensor(self.y) / self.count
         xx, yx = torch.as_tensor(self.xx) / self.count, torch.as_tensor(self.yx) / self.count
         return x, y, xx - torch.outer(x, x), yx - torch.outer(y, x)
@@ -63,7 +63,7 @@ class Moments:
 def solve(
     weight: np.ndarray, mask: np.ndarray | None, moments: Moments, ridge: float, outputs: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(weight f32[N, K], bias f32[N]): the module's formula; `mask` is bool[strips, columns] over tiles or None.
+    """Return (weight f32[N, K], bias f32[N]): the module's formula; `mask` is bool[strips, columns] over tiles or None.
 
     lambda is `ridge` times the mean variance of an input, at least what the rounding of sums in float32 asks for.
     `outputs` are the linear's among those of the moments.
@@ -208,7 +208,7 @@ def _run(model: TorchEncoder, i: int, name: str, x: Tensor, keys: Keys) -> Tenso
 
 
 def _record(model: TorchEncoder, i: int, name: str, x: Tensor, keys: Keys, hook: str) -> tuple[Tensor | None, Tensor]:
-    """(what goes into (`input_hook`) or comes out of (`output_hook`) the linear `name`, the block's output)."""
+    """Return (what goes into (`input_hook`) or comes out of (`output_hook`) the linear `name`, the block's output)."""
     found: list[Tensor] = []
 
     def keep(at: str, value: Tensor) -> Tensor:
@@ -246,7 +246,8 @@ RIDGE = 1e-2
 def refit_kept(
     weight: np.ndarray, kept: np.ndarray, stats: LinearStatistics, ridge: float = RIDGE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(weight f32[N, K], what its bias gains f32[N]) of a linear that keeps some of its weights; the others are 0.
+    """Return (weight f32[N, K], what its bias gains f32[N]) of a linear that keeps some of its weights; the others are
+    0.
 
     What is made least is the predicted loss: without the gradients' weights, the few tokens with activations far over
     all others would decide, and the loss hardly depends on them.

@@ -1,4 +1,4 @@
-"""What a change of a linear's weights costs, from second-order statistics of its inputs."""
+"""Estimate what a change of a linear's weights costs, from second-order statistics of its inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _none() -> np.ndarray:
 
 @dataclass(frozen=True)
 class LinearStatistics:
-    """Of one linear, x its inputs as the engine reads them, g the loss's gradient at its outputs; means over tokens.
+    """Hold means over tokens of one linear, x its inputs as the engine reads them, g the gradient at its outputs.
 
     moments    E[x x^T] f32[K, K]; linears that read the same inputs share the array; empty: not taken
     mean       f32[K]: E[x], or with `weighted` E[g^2 x] / E[g^2], the constant that stands for x at the least loss

@@ -28,7 +28,7 @@ AnyLayer = LayerSpec | DecoderLayerSpec
 
 @dataclass(frozen=True)
 class Structure:
-    """What stays, by layer: indices of heads and of FFN units in their present order; empty removes the block."""
+    """Hold what stays, by layer: indices of heads and of FFN units in their present order; empty removes the block."""
 
     heads: tuple[np.ndarray, ...]
     units: tuple[np.ndarray, ...]
@@ -53,7 +53,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Selection:
-    """How a tensor follows a structure: rows (axis 0) or columns (axis 1) `indices` stay; None deletes it."""
+    """Say how a tensor follows a structure: rows (axis 0) or columns (axis 1) `indices` stay; None deletes it."""
 
     axis: int
     indices: np.ndarray | None
@@ -200,7 +200,8 @@ def channel_groups(spec: AnySpec, channels: int, groups: int = GROUPS) -> list[n
 def dead_structure(
     spec: ModelSpec, masks: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]
 ) -> Structure:
-    """What still has an effect that is not constant: heads and groups of units that some kept tile reads and feeds."""
+    """Return what still has an effect that is not constant: heads and groups of units that some kept tile reads and
+    feeds."""
     heads, units = [], []
     for i, layer in enumerate(spec.layers):
         at, inner = f"layers.{i}.", layer.num_heads * layer.head_dim

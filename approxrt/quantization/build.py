@@ -1,4 +1,4 @@
-"""From a model to an artifact: linears quantised at their widths, embeddings as they were stored, a card."""
+"""Build an artifact of a model in torch: linears in their kinds, embeddings as they were stored, a card."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ LinearTensors = tuple[LinearKind, dict[str, np.ndarray]]
 
 def quantized(
     model: TorchEncoder,
-    bits: Mapping[str, int],
+    kinds: Mapping[str, LinearKind],
     embeddings: EmbeddingParts | None = None,
     clip_ratios: tuple[float, ...] = CLIP_RATIOS,
     tensors_of: Mapping[str, LinearTensors] | None = None,
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) of the artifact. `bits` by linear, 8 where it says nothing, f32 for 32; the output layer is f32.
+    """Return (spec, tensors) of the artifact. `kinds` by linear: s8 where it says nothing, and f32 in the head.
 
     embeddings   (kind, tensors named "embeddings.word.*") that stand for the model's rows; None: f32 rows. With
                  "embeddings.position.q" and ".scale" among them positions are int8, too
     tensors_of   linears that are quantised already: (kind, tensors but the bias)
     """
     spec, tensors = model.spec, model.tensors()
-    kinds: dict[str, LinearKind] = {}
+    stored: dict[str, LinearKind] = {}
     for name, _ in spec.linears():
         if tensors_of is not None and name in tensors_of:
-            kinds[name], parts = tensors_of[name]
+            stored[name], parts = tensors_of[name]
             del tensors[f"{name}.weight"]
             tensors |= {f"{name}.{part}": array for part, array in parts.items()}
             continue
-        width = bits.get(name, 32 if name.startswith("head.") else 8)
-        if width == 32:
+        kind: LinearKind = kinds.get(name, "f32" if name.startswith("head.") else "s8")
+        if kind == "f32":
             continue
         mask = model.masks.get(name)
         if mask is not None and mask.all():
             mask = None
-        kinds[name], parts = quantize_linear(tensors.pop(f"{name}.weight"), width, mask, clip_ratios)
+        stored[name], parts = quantize_linear(tensors.pop(f"{name}.weight"), kind, mask, clip_ratios)
         tensors |= {f"{name}.{part}": array for part, array in parts.items()}
-    spec = spec.with_linear_kinds(kinds)
+    spec = spec.with_linear_kinds(stored)
     if embeddings is not None:
         spec = stored_spec(spec, embeddings)
         tensors = without_tables(tensors, embeddings) | embeddings[1]
@@ -75,7 +75,7 @@ def without_tables(tensors: Mapping[str, np.ndarray], embeddings: EmbeddingParts
 def write(
     path: Path,
     model: TorchEncoder,
-    bits: Mapping[str, int],
+    kinds: Mapping[str, LinearKind],
     embeddings: EmbeddingParts,
     tokenizer_json: bytes,
     card: Mapping[str, Any],
@@ -83,7 +83,7 @@ def write(
     tensors_of: Mapping[str, LinearTensors] | None = None,
 ) -> Path:
     """Write (or replace) the artifact at `path`."""
-    spec, tensors = quantized(model, bits, embeddings, tensors_of=tensors_of)
+    spec, tensors = quantized(model, kinds, embeddings, tensors_of=tensors_of)
     spec = dataclasses.replace(spec, inputs=inputs)
     return write_artifact(path, spec, tensors, tokenizer_json, dict(card), overwrite=True)
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from approxrt.artifact.spec.decoder import DecoderSpec
-from approxrt.artifact.spec.formats import GROUP_KINDS, LinearKind
+from approxrt.artifact.spec.formats import FORMATS, LinearKind
 from approxrt.quantization.fake_quantize import groups_of_activations
-from approxrt.quantization.gptq import FORMS, round_weights
+from approxrt.quantization.gptq import round_weights
 from approxrt.torch_models.decoder import TorchDecoder
 
 Progress = Callable[[str], None]
@@ -39,41 +39,41 @@ def round_decoder(
     spec: DecoderSpec,
     tensors: Mapping[str, np.ndarray],
     batch: torch.Tensor,
-    bits: Mapping[str, int],
+    kinds: Mapping[str, LinearKind],
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Progress | None = None,
     kept: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) with the linears of `bits` rounded (see `round_weights`); the word table stays as it is.
+    """Return (spec, tensors) with the linears of `kinds` rounded (see `round_weights`); the word table stays as it is.
 
     masks   tiles to keep, by linear (`approxrt.pruning.magnitude`)
     kept    tensors of linears that stay on the grid they have, which their weights are on
     """
     model = TorchDecoder(spec, tensors, device)
     out = dict(tensors)
-    kinds: dict[str, LinearKind] = {}
+    stored: dict[str, LinearKind] = {}
     # Query, key and value read the same inputs, and so do gate and up: (inputs, as the engine reads them, moments).
     last: tuple[torch.Tensor, torch.Tensor, np.ndarray, bool] | None = None
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         nonlocal last
-        if name not in bits:
+        if name not in kinds:
             return model.linear(name, x)
-        form = FORMS[bits[name]] in GROUP_KINDS
+        grouped = FORMATS[kinds[name]].grouped
         if name in (kept or {}):
             assert kept is not None
             del out[f"{name}.weight"]
-            kinds[name] = FORMS[bits[name]]
+            stored[name] = kinds[name]
             out.update({f"{name}.{part}": array for part, array in kept[name].items()})
-            return model.linear(name, read_inputs(x, form))
-        if last is None or last[0] is not x or last[3] != form:
-            read = read_inputs(x, form)
+            return model.linear(name, read_inputs(x, grouped))
+        if last is None or last[0] is not x or last[3] != grouped:
+            read = read_inputs(x, grouped)
             flat = read.reshape(-1, x.shape[-1])
-            last = (x, read, (flat.T @ flat / len(flat)).cpu().numpy(), form)
+            last = (x, read, (flat.T @ flat / len(flat)).cpu().numpy(), grouped)
         _, read, moments, _ = last
         weight, mask = out.pop(f"{name}.weight"), (masks or {}).get(name)
-        rounded, kinds[name], parts = round_weights(weight, mask, moments, bits[name])
+        rounded, stored[name], parts = round_weights(weight, mask, moments, kinds[name])
         out.update({f"{name}.{part}": array for part, array in parts.items()})
         model.weights[f"{name}.weight"] = torch.from_numpy(rounded).to(model.device)
         if progress:
@@ -84,11 +84,11 @@ def round_decoder(
         x = model.embed(batch.to(model.device))
         for i in range(len(spec.layers)):
             x = model.layer(i, x, linear)
-        if "head.out" in bits and not spec.tied_embeddings:
+        if "head.out" in kinds and not spec.tied_embeddings:
             # Only the moments matter: no logits of the whole batch.
             read = model.norm("head.norm", x).reshape(-1, spec.hidden_size)
             linear("head.out", read[:: max(1, batch.numel() // 1024)])
-    return spec.with_linear_kinds(kinds), out
+    return spec.with_linear_kinds(stored), out
 
 
 def read_inputs(x: torch.Tensor, grouped: bool) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from approxrt.artifact.spec.formats import GROUP_WEIGHTS
+from approxrt.artifact.spec.formats import GROUP_WEIGHTS, LinearKind
 from approxrt.artifact.storage.bsr import bsr_to_dense, dense_to_bsr
 from approxrt.artifact.storage.int4 import tile_groups
 from approxrt.quantization.int4 import quantize_rows4, quantize_tiles4
@@ -98,10 +98,12 @@ def int4_steps(weight: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 
 class FakeQuantizer:
-    """Hooks a model so that its linears compute as the artifact's will. `bits` by linear; others stay float."""
+    """Hook a model so that its linears compute as the artifact's will: `kinds` by linear, s8 or s4; others stay
+    float."""
 
-    def __init__(self, model: TorchEncoder, bits: Mapping[str, int]) -> None:
-        self.model, self.bits = model, {name: width for name, width in bits.items() if width in (4, 8)}
+    def __init__(self, model: TorchEncoder, kinds: Mapping[str, LinearKind]) -> None:
+        self.model = model
+        self.kinds: dict[str, LinearKind] = {name: kind for name, kind in kinds.items() if kind in ("s8", "s4")}
         self.steps: dict[str, Tensor] = {}
         self.age = 0
         model.input_hook, model.weight_hook = self._input, self._weight
@@ -117,13 +119,13 @@ class FakeQuantizer:
             self.steps = {}
 
     def _input(self, name: str, x: Tensor) -> Tensor:
-        return quantize_activations(x) if name in self.bits else x
+        return quantize_activations(x) if name in self.kinds else x
 
     def _weight(self, name: str, weight: Tensor) -> Tensor:
-        width = self.bits.get(name)
-        if width == 8:
+        kind = self.kinds.get(name)
+        if kind == "s8":
             return quantize_weight8(weight)
-        if width == 4:
+        if kind == "s4":
             if name not in self.steps:
                 steps = int4_steps(weight.detach().cpu().numpy(), self.model.masks.get(name))
                 self.steps[name] = torch.from_numpy(steps).to(weight.device)

@@ -19,16 +19,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from approxrt.artifact.spec.formats import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
+from approxrt.artifact.spec.formats import FORMATS, GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import bsr_to_dense, expand_mask, to_tiles
 from approxrt.artifact.storage.groupwise import dequantize_groups, pack_quarters, pack_unsigned
 from approxrt.artifact.storage.int4 import pack_nibbles, row_integers, tile_groups, tile_integers
 from approxrt.quantization.rtn import quantize_linear
-
-LIMITS = {9: (-127, 127), 8: (-127, 127), 6: (0, 63), 5: (0, 15), 4: (-7, 7)}
-
-# What so many bits are called in the artifact, without tiles.
-FORMS: dict[int, LinearKind] = {9: "g8", 8: "s8", 6: "g6", 5: "g4", 4: "s4"}
 
 BLOCK = 64  # inputs whose errors are passed on at once to those behind them
 ROWS = 1024  # outputs at a time: a block of inputs of so many stays in the L2 cache
@@ -38,14 +33,13 @@ def round_weights(
     weight: np.ndarray,
     mask: np.ndarray | None,
     hessian: np.ndarray,
-    bits: int,
+    kind: LinearKind,
     dampening: float = 1e-2,
     grid: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, LinearKind, dict[str, np.ndarray]]:
-    """(what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias).
+    """Return (what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias).
 
-    bits       8, 4, or 5, 6 and 9 for g4, g6 and g8 (`approxrt.quantization.rtn.quantize_linear`)
-
+    kind       one of `FORMATS`; with a mask s8 and s4 are stored by tiles
     weight     f32[N, K]
     mask       bool[strips, columns] of the tiles that stay, or None for a dense linear; None for g4, g6 and g8
     hessian    A f32[K, K]: E[x x^T], or the covariance where the bias takes over the mean of the error
@@ -55,8 +49,8 @@ def round_weights(
     n, k = weight.shape
     kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
     weight = np.asarray(weight, np.float32) * kept
-    kind, tensors = quantize_linear(weight, bits, mask) if grid is None else (FORMS[bits], grid)
-    steps, limits, offsets = steps_of(tensors, n, k), LIMITS[bits], offsets_of(tensors, k)
+    stored, tensors = quantize_linear(weight, kind, mask) if grid is None else (kind, grid)
+    steps, limits, offsets = steps_of(tensors, n, k), FORMATS[kind].limits, offsets_of(tensors, k)
     q = np.zeros((n, k), np.int8)
     h = np.asarray(hessian, np.float64)
     mean = float(np.diagonal(h).mean())
@@ -75,7 +69,7 @@ def round_weights(
         shifted = weight[place].astype(np.float64) - np.broadcast_to(offsets, (n, k))[place]
         q[place] = _round(shifted, steps[place], factor, limits)
     tensors = with_integers(tensors, q, mask)
-    return dequantized_linear(tensors, n, k), kind, tensors
+    return dequantized_linear(tensors, n, k), stored, tensors
 
 
 def dequantized_linear(tensors: dict[str, np.ndarray], n: int, k: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def quantize_groups6(weight: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _in_groups(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(f32[N * ceil(K / 32), 32] with zeros behind K, how many weights each group has)."""
+    """Return (f32[N * ceil(K / 32), 32] with zeros behind K, how many weights each group has)."""
     n, k = weight.shape
     per_row = -(-k // GROUP_WEIGHTS)
     groups = np.zeros((n, per_row * GROUP_WEIGHTS), np.float32)
@@ -89,7 +89,7 @@ def _in_groups(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _best_line(groups: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(q u8[G, 32], d f16[G], m f16[G])."""
+    """Return (q u8[G, 32], d f16[G], m f16[G])."""
     real = np.arange(GROUP_WEIGHTS) < counts[:, None]
     low = np.where(real, groups, np.inf).min(axis=1)
     high = np.where(real, groups, -np.inf).max(axis=1)

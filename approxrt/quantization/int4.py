@@ -151,7 +151,8 @@ def _errors(relative: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def _keep_better(best: np.ndarray, error: np.ndarray, choice: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Where `error` is below `best`, take it and the new choice (in place); returns where. Ties stay."""
+    """Take `error` and the new choice where it is below `best` and the new choice (in place); returns where. Ties
+    stay."""
     better = error < best
     best[better] = error[better]
     kept, new = choice

@@ -110,7 +110,7 @@ def build_preview(
 def with_preview(
     built: DecoderWeights, ids: Sequence[int], max_kl: float = MAX_KL, threads: int | None = None
 ) -> tuple[DecoderSpec, dict[str, np.ndarray], Preview]:
-    """(spec, tensors, preview) of a finished decoder, previewed: fitted to its hidden states on a text of `ids`.
+    """Return (spec, tensors, preview) of a finished decoder, previewed: fitted to its hidden states on a text of `ids`.
 
     `built` has `decoder_spec` and `tensors`, as an artifact. The text runs through the CPU engine in pieces of SEQUENCE
     tokens; the last eighth of the pieces checks. Raises InputError, as `build_preview` and where the model's head is no
@@ -172,7 +172,7 @@ class _Fit:
         self.left: list[np.ndarray] = []  # variance that a word's logit has besides, by the last group of a preview
 
     def previews(self, check: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(width, near logits float32 [tokens, vocab]) of one preview after the other."""
+        """Return (width, near logits float32 [tokens, vocab]) of one preview after the other."""
         k = check.shape[1]
         rows = dequantize_groups(self.project, k).astype(np.float64)
         y = (dequantized_tokens(check) @ rows.T + self.shift).astype(np.float32)
@@ -209,7 +209,7 @@ class _Fit:
         return self.vocab * (groups * 20 + 4) + width * (k + 2 * -(-k // GROUP_WEIGHTS) + 4)
 
     def tensors(self, width: int) -> dict[str, np.ndarray]:
-        """Of both linears: `head.preview.*`."""
+        """Return the tensors of both linears: `head.preview.*`."""
         used = width // GROUP_WEIGHTS - 1
         # The first group's inputs are there twice, once for the values and once for what they leave.
         rows = np.concatenate([np.arange(GROUP_WEIGHTS), np.arange(used * GROUP_WEIGHTS)])

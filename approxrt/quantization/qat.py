@@ -19,7 +19,7 @@ from approxrt.quantization.fake_quantize import quantize_activations, quantize_w
 
 
 def quantize_module(model: nn.Module) -> None:
-    """From now on the module computes on int8 grids. Its parameters and their names stay as they are."""
+    """Let the module compute on int8 grids from now on. Its parameters and their names stay as they are."""
     for linear in _linears(model):
         linear.forward = _Int8Forward(linear)
     for table in _word_tables(model):

@@ -32,12 +32,12 @@ Maker = Callable[[], np.ndarray]
 
 
 def can_rotate(spec: DecoderSpec) -> bool:
-    """Whether `rotate` applies: RMS norms, every linear f32, and not rotated yet."""
+    """Tell whether `rotate` applies: RMS norms, every linear f32, and not rotated yet."""
     return spec.norm == "rms" and spec.down_block == 0 and all(linear.kind == "f32" for _, linear in spec.linears())
 
 
 def rotate(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(spec, f32 tensors) of the same function, but for rounding. Raises ValueError where it does not apply."""
+    """Return (spec, f32 tensors) of the same function, but for rounding. Raises ValueError where it does not apply."""
     spec, lazy = rotate_lazily(spec, tensors)
     return spec, dict(lazy)
 

@@ -22,9 +22,9 @@ from approxrt.artifact.storage.groupwise import kind_of
 from approxrt.quantization.groupwise import quantize_groups4, quantize_groups6, quantize_groups8
 from approxrt.quantization.int4 import quantize_rows4, quantize_tiles4
 
-# 5: int4 with a float16 scale and offset for 32 weights (kind g4); tables and heads with 8 bits and such scales (g8).
-BITS = (4, 5, 8, 32)
-TABLE_BITS = (6, 8)
+# What linears of a whole model may be rounded to without data, and with scales of groups what its word table and head.
+MODEL_KINDS: tuple[LinearKind, ...] = ("s8", "s4", "g4", "f32")
+TABLE_KINDS: tuple[LinearKind, ...] = ("g8", "g6")
 Spec = TypeVar("Spec", ModelSpec, DecoderSpec)
 
 # One outlier at the peak of a row of n like weights: the error is least at a ratio of 1 / (1 + n / (12 * 127^2)),
@@ -84,32 +84,32 @@ def dequantize(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def quantize_model(
     spec: Spec,
     tensors: Mapping[str, np.ndarray],
-    bits: int = 8,
+    kind: LinearKind = "s8",
     masks: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, str], None] | None = None,
     grouped: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-    table_bits: int = 8,
+    table_kind: LinearKind = "g8",
 ) -> tuple[Spec, dict[str, np.ndarray]]:
     """An all-f32 model -> (spec, tensors) with int8 or int4 linears and word embeddings.
 
     `masks` gives, for linears that are to become block-sparse, which tiles stay
     (bool[strips, columns], see `approxrt.pruning.magnitude`); scales are then chosen
     from the weights that stay. An encoder's head stays f32: it runs once a text
-    and is a thousandth of the model. With bits=32 the model is returned as it
-    is. `grouped` gives, with bits=5, matrices that are of kind g4 or g8 already
+    and is a thousandth of the model. With "f32" the model is returned as it
+    is. `grouped` gives, with "g4", matrices that are of kind g4 or g8 already
     (their parts by name), which are taken as they are: 8-bit ones, too. With
-    `table_bits=6` word table and head are rounded to 6 bits unless they have 4.
+    `table_kind` "g6" word table and head are rounded to 6 bits unless they have 4.
     `progress(elements, name)` is called after each tensor. Raises ValueError for
-    bits that are none of `BITS`, and for masks with bits=5.
+    a kind that is none of `MODEL_KINDS`, and for masks with "g4".
     """
-    if bits not in BITS:
-        raise ValueError(f"bits is {bits}; it must be one of {', '.join(map(str, BITS))}")
-    if bits == 32:
+    if kind not in MODEL_KINDS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(MODEL_KINDS)}")
+    if kind == "f32":
         return spec, dict(tensors)
     masks = masks or {}
-    if bits == 5 and masks:
-        raise ValueError("bits is 5 with tiles to prune: kinds g4 and g8 are dense")
-    given = dict(grouped or {}) if bits == 5 else {}
+    if kind == "g4" and masks:
+        raise ValueError("kind is g4 with tiles to prune: kinds g4 and g8 are dense")
+    given = dict(grouped or {}) if kind == "g4" else {}
     # Tensors may be computed when they are asked for: a matrix that is rounded is taken once, and not kept.
     rounded = {f"{name}.weight" for name, linear in spec.linears() if not spec.stays_f32(name) and linear.kind == "f32"}
     if spec.embedding_kind == "f32":
@@ -120,24 +120,24 @@ def quantize_model(
         if spec.stays_f32(name) or linear.kind != "f32":
             continue
         weight = tensors[f"{name}.weight"]
-        if name == "head.out" and bits == 5:
-            parts = _grouped_table(weight, given.get(name), table_bits)
+        if name == "head.out" and kind == "g4":
+            parts = _grouped_table(weight, given.get(name), table_kind)
             kinds[name] = kind_of(parts)
         elif name in given:
             kinds[name], parts = kind_of(given[name]), dict(given[name])
         else:
-            kinds[name], parts = quantize_linear(weight, bits, masks.get(name))
+            kinds[name], parts = quantize_linear(weight, kind, masks.get(name))
         out |= {f"{name}.{part}": array for part, array in parts.items()}
         if progress:
             progress(weight.size, name)
     embedding_kind = spec.embedding_kind
     if embedding_kind == "f32":
         words = tensors["embeddings.word.weight"]
-        embedding_kind = "s8" if bits == 8 else "s4"
-        if bits == 5:
-            parts = _grouped_table(words, given.get("embeddings.word"), table_bits)
+        embedding_kind = "s8" if kind == "s8" else "s4"
+        if kind == "g4":
+            parts = _grouped_table(words, given.get("embeddings.word"), table_kind)
             embedding_kind = cast(TableKind, kind_of(parts))
-        elif bits == 8:
+        elif kind == "s8":
             parts = dict(zip(("q", "scale"), quantize_rows(words), strict=True))
         else:
             rows = quantize_rows4(words, spec.embedding_group_scale)
@@ -148,26 +148,28 @@ def quantize_model(
     return dataclasses.replace(spec.with_linear_kinds(kinds), embedding_kind=embedding_kind), out
 
 
-def _grouped_table(weight: np.ndarray, given: Mapping[str, np.ndarray] | None, bits: int) -> dict[str, np.ndarray]:
+def _grouped_table(
+    weight: np.ndarray, given: Mapping[str, np.ndarray] | None, kind: LinearKind
+) -> dict[str, np.ndarray]:
     """A word table or head with float16 scales: as given if that is no wider than asked for, else rounded."""
-    if given is not None and (bits == 8 or kind_of(given) == "g4"):
+    if given is not None and (kind == "g8" or kind_of(given) == "g4"):
         return dict(given)
-    return quantize_groups6(weight) if bits == 6 else quantize_groups8(weight)
+    return quantize_groups6(weight) if kind == "g6" else quantize_groups8(weight)
 
 
 def quantize_linear(
     weight: np.ndarray,
-    bits: int,
+    kind: LinearKind,
     mask: np.ndarray | None = None,
     clip_ratios: tuple[float, ...] = CLIP_RATIOS,
 ) -> tuple[LinearKind, dict[str, np.ndarray]]:
-    """f32[N, K] -> (kind, its tensors but the bias) for 8 or 4 bits, with a mask of tiles block-sparse.
+    """Return (the stored kind, its tensors but the bias) of f32[N, K]: with a mask of tiles s8 and s4 are block-sparse.
 
-    5, 6 and 9 bits: g4, g6 and g8, which are dense. `clip_ratios` are those tried for int8."""
-    grouped = {5: ("g4", quantize_groups4), 6: ("g6", quantize_groups6), 9: ("g8", quantize_groups8)}.get(bits)
-    if grouped is not None:
-        return cast(LinearKind, grouped[0]), grouped[1](weight)
-    if bits == 4:
+    `clip_ratios` are those tried for s8.
+    """
+    if kind in _GROUPED:
+        return kind, _GROUPED[kind](weight)
+    if kind == "s4":
         if mask is not None:
             return "bsr_s4", quantize_tiles4(weight, mask)
         return "s4", dict(zip(("q4", "group_scale", "scale"), quantize_rows4(weight), strict=True))
@@ -176,3 +178,10 @@ def quantize_linear(
     q, scale = quantize_rows(weight * expand_mask(mask, *weight.shape), clip_ratios)
     tiles, indices, indptr = dense_to_bsr(q, mask)
     return "bsr_s8", {"tiles": tiles, "indices": indices, "indptr": indptr, "scale": scale}
+
+
+_GROUPED: dict[LinearKind, Callable[[np.ndarray], dict[str, np.ndarray]]] = {
+    "g4": quantize_groups4,
+    "g6": quantize_groups6,
+    "g8": quantize_groups8,
+}

@@ -15,7 +15,7 @@ def check_sequences(
     sequences: Sequence[Sequence[int] | np.ndarray],
     type_ids: Sequence[Sequence[int]] | None,
 ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """(ids, types) as int32 arrays; types are None where the caller gives none or the model knows none.
+    """Return (ids, types) as int32 arrays; types are None where the caller gives none or the model knows none.
 
     Raises InputError for an empty batch or sequence, for too many tokens, and for ids that the model has not.
     """

@@ -58,7 +58,7 @@ class Model(ABC):
 
     @abstractmethod
     def _instead(self) -> str:
-        """What the model is, and what to use."""
+        """Return what the model is, and what to use."""
 
     @property
     def info(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How many threads this process may use: what the scheduler, the container and the cores allow."""
+"""Count the threads that this process may use: what the scheduler, the container and the cores allow."""
 
 from __future__ import annotations
 

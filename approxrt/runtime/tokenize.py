@@ -26,7 +26,7 @@ class Encoded:
 
 
 def is_single(texts: Texts) -> bool:
-    """Whether a call's argument is one text (or one pair) rather than a list of them."""
+    """Tell whether a call's argument is one text (or one pair) rather than a list of them."""
     return isinstance(texts, str) or (
         isinstance(texts, tuple) and len(texts) == 2 and all(isinstance(part, str) for part in texts)
     )
@@ -135,7 +135,7 @@ class TextEncoder:
         return Encoded([e.ids for e in encodings], [e.type_ids for e in encodings], truncated)
 
     def with_special_mask(self, text: str) -> tuple[list[int], list[int]]:
-        """(token ids of one text, which of them are special tokens: 1 or 0)."""
+        """Return (token ids of one text, which of them are special tokens: 1 or 0)."""
         encoding = self._tokenizer.encode(text)
         special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         return encoding.ids, [int(token in special) for token in encoding.ids]
@@ -222,7 +222,7 @@ class TextEncoder:
 
 
 def _surrogates(items: list[Text]) -> str:
-    """Which text cannot be encoded as UTF-8."""
+    """Return which text cannot be encoded as UTF-8."""
     for i, item in enumerate(items):
         for part in (item,) if isinstance(item, str) else item:
             try:

@@ -60,7 +60,7 @@ def create_app(models: Iterable[tuple[str, Model]], settings: Settings | None = 
 
 
 def error_answer(path: str, error: RequestError) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """(body, headers) of an error in the manner of the API that `path` belongs to."""
+    """Return (body, headers) of an error in the manner of the API that `path` belongs to."""
     message = str(error)
     content: dict[str, Any]
     if path.endswith("/rerank") and path.startswith(("/v1/", "/v2/")):

@@ -83,7 +83,7 @@ class Batcher:
                 item.future.cancel()
 
     async def alone(self, function: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray:
-        """What a function of the model gives, in a turn of its own between passes."""
+        """Return what a function of the model gives, in a turn of its own between passes."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong with a request, with the status that says so."""
+"""Give what goes wrong with a request the status that says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every request passes: the API key, the limit on bodies, metrics, a line in the log."""
+"""Let every request pass the gate: the API key, the limit on bodies, metrics, a line in the log."""
 
 from __future__ import annotations
 

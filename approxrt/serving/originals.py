@@ -104,7 +104,7 @@ def renamed(value: Any, options: dict[str, Any], older: str) -> Any:
 
 
 def pairs(inputs: Any) -> tuple[bool, list[Any]]:
-    """(whether it is one pair or text, its items), as the original tells them apart."""
+    """Return (whether it is one pair or text, its items), as the original tells them apart."""
     if isinstance(inputs, str):
         return True, [inputs]
     if inputs is None:

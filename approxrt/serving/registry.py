@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How texts become vectors.
+    """Say how texts become vectors.
 
     normalize    of length 1
     truncate     texts over the limit are cut; else they are an error
@@ -63,7 +63,8 @@ class Served:
 
     @property
     def kind(self) -> str:
-        """As TEI sorts models: "embedding" without labels, "reranker" with one output, "classifier" with several."""
+        """Return the kind, as TEI sorts models: "embedding" without labels, "reranker" with one output, "classifier"
+        with several."""
         return "embedding" if not self.labels else "reranker" if len(self.labels) == 1 else "classifier"
 
     @property
@@ -235,7 +236,7 @@ def normalized(rows: np.ndarray) -> np.ndarray:
 
 
 def open_models(artifacts: Iterable[str], threads: int | None = None) -> list[tuple[str, Model]]:
-    """(name, model) of each PATH or NAME=PATH; a name is the folder's if none is given."""
+    """Return (name, model) of each PATH or NAME=PATH; a name is the folder's if none is given."""
     from approxrt.runtime.loading import load
 
     models = []

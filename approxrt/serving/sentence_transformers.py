@@ -43,7 +43,7 @@ _OF_DOWNLOADS = frozenset(
 
 
 class _Wrapped:
-    """What both objects have."""
+    """Hold what both objects have."""
 
     # Names of prompts that the original's object knows without any of its own; they stand for no prompt.
     _default_prompts: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ class SentenceTransformer(_Wrapped):
     def encode_query(
         self, inputs: Any = None, prompt_name: str | None = None, prompt: str | None = None, *rest: Any, **options: Any
     ) -> Any:
-        """As `encode`, with the prompt "query" unless another is named."""
+        """Encode with the prompt "query" unless another is named."""
         if prompt_name is None and prompt is None and "query" in self.prompts:
             prompt_name = "query"
         return self.encode(inputs, prompt_name, prompt, *rest, **options)
@@ -206,7 +206,7 @@ class SentenceTransformer(_Wrapped):
     def encode_document(
         self, inputs: Any = None, prompt_name: str | None = None, prompt: str | None = None, *rest: Any, **options: Any
     ) -> Any:
-        """As `encode`, with the prompt "document", "passage" or "corpus", the first that there is."""
+        """Encode with the prompt "document", "passage" or "corpus", the first that there is."""
         if prompt_name is None and prompt is None:
             prompt_name = next((name for name in ("document", "passage", "corpus") if name in self.prompts), None)
         return self.encode(inputs, prompt_name, prompt, *rest, **options)

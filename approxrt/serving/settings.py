@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""Hold what a server is started with."""
 
 from __future__ import annotations
 

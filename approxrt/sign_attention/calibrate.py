@@ -32,7 +32,7 @@ SCORED = 8  # texts a layer on which rotations are compared
 
 @dataclass(frozen=True)
 class SignKind:
-    """How a layer matches signs; see `approxrt.artifact.spec.encoder.LayerSpec`."""
+    """Say how a layer matches signs; see `approxrt.artifact.spec.encoder.LayerSpec`."""
 
     keep: int
     sign_from: int
@@ -51,7 +51,7 @@ def with_sign_attention(model: TorchEncoder, kinds: Mapping[int, SignKind], alwa
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` found of a layer, by head: share of the attention's weight that `keep` keys hold.
+    """Hold what `calibrate` found of a layer, by head: share of the attention's weight that `keep` keys hold.
 
     before     of signs as they are
     after      of signs once keys are centred and, where that is better, turned
@@ -95,7 +95,7 @@ def calibrate(model: TorchEncoder, examples: Examples, rows: np.ndarray, keep: i
 
 
 def _queries_and_keys(model: TorchEncoder, i: int, examples: Examples, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-    """(q, k) f32[heads, tokens, head_dim] of layer `i`, a text at a time."""
+    """Return (q, k) f32[heads, tokens, head_dim] of layer `i`, a text at a time."""
     layer, out = model.spec.layers[i], []
     training = model.training
     model.eval()

@@ -32,8 +32,8 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Codes:
-    """Of one layer: rotation f32[kv_heads, codes, head_dim], centre f32[kv_heads, head_dim], and the mean share of
-    exact attention's weight that lies on kept keys."""
+    """Hold the codes of one layer: rotation f32[kv_heads, codes, head_dim], centre f32[kv_heads, head_dim], and the
+    mean share of exact attention's weight that lies on kept keys."""
 
     rotation: np.ndarray
     centre: np.ndarray

@@ -228,7 +228,7 @@ def _checked(spec: DecoderSpec, keep: int, window: int, context: int | None, max
 
 
 def _divided(ids: list[int], context: int) -> tuple[list[list[int]], list[int]]:
-    """(texts to calibrate with, tokens to validate with): the last quarter, or a context, validates."""
+    """Return (texts to calibrate with, tokens to validate with): the last quarter, or a context, validates."""
     cut = len(ids) - max(len(ids) // 4, context)
     if cut < context:
         raise DataError(

@@ -1,4 +1,4 @@
-"""From how many tokens on matching signs is faster than exact attention, on this machine, and what it saves."""
+"""Find from how many tokens on matching signs is faster than exact attention here, and what it saves."""
 
 from __future__ import annotations
 

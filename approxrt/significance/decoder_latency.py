@@ -16,11 +16,11 @@ import numpy as np
 
 from approxrt.artifact.memory import InMemory
 from approxrt.artifact.spec.decoder import DecoderSpec
-from approxrt.artifact.spec.formats import GROUP_WEIGHTS, TILE_K, TILE_N, LinearSpec
-from approxrt.artifact.spec.int4_faults import group_count
-from approxrt.artifact.storage.bsr import grid
-from approxrt.planning.decoder_options import HEAD, Kind
+from approxrt.artifact.spec.formats import LinearSpec
+from approxrt.planning.decoder_options import HEAD
+from approxrt.quantization.scheme import Scheme
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.significance.probes import random_linear
 from approxrt.significance.workload import Run, take_turns
 
 PROMPT, STEPS = 64, 16
@@ -32,11 +32,11 @@ TIMED_BYTES = 96 << 20
 class DecoderLatency:
     """`per_byte` by kind, of linears in layers; `head` by kind, with all that does not depend on layers."""
 
-    per_byte: dict[Kind, float]
-    head: dict[Kind, float]
+    per_byte: dict[Scheme, float]
+    head: dict[Scheme, float]
 
-    def seconds(self, name: str, linear: LinearSpec, kind: Kind) -> float:
-        """Of one linear in one kind, a token."""
+    def seconds(self, name: str, linear: LinearSpec, kind: Scheme) -> float:
+        """Return the seconds a token of one linear in one scheme."""
         if name == HEAD:
             return self.head[kind]
         return self.per_byte[kind] * kind.bytes(linear.out_features, linear.in_features)
@@ -66,14 +66,14 @@ def decode_run(
 
 
 def steps_of(spec: DecoderSpec, steps: int = STEPS) -> int:
-    """How many tokens `decode_run` appends."""
+    """Return how many tokens `decode_run` appends."""
     return min(steps, max(1, spec.max_positions // 2))
 
 
 def measure_latency(
     spec: DecoderSpec,
-    kinds: Sequence[Kind],
-    heads: Sequence[Kind],
+    kinds: Sequence[Scheme],
+    heads: Sequence[Scheme],
     threads: int | None,
     seconds: float = 4.0,
     progress: Callable[[str], None] | None = None,
@@ -107,14 +107,14 @@ def _emptied(layer: Any) -> Any:
     return dataclasses.replace(layer, num_heads=0, num_kv_heads=0, intermediate_size=0, **none)
 
 
-def random_decoder(spec: DecoderSpec, kind: Kind, head: Kind) -> InMemory:
+def random_decoder(spec: DecoderSpec, kind: Scheme, head: Scheme) -> InMemory:
     """All linears of layers in one kind with random integers; embeddings int8."""
     rng = np.random.default_rng(0)
     kinds, parts = {}, {}
     for name, linear in spec.linears():
         chosen = head if name == HEAD else kind
-        kinds[name] = chosen.form
-        for part, array in _random_linear(linear.out_features, linear.in_features, chosen, rng).items():
+        kinds[name] = chosen.stored
+        for part, array in random_linear(linear.out_features, linear.in_features, chosen, rng).items():
             parts[f"{name}.{part}"] = array
     spec = dataclasses.replace(spec.with_linear_kinds(kinds), embedding_kind="s8")
     for name, dtype, shape in spec.dense_tensors():
@@ -125,52 +125,3 @@ def random_decoder(spec: DecoderSpec, kind: Kind, head: Kind) -> InMemory:
         else:
             parts[name] = np.full(shape, 0.01, np.float32)
     return InMemory(spec, parts)
-
-
-def _random_linear(n: int, k: int, kind: Kind, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    if kind.grouped:
-        scale = np.full((n, -(-k // GROUP_WEIGHTS)), 1e-3, np.float16)
-        if kind.bits == 9:
-            return {"q": rng.integers(-127, 128, (n, k), np.int8), "group_scale": scale}
-        parts = {"q4": _nibbles((n, -(-k // 2)), k), "group_scale": scale}
-        more = {"q2": np.zeros((n, -(-k // 4)), np.uint8)} if kind.bits == 6 else {"group_offset": -scale}
-        return parts | more
-    out: dict[str, np.ndarray] = {"scale": np.full(n, 1e-3, np.float32)}
-    if not kind.sparse:
-        if kind.bits == 8:
-            return out | {"q": rng.integers(-127, 128, (n, k), np.int8)}
-        # Nibbles of 1 and 3: any are as fast.
-        scales = np.ones((n, -(-k // GROUP_WEIGHTS)), np.uint8)
-        return out | {"q4": _nibbles((n, -(-k // 2)), k), "group_scale": scales}
-    strips, columns = grid(n, k)
-    count = max(1, round(kind.density * columns))
-    places = np.sort(np.argsort(rng.random((strips, columns)), axis=1)[:, :count], axis=1)
-    indptr = np.arange(0, strips * count + 1, count, dtype=np.int32)
-    out |= {"indices": places.reshape(-1).astype(np.uint16), "indptr": indptr}
-    mask = np.zeros((strips, columns), bool)
-    np.put_along_axis(mask, places, True, axis=1)
-    if kind.bits == 8:
-        q = rng.integers(-127, 128, (strips * count, TILE_N, TILE_K), np.int8)
-        return out | {"tiles": _without_padding(q, mask, n, k)}
-    from approxrt.artifact.storage.int4 import pack_nibbles
-
-    q = rng.integers(-7, 8, (strips * count, TILE_N, TILE_K), np.int8)
-    scales = np.ones((group_count(indptr), TILE_N), np.uint8)
-    return out | {"tiles4": pack_nibbles(_without_padding(q, mask, n, k)), "group_scale": scales}
-
-
-def _nibbles(shape: tuple[int, int], k: int) -> np.ndarray:
-    from approxrt.artifact.storage.int4 import pack_nibbles
-
-    pattern = np.where(np.arange(k) % 2, 3, 1).astype(np.int8)
-    row: np.ndarray = pack_nibbles(pattern[None])
-    return np.ascontiguousarray(np.broadcast_to(row, shape))
-
-
-def _without_padding(tiles: np.ndarray, mask: np.ndarray, n: int, k: int) -> np.ndarray:
-    """Weights past the matrix's sides are zero."""
-    strips, columns = np.nonzero(mask)
-    rows = strips[:, None] * TILE_N + np.arange(TILE_N)
-    inputs = columns[:, None] * TILE_K + np.arange(TILE_K)
-    tiles[(rows >= n)[:, :, None] | (inputs >= k)[:, None, :]] = 0
-    return tiles

@@ -102,7 +102,7 @@ class HeldOutLoss:
 
     rows  which of the examples; None: all
     task  decides the metric; without one it is not a number
-    bf16  products in bfloat16: ranks of removals stay (see `docs/analysis.md`), losses move in their third digit
+    bf16  products in bfloat16: ranks of removals stay, while losses move in their third digit
 
     Memory: 4 * hidden_size bytes a token (padded to like lengths), for one block at a time.
     """

@@ -1,4 +1,4 @@
-"""What a block costs on this machine: milliseconds by size, density and bits, measured with the engine itself.
+"""Measure what a block costs on this machine: milliseconds by size, density and kind of weights, of the engine itself.
 
 A probe is a model whose layers hold only blocks of one kind and shape, with random weights and random tiles; what it
 takes beyond a model whose blocks are all removed, divided by its layers, is the cost of one block: its linears with
@@ -23,12 +23,11 @@ import numpy as np
 
 from approxrt.artifact.memory import Memory
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.artifact.spec.formats import GROUP_WEIGHTS, TILE_K, TILE_N, LinearKind, LinearSpec
-from approxrt.artifact.spec.int4_faults import group_count
-from approxrt.artifact.storage.bsr import grid
-from approxrt.artifact.storage.int4 import pack_nibbles
+from approxrt.artifact.spec.formats import LinearKind
 from approxrt.cache import cache_file, read_cached, write_cached
 from approxrt.progress import Progress
+from approxrt.quantization.scheme import Scheme
+from approxrt.significance.probes import random_linear
 from approxrt.version import __version__
 
 PROBE_LAYERS = 4
@@ -39,27 +38,33 @@ ROUNDS = 3
 TYPICAL, STEP = 8, 4  # lengths that stand for a workload's, in tokens, and what they are multiples of
 
 
-class MeasuredTable:
-    """See the module's text. `points` maps (kind, bits) to (sizes [s], densities [d], ms [s, d])."""
+# (sizes [s], densities [d], milliseconds [s, d])
+Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-    def __init__(self, points: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]], base_ms: float):
+
+class MeasuredTable:
+    """See the module's text. `points` maps (block, kind) to (sizes [s], densities [d], ms [s, d])."""
+
+    def __init__(
+        self, points: Mapping[tuple[str, LinearKind], tuple[np.ndarray, np.ndarray, np.ndarray]], base_ms: float
+    ):
         self.points, self.base_ms = dict(points), base_ms
 
-    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
+    def ms(self, block: str, size: int, density: float, kind: LinearKind) -> float:
         """Milliseconds of one block, linear between grid points; 0 for a removed one."""
         if size == 0:
             return 0.0
-        sizes, densities, table = self.points[kind, bits]
+        sizes, densities, table = self.points[block, kind]
         by_size = np.array([np.interp(density, densities, row) for row in table])
         # Through the origin below the smallest size: a block of no heads costs nothing.
         return float(np.interp(size, np.concatenate([[0], sizes]), np.concatenate([[0.0], by_size])))
 
-    def model_ms(self, spec: ModelSpec, lengths: Sequence[int], bits: int = 8) -> float:
-        """What a dense model of `spec`'s layers takes by this table."""
+    def model_ms(self, spec: ModelSpec, lengths: Sequence[int], kind: LinearKind = "s8") -> float:
+        """Return what a dense model of `spec`'s layers takes by this table."""
         total = self.base_ms
         for i, layer in enumerate(spec.layers):
-            for kind, size in (("attention", layer.num_heads), ("ffn", layer.intermediate_size)):
-                total += self.ms(kind, size, 1.0, bits) * block_share(spec, i, kind, lengths)
+            for block, size in (("attention", layer.num_heads), ("ffn", layer.intermediate_size)):
+                total += self.ms(block, size, 1.0, kind) * block_share(spec, i, block, lengths)
         return total
 
     def scaled(self, factor: float) -> MeasuredTable:
@@ -70,8 +75,8 @@ class MeasuredTable:
     def to_json(self) -> dict[str, Any]:
         """For cache and report."""
         points = [
-            {"kind": k, "bits": b, "sizes": s.tolist(), "densities": d.tolist(), "ms": t.tolist()}
-            for (k, b), (s, d, t) in self.points.items()
+            {"block": b, "kind": k, "sizes": s.tolist(), "densities": d.tolist(), "ms": t.tolist()}
+            for (b, k), (s, d, t) in self.points.items()
         ]
         return {"base_ms": self.base_ms, "points": points}
 
@@ -79,7 +84,7 @@ class MeasuredTable:
     def from_json(data: Mapping[str, Any]) -> MeasuredTable:
         """The inverse of `to_json`."""
         points = {
-            (p["kind"], p["bits"]): (np.array(p["sizes"]), np.array(p["densities"]), np.array(p["ms"]))
+            (p["block"], p["kind"]): (np.array(p["sizes"]), np.array(p["densities"]), np.array(p["ms"]))
             for p in data["points"]
         }
         return MeasuredTable(points, data["base_ms"])
@@ -88,7 +93,7 @@ class MeasuredTable:
 def measure_table(
     spec: ModelSpec,
     lengths: Sequence[int],
-    bits: Sequence[int] = (8, 4),
+    kinds: Sequence[LinearKind] = ("s8", "s4"),
     threads: int | None = None,
     cache: bool = True,
     progress: Progress | None = None,
@@ -97,7 +102,7 @@ def measure_table(
 ) -> MeasuredTable:
     """The table for a model of `spec`'s sizes on sequences of `lengths` tokens, all in one call.
 
-    bits      widths of weights that are measured
+    kinds     of weights that are measured
     threads   as in `approxrt.load`
     cache     read and write ~/.cache/approxrt (or $XDG_CACHE_HOME)
     fresh     measure again whatever the cache holds
@@ -106,14 +111,14 @@ def measure_table(
     from approxrt.runtime.threads import resolve_threads
 
     count = resolve_threads(threads)
-    path = _cache_file(spec, lengths, bits, count)
+    path = _cache_file(spec, lengths, kinds, count)
     kept = read_cached(path) if cache and not fresh else None
     table = None
     if kept is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: it is written anew
             table = MeasuredTable.from_json(json.loads(kept))
     if table is None:
-        table = _measure(spec, lengths, bits, count, progress)
+        table = _measure(spec, lengths, kinds, count, progress)
         if cache:
             write_cached(path, json.dumps(table.to_json()))
     return table if tokens is None else table.scaled(tokens / sum(lengths))
@@ -165,26 +170,26 @@ def _runner(
 
 
 def _measure(
-    spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int, progress: Progress | None
+    spec: ModelSpec, lengths: Sequence[int], kinds: Sequence[LinearKind], threads: int, progress: Progress | None
 ) -> MeasuredTable:
     heads, units = max(l.num_heads for l in spec.layers), max(l.intermediate_size for l in spec.layers)
     dim = max(l.head_dim for l in spec.layers)
     sizes = {"attention": _sizes(heads, 1), "ffn": _sizes(units, 16)}
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, VOCABULARY, n) for n in lengths]
-    jobs: list[tuple[str, int, int, float]] = [("none", 0, 8, 1.0)]
+    jobs: list[tuple[str, int, LinearKind, float]] = [("none", 0, "s8", 1.0)]
     jobs += [
-        (kind, size, width, density)
-        for width in bits
-        for kind in ("attention", "ffn")
-        for size in sizes[kind]
+        (block, size, kind, density)
+        for kind in kinds
+        for block in ("attention", "ffn")
+        for size in sizes[block]
         for density in GRID_DENSITIES
         if size
     ]
-    found: dict[tuple[str, int, int, float], float] = {}
+    found: dict[tuple[str, int, LinearKind, float], float] = {}
     for done, job in enumerate(jobs):
-        kind, size, width, density = job
-        probe = _probe(spec, kind, size, dim, density, width, rng)
+        block, size, kind, density = job
+        probe = _probe(spec, block, size, dim, Scheme(kind, density), rng)
         run = _runner(probe.spec, probe.tensors, sequences, threads, None)
         run()
         times = []
@@ -195,16 +200,16 @@ def _measure(
         # The fastest: a probe is short, and whatever disturbs it only ever adds.
         found[job] = min(times)
         if progress:
-            progress.count(done + 1, len(jobs), f"timing {kind} {size} x {density} at {width} bits")
+            progress.count(done + 1, len(jobs), f"timing {block} {size} x {density} in {kind}")
     base = found[jobs[0]]
     points = {}
-    for width in bits:
-        for kind in ("attention", "ffn"):
-            rows = [[found[kind, s, width, d] - base for d in GRID_DENSITIES] for s in sizes[kind] if s]
+    for kind in kinds:
+        for block in ("attention", "ffn"):
+            rows = [[found[block, s, kind, d] - base for d in GRID_DENSITIES] for s in sizes[block] if s]
             table = np.maximum(np.array(rows) / PROBE_LAYERS, 1e-6)
             # More heads or tiles never cost less: what says so is noise.
             table = np.maximum.accumulate(np.maximum.accumulate(table, axis=0), axis=1)
-            points[kind, width] = (np.array([s for s in sizes[kind] if s]), np.array(GRID_DENSITIES), table)
+            points[block, kind] = (np.array([s for s in sizes[block] if s]), np.array(GRID_DENSITIES), table)
     return MeasuredTable(points, base)
 
 
@@ -214,15 +219,13 @@ def _sizes(count: int, unit: int) -> list[int]:
     return sorted({min(count, max(unit, s)) for s in steps} | {count})
 
 
-def _probe(
-    spec: ModelSpec, kind: str, size: int, dim: int, density: float, bits: int, rng: np.random.Generator
-) -> Memory:
+def _probe(spec: ModelSpec, block: str, size: int, dim: int, scheme: Scheme, rng: np.random.Generator) -> Memory:
     """A model of `PROBE_LAYERS` layers with one kind of block."""
     layer = dataclasses.replace(
         spec.layers[0],
-        num_heads=size if kind == "attention" else 0,
+        num_heads=size if block == "attention" else 0,
         head_dim=dim,
-        intermediate_size=size if kind == "ffn" else 0,
+        intermediate_size=size if block == "ffn" else 0,
         query="f32",
         key="f32",
         value="f32",
@@ -245,14 +248,14 @@ def _probe(
     )
     kinds: dict[str, Any] = {}
     tensors: dict[str, np.ndarray] = {}
-    first: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}
+    first: dict[str, dict[str, np.ndarray]] = {}
     for name, linear in plain.linears():
         if name.startswith("head."):
             continue
         part = name.split(".", 2)[2]
         if part not in first:
-            first[part] = _random_linear(linear, density, bits, rng)
-        kinds[name], arrays = first[part]
+            first[part] = random_linear(linear.out_features, linear.in_features, scheme, rng)
+        kinds[name], arrays = scheme.stored, first[part]
         tensors |= {f"{name}.{key}": array for key, array in arrays.items()}
     quantised = plain.with_linear_kinds(kinds)
     for name, dtype, shape in quantised.dense_tensors():
@@ -262,34 +265,10 @@ def _probe(
     return Memory(quantised, tensors)
 
 
-def _random_linear(
-    linear: LinearSpec, density: float, bits: int, rng: np.random.Generator
-) -> tuple[LinearKind, dict[str, np.ndarray]]:
-    """Stored form of random weights with random tiles: what is timed does not depend on their values."""
-    n, k = linear.out_features, linear.in_features
-    strips, columns = grid(n, k)
-    scale = np.full(n, 1e-3, np.float32)
-    if density >= 1:
-        if bits == 8:
-            return "s8", {"q": rng.integers(-127, 128, (n, k), dtype=np.int8), "scale": scale}
-        q4 = pack_nibbles(rng.integers(-7, 8, (n, k), dtype=np.int8))
-        return "s4", {"q4": q4, "group_scale": np.full((n, -(-k // GROUP_WEIGHTS)), 9, np.uint8), "scale": scale}
-    flat = np.zeros(strips * columns, bool)
-    flat[rng.permutation(flat.size)[: max(1, round(density * flat.size))]] = True
-    mask = flat.reshape(strips, columns)
-    indptr = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
-    parts: dict[str, np.ndarray] = {"indices": np.nonzero(mask)[1].astype(np.uint16), "indptr": indptr, "scale": scale}
-    count = len(parts["indices"])
-    if bits == 8:
-        return "bsr_s8", parts | {"tiles": rng.integers(-127, 128, (count, TILE_N, TILE_K), dtype=np.int8)}
-    tiles = pack_nibbles(rng.integers(-7, 8, (count, TILE_N, TILE_K), dtype=np.int8))
-    return "bsr_s4", parts | {"tiles4": tiles, "group_scale": np.full((group_count(indptr), TILE_N), 9, np.uint8)}
-
-
 # -- the cache --------------------------------------------------------------------------------
 
 
-def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], threads: int) -> Path | None:
+def _cache_file(spec: ModelSpec, lengths: Sequence[int], kinds: Sequence[LinearKind], threads: int) -> Path | None:
     from approxrt.runtime.cpu.engine import suitable_isa
 
     layers = sorted({(l.num_heads, l.head_dim, l.intermediate_size) for l in spec.layers})
@@ -302,7 +281,7 @@ def _cache_file(spec: ModelSpec, lengths: Sequence[int], bits: Sequence[int], th
         "layers": layers,
         "activation": spec.activation,
         "lengths": list(map(int, lengths)),
-        "bits": list(bits),
+        "kinds": list(kinds),
         "grid": [GRID_DENSITIES, GRID_SIZES, PROBE_LAYERS, 2],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]

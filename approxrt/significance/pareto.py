@@ -1,4 +1,4 @@
-"""What each block costs on this machine, and the choices that lose least for a speedup: predicted, not built.
+"""Predict what each block costs on this machine, and the choices that lose least for a speedup; nothing is built.
 
 The scores are those of an analysis; the choice is `approxrt.planning.allocate`'s, for one time budget after another.
 """
@@ -32,7 +32,7 @@ def costs(
     seed: int,
     progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(latency, front) of an analysis document; see `approxrt.significance.analyze.analyze`.
+    """Return (latency, front) of an analysis document; see `approxrt.significance.analyze.analyze`.
 
     scores    by linear of the layers, f64[N, K]: what the loss of a text gains without each weight
     ids       of the task's texts, of which some are timed
@@ -44,7 +44,7 @@ def costs(
     table = measure_table(
         spec,
         typical_lengths([len(text) for text in ids], SAMPLE_TOKENS),
-        (8,),
+        ("s8",),
         threads,
         progress=progress.part(0.0, 0.8),
         tokens=sum(lengths),
@@ -59,7 +59,7 @@ def costs(
     )
     f32, int8 = times["f32"].median_ms, times["int8"].median_ms
     scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
-    dense = sum(table.ms(block.kind, full_size(spec, block), 1.0, 8) for block in scored)
+    dense = sum(table.ms(block.kind, full_size(spec, block), 1.0, "s8") for block in scored)
     correction = int8 / (dense + table.base_ms)
     latency: dict[str, Any] = {
         "cpu": cpu_name(),
@@ -86,7 +86,7 @@ def predicted_front(
 
     correction   measured over predicted time of the dense model, taken to hold for the others, too
     """
-    options = {block: scores.options(table, (8,), {}) for block, scores in scored.items()}
+    options = {block: scores.options(table, ("s8",), {}) for block, scores in scored.items()}
     out: list[dict[str, Any]] = []
     for speedup in SPEEDUPS:
         budget = int8 / speedup / correction - table.base_ms

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from approxrt.artifact.spec.formats import TILE_K, TILE_N
+from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import to_tiles
 from approxrt.pruning.obs import tile_curve
 from approxrt.quantization.gptq import dequantized_linear, output_error
@@ -31,19 +31,19 @@ def element_scores(model: TorchEncoder, found: Statistics, names: Sequence[str])
 
 
 def rounding_errors(
-    model: TorchEncoder, found: Statistics, names: Sequence[str], widths: Sequence[int]
-) -> dict[tuple[str, int], float]:
-    """By linear and width in bits: what plain rounding of its weights dw costs, 1/2 sum_r G_rr dw_r A dw_r^T.
+    model: TorchEncoder, found: Statistics, names: Sequence[str], kinds: Sequence[LinearKind]
+) -> dict[tuple[str, LinearKind], float]:
+    """By linear and kind: what plain rounding of its weights dw costs, 1/2 sum_r G_rr dw_r A dw_r^T.
 
     In the unit of `element_scores`.
     """
-    tokens, out = found.tokens / found.examples, {}
+    tokens, out = found.tokens / found.examples, dict[tuple[str, LinearKind], float]()
     for name in names:
         weight = model.weight(f"{name}.weight").detach().cpu().numpy()
         scale = np.sqrt(found.gradients[name] * tokens / 2)[:, None]
-        for bits in widths:
-            change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape) - weight
-            out[name, bits] = output_error(change * scale, found.inputs[name])
+        for kind in kinds:
+            change = dequantized_linear(quantize_linear(weight, kind)[1], *weight.shape) - weight
+            out[name, kind] = output_error(change * scale, found.inputs[name])
     return out
 
 

@@ -52,7 +52,7 @@ def logit_offsets(metric: str, logits: np.ndarray, labels: np.ndarray) -> np.nda
 
 
 def vector_scaling(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """(temperature, bias f64[classes]) with the least cross entropy of softmax(logits / temperature + bias)."""
+    """Return (temperature, bias f64[classes]) with the least cross entropy of softmax(logits / temperature + bias)."""
     from scipy.optimize import minimize
     from scipy.special import log_softmax
 
@@ -82,7 +82,7 @@ def gain_of_offsets(
     resamples: int,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """(gain of the metric, share of resamples with one): each fold's texts with the offsets of the other folds'.
+    """Return (gain of the metric, share of resamples with one): each fold's texts with the offsets of the other folds'.
 
     Texts in no fold are left out.
     """

@@ -1,4 +1,4 @@
-"""What is timed when a constraint speaks of speed: a task's own texts, beside the fastest float32 engine at hand.
+"""Time what a constraint on speed speaks of: a task's own texts, beside the fastest float32 engine at hand.
 
 Every engine gets the same texts, peers in batches of up to 32: of exactly equal length, so that nothing is padded, or
 sorted by length and padded a little, whichever is faster for that engine; ours takes the packed run. They take turns in
@@ -101,7 +101,7 @@ def peer_runs(
 
 
 def sorted_batches(texts: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, mask) i64[b, t] of texts in the order of their lengths."""
+    """Return (ids, mask) i64[b, t] of texts in the order of their lengths."""
     from approxrt.peers.source import pad
 
     ordered = sorted((list(text) for text in texts), key=len)

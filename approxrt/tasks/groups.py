@@ -1,4 +1,4 @@
-"""Which examples belong together: texts that are parts of one another.
+"""Find examples that belong together: texts that are parts of one another.
 
 A data set of phrases (SST-2's are the constituents of its sentences) that is split at random has its validation
 sentences in train, in pieces. A model is then measured on texts that it has all but learnt, which tells nothing of new

@@ -31,7 +31,7 @@ class Classes:
 
     @property
     def named_by_numbers(self) -> bool:
-        """Whether a name is a whole number, so that class numbers are not taken."""
+        """Tell whether a name is a whole number, so that class numbers are not taken."""
         return any(_whole(name) for name in self.names)
 
 
@@ -50,7 +50,8 @@ def _is_missing(label: str) -> bool:
 
 
 def are_scores(file: Path, labels: Labels) -> bool:
-    """Whether all are numbers and at least one has a fraction. Raises DataError for fractions among other words."""
+    """Tell whether all are numbers and at least one has a fraction. Raises DataError for fractions among other
+    words."""
     fraction = next(((at, x) for at, x in labels if _number(x) is not None and not _whole(x)), None)
     if fraction is None:
         return False

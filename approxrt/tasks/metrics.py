@@ -1,4 +1,4 @@
-"""What GLUE measures. Accuracy needs numpy only; the others need scikit-learn (and scipy, which it brings)."""
+"""Compute what GLUE measures. Accuracy needs numpy only; the others need scikit-learn (and scipy, which it brings)."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def find_split(folder: str | os.PathLike[str], split: str, suffixes: Sequence[st
 
 
 def require_split(folder: str | os.PathLike[str], split: str, suffixes: Sequence[str] = SUFFIXES) -> Path:
-    """As `find_split`, but a missing file is a DataError that says which names were looked for."""
+    """Do as `find_split`, but a missing file is a DataError that says which names were looked for."""
     path = find_split(folder, split, suffixes)
     if path is None:
         names = ", ".join(f"{n}{s}" for n in SPLITS[split] for s in suffixes)
@@ -130,7 +130,7 @@ def read_texts(path: str | os.PathLike[str], form: DataFormat = PLAIN) -> list[T
 
 
 def _wants_scores(task: Task, regression: bool | None, form: DataFormat) -> bool | None:
-    """Whether labels are scores, as far as the task, the caller and the format say; they must agree."""
+    """Tell whether labels are scores, as far as the task, the caller and the format say; they must agree."""
     wanted = task.regression if regression is None else regression
     if form.regression is None or form.regression == wanted:
         return wanted

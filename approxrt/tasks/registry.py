@@ -34,7 +34,7 @@ class Task:
 
     @property
     def unquoted_tsv(self) -> bool:
-        """Whether a quotation mark in its .tsv files is a part of the text, as in GLUE's own."""
+        """Tell whether a quotation mark in its .tsv files is a part of the text, as in GLUE's own."""
         return self.labels is not None or self.regression is True
 
 

@@ -197,7 +197,7 @@ def _find_columns(task: Task, place: str, header: list[str], form: DataFormat, d
 
 
 def _position(place: str, header: list[str], name: str) -> int | None:
-    """Where a column stands: by its exact name, else by one in other capitals."""
+    """Return where a column stands: by its exact name, else by one in other capitals."""
     exact = [i for i, other in enumerate(header) if other == name]
     found = exact or [i for i, other in enumerate(header) if other.lower() == name.lower()]
     if len(found) > 1:

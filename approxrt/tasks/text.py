@@ -34,7 +34,7 @@ def token_ids(tokenizer_json: bytes, path: Path) -> list[int]:
 
 
 def split(ids: list[int], sequence: int) -> tuple[list[int], list[int]]:
-    """(calibration, validation) of a text: its first four fifths, and pieces of its last fifth.
+    """Return (calibration, validation) of a text: its first four fifths, and pieces of its last fifth.
 
     Validation is `VALIDATION_TOKENS` at most, in pieces of `sequence` tokens that are spread evenly, the first of them
     `GAP_SEQUENCES` behind what calibrates where there is room for that: a document that lies across the border, or the

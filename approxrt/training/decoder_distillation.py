@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from approxrt.artifact.spec.decoder import DecoderSpec
-from approxrt.artifact.spec.formats import GROUP_KINDS, GROUP_WEIGHTS, LinearKind
+from approxrt.artifact.spec.formats import FORMATS, GROUP_WEIGHTS, LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.quantization.fake_quantize import (
     REFRESH,
@@ -37,7 +37,7 @@ from approxrt.quantization.fake_quantize import (
     quantize_weight4,
     quantize_weight8,
 )
-from approxrt.quantization.gptq import FORMS, LIMITS, steps_of
+from approxrt.quantization.gptq import steps_of
 from approxrt.quantization.grids import nearest
 from approxrt.quantization.groupwise import quantize_groups4
 from approxrt.quantization.rtn import dequantize, quantize_linear, quantize_rows
@@ -79,9 +79,9 @@ class DecoderDistillation(Trainer):
 
     spec, tensors  all-f32 decoder as the plan cuts and refits it
     masks          of tiles, by linear
-    bits           by linear, as of `approxrt.quantization.gptq.round_weights`; what it does not name computes in float
+    kinds          by linear, as of `approxrt.quantization.gptq.round_weights`; what it does not name computes in float
     pieces         i64[sequences, tokens] to learn from
-    grids          tensors of linears that start on a grid, for all of `bits` or for none; the word table then is what
+    grids          tensors of linears that start on a grid, for all of `kinds` or for none; the word table then is what
                    it is, and not rounded to int8
     """
 
@@ -90,7 +90,7 @@ class DecoderDistillation(Trainer):
         spec: DecoderSpec,
         tensors: Mapping[str, np.ndarray],
         masks: Mapping[str, np.ndarray],
-        bits: Mapping[str, int],
+        kinds: Mapping[str, LinearKind],
         pieces: Tensor,
         teacher: Teacher,
         options: DecoderDistillationOptions,
@@ -100,7 +100,7 @@ class DecoderDistillation(Trainer):
         self.model = TorchDecoder(spec, tensors, device)
         super().__init__(self.model.device, options.step_options())
         device = self.device
-        self.spec, self.bits = spec, dict(bits)
+        self.spec, self.kinds = spec, dict(kinds)
         self._grids = {name: dict(parts) for name, parts in (grids or {}).items()}
         self.teacher, self.options = teacher, options
         self.masks = dict(masks)
@@ -117,11 +117,11 @@ class DecoderDistillation(Trainer):
             pass  # all of them are on their grids
         elif spec.tied_embeddings:
             weights["head.out.weight"] = weights["embeddings.word.weight"]
-        elif "head.out" in bits:
+        elif "head.out" in kinds:
             from approxrt.quantization.gptq import dequantized_linear
 
             head = weights["head.out.weight"].cpu().numpy()
-            _, parts = quantize_linear(head, bits["head.out"])
+            _, parts = quantize_linear(head, kinds["head.out"])
             weights["head.out.weight"] = torch.from_numpy(dequantized_linear(parts, *head.shape)).to(device)
         self._elements = {
             name: torch.from_numpy(expand_mask(mask, *tensors[f"{name}.weight"].shape)).to(device)
@@ -133,10 +133,10 @@ class DecoderDistillation(Trainer):
         whole = list(self.learnt.values())
         self._group_grids = {}
         for name, grid in self._grids.items():
-            if FORMS[bits[name]] in GROUP_KINDS and f"{name}.weight" in self.learnt:
-                self._group_grids[name] = GroupGrid(grid, LIMITS[bits[name]], device)
+            if FORMATS[kinds[name]].grouped and f"{name}.weight" in self.learnt:
+                self._group_grids[name] = GroupGrid(grid, FORMATS[kinds[name]].limits, device)
                 self.learnt |= {f"{name}.{part}": p for part, p in self._group_grids[name].changes.items()}
-            elif bits[name] == 4:
+            elif kinds[name] == "s4":
                 steps = steps_of(grid, *weights[f"{name}.weight"].shape)
                 self._steps[name] = torch.from_numpy(steps.astype(np.float32)).to(device)
         changes = [p for name, p in self.learnt.items() if name.endswith(CHANGE)]
@@ -192,25 +192,25 @@ class DecoderDistillation(Trainer):
         return self.model.head(x, self._linear)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        weights, width = self.model.weights, self.bits.get(name)
+        weights, kind = self.model.weights, self.kinds.get(name)
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
         if name in self._grids:
-            if FORMS[self.bits[name]] in GROUP_KINDS:
+            if FORMATS[self.kinds[name]].grouped:
                 x = quantize_activations_in_groups(x)
                 if name in self._group_grids:
                     weight = self._group_grids[name](weight)
             else:
                 x, weight = quantize_activations(x), quantize_weight4(weight, self._steps[name])
-        elif name == "head.out" and (width or self.spec.tied_embeddings):
+        elif name == "head.out" and (kind or self.spec.tied_embeddings):
             x = quantize_activations(x)  # its weights are on their grid already
-        elif width == 8:
+        elif kind == "s8":
             x, weight = quantize_activations(x), quantize_weight8(weight)
-        elif width == 4:
+        elif kind == "s4":
             if name not in self._steps:
                 steps = int4_steps(weight.detach().cpu().numpy(), self.masks.get(name))
                 self._steps[name] = torch.from_numpy(steps).to(self.device)
             x, weight = quantize_activations(x), quantize_weight4(weight, self._steps[name])
-        elif width == 5:
+        elif kind == "g4":
             if name not in self._lines:
                 scale, offset = group_lines(weight.detach().cpu().numpy())
                 self._lines[name] = scale.to(self.device), offset.to(self.device)
@@ -234,7 +234,9 @@ class DecoderDistillation(Trainer):
         for name, grid in self._grids.items():
             if f"{name}.weight" in self.learnt:
                 grid = self._group_grids[name].parts() if name in self._group_grids else grid
-                grid = nearest(self.learnt[f"{name}.weight"].detach().cpu().numpy(), grid, LIMITS[self.bits[name]])
+                grid = nearest(
+                    self.learnt[f"{name}.weight"].detach().cpu().numpy(), grid, FORMATS[self.kinds[name]].limits
+                )
             out[name] = grid
         return out
 
@@ -324,25 +326,25 @@ def on_grid(
     spec: DecoderSpec,
     tensors: Mapping[str, np.ndarray],
     masks: Mapping[str, np.ndarray],
-    bits: Mapping[str, int],
+    kinds: Mapping[str, LinearKind],
     grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
     """(spec, tensors) of the artifact that computes what the model did: plain rounding on the grids it trained on.
 
     grids   tensors of linears that have some already (`DecoderDistillation.grids`)
     """
-    out, kinds = dict(tensors), dict[str, LinearKind]()
+    out, stored = dict(tensors), dict[str, LinearKind]()
     for name, parts in (grids or {}).items():
         del out[f"{name}.weight"]
-        kinds[name] = FORMS[bits[name]]
+        stored[name] = kinds[name]
         out |= {f"{name}.{part}": array for part, array in parts.items()}
-    for name, width in bits.items():
-        if name in kinds:
+    for name, kind in kinds.items():
+        if name in stored:
             continue
         ratios = (1.0,) if name != "head.out" else None
         weight, mask = out.pop(f"{name}.weight"), masks.get(name)
-        kinds[name], parts = (
-            quantize_linear(weight, width, mask) if ratios is None else quantize_linear(weight, width, mask, ratios)
+        stored[name], parts = (
+            quantize_linear(weight, kind, mask) if ratios is None else quantize_linear(weight, kind, mask, ratios)
         )
         out |= {f"{name}.{part}": array for part, array in parts.items()}
-    return spec.with_linear_kinds(kinds), out
+    return spec.with_linear_kinds(stored), out

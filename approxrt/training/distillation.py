@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.pruning.structure import Structure, mean_biases, selections, shrink_masks, shrunk_spec
 from approxrt.quantization.fake_quantize import FakeQuantizer
@@ -197,9 +198,9 @@ class Distillation(Trainer):
                     gone = torch.from_numpy(~expand_mask(mask, *weight.shape)).to(weight.device)
                     self.model.weight(f"{name}.bias").add_((weight * gone) @ self.means[name])
 
-    def quantize(self, bits: Mapping[str, int]) -> None:
+    def quantize(self, kinds: Mapping[str, LinearKind]) -> None:
         """From now on linears compute as the artifact's will."""
-        self.quantizer = FakeQuantizer(self.model, bits)
+        self.quantizer = FakeQuantizer(self.model, kinds)
 
     # -- optimiser and state ----------------------------------------------------
 
@@ -224,7 +225,7 @@ class Distillation(Trainer):
             "layers": [[l.num_heads, l.intermediate_size] for l in self.model.spec.layers],
             "masks": {name: torch.from_numpy(mask) for name, mask in self.model.masks.items()},
             "optimizer": named,
-            "bits": {} if self.quantizer is None else self.quantizer.bits,
+            "kinds": {} if self.quantizer is None else self.quantizer.kinds,
             "age": 0 if self.quantizer is None else self.quantizer.age,
             "rng": random_state(self.model.device),
         }
@@ -255,8 +256,8 @@ class Distillation(Trainer):
             for name, found in state["optimizer"].items()
         }
         self._restart_optimizer(moments)
-        if state["bits"]:
-            self.quantize(state["bits"])
+        if state["kinds"]:
+            self.quantize(state["kinds"])
             assert self.quantizer is not None
             self.quantizer.age = state["age"]
         set_random_state(state["rng"], model.device)

@@ -49,7 +49,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class _InMemory:
-    """What an engine takes."""
+    """Hold what an engine takes."""
 
     spec: ModelSpec
     tensors: Mapping[str, np.ndarray]

@@ -96,7 +96,7 @@ def prune_vocabulary(
 def apply_vocabulary(
     spec: ModelSpec, tensors: Mapping[str, np.ndarray], vocabulary: PrunedVocabulary
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) with the kept rows of the word embeddings, of any `embedding_kind` but s2.
+    """Return (spec, tensors) with the kept rows of the word embeddings, of any `embedding_kind` but s2.
 
     `vocab_size` and `pad_token_id` follow; rows are copied bit for bit, all
     other tensors are the same arrays. Raises InputError when the vocabulary is
@@ -127,7 +127,7 @@ def apply_vocabulary(
 def trim_positions(
     spec: ModelSpec, tensors: Mapping[str, np.ndarray], max_length: int
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) with the first `max_length` rows of the position table.
+    """Return (spec, tensors) with the first `max_length` rows of the position table.
 
     `max_length` in tokens, specials included, becomes `max_positions` and the
     most that the spec's `max_length` can be: longer texts are cut or refused.
@@ -167,7 +167,7 @@ def dump_tokenizer(data: Any) -> bytes:
 
 
 def parse_tokenizer(tokenizer_json: bytes) -> tuple[dict[str, Any], Any]:
-    """(the JSON, a `tokenizers.Tokenizer` that neither pads nor truncates)."""
+    """Return (the JSON, a `tokenizers.Tokenizer` that neither pads nor truncates)."""
     from tokenizers import Tokenizer
 
     data = _parse(tokenizer_json)
@@ -228,7 +228,7 @@ def token_ids(data: dict[str, Any], tokenizer: Any) -> dict[str, int]:
 
 
 def _id_slots(data: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(where, container, key) of every id outside of the model: `container[key]` is the id."""
+    """Return (where, container, key) of every id outside of the model: `container[key]` is the id."""
     for i, token in enumerate(data.get("added_tokens") or ()):
         yield f"added_tokens[{i}].id", token, "id"
     if data.get("padding") is not None:
@@ -287,8 +287,8 @@ def _byte_alphabet() -> set[str]:
 
 
 def count_pieces(tokenizer: Any, texts: Iterable[Any], vocab: Mapping[str, int], unk: str | None) -> Counter[str]:
-    """How often each piece is used. An unknown word uses the pieces that WordPiece finds before it gives up: without
-    them it might find others, go on, and spell a word that was unknown to the model in training."""
+    """Count how often each token is used. An unknown word uses the pieces that WordPiece finds before it gives up:
+    without them it might find others, go on, and spell a word that was unknown to the model in training."""
     counts: Counter[str] = Counter()
     strings = _strings(texts)
     while chunk := list(islice(strings, _CHUNK)):

@@ -41,7 +41,7 @@ _BLOCK = 2048  # pieces whose neighbours are looked for in one go
 
 
 def shares_rows(tokenizer_json: bytes) -> bool:
-    """Whether a tokenizer's pieces can share rows: it is WordPiece and puts special tokens around a text."""
+    """Tell whether a tokenizer's pieces can share rows: it is WordPiece and puts special tokens around a text."""
     tokenizer = parse_tokenizer(tokenizer_json)[1]
     return type(tokenizer.model).__name__ == "WordPiece" and tokenizer.num_special_tokens_to_add(False) > 0
 

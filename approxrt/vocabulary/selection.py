@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from approxrt.artifact.spec.formats import GROUP_WEIGHTS, MAX_ROW_GROUP_SCALE
 from approxrt.errors import InputError
@@ -46,7 +47,7 @@ COMPARED_TOKENS = 25_000  # of validation texts that two vocabularies are compar
 
 @dataclass(frozen=True)
 class TaskVocabulary:
-    """Which pieces keep rows.
+    """Hold which pieces keep rows.
 
     shared    pieces without a row stand for others; else they are spelled with smaller ones
     tight     the rows of all pieces that the texts use would take too much with four bits a weight
@@ -60,7 +61,8 @@ class TaskVocabulary:
 
     @property
     def wide_share(self) -> float | None:
-        """Of all uses of words: those whose rows have four bits, while others have two; None for no such table."""
+        """Return the share of all uses of words of those whose rows have four bits, while others have two; None for no
+        such table."""
         return WIDE_SHARE if self.tight else COMMON_WIDE_SHARE if self.common else None
 
 
@@ -78,6 +80,7 @@ def task_vocabulary(
     seed: int,
     shared: bool | None = None,
     bits: int = 8,
+    device: str | torch.device = "cpu",
 ) -> TaskVocabulary:
     """The vocabulary that changes the dense model's answers to validation texts less; see the module's text.
 
@@ -93,7 +96,7 @@ def task_vocabulary(
     )
     if shared is False or not shares_rows(source):
         return spelled
-    dense = TorchEncoder(spec, checkpoint.tensors)
+    dense = TorchEncoder(spec, checkpoint.tensors, device=device)
     states = piece_states(dense, source)
     sharing = share_rows(source, train.texts, states)
     tight = is_tight(len(sharing.kept), spec.embedding_size, sharing.tokenizer_json, allowed)
@@ -116,7 +119,7 @@ def task_vocabulary(
         strays = []
         for vocabulary in (pieces, sharing):
             encoded = encode(texts, vocabulary.tokenizer_json, length)
-            model = TorchEncoder(*apply_vocabulary(spec, checkpoint.tensors, vocabulary))
+            model = TorchEncoder(*apply_vocabulary(spec, checkpoint.tensors, vocabulary), device=device)
             found = predict(model, encoded.ids, encoded.types)
             strays.append(divergence(wanted, found, classes=spec.task_type == "classification"))
         shared = strays[1] < strays[0]
@@ -124,7 +127,7 @@ def task_vocabulary(
 
 
 def _room(used: PrunedVocabulary, texts: Sequence[Sequence[int]], width: int, allowed: float) -> int:
-    """How many rows of two bits a table has room for beside those of the pieces that `texts` (token ids) use."""
+    """Return how many rows of two bits a table has room for beside those of the pieces that `texts` (token ids) use."""
     groups = -(-width // GROUP_WEIGHTS)
     two, four = (-(-width * bits // 8) + groups + 4 for bits in (2, 4))  # with scales: a byte a group, four a row
     rows = len(used.kept)

@@ -1,4 +1,4 @@
-"""Which pieces a smaller subword vocabulary needs, so that no word is lost.
+"""Find the tokens that a smaller subword vocabulary needs, so that no word is lost.
 
 Given the pieces that some texts use, each function adds what the tokenizer's
 algorithm needs beside them. The results promise, for the smaller vocabulary:

@@ -52,7 +52,7 @@ def random_encoder(
             value = value * np.float32(0.05) + np.float32(name.endswith("norm.weight"))
         tensors[name] = value
     masks = prune_tiles(spec, tensors, density, block=PRUNE_BLOCK) if density < 1 else {}
-    return Subject(*quantize_model(spec, tensors, 8, masks))
+    return Subject(*quantize_model(spec, tensors, "s8", masks))
 
 
 def hugging_face(subject: Subject, dtype: object) -> object:

@@ -183,12 +183,12 @@ def test_hostile_files_are_refused_whole(tmp_path: Path) -> None:
 def test_a_model_of_five_bits() -> None:
     spec = small_decoder_spec("f32", tied_embeddings=False)
     tensors = random_tensors(spec)
-    rounded, parts = quantize_model(spec, tensors, 5)
+    rounded, parts = quantize_model(spec, tensors, "g4")
     assert rounded.embedding_kind == "g8" and rounded.head_kind == "g8"
     kinds = {linear.kind for name, linear in rounded.linears() if name != "head.out"}
     assert kinds == {"g4"} and not tensor_faults(rounded, parts)
     given = {"embeddings.word": quantize_groups4(tensors["embeddings.word.weight"])}
-    rounded, taken = quantize_model(spec, tensors, 5, grouped=given)
+    rounded, taken = quantize_model(spec, tensors, "g4", grouped=given)
     assert rounded.embedding_kind == "g4" and taken["embeddings.word.q4"] is given["embeddings.word"]["q4"]
     with pytest.raises(ValueError, match="dense"):
-        quantize_model(spec, tensors, 5, masks={"layers.0.ffn.up": np.ones((4, 10), bool)})
+        quantize_model(spec, tensors, "g4", masks={"layers.0.ffn.up": np.ones((4, 10), bool)})

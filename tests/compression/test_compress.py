@@ -38,8 +38,8 @@ class CountedTable:
 
     base_ms = 1.0
 
-    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
-        return size * (32 if kind == "attention" else 1) * density / 50
+    def ms(self, block: str, size: int, density: float, kind: str) -> float:
+        return size * (32 if block == "attention" else 1) * density / 50
 
 
 def counted_ms(self: EncoderFamily, model: Any, bits: Any) -> float:
@@ -50,7 +50,7 @@ def counted_ms(self: EncoderFamily, model: Any, bits: Any) -> float:
         masks = [model.masks[name] for name in block.linears if name in model.masks]
         density = sum(m.sum() for m in masks) / sum(m.size for m in masks) if masks else 1.0
         size = layer.num_heads if block.kind == "attention" else layer.intermediate_size
-        total += CountedTable().ms(block.kind, size, density, 8)
+        total += CountedTable().ms(block.kind, size, density, "s8")
     return total
 
 
@@ -239,7 +239,7 @@ def test_block_times_that_disagree_with_the_model_are_measured_again(
     lengths = [len(text) for text in family.inputs.pruned.workload]
     layer = spec.layers[0]
     sizes = {"attention": np.array([layer.num_heads]), "ffn": np.array([layer.intermediate_size])}
-    plain = MeasuredTable({(k, 8): (s, np.array([1.0]), np.array([[1.0]])) for k, s in sizes.items()}, 0.0)
+    plain = MeasuredTable({(k, "s8"): (s, np.array([1.0]), np.array([[1.0]])) for k, s in sizes.items()}, 0.0)
     right = plain.scaled(whole / plain.model_ms(spec, lengths))
     asked: list[bool] = []
 

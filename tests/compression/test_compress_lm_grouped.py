@@ -24,9 +24,10 @@ from approxrt.compression.job import Job
 from approxrt.compression.recipes import decoder as recipe
 from approxrt.compression.recipes import decoder_rounds, decoder_training
 from approxrt.compression.recipes.decoder_training import starting_state
+from approxrt.compression.records import Candidate, from_json
 from approxrt.compression.report import Report
 from approxrt.models.decoder import DecoderCheckpoint
-from approxrt.planning.decoder_options import KINDS, Kind, Plan, kind_named, kinds_of
+from approxrt.planning.decoder_options import Plan, schemes_of
 from approxrt.pruning.structure import Selection, Structure, selected
 from approxrt.quantization.calibration import calibration
 from approxrt.quantization.fake_quantize import groups_of_activations
@@ -34,6 +35,7 @@ from approxrt.quantization.gptq import dequantized_linear, output_error, round_w
 from approxrt.quantization.grids import nearest, parts_of
 from approxrt.quantization.groupwise import quantize_groups4, quantize_groups6, quantize_groups8
 from approxrt.quantization.rtn import quantize_linear
+from approxrt.quantization.scheme import SCHEMES, Scheme, scheme_named
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.reference.decoder import DecoderReference
 from approxrt.runtime.reference.groupwise import dequantized_tokens
@@ -90,8 +92,8 @@ def plan_of(builder: Builder, structure: Structure | None = None, **kinds: str) 
     assert builder.own is not None
     chosen = {}
     for name, _ in builder.spec.linears():
-        other = [kind_named(kind) for end, kind in kinds.items() if name.endswith(end)]
-        own = builder.own.kind(name)
+        other = [scheme_named(kind) for end, kind in kinds.items() if name.endswith(end)]
+        own = builder.own.scheme(name)
         assert own is not None
         chosen[name] = other[0] if other else own
     return Plan(chosen, structure or Structure.of(builder.spec), 0, 0, 0)
@@ -134,17 +136,17 @@ def test_grids_of_rows_and_columns() -> None:
     np.testing.assert_array_equal(again["q4"], parts["q4"])
 
 
-@pytest.mark.parametrize("bits", [5, 6, 9])
-def test_rounding_by_inputs(bits: int) -> None:
+@pytest.mark.parametrize("kind", ["g4", "g6", "g8"])
+def test_rounding_by_inputs(kind: Any) -> None:
     """On scales that are given, and on its own; with inputs that vary together it beats the nearest points by far."""
     rng = np.random.default_rng(2)
     x = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 96)) + 0.1 * rng.standard_normal((500, 96))
     moments = (x.T @ x / 500).astype(np.float32)
     weight = rng.standard_normal((20, 96)).astype(np.float32)
-    _, plain = quantize_linear(weight, bits)
+    _, plain = quantize_linear(weight, kind)
     for grid in (None, plain):
-        rounded, kind, parts = round_weights(weight, None, moments, bits, grid=grid)
-        assert kind == Kind(bits).form and kind in ("g4", "g6", "g8")
+        rounded, stored, parts = round_weights(weight, None, moments, kind, grid=grid)
+        assert stored == kind
         np.testing.assert_array_equal(rounded, dequantized_linear(parts, 20, 96))
         np.testing.assert_array_equal(parts["group_scale"], plain["group_scale"])
         errors = [output_error(w - weight, moments) for w in (rounded, dequantized_linear(plain, 20, 96))]
@@ -152,9 +154,9 @@ def test_rounding_by_inputs(bits: int) -> None:
 
 
 def test_kinds_that_a_file_leaves() -> None:
-    assert kinds_of("layers.0.ffn.up", Kind(5)) == [Kind(5)]
-    assert kinds_of("head.out", Kind(9)) == [Kind(9), Kind(6), Kind(5)]
-    assert set(kinds_of("layers.0.ffn.up", None)) == {kind for kind in KINDS if kind.bits in (4, 5, 8)}
+    assert schemes_of("layers.0.ffn.up", Scheme("g4")) == [Scheme("g4")]
+    assert schemes_of("head.out", Scheme("g8")) == [Scheme("g8"), Scheme("g6"), Scheme("g4")]
+    assert set(schemes_of("layers.0.ffn.up", None)) == {s for s in SCHEMES if s.format in ("s4", "g4", "s8")}
 
 
 # -- what is built ------------------------------------------------------------------
@@ -211,9 +213,9 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
                 x = dense.layer(i, x)
             return np.asarray(dense.head(x)[0].numpy())
 
-    bits = {name: kind.bits for name, kind in plan.kinds.items()}
+    kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
     options = DecoderDistillationOptions(lr=2e-4, trains_head=True)
-    recovery = DecoderDistillation(spec, tensors, {}, bits, pieces, teacher, options, grids)
+    recovery = DecoderDistillation(spec, tensors, {}, kinds, pieces, teacher, options, grids)
 
     def model() -> np.ndarray:
         with torch.no_grad():
@@ -226,7 +228,7 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     learnt = recovery.grids()
     _, whole = cut_without_statistics(builder.spec, builder.tensors, plan.keep, recovery.weights())
-    after = with_words(*on_grid(spec, whole, {}, bits, learnt), builder.own)
+    after = with_words(*on_grid(spec, whole, {}, kinds, learnt), builder.own)
     assert not list(tensor_faults(after.decoder_spec, after.tensors))
     want = DecoderReference(after.decoder_spec, after.tensors).next_logits(ids)
     assert_equal_but_for_flips(model(), want)
@@ -237,7 +239,7 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
     changed = dequantize_groups(learnt[name] | {"group_scale": grids[name]["group_scale"]}, 128)
     assert (learnt[name]["q4"] != grids[name]["q4"]).mean() < 0.5 and changed.shape == (64, 128)
     state = recovery.state()
-    other = DecoderDistillation(spec, tensors, {}, bits, pieces, teacher, options, grids)
+    other = DecoderDistillation(spec, tensors, {}, kinds, pieces, teacher, options, grids)
     other.restore(state)
     for part, array in other.grids()[name].items():
         np.testing.assert_array_equal(array, learnt[name][part])
@@ -250,16 +252,17 @@ def test_as_fast_as_the_limit_allows(checkpoint: DecoderCheckpoint, data: Path, 
     report = compress(data, tmp_path / "a", max_drop=0.05, recipe="one-shot")
     found = kept_candidates(tmp_path / "a.work")
     assert found[0]["about"]["plan"] == "as in the file" and found[0]["drop"] < 0.02
-    planned = [c for c in found if isinstance(c["about"]["plan"], dict)]
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "a.work").glob("candidate-*.json"))]
+    planned = [from_json(record, Candidate) for record in records if record["provenance"]["plan"] is not None]
     assert planned and report.finished
     for candidate in planned:
-        artifact = read_artifact(candidate["path"])
-        plan = Plan.from_json(candidate["about"]["plan"])
+        artifact, plan = read_artifact(candidate.path), candidate.provenance.plan
+        assert plan is not None
         assert not artifact.decoder_spec.down_block  # nothing is rotated
-        for name, kind in plan.kinds.items():
+        for name, kind in plan.schemes.items():
             layer = int(name.split(".")[1]) if name != "head.out" else -1
             untouched = len(plan.keep.heads[layer]) == 2 and len(plan.keep.units[layer]) == 128
-            if name != "head.out" and kind == Kind(5) and untouched:
+            if name != "head.out" and kind == Scheme("g4") and untouched:
                 for part, array in checkpoint.grouped[name].items():
                     np.testing.assert_array_equal(artifact.tensors[f"{name}.{part}"], array)
     assert approxrt.load(tmp_path / "a").generate("the", max_new_tokens=2)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+import approxrt
 
 torch = pytest.importorskip("torch", reason="compression trains in torch")
 pytest.importorskip("transformers", reason="compression reads data through transformers' tokenizers")
@@ -76,3 +79,21 @@ def test_folds_and_agreement() -> None:
     assert vector_agreement(3 * vectors, vectors) == {"cosine": pytest.approx(1), "top1": 1.0, "top10": 1.0}
     other = vector_agreement(np.random.default_rng(1).standard_normal((30, 8)), vectors)
     assert other["top1"] < 0.3 and other["cosine"] < 0.5
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    """Named before anything is read: the checkpoint's folder is not even looked for."""
+    from approxrt.errors import DeviceError
+
+    with pytest.raises(InputError, match="device is 'tpu'; it must be one of auto, cpu, cuda"):
+        approxrt.compress(tmp_path / "c", tmp_path, out=tmp_path / "a", task="sst2", device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="use --device cpu"):
+            approxrt.compress(tmp_path / "c", tmp_path, out=tmp_path / "a", task="sst2", device="cuda")
+
+
+def test_options_are_said_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="options is given, and beside it speedup"):
+        approxrt.compress("c", "d", out=tmp_path / "a", task="sst2", options=CompressOptions(), speedup=8)
+    with pytest.raises(InputError, match="beside it objective"):
+        approxrt.compress("c", "d", out=tmp_path / "a", task="sst2", options=CompressOptions(), objective="size")

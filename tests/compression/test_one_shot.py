@@ -48,7 +48,7 @@ def task(tmp_path_factory) -> tuple[Path, Path]:
 def compression(task, tmp_path, monkeypatch):
     """A compression without measured things that vary: what a block costs is its stored tiles."""
     monkeypatch.setattr(families_encoder, "peer_runs", lambda *args: {})
-    monkeypatch.setattr(families_encoder, "take_turns", lambda runs: workload.take_turns(runs, 0.0, 1))
+    monkeypatch.setattr(families_encoder, "take_turns", lambda runs, **options: workload.take_turns(runs, 0.0, 1))
 
     def make(**options) -> EncoderFamily:
         out = tmp_path / options.pop("out", "out")
@@ -88,8 +88,8 @@ class _Table:
     def __init__(self, model) -> None:
         self.spec = model.spec
 
-    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
-        width = 16 * size * 4 if kind == "attention" else 2 * size
+    def ms(self, block: str, size: int, density: float, kind: str) -> float:
+        width = 16 * size * 4 if block == "attention" else 2 * size
         return 80 * density * width * 64 / (2 * (4 * 64 * 64 + 2 * 64 * 128))
 
 

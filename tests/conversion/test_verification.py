@@ -126,8 +126,8 @@ def test_a_tokenizer_that_reads_nothing(tmp_path: Path, settings: dict, named: s
 def test_a_prefix_that_nobody_knows_is_named(tmp_path: Path) -> None:
     folder = build_checkpoint("bert", tmp_path / "c")
     weights = load_file(folder / "model.safetensors")
-    rewrite(folder, {f"model.{name}": array for name, array in weights.items()})
-    with pytest.raises(CheckpointError, match=r"tensors are called model\.bert\.\.\.\.; bert\.\.\.\. or no prefix"):
+    rewrite(folder, {f"teacher.{name}": array for name, array in weights.items()})
+    with pytest.raises(CheckpointError, match=r"tensors are called teacher\.bert\.\.\.\.; bert\.\.\.\. or no prefix"):
         load_checkpoint(folder)
 
 

@@ -94,6 +94,8 @@ def of_compression(out: Path, report: Any) -> dict[str, Any]:
     """The report less its time, and every candidate's artifact."""
     data = report.to_json()
     del data["seconds"]
+    for candidate in (data["chosen"], *data["pareto"]):
+        candidate["about"].get("practice", {}).pop("seconds", None)  # how often the clock was looked at
     work = out.with_name(out.name + ".work")
     found = sorted((p for p in work.glob("candidate-*") if p.is_dir()), key=lambda p: int(p.name.split("-")[1]))
     return {"report": rounded(data), "candidates": {p.name: of_artifact(p) for p in found}, "out": of_artifact(out)}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import approxrt
+from approxrt.artifact.spec.formats import FORMATS
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.cpu.engine import CpuEngine
 from approxrt.significance import decoder_latency, latency, workload
@@ -54,7 +55,7 @@ def take_turns(runs: Mapping[str, Any], *args: Any, **options: Any) -> dict[str,
     return out
 
 
-def measure_table(spec: Any, lengths: Sequence[int], bits: Sequence[int] = (8, 4), *args: Any, **options: Any) -> Any:
+def measure_table(spec: Any, lengths: Any, kinds: Sequence[Any] = ("s8", "s4"), *args: Any, **options: Any) -> Any:
     """Times of blocks by the bytes of their weights."""
     points = {}
     dim, hidden = max(layer.head_dim for layer in spec.layers), spec.hidden_size
@@ -62,12 +63,13 @@ def measure_table(spec: Any, lengths: Sequence[int], bits: Sequence[int] = (8, 4
         "attention": max(layer.num_heads for layer in spec.layers),
         "ffn": max(layer.intermediate_size for layer in spec.layers),
     }
-    for width in bits:
+    for stored in kinds:
+        width = FORMATS[stored].bits
         for kind, count in most.items():
             sizes, densities = np.array([count]), np.array([0.03, 1.0])
             weights = count * (4 * dim if kind == "attention" else 2) * hidden
             each = weights * width / 8 / BYTES_PER_MS
-            points[kind, width] = (sizes, densities, np.outer(np.array([each]), densities))
+            points[kind, stored] = (sizes, densities, np.outer(np.array([each]), densities))
     return latency.MeasuredTable(points, BASE_MS)
 
 

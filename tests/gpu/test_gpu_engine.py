@@ -126,7 +126,7 @@ def test_blocks_run_sparse_and_equal_the_dense_product_bit_for_bit() -> None:
     spec = dataclasses.replace(spec, layers=(LayerSpec(2, 64, 256),))
     tensors = random_tensors(spec)
     masks = prune_tiles(spec, tensors, 0.3, block=(64, 64))
-    sparse = Weights(*quantize_model(spec, tensors, 8, masks))
+    sparse = Weights(*quantize_model(spec, tensors, "s8", masks))
     kinds = dict.fromkeys(masks, "s8")
     tiles = (".tiles", ".indices", ".indptr")
     dense = {name: array for name, array in sparse.tensors.items() if not name.endswith(tiles)}
@@ -148,7 +148,7 @@ def test_scattered_tiles_run_dense_with_a_warning() -> None:
     spec = small_spec("f32", hidden=128)
     tensors = random_tensors(spec)
     with pytest.warns(TargetWarning, match=r"executes 3\.\d products for each one stored.*--target cuda"):
-        engine = CudaEngine(Weights(*quantize_model(spec, tensors, 8, prune_tiles(spec, tensors, 0.3))), DEVICE)
+        engine = CudaEngine(Weights(*quantize_model(spec, tensors, "s8", prune_tiles(spec, tensors, 0.3))), DEVICE)
     assert engine.info()["kernels"]["layers.0.ffn.up"]["kernel"] == "gemm_int8"
 
 

@@ -24,13 +24,14 @@ from approxrt.planning.allocate import (
     blocks_of,
     structure_of,
 )
+from approxrt.quantization.scheme import Scheme
 
 
 class Table:
     """Time in proportion to what is multiplied."""
 
-    def ms(self, kind: str, size: int, density: float, bits: int) -> float:
-        return size * density * (1.0 if bits == 8 else 0.7) / 16
+    def ms(self, block: str, size: int, density: float, kind: str) -> float:
+        return size * density * (1.0 if kind == "s8" else 0.7) / 16
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_byte_limit(raw: list[list[tuple[float, float, int]]], limit: int) -> No
 def test_without_limits_everything_stays(spec: ModelSpec) -> None:
     scores = random_scores(spec)
     scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
-    got = allocate({b: s.options(Table(), (8,), {}) for b, s in scored.items()})
+    got = allocate({b: s.options(Table(), ("s8",), {}) for b, s in scored.items()})
     assert got is not None
     assert {b.name: (o.size, o.density) for b, o in got.options.items()} == {
         "layers.0.attention": (4, 1.0),
@@ -105,10 +106,10 @@ def test_unimportant_block_goes_first(spec: ModelSpec) -> None:
         if name.startswith("layers.1.ffn"):
             scores[name] *= 1e-6
     scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
-    options = {b: s.options(Table(), (8,), {}) for b, s in scored.items()}
+    options = {b: s.options(Table(), ("s8",), {}) for b, s in scored.items()}
     whole = allocate(options)
     assert whole is not None
-    got = allocate(options, whole.ms - Table().ms("ffn", 96, 1.0, 8))
+    got = allocate(options, whole.ms - Table().ms("ffn", 96, 1.0, "s8"))
     assert got is not None and got.options[Block(1, "ffn")].size == 0
     structure = structure_of(spec, scored, got.options)
     assert len(structure.units[1]) == 0 and len(structure.heads[0]) == 4
@@ -132,7 +133,7 @@ def test_structure_keeps_the_best(spec: ModelSpec) -> None:
 def test_masks_have_the_density_and_the_best_tiles(spec: ModelSpec) -> None:
     scores = random_scores(spec)
     scored = BlockScores(spec, Block(0, "ffn"), scores)
-    option = next(o for o in scored.options(Table(), (8,), {}) if o.size == 128 and o.density == 0.25)
+    option = next(o for o in scored.options(Table(), ("s8",), {}) if o.size == 128 and o.density == 0.25)
     masks = scored.masks(option)
     total = sum(mask.size for mask in masks.values())
     assert sum(int(mask.sum()) for mask in masks.values()) == total - round(0.75 * total)
@@ -152,10 +153,10 @@ def test_head_needs_its_value_or_its_output_only(spec: ModelSpec) -> None:
 
 
 def test_bytes(spec: ModelSpec) -> None:
-    assert block_bytes(spec, "ffn", 0, 1.0, 8, 16) == 4 * 64
-    dense = block_bytes(spec, "ffn", 128, 1.0, 8, 16)
+    assert block_bytes(spec, "ffn", 0, Scheme("s8", 1.0), 16) == 4 * 64
+    dense = block_bytes(spec, "ffn", 128, Scheme("s8", 1.0), 16)
     assert dense == 2 * 8 * 16 * 64 + 8 * (128 + 64)
-    half = block_bytes(spec, "ffn", 128, 0.5, 8, 16)
+    half = block_bytes(spec, "ffn", 128, Scheme("s8", 0.5), 16)
     assert half == 8 * 16 * 66 + 8 * (128 + 64)
 
 
@@ -169,11 +170,13 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
         for n, k in [(linear.out_features, linear.in_features)]
     }
     subject = SimpleNamespace(model=SimpleNamespace(spec=spec), element_scores=lambda: scores)
-    dense = sum(block_bytes(spec, *of, 1.0, 8, 16) for of in (("attention", 4), ("ffn", 128), ("attention", 2)))
-    dense += block_bytes(spec, "ffn", 96, 1.0, 8, 16)
-    ramp = Rounds(subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), bits=(8, 4))
+    dense = sum(block_bytes(spec, *of, Scheme("s8"), 16) for of in (("attention", 4), ("ffn", 128), ("attention", 2)))
+    dense += block_bytes(spec, "ffn", 96, Scheme("s8", 1.0), 16)
+    ramp = Rounds(
+        subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), formats=("s8", "s4")
+    )
     chosen = ramp._allocate(1.0).options.values()
-    assert {option.bits for option in chosen} == {4}
+    assert {option.format for option in chosen} == {"s4"}
 
 
 def test_a_disturbed_timing_cuts_nothing() -> None:

@@ -21,25 +21,24 @@ from specs import random_tensors
 from typer.testing import CliRunner
 
 from approxrt.artifact.spec.decoder import DecoderSpec
+from approxrt.artifact.spec.formats import FORMATS
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.cli.main import app
 from approxrt.compression.families.decoder_build import Builder, with_words
+from approxrt.compression.records import from_json, to_json
 from approxrt.planning.decoder_options import (
-    INT8,
-    KINDS,
     BlockOption,
     Choices,
-    Kind,
     LinearOption,
     Plan,
     block_options,
-    kind_named,
     with_measured_blocks,
 )
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
 from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import Structure, channel_groups, kept_groups
 from approxrt.quantization.rotation import rotate
+from approxrt.quantization.scheme import SCHEMES, Scheme, scheme_named
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.reference.decoder import DecoderReference
 from approxrt.significance.decoder_latency import measure_latency, random_decoder
@@ -185,9 +184,9 @@ def choices_of(seed: int, blocks: bool = True) -> Choices:
     spec, _ = model("rotated")
     linears = {
         name: [
-            LinearOption(kind, float(rng.exponential() * 8 / kind.bits / kind.density**2), kind.bytes(n, k) * 1e-9,
-                         kind.bytes(n, k))
-            for kind in KINDS if name != "head.out" or not kind.sparse
+            LinearOption(kind, float(rng.exponential() * 8 / FORMATS[kind.format].bits / kind.density**2),
+                         kind.bytes(n, k) * 1e-9, kind.bytes(n, k))
+            for kind in SCHEMES if name != "head.out" or not kind.sparse
         ]
         for name, (n, k) in ((name, (l.out_features, l.in_features)) for name, l in spec.linears())
     }  # fmt: skip
@@ -216,9 +215,9 @@ def test_plans_keep_to_their_limits(seed: int, share: float) -> None:
         assert other.seconds > target or other.loss >= timed.loss - 1e-12
     gone = {f"layers.{i}.{kind}" for i in range(2) for kind, kept in (("attention", plan.keep.heads[i]),
             ("ffn", plan.keep.units[i])) if not len(kept)}  # fmt: skip
-    assert all(name.rsplit(".", 1)[0] not in gone for name in plan.kinds)
-    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
-    assert again.kinds == plan.kinds and again.to_json() == plan.to_json()
+    assert all(name.rsplit(".", 1)[0] not in gone for name in plan.schemes)
+    again = from_json(json.loads(json.dumps(to_json(plan))), Plan)
+    assert again.schemes == plan.schemes and again.to_json() == plan.to_json()
 
 
 def test_block_options_are_structures_that_can_be_built() -> None:
@@ -241,15 +240,15 @@ def test_block_options_are_structures_that_can_be_built() -> None:
     assert scaled["layers.1.ffn"][-1].loss == 0
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_kind_is_built_and_has_its_bytes(kind: Kind) -> None:
-    assert kind_named(kind.name) == kind
+@pytest.mark.parametrize("kind", SCHEMES, ids=lambda kind: kind.name)
+def test_every_kind_is_built_and_has_its_bytes(kind: Scheme) -> None:
+    assert scheme_named(kind.name) == kind
     spec, tensors = model("rotated")
     stats = collect_from_text(TorchDecoder(spec, tensors), pieces(2)).linears
     builder = Builder(spec, tensors, stats)
     assert builder.score(lambda share: True, lambda text: None)
     names = [name for name, _ in spec.linears()]
-    heads = Kind(kind.bits)
+    heads = Scheme(kind.format)
     keep = structure(spec, "units")
     for kept in (Structure.of(spec), keep):
         plan = Plan({name: heads if name == "head.out" else kind for name in names}, kept, 0, 0, 0)
@@ -257,7 +256,7 @@ def test_every_kind_is_built_and_has_its_bytes(kind: Kind) -> None:
         assert not list(tensor_faults(built.decoder_spec, built.tensors))
         for name, linear in built.decoder_spec.linears():
             own = sum(a.nbytes for n, a in built.tensors.items() if n.rsplit(".", 1)[0] == name and "indptr" not in n)
-            chosen = plan.kinds[name]
+            chosen = plan.schemes[name]
             wanted = chosen.bytes(linear.out_features, linear.in_features)
             # Groups of int4 tiles that are not full have a scale all the same.
             assert wanted <= own <= wanted * (1.15 if chosen.sparse else 1)
@@ -270,12 +269,12 @@ def test_every_kind_is_built_and_has_its_bytes(kind: Kind) -> None:
 
 def test_latency_is_measured_for_every_kind() -> None:
     spec, _ = model("rotated")
-    heads = [kind for kind in KINDS if not kind.sparse]
-    found = measure_latency(spec, KINDS, heads, 1, seconds=0.05)
-    assert set(found.per_byte) == set(KINDS) and set(found.head) == set(heads)
+    heads = [kind for kind in SCHEMES if not kind.sparse]
+    found = measure_latency(spec, SCHEMES, heads, 1, seconds=0.05)
+    assert set(found.per_byte) == set(SCHEMES) and set(found.head) == set(heads)
     assert all(value > 0 for value in (*found.per_byte.values(), *found.head.values()))
-    for kind in KINDS:
-        timed = random_decoder(spec, kind, INT8)
+    for kind in SCHEMES:
+        timed = random_decoder(spec, kind, Scheme("s8"))
         assert not list(tensor_faults(timed.decoder_spec, timed.tensors))
 
 
@@ -284,8 +283,8 @@ def test_latency_is_measured_for_every_kind() -> None:
 
 def test_the_model_in_training_computes_what_the_artifact_will() -> None:
     spec, tensors = model("rotated")
-    widths = {"ffn.up": 4, "ffn.down": 4, "ffn.gate": 5, "attention.value": 5}
-    bits = {name: widths.get(name.split(".", 2)[-1], 8) for name, _ in spec.linears()}
+    widths = {"ffn.up": "s4", "ffn.down": "s4", "ffn.gate": "g4", "attention.value": "g4"}
+    kinds = {name: widths.get(name.split(".", 2)[-1], "s8") for name, _ in spec.linears()}
     rng = np.random.default_rng(0)
     masks = {
         f"layers.{i}.{name}": rng.random(shape) < 0.6
@@ -302,7 +301,7 @@ def test_the_model_in_training_computes_what_the_artifact_will() -> None:
             return np.asarray(dense.head(x)[0].numpy())
 
     options = DecoderDistillationOptions(lr=2e-3)
-    recovery = DecoderDistillation(spec, tensors, masks, bits, pieces(8), teacher, options)
+    recovery = DecoderDistillation(spec, tensors, masks, kinds, pieces(8), teacher, options)
     before = [recovery.advance(i / 40) for i in range(40)]
     assert np.mean(before[-8:]) < 0.7 * np.mean(before[:8])
     weights = recovery.weights()
@@ -312,13 +311,13 @@ def test_the_model_in_training_computes_what_the_artifact_will() -> None:
     with torch.no_grad():
         got = recovery.logits(pieces(1)).numpy()[0]
     rest = {name: array for name, array in tensors.items() if not name.startswith("layers.")}
-    built = with_words(*on_grid(spec, rest | weights, masks, bits), None)
+    built = with_words(*on_grid(spec, rest | weights, masks, kinds), None)
     assert {linear.kind for _, linear in built.decoder_spec.linears()} == {"s8", "s4", "g4", "bsr_s8", "bsr_s4"}
     want = DecoderReference(built.decoder_spec, built.tensors).next_logits(pieces(1)[0].tolist())
     np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
     # A state that is put back takes the same next step.
     state = copy.deepcopy(recovery.state())
-    other = DecoderDistillation(spec, tensors, masks, bits, pieces(8), teacher, options)
+    other = DecoderDistillation(spec, tensors, masks, kinds, pieces(8), teacher, options)
     other.restore(state)
     assert other.advance(0.5) == recovery.advance(0.5)
     for name, value in recovery.weights().items():

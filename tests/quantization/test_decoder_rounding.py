@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,17 +101,17 @@ def test_statistics_predict_the_loss() -> None:
     assert predicted_loss(change, stats[name]) > 0
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_rounding_by_text_beats_plain_rounding(bits: int) -> None:
+@pytest.mark.parametrize("kind", ["s8", "s4"])
+def test_rounding_by_text_beats_plain_rounding(kind: Any) -> None:
     spec = small_decoder_spec("f32", hidden=64, tied_embeddings=False, head_kind="f32")
     tensors = random_tensors(spec)
     # Inputs that depend on each other, which is what there is to make use of.
     words = np.random.default_rng(0).standard_normal((70, 6)) @ np.random.default_rng(1).standard_normal((6, 64))
     tensors["embeddings.word.weight"] = words.astype(np.float32)
     batch = torch.from_numpy(np.random.default_rng(2).integers(0, 70, (8, 48)))
-    chosen = {"layers.0.ffn.gate": bits}
+    chosen = {"layers.0.ffn.gate": kind}
     rounded, weights = round_decoder(spec, tensors, batch, chosen)
-    assert dict(rounded.linears())["layers.0.ffn.gate"].kind == {8: "s8", 4: "s4"}[bits]
+    assert dict(rounded.linears())["layers.0.ffn.gate"].kind == kind
     assert dict(rounded.linears())["layers.0.ffn.up"].kind == "f32"
     weight = tensors["layers.0.ffn.gate.weight"]
     inputs = []
@@ -125,7 +126,7 @@ def test_rounding_by_text_beats_plain_rounding(bits: int) -> None:
         model.layer(0, model.embed(batch), linear)
     ours = {part: weights[f"layers.0.ffn.gate.{part}"] for part in ("q", "q4", "group_scale", "scale")
             if f"layers.0.ffn.gate.{part}" in weights}  # fmt: skip
-    _, plain = quantize_linear(weight, bits)
+    _, plain = quantize_linear(weight, kind)
     errors = [
         np.square(inputs[0] @ (dequantized_linear(parts, *weight.shape) - weight).T).mean() for parts in (ours, plain)
     ]

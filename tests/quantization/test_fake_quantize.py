@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from specs import random_tensors, small_spec
@@ -47,7 +49,7 @@ def test_weights4_as_stored(sparse: bool) -> None:
     weight = WEIGHT * expand_mask(MASK, 37, 70) if sparse else WEIGHT
     mask = MASK if sparse else None
     got = quantize_weight4(torch.from_numpy(weight), torch.from_numpy(int4_steps(weight, mask))).numpy()
-    kind, parts = quantize_linear(weight, 4, mask)
+    kind, parts = quantize_linear(weight, "s4", mask)
     if kind == "s4":
         stored = row_integers(parts["q4"], parts["group_scale"], 70)
     else:
@@ -65,18 +67,18 @@ def test_gradients_pass() -> None:
     assert bool((weight.grad == 1).all())
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_model_computes_as_its_artifact(bits: int) -> None:
+@pytest.mark.parametrize("kind", ["s8", "s4"])
+def test_model_computes_as_its_artifact(kind: Any) -> None:
     """The hooked model against the reference of what is built from it: attention's 16 bits and clip ratios apart."""
     spec = small_spec("f32")
     model = TorchEncoder(spec, random_tensors(spec))
     model.set_masks({"layers.0.ffn.up": rng.random(grid(51, 40)) < 0.5})
     names = [name for name, _ in spec.linears() if name.startswith("layers.")]
-    quantizer = FakeQuantizer(model, dict.fromkeys(names, bits))
+    quantizer = FakeQuantizer(model, dict.fromkeys(names, kind))
     got = predict(model, IDS, None)
     quantizer.remove()
     plain = predict(model, IDS, None)
-    built_spec, tensors = quantized(model, dict.fromkeys(names, bits), clip_ratios=(1.0,))
+    built_spec, tensors = quantized(model, dict.fromkeys(names, kind), clip_ratios=(1.0,))
     want = reference_logits(built_spec, tensors, IDS)
     assert np.abs(got - want).max() < 0.25 * np.abs(plain - want).max()
     assert np.abs(got - want).max() < 5e-3
@@ -85,7 +87,7 @@ def test_model_computes_as_its_artifact(bits: int) -> None:
 def test_int4_scales_are_searched_again() -> None:
     spec = small_spec("f32")
     model = TorchEncoder(spec, random_tensors(spec))
-    quantizer = FakeQuantizer(model, {"layers.0.ffn.up": 4})
+    quantizer = FakeQuantizer(model, {"layers.0.ffn.up": "s4"})
     predict(model, IDS, None)
     before = quantizer.steps["layers.0.ffn.up"].clone()
     with torch.no_grad():

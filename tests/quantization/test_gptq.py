@@ -23,13 +23,13 @@ def problem(n: int, k: int, sparse: bool) -> tuple[np.ndarray, np.ndarray | None
     return rng.normal(size=(n, k)).astype(np.float32), mask, x.T @ x / len(x)
 
 
-@pytest.mark.parametrize("bits, sparse", [(8, False), (8, True), (5, False), (4, False), (4, True)])
+@pytest.mark.parametrize("asked, sparse", [("s8", False), ("s8", True), ("g4", False), ("s4", False), ("s4", True)])
 @pytest.mark.parametrize("n, k", SHAPES)
-def test_the_output_error_is_below_that_of_plain_rounding(n, k, sparse, bits):
+def test_the_output_error_is_below_that_of_plain_rounding(n, k, sparse, asked):
     weight, mask, hessian = problem(n, k, sparse)
     kept = np.ones((n, k), bool) if mask is None else expand_mask(mask, n, k)
-    rounded, kind, tensors = round_weights(weight, mask, hessian, bits)
-    plain_kind, plain = quantize_linear(weight, bits, mask)
+    rounded, kind, tensors = round_weights(weight, mask, hessian, asked)
+    plain_kind, plain = quantize_linear(weight, asked, mask)
     assert kind == plain_kind
     assert {name: (t.dtype, t.shape) for name, t in tensors.items()} == {
         name: (t.dtype, t.shape) for name, t in plain.items()
@@ -46,7 +46,7 @@ def test_weights_are_what_the_runtime_reads(kind):
     tensors = random_tensors(spec)
     name, n, k = "layers.0.ffn.up", 51, 40
     weight, mask, hessian = problem(n, k, kind.startswith("bsr"))
-    rounded, found, parts = round_weights(weight, mask, hessian, {"g4": 5, "s4": 4, "bsr_s4": 4}.get(kind, 8))
+    rounded, found, parts = round_weights(weight, mask, hessian, {"bsr_s8": "s8", "bsr_s4": "s4"}.get(kind, kind))
     assert found == kind
     tensors = {key: value for key, value in tensors.items() if not key.startswith(name) or key.endswith("bias")}
     tensors |= {f"{name}.{part}": value for part, value in parts.items()}
@@ -63,6 +63,6 @@ def test_nothing_is_moved_when_inputs_are_independent():
     """A diagonal A leaves no error to pass on: plain rounding is the best there is."""
     weight, mask, _ = problem(16, 32, True)
     mask[:] = True
-    _, _, tensors = round_weights(weight, mask, np.diag(np.linspace(1, 9, 32)), 8)
-    _, plain = quantize_linear(weight, 8, mask)
+    _, _, tensors = round_weights(weight, mask, np.diag(np.linspace(1, 9, 32)), "s8")
+    _, plain = quantize_linear(weight, "s8", mask)
     assert np.array_equal(tensors["tiles"], plain["tiles"])

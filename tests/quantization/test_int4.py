@@ -141,7 +141,7 @@ def test_quantised_model_is_sound_and_close(density: float) -> None:
     spec = small_spec("f32")
     tensors = random_tensors(spec)
     masks = prune_tiles(spec, tensors, density) if density < 1 else {}
-    quantised, out = quantize_model(spec, tensors, bits=4, masks=masks)
+    quantised, out = quantize_model(spec, tensors, "s4", masks=masks)
     assert encoder_faults(quantised) == [] and tensor_faults(quantised, out) == []
     kinds = {name: linear.kind for name, linear in quantised.linears()}
     assert {kinds[name] for name in kinds if name.startswith("layers.")} == {"s4" if density == 1 else "bsr_s4"}

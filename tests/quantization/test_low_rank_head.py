@@ -106,7 +106,7 @@ def test_what_cannot_be_fitted_is_an_error() -> None:
 
 def test_a_decoder_with_a_preview(tmp_path: Path) -> None:
     loaded = grouped_checkpoint(build_decoder("llama", tmp_path / "c", tie_word_embeddings=True, hidden=96, heads=4))
-    spec, tensors = quantize_model(loaded.spec, loaded.tensors, 5, {}, lambda *_: None, loaded.grouped, 8)
+    spec, tensors = quantize_model(loaded.spec, loaded.tensors, "g4", {}, lambda *_: None, loaded.grouped, "g8")
     built = InMemory(spec, tensors)
     ids = np.random.default_rng(0).integers(0, spec.vocab_size, 6000).tolist()
     with_head, parts, preview = with_preview(built, ids, 0.2)

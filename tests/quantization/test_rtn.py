@@ -121,7 +121,7 @@ def test_pruned_model_keeps_what_the_masks_say() -> None:
 def test_32_bits_change_nothing_and_others_are_refused() -> None:
     spec = small_spec("f32")
     tensors = random_tensors(spec)
-    same, out = quantize_model(spec, tensors, bits=32)
+    same, out = quantize_model(spec, tensors, "f32")
     assert same == spec and all(out[name] is tensors[name] for name in tensors)
-    with pytest.raises(ValueError, match="bits is 6; it must be one of 4, 5, 8, 32"):
-        quantize_model(spec, tensors, bits=6)
+    with pytest.raises(ValueError, match="kind is 'g6'; it must be one of s8, s4, g4, f32"):
+        quantize_model(spec, tensors, "g6")

@@ -24,38 +24,40 @@ def spec() -> ModelSpec:
 
 def test_interpolation() -> None:
     sizes, densities = np.array([2, 4]), np.array([0.5, 1.0])
-    table = MeasuredTable({("ffn", 8): (sizes, densities, np.array([[1.0, 2.0], [3.0, 6.0]]))}, 0.5)
-    assert table.ms("ffn", 0, 1.0, 8) == 0
-    assert table.ms("ffn", 4, 1.0, 8) == 6 and table.ms("ffn", 2, 0.5, 8) == 1
-    assert table.ms("ffn", 3, 0.75, 8) == pytest.approx((1.5 + 4.5) / 2)
-    assert table.ms("ffn", 1, 1.0, 8) == 1  # half of the smallest
-    assert table.ms("ffn", 4, 0.1, 8) == 3  # below the grid: its least
+    table = MeasuredTable({("ffn", "s8"): (sizes, densities, np.array([[1.0, 2.0], [3.0, 6.0]]))}, 0.5)
+    assert table.ms("ffn", 0, 1.0, "s8") == 0
+    assert table.ms("ffn", 4, 1.0, "s8") == 6 and table.ms("ffn", 2, 0.5, "s8") == 1
+    assert table.ms("ffn", 3, 0.75, "s8") == pytest.approx((1.5 + 4.5) / 2)
+    assert table.ms("ffn", 1, 1.0, "s8") == 1  # half of the smallest
+    assert table.ms("ffn", 4, 0.1, "s8") == 3  # below the grid: its least
     again = MeasuredTable.from_json(json.loads(json.dumps(table.to_json())))
-    assert again.ms("ffn", 3, 0.75, 8) == table.ms("ffn", 3, 0.75, 8)
+    assert again.ms("ffn", 3, 0.75, "s8") == table.ms("ffn", 3, 0.75, "s8")
 
 
 def test_measured_and_cached(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     steps: list[str] = []
-    table = measure_table(spec, [5, 9, 9], (8,), threads=1, progress=Progress(lambda share, text: steps.append(text)))
-    assert len(steps) == 1 + len(table.points["attention", 8][0]) * 5 + len(table.points["ffn", 8][0]) * 5
+    table = measure_table(
+        spec, [5, 9, 9], ("s8",), threads=1, progress=Progress(lambda share, text: steps.append(text))
+    )
+    assert len(steps) == 1 + len(table.points["attention", "s8"][0]) * 5 + len(table.points["ffn", "s8"][0]) * 5
     for (_, _), (sizes, densities, ms) in table.points.items():
         assert ms.shape == (len(sizes), len(densities)) and (ms > 0).all()
         assert (np.diff(ms, axis=0) >= 0).all() and (np.diff(ms, axis=1) >= 0).all()
     monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("measured again"))
-    assert measure_table(spec, [5, 9, 9], (8,), threads=1).to_json() == table.to_json()
+    assert measure_table(spec, [5, 9, 9], ("s8",), threads=1).to_json() == table.to_json()
     next(tmp_path.rglob("latency-*.json")).write_text("{")
     monkeypatch.setattr(latency, "_measure", lambda *_: table)
-    assert measure_table(spec, [5, 9, 9], (8,), threads=1) is table  # a damaged cache is measured anew
+    assert measure_table(spec, [5, 9, 9], ("s8",), threads=1) is table  # a damaged cache is measured anew
     other = table.scaled(2)
     monkeypatch.setattr(latency, "_measure", lambda *_: other)
-    assert measure_table(spec, [5, 9, 9], (8,), threads=1, fresh=True) is other
+    assert measure_table(spec, [5, 9, 9], ("s8",), threads=1, fresh=True) is other
     assert other.model_ms(spec, [5, 9, 9]) == pytest.approx(2 * table.model_ms(spec, [5, 9, 9]))
 
 
 def test_a_whole_model(spec: ModelSpec) -> None:
     sizes = {"attention": np.array([4]), "ffn": np.array([128])}
-    points = {(kind, 8): (own, np.array([0.5, 1.0]), np.array([[1.0, 3.0]])) for kind, own in sizes.items()}
+    points = {(kind, "s8"): (own, np.array([0.5, 1.0]), np.array([[1.0, 3.0]])) for kind, own in sizes.items()}
     table = MeasuredTable(points, 0.25)
     mean = dataclasses.replace(spec, head=dataclasses.replace(spec.head, pooling="mean"))
     assert table.model_ms(mean, [10, 30]) == pytest.approx(0.25 + 2 * (3 + 3))

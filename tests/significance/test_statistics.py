@@ -122,19 +122,19 @@ def test_the_model_is_left_as_it_was():
     assert not model.weight("embeddings.word.weight").requires_grad
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_rounding_errors_are_the_quadratic_form_of_what_rounding_changes(bits):
+@pytest.mark.parametrize("kind", ["s4", "s8"])
+def test_rounding_errors_are_the_quadratic_form_of_what_rounding_changes(kind):
     model, examples = small_encoder(), random_examples()
     rows = np.arange(len(examples.ids))
     found = collect(model, examples, rows)
-    errors = rounding_errors(model, found, encoder_linears(model), (4, 8))
-    assert set(errors) == {(name, width) for name in encoder_linears(model) for width in (4, 8)}
+    errors = rounding_errors(model, found, encoder_linears(model), ("s4", "s8"))
+    assert set(errors) == {(name, other) for name in encoder_linears(model) for other in ("s4", "s8")}
     for name in encoder_linears(model):
         weight = model.weight(f"{name}.weight").detach().numpy()
-        change = dequantized_linear(quantize_linear(weight, bits)[1], *weight.shape).astype(np.float64) - weight
+        change = dequantized_linear(quantize_linear(weight, kind)[1], *weight.shape).astype(np.float64) - weight
         moments, gradients = found.inputs[name].astype(np.float64), found.gradients[name].astype(np.float64)
         tokens = sum(len(examples.ids[i]) for i in rows) / len(rows)
         expected = tokens / 2 * sum(g * d @ moments @ d for g, d in zip(gradients, change, strict=True))
-        assert errors[name, bits] == pytest.approx(expected, rel=1e-3)
+        assert errors[name, kind] == pytest.approx(expected, rel=1e-3)
         # What removing everything costs is more.
-        assert errors[name, bits] < element_scores(model, found, [name])[name].sum()
+        assert errors[name, kind] < element_scores(model, found, [name])[name].sum()

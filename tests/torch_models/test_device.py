@@ -164,7 +164,7 @@ def trained(device: torch.device | str, quantised: bool) -> tuple[dict[str, np.n
     run.prune(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
     if quantised:
         names = encoder_linears(run.model)
-        run.quantize({name: 4 if i % 2 else 8 for i, name in enumerate(names)})
+        run.quantize({name: "s4" if i % 2 else "s8" for i, name in enumerate(names)})
     losses += [run.advance() for _ in range(3)]
     assert all(isinstance(score, np.ndarray) for score in run.element_scores().values())
     other = runs[1]
@@ -287,10 +287,10 @@ def test_a_decoder_s_statistics_and_removals(shape: str) -> None:
 
 def test_rounding_a_decoder() -> None:
     spec, tensors = decoder("plain")
-    bits = {name: 5 if "ffn" in name else 4 for name, _ in spec.linears()}
-    wanted = round_decoder(spec, tensors, token_ids(), bits)[1]
+    kinds = {name: "g4" if "ffn" in name else "s4" for name, _ in spec.linears()}
+    wanted = round_decoder(spec, tensors, token_ids(), kinds)[1]
     with one_device() as device:
-        found = round_decoder(spec, tensors, token_ids(), bits, device=device)[1]
+        found = round_decoder(spec, tensors, token_ids(), kinds, device=device)[1]
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
@@ -306,12 +306,12 @@ def test_a_decoder_s_signs() -> None:
 @pytest.mark.parametrize("grids", [False, True])
 def test_a_decoder_s_distillation(grids: bool) -> None:
     spec, tensors = decoder("rotated")
-    widths = {"ffn.up": 4, "ffn.down": 5 if grids else 4, "ffn.gate": 5, "attention.value": 5}
-    bits = {name: widths.get(name.split(".", 2)[-1], 5 if grids else 8) for name, _ in spec.linears()}
+    widths = {"ffn.up": "s4", "ffn.down": "g4" if grids else "s4", "ffn.gate": "g4", "attention.value": "g4"}
+    kinds = {name: widths.get(name.split(".", 2)[-1], "g4" if grids else "s8") for name, _ in spec.linears()}
     masks = {} if grids else {"layers.0.ffn.up": np.random.default_rng(0).random((6, 16)) < 0.6}
     parts, weights = {}, dict(tensors)
     if grids:
-        for name, width in bits.items():
+        for name, width in kinds.items():
             shape = tensors[f"{name}.weight"].shape
             parts[name] = quantize_linear(tensors[f"{name}.weight"], width)[1]
             weights[f"{name}.weight"] = dequantized_linear(parts[name], *shape)
@@ -321,7 +321,7 @@ def test_a_decoder_s_distillation(grids: bool) -> None:
 
     def learnt(device: torch.device | str) -> tuple[list[float], dict, dict]:
         options = DecoderDistillationOptions(lr=2e-3, trains_head=grids)
-        arguments = (spec, weights, masks, bits, token_ids(4), teacher, options, parts)
+        arguments = (spec, weights, masks, kinds, token_ids(4), teacher, options, parts)
         run, other = (DecoderDistillation(*arguments, device=device) for _ in range(2))
         losses = [run.advance(i / 6) for i in range(4)]
         other.restore(run.state())

@@ -132,7 +132,7 @@ def test_goes_on_exactly(spec: ModelSpec, examples: Examples, quantised: bool) -
         whole = Structure.of(run.model.spec)
         run.prune(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
         if quantised:
-            run.quantize(dict.fromkeys(encoder_linears(run.model), 8))
+            run.quantize(dict.fromkeys(encoder_linears(run.model), "s8"))
 
     whole, first, second = (recovery(spec, examples, dropout=0.1) for _ in range(3))
     torch.manual_seed(4)

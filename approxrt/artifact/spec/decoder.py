@@ -246,11 +246,11 @@ class DecoderSpec:
             yield PREVIEW_OUT, LinearSpec(preview.width, self.vocab_size, preview.out)
 
     def stays_f32(self, name: str) -> bool:
-        """Whether a conversion leaves the linear in float32: none of a decoder's."""
+        """Tell whether a conversion leaves the linear in float32: none of a decoder's."""
         return False
 
     def removed_biases(self) -> Iterator[tuple[str, str]]:
-        """(block, its bias) of every removed block."""
+        """Return (block, its bias) of every removed block."""
         for i, layer in enumerate(self.layers):
             if not layer.has_attention:
                 yield f"layers.{i}.attention", f"layers.{i}.attention.output.bias"
@@ -279,7 +279,8 @@ class DecoderSpec:
         return dataclasses.replace(self, layers=tuple(layers), head_kind=head_kind, head_preview=preview)
 
     def dense_tensors(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-        """(name, dtype, shape) of every tensor whose shape the spec alone decides; see `ModelSpec.dense_tensors`."""
+        """Return (name, dtype, shape) of every tensor whose shape the spec alone decides; see
+        `ModelSpec.dense_tensors`."""
         h = self.hidden_size
         yield from embedding_tensors(self.embedding_kind, self.vocab_size, h)
         if self.positions == "learned":

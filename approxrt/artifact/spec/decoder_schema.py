@@ -1,4 +1,5 @@
-"""What a sound decoder spec is; the counterpart of `approxrt.artifact.spec.encoder_schema`, whose helpers it uses.
+"""Check that a decoder's spec is sound; the counterpart of `approxrt.artifact.spec.encoder_schema`, whose helpers it
+uses.
 
 Every fault is collected; nothing is raised, whatever the JSON holds.
 """
@@ -51,7 +52,8 @@ _ROPE_NUMBERS = ("theta", "factor", "low_freq_factor", "high_freq_factor")
 
 
 def decoder_from_json(data: Any) -> tuple[DecoderSpec | None, list[str]]:
-    """(spec, faults) of the `model` object of config.json; the spec is None when structure or types are wrong."""
+    """Return (spec, faults) of the `model` object of config.json; the spec is None when structure or types are
+    wrong."""
     faults: list[str] = []
     fields = object_fields(data, DecoderSpec, "model", faults)
     if fields is None:

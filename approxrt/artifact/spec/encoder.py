@@ -110,7 +110,7 @@ DENSE_ATTENTION: dict[str, Any] = {"attention_keep": 0, "attention_rest": False,
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What turns hidden states into the answer.
+    """Hold what turns hidden states into the answer.
 
     pooled = cls or mean of the last hidden states;
     x = activation(dense(pooled)) if `dense_features`, else pooled;
@@ -220,11 +220,11 @@ class ModelSpec:
         return MAX_ROW_GROUP_SCALE
 
     def stays_f32(self, name: str) -> bool:
-        """Whether a conversion leaves the linear in float32: the head's run once a text."""
+        """Tell whether a conversion leaves the linear in float32: the head's run once a text."""
         return name.startswith("head.")
 
     def removed_biases(self) -> Iterator[tuple[str, str]]:
-        """(block, its bias) of every removed block: ("layers.2.ffn", "layers.2.ffn.down.bias")."""
+        """Return (block, its bias) of every removed block: ("layers.2.ffn", "layers.2.ffn.down.bias")."""
         for i, layer in enumerate(self.layers):
             if not layer.has_attention:
                 yield f"layers.{i}.attention", f"layers.{i}.attention.output.bias"
@@ -264,7 +264,7 @@ class ModelSpec:
         )
 
     def dense_tensors(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-        """(name, dtype, shape) of every tensor whose shape the spec alone decides.
+        """Return (name, dtype, shape) of every tensor whose shape the spec alone decides.
 
         The number of tiles of a block-sparse linear depends on its data: what is
         in `TILE_PARTS` is not listed here (`indptr`, `scale` and `bias` are).

@@ -1,4 +1,4 @@
-"""What a sound spec is, and how JSON from a stranger becomes one without ever raising.
+"""Check that a spec is sound, and read one from a stranger's JSON without ever raising.
 
 Two steps: `encoder_from_json` checks structure (objects, lists, names of fields) and
 builds the dataclasses; `encoder_faults` checks types and values of a built spec.
@@ -39,7 +39,7 @@ MAX_PROMPT = 100_000  # characters
 
 
 def encoder_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
-    """(spec, faults) of the `model` object of config.json.
+    """Return (spec, faults) of the `model` object of config.json.
 
     The spec is None when structure or types are wrong; a spec whose types are
     right but whose values are not comes back with its faults.

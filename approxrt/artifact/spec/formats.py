@@ -78,6 +78,30 @@ TILE_PARTS: dict[LinearKind, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class LinearFormat:
+    """Hold what rounding has to know of a kind: bits of an integer, its limits, and whether 32 share a float16
+    scale."""
+
+    kind: LinearKind
+    bits: int
+    limits: tuple[int, int]
+    grouped: bool = False
+
+
+# The dense kinds that weights are rounded to; stored by tiles, s8 and s4 are called bsr_s8 and bsr_s4.
+FORMATS: dict[LinearKind, LinearFormat] = {
+    form.kind: form
+    for form in (
+        LinearFormat("s8", 8, (-127, 127)),
+        LinearFormat("s4", 4, (-7, 7)),
+        LinearFormat("g4", 4, (0, 15), grouped=True),
+        LinearFormat("g6", 6, (0, 63), grouped=True),
+        LinearFormat("g8", 8, (-127, 127), grouped=True),
+    )
+}
+TILED: dict[LinearKind, LinearKind] = {"s8": "bsr_s8", "s4": "bsr_s4"}
+
 # Of word tables: a decoder's may be its head, too, so it is of a kind that linears have.
 TableKind = Literal["f32", "s8", "s4", "g4", "g6", "g8"]
 
@@ -107,7 +131,7 @@ class LinearSpec:
 
 
 def embedding_tensors(kind: EmbeddingKind, v: int, e: int, wide: int = 0) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of the word table of `v` rows of `e`, `wide` of which have four bits in kind s2."""
+    """Return (name, dtype, shape) of the word table of `v` rows of `e`, `wide` of which have four bits in kind s2."""
     if kind == "f32":
         yield "embeddings.word.weight", "F32", (v, e)
     elif kind == "s4":
@@ -126,7 +150,7 @@ def embedding_tensors(kind: EmbeddingKind, v: int, e: int, wide: int = 0) -> Ite
 
 
 def linear_tensors(name: str, linear: LinearSpec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of a linear's tensors whose shape is known without its data."""
+    """Return (name, dtype, shape) of a linear's tensors whose shape is known without its data."""
     n, k = linear.out_features, linear.in_features
     if linear.kind == "f32":
         yield f"{name}.weight", "F32", (n, k)

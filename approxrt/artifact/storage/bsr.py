@@ -12,7 +12,7 @@ from approxrt.artifact.spec.formats import TILE_K, TILE_N
 
 
 def grid(n: int, k: int) -> tuple[int, int]:
-    """(strips, columns): the tiles that cover an [n, k] matrix."""
+    """Return (strips, columns): the tiles that cover an [n, k] matrix."""
     return -(-n // TILE_N), -(-k // TILE_K)
 
 
@@ -33,7 +33,7 @@ def expand_mask(mask: np.ndarray, n: int, k: int) -> np.ndarray:
 
 
 def dense_to_bsr(q: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tiles i8[nnz, 16, 4], indices u16[nnz], indptr i32[strips + 1]) of the tiles that `mask` keeps.
+    """Return (tiles i8[nnz, 16, 4], indices u16[nnz], indptr i32[strips + 1]) of the tiles that `mask` keeps.
 
     `q` is i8[N, K]; `mask` is bool[strips, columns]. A kept tile may be all zero:
     it is stored, as the mask says.

@@ -1,4 +1,4 @@
-"""From a decoder, its statistics and a plan to weights: cut, refitted, rounded.
+"""Make a decoder's weights from its statistics and a plan: cut, refitted, rounded.
 
 Rounded linears are kept by name and kind, so that a plan that differs from the last in a few of them is built in
 seconds. `build_in_sequence` rounds each linear with the inputs that the rounded ones before it give.
@@ -22,7 +22,7 @@ from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import to_tiles
 from approxrt.artifact.storage.groupwise import kind_of
-from approxrt.planning.decoder_options import HEAD, Choices, Kind, LinearOption, Plan, kind_of_form, kinds_of
+from approxrt.planning.decoder_options import HEAD, Choices, LinearOption, Plan, schemes_of
 from approxrt.pruning.obs import tile_curve
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
 from approxrt.pruning.second_order import LinearStatistics, predicted_loss
@@ -31,6 +31,7 @@ from approxrt.quantization.calibration import round_decoder
 from approxrt.quantization.gptq import dequantized_linear, round_weights
 from approxrt.quantization.grids import parts_of
 from approxrt.quantization.rtn import quantize_rows
+from approxrt.quantization.scheme import Scheme
 from approxrt.significance.decoder_latency import DecoderLatency
 
 Tensors = Mapping[str, np.ndarray]
@@ -49,9 +50,9 @@ class Own:
     tied: bool
     keeps_table: bool
 
-    def kind(self, name: str) -> Kind | None:
-        """What the linear is."""
-        return kind_of_form(kind_of(self.parts[name])) if name in self.parts else None
+    def scheme(self, name: str) -> Scheme | None:
+        """Return what the linear is."""
+        return Scheme(kind_of(self.parts[name])) if name in self.parts else None
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Builder:
     ) -> None:
         self.spec, self.tensors, self.stats, self.own = spec, tensors, stats, own
         self.scores: dict[str, np.ndarray] = {}
-        self._rounded: dict[tuple[str, Kind], _Rounded] = {}
+        self._rounded: dict[tuple[str, Scheme], _Rounded] = {}
 
     def score(self, afford: Callable[[float], bool], say: Say) -> bool:
         """Second-order scores of all tiles; false where they are not had.
@@ -114,38 +115,44 @@ class Builder:
         known = [(name, linear) for name, linear in self.spec.linears() if name in self.stats]
         for place, (name, linear) in enumerate(known):
             n, k = linear.out_features, linear.in_features
-            weight, noise = self.tensors[f"{name}.weight"], dict[int, float]()
+            weight, noise = self.tensors[f"{name}.weight"], dict[LinearKind, float]()
             options: list[LinearOption] = []
-            for kind in self.kinds(name):
-                if kind.sparse and name not in self.scores:
+            for scheme in self.schemes(name):
+                if scheme.sparse and name not in self.scores:
                     continue
-                option = LinearOption(kind, 0.0, latency.seconds(name, linear, kind), kind.bytes(n, k))
+                option = LinearOption(scheme, 0.0, latency.seconds(name, linear, scheme), scheme.bytes(n, k))
                 if self.own is not None and options and getattr(option, cost) >= getattr(options[0], cost):
                     continue
-                if kind.bits not in noise:
-                    if self.own is not None and kind == self.own.kind(name):
-                        noise[kind.bits] = 0.0
+                if scheme.format not in noise:
+                    if self.own is not None and scheme == self.own.scheme(name):
+                        noise[scheme.format] = 0.0
                     else:
-                        parts = self._plain(name, kind.bits) if enough() else self._round(name, Kind(kind.bits)).parts
+                        parts = (
+                            self._plain(name, scheme.format)
+                            if enough()
+                            else self._round(name, Scheme(scheme.format)).parts
+                        )
                         rounded = dequantized_linear(parts, n, k)
-                        noise[kind.bits] = predicted_loss(rounded - weight, self.stats[name])
-                loss = noise[kind.bits]
-                if kind.sparse:
+                        noise[scheme.format] = predicted_loss(rounded - weight, self.stats[name])
+                loss = noise[scheme.format]
+                if scheme.sparse:
                     ordered = np.sort(self.scores[name].ravel())
-                    loss = loss * kind.density + float(ordered[: round((1 - kind.density) * len(ordered))].sum())
+                    loss = loss * scheme.density + float(ordered[: round((1 - scheme.density) * len(ordered))].sum())
                 options.append(replace(option, loss=loss))
             linears[name] = options
             say(f"rounding {place + 1} of {len(known)}")
         return Choices(self.spec, linears)
 
-    def kinds(self, name: str) -> list[Kind]:
-        """What the linear may become."""
-        return kinds_of(name, None if self.own is None else self.own.kind(name) or Kind(9))
+    def schemes(self, name: str) -> list[Scheme]:
+        """Return what the linear may become."""
+        return schemes_of(name, None if self.own is None else self.own.scheme(name) or Scheme("g8"))
 
     def cut(self, plan: Plan) -> Cut:
         """The plan's structure and masks."""
-        masks = {name: self._mask(name, kind) for name, kind in plan.kinds.items() if kind.sparse}
-        of_plan = [name for name, kind in plan.kinds.items() if self.own is not None and kind == self.own.kind(name)]
+        masks = {name: self._mask(name, scheme) for name, scheme in plan.schemes.items() if scheme.sparse}
+        of_plan = [
+            name for name, scheme in plan.schemes.items() if self.own is not None and scheme == self.own.scheme(name)
+        ]
         grids = {name: dict(self.own.parts[name]) for name in of_plan if self.own is not None}
         if plan.keep.is_all_of(self.spec):
             return Cut(self.spec, self.tensors, self.stats, masks, grids)
@@ -159,7 +166,7 @@ class Builder:
             if selection is not None:
                 rows = selection.apply(self._elements(name))
                 assert rows is not None
-                masks[name] = _top(to_tiles(rows).sum(axis=(2, 3), dtype=np.float64), plan.kinds[name].density)
+                masks[name] = _top(to_tiles(rows).sum(axis=(2, 3), dtype=np.float64), plan.schemes[name].density)
         spec, tensors, stats = remove_and_refit(self.spec, self.tensors, plan.keep, self.stats)
         for name, grid in grids.items():
             selection = chosen.get(f"{name}.weight")
@@ -167,7 +174,7 @@ class Builder:
                 gone = np.setdiff1d(np.arange(self.tensors[f"{name}.weight"].shape[1]), selection.indices)
                 mean = self.tensors[f"{name}.weight"][:, gone] @ self.stats[name].mean[gone]
                 alone = self.tensors[f"{name}.bias"] + mean.astype(np.float32)
-                _put_on_grid(name, tensors, grid, stats[name], plan.kinds[name].bits, alone)
+                _put_on_grid(name, tensors, grid, stats[name], plan.schemes[name].format, alone)
         return Cut(spec, tensors, stats, masks, grids)
 
     def build(self, plan: Plan) -> InMemory:
@@ -177,37 +184,37 @@ class Builder:
     def linears(self, plan: Plan, cut: Cut) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
         """The same before the word table gets its form."""
         out, kinds = dict(cut.tensors), dict[str, LinearKind]()
-        for name, kind in plan.kinds.items():
+        for name, scheme in plan.schemes.items():
             weight = out.pop(f"{name}.weight")
             if name in cut.grids:
-                found = _Rounded(kind.form, dict(cut.grids[name]), np.float32(0))
+                found = _Rounded(scheme.stored, dict(cut.grids[name]), np.float32(0))
             elif weight is self.tensors.get(f"{name}.weight"):
-                found = self._round(name, kind)
+                found = self._round(name, scheme)
             else:
-                found = _round(weight, cut.masks.get(name), cut.stats[name], kind.bits)
+                found = _round(weight, cut.masks.get(name), cut.stats[name], scheme.format)
             kinds[name] = found.kind
             out |= {f"{name}.{part}": array for part, array in found.parts.items()}
             out[f"{name}.bias"] = out[f"{name}.bias"] + found.bias
         return cut.spec.with_linear_kinds(kinds), out
 
-    def rounded(self, name: str, kind: Kind) -> np.ndarray:
-        """What a linear of the whole decoder stands for in a kind, f32[N, K]."""
-        return dequantized_linear(self._round(name, kind).parts, *self.tensors[f"{name}.weight"].shape)
+    def rounded(self, name: str, scheme: Scheme) -> np.ndarray:
+        """Return what a linear of the whole decoder stands for in a kind, f32[N, K]."""
+        return dequantized_linear(self._round(name, scheme).parts, *self.tensors[f"{name}.weight"].shape)
 
-    def _round(self, name: str, kind: Kind) -> _Rounded:
-        if (name, kind) not in self._rounded:
-            mask = self._mask(name, kind) if kind.sparse else None
+    def _round(self, name: str, scheme: Scheme) -> _Rounded:
+        if (name, scheme) not in self._rounded:
+            mask = self._mask(name, scheme) if scheme.sparse else None
             weight = self.tensors[f"{name}.weight"]
-            self._rounded[name, kind] = _round(weight, mask, self.stats[name], kind.bits)
-        return self._rounded[name, kind]
+            self._rounded[name, scheme] = _round(weight, mask, self.stats[name], scheme.format)
+        return self._rounded[name, scheme]
 
-    def _plain(self, name: str, bits: int) -> dict[str, np.ndarray]:
+    def _plain(self, name: str, kind: LinearKind) -> dict[str, np.ndarray]:
         from approxrt.quantization.rtn import quantize_linear
 
-        return quantize_linear(self.tensors[f"{name}.weight"], bits)[1]
+        return quantize_linear(self.tensors[f"{name}.weight"], kind)[1]
 
-    def _mask(self, name: str, kind: Kind) -> np.ndarray:
-        return _top(self.scores[name], kind.density)
+    def _mask(self, name: str, scheme: Scheme) -> np.ndarray:
+        return _top(self.scores[name], scheme.density)
 
     def _elements(self, name: str) -> np.ndarray:
         n, k = self.tensors[f"{name}.weight"].shape
@@ -233,10 +240,11 @@ def build_in_sequence(
     batch: torch.Tensor,
     own: Own | None,
     say: Say | None = None,
+    device: str | torch.device = "cpu",
 ) -> InMemory:
-    """Of a decoder that was cut and refitted, linears of `grids` as they are: see `round_decoder`."""
-    bits = {name: kind.bits for name, kind in plan.kinds.items()}
-    return with_words(*round_decoder(spec, tensors, batch, bits, masks, say, grids), own)
+    """Build a decoder that was cut and refitted, with linears of `grids` as they are: see `round_decoder`."""
+    kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
+    return with_words(*round_decoder(spec, tensors, batch, kinds, masks, say, grids, device), own)
 
 
 def untied(spec: DecoderSpec, tensors: Tensors) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
@@ -267,13 +275,13 @@ def with_words(spec: DecoderSpec, tensors: Tensors, own: Own | None) -> InMemory
 
 
 def _put_on_grid(
-    name: str, tensors: dict[str, np.ndarray], grid: dict[str, np.ndarray], stats: LinearStatistics, bits: int,
+    name: str, tensors: dict[str, np.ndarray], grid: dict[str, np.ndarray], stats: LinearStatistics, kind: LinearKind,
     alone: np.ndarray,
 ) -> None:  # fmt: skip
     """A refitted linear's weights in `tensors` to `grid`, whose integers change; or as they were, with bias `alone`."""
     refit = tensors[f"{name}.weight"]
     left = dequantized_linear(grid, *refit.shape)
-    rounded, _, parts = round_weights(refit, None, stats.moments, bits, grid=grid)
+    rounded, _, parts = round_weights(refit, None, stats.moments, kind, grid=grid)
     change, shift = left - refit, alone - tensors[f"{name}.bias"]
     # About the refit, where the slope is nothing: 1/2 E[g^2 |change x + shift|^2].
     cross = float(shift @ (change @ stats.mean)) * stats.weight
@@ -293,12 +301,12 @@ def cut_without_statistics(
     return shrunk_spec(spec, keep), rest | dict(weights)
 
 
-def _round(weight: np.ndarray, mask: np.ndarray | None, stats: LinearStatistics, bits: int) -> _Rounded:
+def _round(weight: np.ndarray, mask: np.ndarray | None, stats: LinearStatistics, kind: LinearKind) -> _Rounded:
     bias = np.zeros(len(weight), np.float32)
     if mask is not None:
         weight, bias = refit_kept(weight, mask, stats)
-    _, kind, parts = round_weights(weight, mask, stats.moments, bits)
-    return _Rounded(kind, parts, bias)
+    _, stored, parts = round_weights(weight, mask, stats.moments, kind)
+    return _Rounded(stored, parts, bias)
 
 
 def _top(scores: np.ndarray, density: float) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from approxrt.artifact.spec.formats import LinearKind
 from approxrt.compression.families.encoder_inputs import EncoderInputs
 from approxrt.compression.family import OWN_F32, Opened
 from approxrt.compression.job import Job
@@ -38,12 +39,12 @@ TURNS_SECONDS, TURNS_SHARE = 6.0, 0.015
 FILE_BYTES = 24_000  # of an artifact's headers, config.json and card.json
 DEV_TEXTS = 2000  # of a file without labels, for the report
 
-Widths = Mapping[str, int]  # bits of weights by linear
+Kinds = Mapping[str, LinearKind]  # by linear
 
 
 @dataclass(frozen=True)
 class EncoderLimits:
-    """What is allowed: milliseconds of the whole model on the workload, bytes of its blocks; None: anything."""
+    """Hold what is allowed: milliseconds of the whole model on the workload, bytes of its blocks; None: anything."""
 
     ms: float | None
     bytes: int | None
@@ -79,7 +80,7 @@ class EncoderFamily:
 
     def model(self) -> TorchEncoder:
         """Return a fresh model that is the baseline (with embeddings as they will be stored)."""
-        return TorchEncoder(self.inputs.spec, self.inputs.tensors)
+        return TorchEncoder(self.inputs.spec, self.inputs.tensors, device=self.job.device)
 
     def baseline(self) -> Baseline:
         """See `Family`."""
@@ -88,7 +89,7 @@ class EncoderFamily:
     def evaluate_baseline(self) -> dict[str, float]:
         """See `Family`; keeps the outputs, which flips are counted against."""
         inputs = self.inputs
-        whole = TorchEncoder(inputs.checkpoint.spec, inputs.checkpoint.tensors)
+        whole = self._checkpoint_model()
         encoded = encode(inputs.data.validation, inputs.checkpoint.tokenizer_json, inputs.source.length)
         outputs = predict(whole, encoded.ids, encoded.types)
         self.job.work.save_array("baseline_outputs", outputs)
@@ -123,12 +124,12 @@ class EncoderFamily:
 
     # -- what rounds of pruning ask ---------------------------------------------------
 
-    def timer(self, model: TorchEncoder, widths: Widths) -> float:
+    def timer(self, model: TorchEncoder, kinds: Kinds) -> float:
         """Return the milliseconds of a model in the engine on the workload, as they would have been at the baseline.
 
         Timed in turns with the dense int8 model, whose time then and now says how fast the machine is.
         """
-        spec, tensors = build.quantized(model, widths, self.inputs.embeddings, clip_ratios=(1.0,))
+        spec, tensors = build.quantized(model, kinds, self.inputs.embeddings, clip_ratios=(1.0,))
         workload = self.inputs.pruned.workload
         runs = {REFERENCE: self._reference(), "model": engine_run(spec, tensors, workload, self.job.threads)}
         times = take_turns(runs, seconds=1.0, least_rounds=7)
@@ -143,7 +144,7 @@ class EncoderFamily:
         that still disagrees is scaled to the model's time, and the notes say so.
         """
         job, spec = self.job, self.inputs.spec
-        widths = (8, 4) if job.options.wanted_shrink else (8,)
+        kinds: tuple[LinearKind, ...] = ("s8", "s4") if job.options.wanted_shrink else ("s8",)
         lengths = [len(text) for text in self.inputs.pruned.workload]
         typical = typical_lengths(self.inputs.own.train.lengths, SAMPLE_TOKENS)
         tokens = sum(lengths)
@@ -151,7 +152,9 @@ class EncoderFamily:
         for fresh in (False, True):
             begun = job.budget.elapsed()
             with job.budget.measuring():
-                table = measure_table(spec, typical, widths, job.threads, True, job.progress, fresh, tokens)
+                table = measure_table(
+                    spec, typical, kinds, job.threads, progress=job.progress, fresh=fresh, tokens=tokens
+                )
             predicted = table.model_ms(spec, lengths)
             if 1 / TABLE_TOLERANCE <= predicted / whole <= TABLE_TOLERANCE:
                 return table
@@ -173,7 +176,7 @@ class EncoderFamily:
 
     def block_budget(self, model: TorchEncoder, total: float) -> int:
         """Return the bytes that are left for the blocks of a folder of `total` bytes."""
-        _, tensors = build.quantized(model, self.head_widths(), self.inputs.embeddings, clip_ratios=(1.0,))
+        _, tensors = build.quantized(model, self.head_kinds(), self.inputs.embeddings, clip_ratios=(1.0,))
         fixed = sum(array.nbytes for name, array in tensors.items() if not _in_block(name))
         fixed += len(self.inputs.tokenizer_json) + FILE_BYTES
         if total <= fixed:
@@ -185,18 +188,18 @@ class EncoderFamily:
 
     def block_bytes(self, model: TorchEncoder) -> int:
         """Return the bytes of the blocks' weights in the artifact."""
-        _, tensors = build.quantized(model, self.head_widths(), self.inputs.embeddings, clip_ratios=(1.0,))
+        _, tensors = build.quantized(model, self.head_kinds(), self.inputs.embeddings, clip_ratios=(1.0,))
         return sum(array.nbytes for name, array in tensors.items() if _in_block(name))
 
-    def head_widths(self) -> dict[str, int]:
-        """Return the bits of the head's dense layer, where it is rounded at all."""
+    def head_kinds(self) -> dict[str, LinearKind]:
+        """Return the kind of the head's dense layer, where it is rounded at all."""
         if "head.dense" not in dict(self.inputs.spec.linears()) or not self.job.options.wanted_shrink:
             return {}
-        return {"head.dense": 4 if self.inputs.tight else 8}
+        return {"head.dense": "s4" if self.inputs.tight else "s8"}
 
-    def widths(self, model: TorchEncoder, chosen: Widths) -> dict[str, int]:
-        """Return the bits by linear of the artifact to be: what was chosen, 8 elsewhere in the layers."""
-        return {name: chosen.get(name, 8) for name in encoder_linears(model)} | self.head_widths()
+    def kinds(self, model: TorchEncoder, chosen: Kinds) -> dict[str, LinearKind]:
+        """Return the kinds by linear of the artifact to be: what was chosen, s8 elsewhere in the layers."""
+        return {name: chosen.get(name, "s8") for name in encoder_linears(model)} | self.head_kinds()
 
     def densities(self) -> tuple[float, ...]:
         """Return the shares of tiles to choose from: 16x4 tiles are the CPU kernels'; for a GPU all of them stay."""
@@ -206,8 +209,7 @@ class EncoderFamily:
 
     def teachers(self) -> list[TorchEncoder]:
         """Return the float32 checkpoint, and those that were named beside it."""
-        checkpoint = self.inputs.checkpoint
-        models = [TorchEncoder(checkpoint.spec, checkpoint.tensors)]
+        checkpoint, models = self.inputs.checkpoint, [self._checkpoint_model()]
         for folder in self.teacher_folders:
             other = load_checkpoint(folder)
             if other.spec.labels != checkpoint.spec.labels:
@@ -215,7 +217,7 @@ class EncoderFamily:
                     f"teacher {folder!r} has the labels {', '.join(other.spec.labels)}; "
                     f"the checkpoint has {', '.join(checkpoint.spec.labels)}"
                 )
-            models.append(TorchEncoder(other.spec, other.tensors))
+            models.append(TorchEncoder(other.spec, other.tensors, device=self.job.device))
         return models
 
     def teacher(self) -> Teacher:
@@ -232,14 +234,15 @@ class EncoderFamily:
     def training_options(self) -> DistillationOptions:
         """Return how a pruned model learns from its teacher."""
         options = self.job.options
-        return DistillationOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=has_bf16())
+        bf16 = has_bf16(self.job.device)
+        return DistillationOptions(lr=options.lr, batch_size=options.batch_size, seed=options.seed, bf16=bf16)
 
     # -- artifacts ----------------------------------------------------------------------
 
     def build(
         self,
         model: TorchEncoder,
-        widths: Widths,
+        kinds: Kinds,
         provenance: Provenance,
         tensors_of: Mapping[str, build.LinearTensors] | None = None,
         only_within: float | None = None,
@@ -254,7 +257,7 @@ class EncoderFamily:
         build.write(
             work.candidate_path(index),
             model,
-            widths,
+            kinds,
             inputs.embeddings,
             inputs.tokenizer_json,
             {"approxrt": "candidate"},
@@ -288,7 +291,7 @@ class EncoderFamily:
             labels = checkpoint.spec.labels if data.classifies else None
             dataset = read_task(data.task, file, labels, not data.classifies, data.form)
         whole = encode(dataset, checkpoint.tokenizer_json, self.inputs.source.length)
-        before = predict(TorchEncoder(checkpoint.spec, checkpoint.tensors), whole.ids, whole.types)
+        before = predict(self._checkpoint_model(), whole.ids, whole.types)
         model = load(artifact, threads=self.job.threads)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # texts over max_length: cut for the float32 model, too
@@ -322,6 +325,10 @@ class EncoderFamily:
         if best.speedup < 1:
             out.append("the artifact is not faster than the fastest float32 engine on this machine")
         return out
+
+    def _checkpoint_model(self) -> TorchEncoder:
+        checkpoint = self.inputs.checkpoint
+        return TorchEncoder(checkpoint.spec, checkpoint.tensors, device=self.job.device)
 
     def _reference(self) -> Run:
         """The dense model in int8: what later timings are held against, since the machine's own speed drifts."""

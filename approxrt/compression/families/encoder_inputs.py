@@ -42,7 +42,8 @@ WORKLOAD_TEXTS = 128
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """What the user gave: the checkpoint, the task's texts, and those that a model learns from (with more pairs)."""
+    """Hold what the user gave: the checkpoint, the task's texts, and those that a model learns from (with more
+    pairs)."""
 
     folder: Path
     checkpoint: Checkpoint
@@ -190,6 +191,7 @@ def _task_vocabulary(source: EncoderSource, job: Job, allowed: float | None, bit
         job.seed,
         None if known is None else known.shared,
         bits,
+        job.device,
     )
     job.work.save("vocabulary", VocabularyChoice(chosen.shared))
     return chosen

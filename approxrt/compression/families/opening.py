@@ -18,6 +18,7 @@ from approxrt.progress import Progress, Show
 from approxrt.runtime.threads import resolve_threads
 from approxrt.tasks.format import PLAIN
 from approxrt.tasks.registry import Task, get_task
+from approxrt.torch_models.device import resolve_device
 from approxrt.training.budget import Budget
 
 Log = Callable[[str], None]
@@ -35,11 +36,12 @@ def open_family(
 ) -> EncoderFamily | DecoderFamily:
     """Read everything that a compression begins with. Raises InputError for what the family has not."""
     budget, threads = Budget(options.budget), resolve_threads(options.threads)
+    device = resolve_device(options.device)
 
     def job(options: CompressOptions, identity: dict[str, Any]) -> Job:
         work = Work(out, options.identity() | identity)
         say = log or (lambda text: None)
-        return Job(options, out, work, budget, Notes(work, say), Progress.of(progress), say, threads)
+        return Job(options, out, work, budget, Notes(work, say), Progress.of(progress), say, threads, device)
 
     task = get_task(task)
     if task.truth == "text":

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.planning.allocate import Block
 from approxrt.pruning.obs import unit_errors
@@ -23,7 +24,7 @@ from approxrt.torch_models.encoder import TorchEncoder
 class PrunedEncoder:
     """A model that is pruned and refitted, never trained; see `approxrt.compression.rounds.Subject`.
 
-    `kept` says which of the dense model's heads and units the model has; `bits` are the widths to choose from.
+    `kept` says which of the dense model's heads and units the model has; `formats` are those to choose from.
     """
 
     def __init__(
@@ -33,11 +34,11 @@ class PrunedEncoder:
         examples: Examples,
         rows: np.ndarray,
         seed: int = 0,
-        bits: tuple[int, ...] = (8,),
+        formats: tuple[LinearKind, ...] = ("s8",),
     ) -> None:
         self.model, self.dense, self.examples, self.rows, self.seed = model, dense, examples, rows, seed
-        self.bits = bits
-        self.rounding: dict[tuple[str, int], float] = {}
+        self.formats = formats
+        self.rounding: dict[tuple[str, LinearKind], float] = {}
         self.kept = Structure.of(dense.spec)
         self.scores: dict[str, np.ndarray] = {}
         self.means: dict[str, np.ndarray] = {}
@@ -54,8 +55,8 @@ class PrunedEncoder:
         if reorder:
             self._reorder_units(found)
         self.scores = element_scores(self.model, found, self._linears())
-        if len(self.bits) > 1:
-            self.rounding = rounding_errors(self.model, found, self._linears(), self.bits)
+        if len(self.formats) > 1:
+            self.rounding = rounding_errors(self.model, found, self._linears(), self.formats)
 
     def _reorder_units(self, found: Statistics) -> None:
         """The model's units and what was found of them."""
@@ -64,7 +65,7 @@ class PrunedEncoder:
             up, down = f"layers.{i}.ffn.up", f"layers.{i}.ffn.down"
             order = np.arange(0)
             if layer.intermediate_size:
-                weight = self.model.weight(f"{down}.weight").detach().numpy()
+                weight = self.model.weight(f"{down}.weight").detach().cpu().numpy()
                 order = np.argsort(-unit_errors(weight, found.inputs[down], found.gradients[down]), kind="stable")
                 found.linears[down] = found.linears[down].select(order)
                 found.linears[up] = found.linears[up].select_outputs(order)
@@ -76,9 +77,9 @@ class PrunedEncoder:
         """f32[out, in] by linear."""
         return self.scores
 
-    def noise(self, block: Block) -> dict[int, float]:
-        """What plain rounding costs a block by width, in the scores' unit."""
-        return {bits: sum(self.rounding[name, bits] for name in block.linears) for bits in self.bits}
+    def noise(self, block: Block) -> dict[LinearKind, float]:
+        """Return what plain rounding costs a block by format, in the scores' unit."""
+        return {form: sum(self.rounding[name, form] for name in block.linears) for form in self.formats}
 
     def prune(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:
         """Take structure out for real, then set masks; biases take over what goes, on average."""
@@ -102,7 +103,7 @@ class PrunedEncoder:
             gone = np.where(expand_mask(mask, *weight.shape), 0, weight)
             tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + gone @ self.means[name]
         # The model stays the same object: who cuts it may hold it.
-        old.spec, old.weights, old.masks = spec, TorchEncoder(spec, tensors).weights, {}
+        old.spec, old.weights, old.masks = spec, TorchEncoder(spec, tensors, device=old.device).weights, {}
         old.set_masks(old_masks | dict(masks))
         self.kept = Structure(
             tuple(mine[kept] for mine, kept in zip(self.kept.heads, keep.heads, strict=True)),
@@ -113,22 +114,22 @@ class PrunedEncoder:
         """All that is left follows the dense model again."""
         refit(self.model, self.dense, self.examples, self.rows, self.kept)
 
-    def round(self, bits: Mapping[str, int]) -> dict[str, build.LinearTensors]:
-        """GPTQ of the layers' linears at their widths; the model takes the rounded weights and their biases."""
+    def round(self, kinds: Mapping[str, LinearKind]) -> dict[str, build.LinearTensors]:
+        """GPTQ of the layers' linears in their kinds; the model takes the rounded weights and their biases."""
         found = collect(self.model, self.examples, self.rows, self.seed + self.rounds)
         out: dict[str, build.LinearTensors] = {}
         for name in self._linears():
             parameter = self.model.weight(f"{name}.weight")
-            weight, mean = parameter.detach().numpy(), found.means[name]
+            weight, mean = parameter.detach().cpu().numpy(), found.means[name]
             mask = self.model.masks.get(name)
             if mask is not None and mask.all():
                 mask = None
             # The bias takes over the mean error, so that only what varies is left to be small.
             covariance = found.inputs[name] - np.outer(mean, mean)
-            rounded, kind, parts = round_weights(weight, mask, covariance, bits.get(name, 8))
+            rounded, kind, parts = round_weights(weight, mask, covariance, kinds.get(name, "s8"))
             out[name] = (kind, parts)
             with torch.no_grad():
-                self.model.weight(f"{name}.bias").add_(torch.from_numpy((weight - rounded) @ mean))
+                self.model.weight(f"{name}.bias").add_(torch.from_numpy((weight - rounded) @ mean).to(parameter.device))
                 parameter.copy_(torch.from_numpy(rounded))
         return out
 

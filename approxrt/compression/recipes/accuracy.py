@@ -100,7 +100,7 @@ def more_accurate(family: EncoderFamily) -> None:
         "gain_in_resamples": sure,
         "epochs": history,
     }
-    family.build(model, family.widths(model, {}), Provenance(Origin.PLANNED, facts=facts))
+    family.build(model, family.kinds(model, {}), Provenance(Origin.PLANNED, facts=facts))
 
 
 def _ensemble_plan(family: EncoderFamily) -> EnsemblePlan:
@@ -171,7 +171,8 @@ def _hard_attention(family: EncoderFamily, model: TorchEncoder) -> list[int]:
 
 
 def _soup(family: EncoderFamily, members: list[TorchEncoder]) -> tuple[TorchEncoder, list[int]]:
-    """(what the model begins with, the members whose mean it is): of members and their means what validates best.
+    """Return (what the model begins with, the members whose mean it is): of members and their means what validates
+    best.
 
     The checkpoint, which is the first, is another start than theirs, and no mean takes it in. It stays where it is
     surely better: by a little it looks so anyway, as its epoch was chosen by the same validation examples.
@@ -264,14 +265,15 @@ def _validated(family: EncoderFamily, model: TorchEncoder, step: int) -> dict[st
 
 
 def _losses(family: EncoderFamily, model: TorchEncoder) -> np.ndarray:
-    """Of each validation example, at the temperature that suits the model best."""
+    """Return the loss of each validation example, at the temperature that suits the model best."""
     validation = family.inputs.validation
     assert validation.labels is not None
     return calibrated_losses(predict(model, validation.ids, validation.types), validation.labels)
 
 
 def _offsets(family: EncoderFamily, model: TorchEncoder) -> list[float] | None:
-    """What is added to the last bias, where the metric rises by it; None where it does not, or there are no classes."""
+    """Return what is added to the last bias, where the metric rises by it; None where it does not, or there are no
+    classes."""
     validation = family.inputs.validation
     assert validation.labels is not None
     if validation.labels.dtype.kind == "f":
@@ -286,7 +288,7 @@ def _offsets(family: EncoderFamily, model: TorchEncoder) -> list[float] | None:
         return None
     offsets = logit_offsets(metric, logits, validation.labels)
     with torch.no_grad():
-        model.weight("head.out.bias").add_(torch.from_numpy(offsets))
+        model.weight("head.out.bias").add_(torch.from_numpy(offsets).to(model.device))
     return [float(offset) for offset in offsets]
 
 

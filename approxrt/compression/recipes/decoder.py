@@ -44,7 +44,7 @@ def decoder(family: DecoderFamily) -> None:
         # What a rotation and rounding make of a file with grids of its own cannot be closer to it than those.
         if not job.work.candidates():
             job.say("as in the file")
-            kept = InMemory(*quantize_model(spec, tensors, 5, grouped=checkpoint.grouped))
+            kept = InMemory(*quantize_model(spec, tensors, "g4", grouped=checkpoint.grouped))
             family.build(kept, Provenance(Origin.CONVERTED, title="as in the file"))
         _preview_head(family)
         spec, tensors = untied(spec, tensors)
@@ -56,7 +56,7 @@ def decoder(family: DecoderFamily) -> None:
             job.notes.add("layer norms: activations are not rotated, so their outliers cost some accuracy")
         if not job.work.candidates():
             job.say("int8")
-            rounded = InMemory(*quantize_model(spec, tensors, 8))
+            rounded = InMemory(*quantize_model(spec, tensors, "s8"))
             family.build(rounded, Provenance(Origin.CONVERTED, title="int8, rounded to nearest"))
     state = job.work.load_tensors("state")
     if state is None:

@@ -15,8 +15,6 @@ from approxrt.compression.records import Candidate, DecodeTimes, Learnt, Origin,
 from approxrt.compression.report import SLACK, choose, violation
 from approxrt.planning.decoder_options import (
     HEAD,
-    INT8,
-    KINDS,
     Choices,
     LinearOption,
     Plan,
@@ -26,6 +24,7 @@ from approxrt.planning.decoder_options import (
 from approxrt.progress import Progress
 from approxrt.pruning.structure import GROUPS
 from approxrt.quantization.calibration import calibration
+from approxrt.quantization.scheme import SCHEMES, Scheme
 from approxrt.significance.decoder_latency import DecoderLatency, measure_latency
 from approxrt.significance.decoder_removal import HeldOutText, head_divergence
 from approxrt.significance.decoder_statistics import collect_from_text
@@ -51,7 +50,7 @@ BEFORE_TRAINING = 3.0
 
 
 class Search:
-    """Of one compression, on a decoder in the coordinates in which it is rounded."""
+    """Search for the plan of one compression, of a decoder in the coordinates in which it is rounded."""
 
     def __init__(self, family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarray]) -> None:
         self.family, self.job, self.spec, self.tensors = family, family.job, spec, tensors
@@ -74,7 +73,7 @@ class Search:
             if trains and tries and self.job.budget.elapsed() > TRIES_UNTIL * self.job.options.budget:
                 break
             new = self._plan(choices, tries, self.family.allowed)
-            if plan is not None and new.kinds == plan.kinds and _same(new, plan):
+            if plan is not None and new.schemes == plan.schemes and _same(new, plan):
                 break
             plan = new
             candidate = self.family.build(builder.build(plan), Provenance(Origin.PLANNED, plan))
@@ -89,7 +88,15 @@ class Search:
             batch = calibration(self.family.inputs.calibrating, ROUNDING_SEQUENCES, self.family.inputs.sequence)
             cut = builder.cut(best)
             built = build_in_sequence(
-                cut.spec, refitted(cut), cut.masks, cut.grids, best, batch, builder.own, self.job.tick
+                cut.spec,
+                refitted(cut),
+                cut.masks,
+                cut.grids,
+                best,
+                batch,
+                builder.own,
+                self.job.tick,
+                self.job.device,
             )
             self.family.build(built, Provenance(Origin.PLANNED, best, in_sequence=True))
         if not trains:
@@ -110,13 +117,14 @@ class Search:
         return builder, wanted
 
     def _rounds(self, plan: Plan | None, builder: Builder) -> bool:
-        """Whether a linear of the plan's layers is not on the checkpoint's own grid."""
+        """Tell whether a linear of the plan's layers is not on the checkpoint's own grid."""
         assert builder.own is not None
-        kinds = {} if plan is None else plan.kinds
-        return any(kind != builder.own.kind(name) for name, kind in kinds.items() if name != HEAD)
+        schemes = {} if plan is None else plan.schemes
+        return any(scheme != builder.own.scheme(name) for name, scheme in schemes.items() if name != HEAD)
 
     def _check_reach(self, choices: Choices) -> None:
-        """What is asked for may lie beyond all plans: then say so, and be as good as `max_drop` allows."""
+        """Find out whether what is asked for lies beyond all plans: then say so, and be as good as `max_drop`
+        allows."""
         target = self._target()
         if target is None:
             return
@@ -145,8 +153,8 @@ class Search:
         latency = self._latency(spec)
         batch = calibration(self.family.inputs.calibrating, STATISTICS_SEQUENCES, self.family.inputs.sequence)
         stats = collect_from_text(
-            TorchDecoder(spec, tensors), batch, own is not None, Progress(lambda share, text: self.job.tick(text)),
-            self.job.budget.share(SHARES["statistics"]),
+            TorchDecoder(spec, tensors, self.job.device), batch, own is not None,
+            Progress(lambda share, text: self.job.tick(text)), self.job.budget.share(SHARES["statistics"]),
         ).linears  # fmt: skip
         builder = Builder(spec, tensors, stats, own)
         begun, allowed = self.job.budget.elapsed(), TILES_SHARE * self.job.options.budget
@@ -170,16 +178,16 @@ class Search:
         return builder, choices
 
     def _latency(self, spec: DecoderSpec) -> DecoderLatency:
-        named = {kind.name: kind for kind in KINDS}
+        named = {scheme.name: scheme for scheme in SCHEMES}
         known = self.job.work.load("latency", DecodeTimes)
         if known is None:
             wanted = Builder(spec, {}, {}, self.family.own)
-            of_names = {name: wanted.kinds(name) for name, _ in spec.linears()}
-            heads = [kind for kind in of_names.pop(HEAD, [INT8]) if not kind.sparse]
-            kinds = list(dict.fromkeys(kind for kinds in of_names.values() for kind in kinds))
-            found = measure_latency(spec, kinds, heads, self.job.threads, progress=self.job.tick)
+            of_names = {name: wanted.schemes(name) for name, _ in spec.linears()}
+            heads = [s for s in of_names.pop(HEAD, [Scheme("s8")]) if not s.sparse]
+            schemes = list(dict.fromkeys(s for found in of_names.values() for s in found))
+            found = measure_latency(spec, schemes, heads, self.job.threads, progress=self.job.tick)
             per_byte, head = (
-                {kind.name: value for kind, value in table.items()} for table in (found.per_byte, found.head)
+                {scheme.name: value for scheme, value in table.items()} for table in (found.per_byte, found.head)
             )
             known = DecodeTimes(per_byte, head)
             self.job.work.save("latency", known)
@@ -195,12 +203,12 @@ class Search:
         with_table = builder.own.tied and not builder.own.keeps_table
         out = []
         for option in options:
-            if option.kind == builder.own.kind(HEAD):
+            if option.scheme == builder.own.scheme(HEAD):
                 out.append(option)
                 continue
-            self.job.tick(f"measuring the head in {option.kind.name}")
-            weight = builder.rounded(HEAD, option.kind)
-            loss = head_divergence(self.spec, self.tensors, weight, batch, with_table)
+            self.job.tick(f"measuring the head in {option.scheme.name}")
+            weight = builder.rounded(HEAD, option.scheme)
+            loss = head_divergence(self.spec, self.tensors, weight, batch, with_table, self.job.device)
             out.append(replace(option, loss=loss))
         return out
 
@@ -229,7 +237,8 @@ class Search:
 
         def measure(names: list[str], batch: Any) -> dict[str, float]:
             found = measure_removals(
-                HeldOutText(TorchDecoder(spec, tensors), batch), means, [elements[name] for name in names],
+                HeldOutText(TorchDecoder(spec, tensors, self.job.device), batch), means,
+                [elements[name] for name in names],
                 Progress(lambda share, text: self.job.tick(text)), self.job.budget.share(SHARES["removal"]),
             )  # fmt: skip
             return {removal.element.name: removal.change for removal in found.removals}
@@ -272,7 +281,7 @@ class Search:
         return math.log1p(self.job.work.candidates()[0].drop) if self.family.own is not None else 0.0
 
     def _learnt(self, plan: Plan, candidate: Candidate) -> Learnt:
-        """What a built plan says of the predictions."""
+        """Return what a built plan says of the predictions."""
         loss = math.log1p(candidate.drop)
         # All of the loss may be due to activations, so never below a tenth.
         scale = max(0.1, (loss - self._base()) / plan.loss) if plan.loss > 0 else FIRST_SCALE
@@ -299,7 +308,7 @@ class Search:
         return self.family.cost == "bytes" or SLACK <= target / learnt.cost <= 1 / SLACK
 
     def _best_plan(self) -> Plan | None:
-        """Of the best candidate that has one and was not trained."""
+        """Return that of the best candidate that has one and was not trained."""
         planned = [c for c in self.job.work.candidates() if c.provenance.plan is not None and not c.provenance.steps]
         return choose(planned, self.job.options).provenance.plan if planned else None
 

@@ -47,7 +47,7 @@ def starting_state(builder: Builder, plan: Plan) -> dict[str, Any]:
     else:
         _, tensors = builder.linears(plan, cut)
         weights = {name: tensors.get(name, array) for name, array in cut.tensors.items() if name.startswith("layers.")}
-        for name in plan.kinds:
+        for name in plan.schemes:
             grids[name] = parts_of(name, tensors)
             weight = dequantized_linear(grids[name], *cut.tensors[f"{name}.weight"].shape)
             weights[f"{name}.weight"] = weight
@@ -66,7 +66,7 @@ def _torch(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def _numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
@@ -77,18 +77,21 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
     job, inputs, own = family.job, family.inputs, family.own
     plan = from_json(state["plan"], Plan)
     masks = _numpy(state["masks"])
-    bits = {name: kind.bits for name, kind in plan.kinds.items()}
+    kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
     grids = {name: _numpy(parts) for name, parts in state["grids"].items()}
     cut_spec, cut_tensors = cut_without_statistics(spec, tensors, plan.keep, _numpy(state["weights"]))
     count = len(inputs.calibrating) // inputs.sequence
     pieces = torch.tensor(inputs.calibrating[: count * inputs.sequence]).reshape(count, inputs.sequence)
     # A head that leaves the checkpoint's grid is a matrix of its own, and learns; one that is the table does not.
-    trains_head = own is not None and own.keeps_table and HEAD in plan.kinds and plan.kinds[HEAD] != own.kind(HEAD)
-    options = DecoderDistillationOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(),
+    trains_head = (
+        own is not None and own.keeps_table and HEAD in plan.schemes and plan.schemes[HEAD] != own.scheme(HEAD)
+    )
+    options = DecoderDistillationOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(job.device),
                                      trains_head=trains_head)  # fmt: skip
     if own is not None and own.tied and not own.keeps_table:
         cut_tensors["embeddings.word.weight"] = cut_tensors[f"{HEAD}.weight"]
-    recovery = DecoderDistillation(cut_spec, cut_tensors, masks, bits, pieces, family.teach, options, grids)
+    recovery = DecoderDistillation(cut_spec, cut_tensors, masks, kinds, pieces, family.teach, options, grids,
+                                   job.device)  # fmt: skip
     # Perplexity, step, weights, grids.
     best: tuple[float, int, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]] | None = None
     if state["recovery"] is not None:
@@ -100,7 +103,7 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
 
     def build(weights: dict[str, np.ndarray], grids: dict[str, dict[str, np.ndarray]]) -> InMemory:
         _, whole = cut_without_statistics(spec, tensors, plan.keep, weights)
-        return with_words(*on_grid(cut_spec, whole, masks, bits, grids), own)
+        return with_words(*on_grid(cut_spec, whole, masks, kinds, grids), own)
 
     def save() -> None:
         kept = None
@@ -152,5 +155,5 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
         job.tick("rounding in sequence")
         _, whole = cut_without_statistics(spec, tensors, plan.keep, best[2])
         batch = calibration(inputs.calibrating, ROUNDING_SEQUENCES, inputs.sequence)
-        built = build_in_sequence(cut_spec, whole, masks, {}, plan, batch, None, job.tick)
+        built = build_in_sequence(cut_spec, whole, masks, {}, plan, batch, None, job.tick, job.device)
         family.build(built, replace(provenance, in_sequence=True))

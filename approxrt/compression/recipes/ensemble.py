@@ -76,7 +76,7 @@ def load_weights(work: Work, name: str, model: TorchEncoder) -> bool:
 
 
 def _planned(family: EncoderFamily, plan: EnsemblePlan) -> EnsemblePlan:
-    """How many members there will be, and the steps of each. Decided once: a resumed run keeps to it."""
+    """Return how many members there will be, and the steps of each. Decided once: a resumed run keeps to it."""
     if plan.members is not None:
         return plan
     job, train = family.job, family.inputs.pruned.train
@@ -108,7 +108,7 @@ def _no_teacher(family: EncoderFamily) -> Teacher:
 
 
 def _practised(family: EncoderFamily) -> tuple[TorchEncoder, EnsemblePlan]:
-    """(the checkpoint after practice, how many steps there were and the seconds until then)."""
+    """Return (the checkpoint after practice, how many steps there were and the seconds until then)."""
     job, model, inputs = family.job, family.model(), family.inputs
     known = job.work.load("ensemble", EnsemblePlan)
     if known is not None and load_weights(job.work, "practised", model):
@@ -136,7 +136,7 @@ def _practised(family: EncoderFamily) -> tuple[TorchEncoder, EnsemblePlan]:
 
 
 def training_options(family: EncoderFamily, seed: int) -> DistillationOptions:
-    """How models learn from labels here: to the end of the schedule, with dropout."""
+    """Return how models learn from labels here: to the end of the schedule, with dropout."""
     return dataclasses.replace(
         family.training_options(), seed=seed, final_lr=0.0, warmup=0.1, hidden_weight=0.0, dropout=0.1
     )

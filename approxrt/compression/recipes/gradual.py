@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from approxrt.artifact.spec.formats import LinearKind
 from approxrt.compression.families.encoder import EncoderFamily
 from approxrt.compression.families.pruned_encoder import PrunedEncoder
 from approxrt.compression.records import Candidate, Origin, Provenance, StepPlan
-from approxrt.compression.rounds import Rounds, rounds_towards
+from approxrt.compression.rounds import Rounds, formats_of, rounds_towards
 from approxrt.compression.signs import match_signs
 from approxrt.planning.allocate import Block
 from approxrt.random import Stream, generator
@@ -38,7 +39,7 @@ PRUNINGS = {0.08: 0.7, 0.18: 0.85, 0.3: 1.0}  # share of a stage's steps -> of t
 FEW_STEPS = 200
 FEW_ROUNDS = (0.4, 0.75, 1.0)
 QAT_FROM = 0.85
-# Share of a width's rounding error that is left after training on the artifact's grid (QAT). int4 everywhere costs
+# Share of a format's rounding error that is left after training on the artifact's grid (QAT). int4 everywhere costs
 # MiniLM nothing on SST-2 and 0.8 % on STS-B even without it, while its bytes pay for twice as many weights.
 TRAINED_NOISE = 0.1
 PRUNED_PACE = 0.66  # a step of a pruned model takes about two thirds of a dense one's time
@@ -48,7 +49,7 @@ TWO_STAGES_FROM = 6.0  # times faster
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is to reach, and its share of all steps and of the bar."""
+    """Hold what a stage is to reach, and its share of all steps and of the bar."""
 
     index: int
     speedup: float | None
@@ -121,12 +122,12 @@ class _Stages:
             trainer.restore(state["recovery"])
         rounds.recovery = trainer
         self._train(stage, trainer, rounds, few)
-        self._build(stage, trainer.model, rounds.bits_of, rounds.history, trainer.steps)
+        self._build(stage, trainer.model, rounds.kinds, rounds.history, trainer.steps)
         if trainer.quantizer is not None:
             trainer.quantizer.remove()
 
     def _idle(self, stage: Stage) -> bool:
-        """Whether all stages before this one needed no training."""
+        """Tell whether all stages before this one needed no training."""
         before = self.job.work.candidates()[: stage.index]
         return stage.index > 0 and not any(candidate.provenance.steps for candidate in before)
 
@@ -136,7 +137,7 @@ class _Stages:
         return keeps is not None
 
     def _plan(self) -> StepPlan:
-        """How many steps the budget allows, from the pace of a few dense ones."""
+        """Return how many steps the budget allows, from the pace of a few dense ones."""
         job, options = self.job, self.job.options
         inputs = self.family.inputs.pruned
         trial = Distillation(self.family.model(), inputs.learnt, self.teacher, 1000, self.family.training_options())
@@ -169,15 +170,15 @@ class _Stages:
         limits = self.family.limits(self.model, stage.speedup, stage.shrink)
         rounds = rounds_towards(self.family, self._subject(), self.table, limits)
         if state is not None:
-            rounds.bits_of, rounds.correction = dict(state["bits_of"]), state["correction"]
+            rounds.kinds, rounds.correction = dict(state["kinds"]), state["correction"]
             rounds.start_ms, rounds.history = state["start_ms"], list(state["history"])
         return rounds
 
     def _subject(self) -> PrunedEncoder:
         """The model for rounds of pruning, held against a copy of what it is now."""
-        copy = TorchEncoder(self.model.spec, self.model.tensors())
-        bits = (8,) if self.job.options.wanted_shrink is None else (8, 4)
-        return PrunedEncoder(self.model, copy, self.family.inputs.pruned.train, self._rows(), self.job.seed, bits)
+        copy = TorchEncoder(self.model.spec, self.model.tensors(), device=self.model.device)
+        formats = formats_of(self.job.options.wanted_shrink is not None)
+        return PrunedEncoder(self.model, copy, self.family.inputs.pruned.train, self._rows(), self.job.seed, formats)
 
     def _rows(self) -> np.ndarray:
         train = self.family.inputs.pruned.train
@@ -201,8 +202,8 @@ class _Stages:
             self.job.progress(stage.begin, stage.name(f": pruning {place + 1}"))
             # Tiles that are pruned already tie FFN channels to their places.
             subject.score(reorder=place == 0 and not self.model.masks)
-            if len(rounds.bits) > 1:
-                rounds.noise = _trained(subject.rounding, rounds.bits)
+            if len(rounds.formats) > 1:
+                rounds.noise = _trained(subject.rounding, rounds.formats)
             rounds.cut(way)
             subject.refit()
 
@@ -218,7 +219,7 @@ class _Stages:
                 self._rescore(trainer, rounds)
                 rounds.cut(prunings[trainer.step])
             if trainer.step >= round(steps * QAT_FROM) and trainer.quantizer is None:
-                trainer.quantize(self.family.widths(trainer.model, rounds.bits_of))
+                trainer.quantize(self.family.kinds(trainer.model, rounds.kinds))
             trainer.advance()
             # Pruning, or a busy machine, makes a slow start, which must not cost the rest. With grids learnt, the end
             # is set.
@@ -237,10 +238,10 @@ class _Stages:
         names = encoder_linears(model)
         found = collect(model, train, self._rows(), self.job.seed + trainer.step)
         scores = element_scores(model, found, names)
-        if len(rounds.bits) > 1:
-            rounds.noise = _trained(rounding_errors(model, found, names, rounds.bits), rounds.bits)
-        trainer.scores = {name: torch.from_numpy(score) for name, score in scores.items()}
-        trainer.means = {name: torch.from_numpy(found.means[name]) for name in scores}
+        if len(rounds.formats) > 1:
+            rounds.noise = _trained(rounding_errors(model, found, names, rounds.formats), rounds.formats)
+        trainer.scores = {name: torch.from_numpy(score).to(model.device) for name, score in scores.items()}
+        trainer.means = {name: torch.from_numpy(found.means[name]).to(model.device) for name in scores}
 
     def _save(self, stage: Stage, trainer: Distillation, rounds: Rounds, few: bool) -> None:
         self.job.work.save_tensors(
@@ -250,7 +251,7 @@ class _Stages:
                 "few": few,
                 "seconds": self.job.budget.elapsed(),
                 "recovery": trainer.state(),
-                "bits_of": rounds.bits_of,
+                "kinds": rounds.kinds,
                 "correction": float(rounds.correction),
                 "start_ms": float(rounds.start_ms),
                 "history": rounds.history,
@@ -261,16 +262,18 @@ class _Stages:
         self,
         stage: Stage,
         model: TorchEncoder,
-        chosen: Mapping[str, int],
+        chosen: Mapping[str, LinearKind],
         history: list[dict[str, Any]],
         steps: int,
         only_within: float | None = None,
     ) -> Candidate | None:
         facts = {**stage.facts(), "cuts": history, "steps": steps, "attention": self.signs}
         provenance = Provenance(Origin.PLANNED, steps=steps, facts=facts)
-        return self.family.build(model, self.family.widths(model, chosen), provenance, only_within=only_within)
+        return self.family.build(model, self.family.kinds(model, chosen), provenance, only_within=only_within)
 
 
-def _trained(errors: Mapping[tuple[str, int], float], widths: Sequence[int]) -> Callable[[Block], dict[int, float]]:
-    """What is left of rounding errors, by block and width, once a model is trained on its grid."""
-    return lambda block: {bits: TRAINED_NOISE * sum(errors[name, bits] for name in block.linears) for bits in widths}
+def _trained(
+    errors: Mapping[tuple[str, LinearKind], float], formats: Sequence[LinearKind]
+) -> Callable[[Block], dict[LinearKind, float]]:
+    """Return what is left of rounding errors, by block and format, once a model is trained on its grid."""
+    return lambda block: {form: TRAINED_NOISE * sum(errors[name, form] for name in block.linears) for form in formats}

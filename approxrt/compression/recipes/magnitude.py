@@ -59,4 +59,4 @@ def magnitude(family: EncoderFamily) -> None:
         "density": low or 1.0,
         "tried": tried,
     }
-    family.build(model, family.head_widths(), Provenance(Origin.PLANNED, facts=facts))
+    family.build(model, family.head_kinds(), Provenance(Origin.PLANNED, facts=facts))

@@ -16,7 +16,7 @@ import numpy as np
 from approxrt.compression.families.encoder import EncoderFamily
 from approxrt.compression.families.pruned_encoder import PrunedEncoder
 from approxrt.compression.records import Origin, Provenance
-from approxrt.compression.rounds import rounds_towards
+from approxrt.compression.rounds import formats_of, rounds_towards
 from approxrt.compression.signs import match_signs
 from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import with_sign_attention
@@ -37,9 +37,9 @@ def one_shot(family: EncoderFamily) -> None:
     model = family.model()
     signs = match_signs(family, model)
     limits = family.limits(model, options.wanted_speedup, options.wanted_shrink)
-    exact = TorchEncoder(model.spec, model.tensors())
+    exact = TorchEncoder(model.spec, model.tensors(), device=model.device)
     with_sign_attention(exact, {}, ())
-    subject = PrunedEncoder(model, exact, train, rows, job.seed, (8,) if limits.bytes is None else (8, 4))
+    subject = PrunedEncoder(model, exact, train, rows, job.seed, formats_of(limits.bytes is not None))
     rounds = rounds_towards(family, subject, table, limits)
     if limits.bytes is not None:
         rounds.noise = subject.noise
@@ -50,9 +50,9 @@ def one_shot(family: EncoderFamily) -> None:
         rounds.cut((i + 1) / ROUNDS)
         subject.refit()
     job.progress(ROUNDS / (ROUNDS + 1), "rounding")
-    widths = family.widths(subject.model, rounds.bits_of)
-    tensors_of = subject.round(widths)
+    kinds = family.kinds(subject.model, rounds.kinds)
+    tensors_of = subject.round(kinds)
     facts: dict[str, Any] = {"speedup": options.wanted_speedup, "shrink": options.wanted_shrink}
     facts |= {"recipe": "one-shot", "method": "ours", "cuts": rounds.history, "examples": len(rows)}
     facts["attention"] = signs.to_report()
-    family.build(subject.model, widths, Provenance(Origin.PLANNED, facts=facts), tensors_of)
+    family.build(subject.model, kinds, Provenance(Origin.PLANNED, facts=facts), tensors_of)

@@ -40,7 +40,7 @@ def paper(family: EncoderFamily) -> None:
     found = search(held, means, test, job.progress.part(0.1, 0.9))
     small = shrunk(model, found.keep, means)
     facts = {"method": "paper", "test": asdict(test), **log_of(found, len(held))}
-    family.build(small, family.widths(small, {}), Provenance(Origin.PLANNED, facts=facts))
+    family.build(small, family.kinds(small, {}), Provenance(Origin.PLANNED, facts=facts))
 
 
 def thresholds(objective: tuple[str, ...]) -> Test:

@@ -252,7 +252,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers': JSON as it is, no HTML escapes."""
+    """Write JSON as transformers does: as it is, no HTML escapes."""
     meter = METER.get()
     size = weigh(value, meter.value)
     width = len(indent) if isinstance(indent, str) else int(indent or 0)

@@ -141,7 +141,7 @@ class ChatTokenizer:
         return ids + self._as_text(plain)
 
     def _parts(self, text: str, marks: str) -> Iterator[tuple[str, str | None]]:
-        """(text, the control token after it, if one is there); marks are left out."""
+        """Return (text, the control token after it, if one is there); marks are left out."""
         token = "|".join(re.escape(token) for token in sorted(self._special, key=len, reverse=True))
         start, end = marks[0], marks[1]
         at = 0

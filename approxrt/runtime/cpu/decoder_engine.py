@@ -21,7 +21,7 @@ PROMPT_CHUNK = 512
 
 
 class DecoderWeights(Protocol):
-    """What the engine needs of an artifact: its spec and tensors, on disk or in memory."""
+    """Hold what the engine needs of an artifact: its spec and tensors, on disk or in memory."""
 
     @property
     def decoder_spec(self) -> DecoderSpec: ...
@@ -102,7 +102,7 @@ class DecoderEngine:
             taken.update(self._decoder.take_profile())
 
     def info(self) -> dict[str, Any]:
-        """What runs where."""
+        """Return what runs where."""
         return {
             "device": "cpu",
             "isa": self.isa,

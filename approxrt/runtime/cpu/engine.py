@@ -19,7 +19,7 @@ from approxrt.runtime.threads import resolve_threads
 
 
 class Weights(Protocol):
-    """What the engine needs of an artifact: its spec and tensors, on disk or in memory."""
+    """Hold what the engine needs of an artifact: its spec and tensors, on disk or in memory."""
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -122,7 +122,7 @@ class CpuEngine:
         )
 
     def info(self) -> dict[str, Any]:
-        """What runs where."""
+        """Return what runs where."""
         return {
             "device": "cpu",
             "isa": self.isa,

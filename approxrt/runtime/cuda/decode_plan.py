@@ -1,4 +1,4 @@
-"""What a decoder's step on the GPU is made of, decided on the host: rows of the cache, buckets, one block of integers.
+"""Decide on the host what a decoder's step on the GPU is made of: rows of the cache, buckets, one block of integers.
 
 Pure functions and bookkeeping, without torch. A step appends tokens to several sequences. Where each gets one, it is a
 `decode` step (kernels/cached_attention.py), else a `prompt` step (kernels/attention.py, causal). As in `gpu_plan`,
@@ -126,7 +126,7 @@ def fill_step(
 
 
 class RowPool:
-    """Which rows of the cache belong to whom: runs of rows, first fit. `give_back` may be called at any moment."""
+    """Know which rows of the cache belong to whom: runs of rows, first fit. `give_back` may be called at any moment."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -149,7 +149,7 @@ class RowPool:
 
     @property
     def free(self) -> int:
-        """How many rows are nobody's."""
+        """Return how many rows are nobody's."""
         self._merge()
         return sum(end - begin for begin, end in self._free)
 

@@ -28,7 +28,7 @@ PROMPT_CHUNK = 2048
 
 
 class DecoderWeights(Protocol):
-    """What the engine needs of an artifact."""
+    """Hold what the engine needs of an artifact."""
 
     @property
     def decoder_spec(self) -> DecoderSpec: ...
@@ -125,7 +125,7 @@ class CudaDecoderEngine:
         yield {}
 
     def info(self) -> dict[str, Any]:
-        """What runs where."""
+        """Return what runs where."""
         import torch
         import triton
 
@@ -143,7 +143,7 @@ class CudaDecoderEngine:
         }
 
     def _row_bytes(self) -> int:
-        """Of one token in all layers: float16 keys and values."""
+        """Return the bytes of one token in all layers: float16 keys and values."""
         return sum(4 * layer.num_kv_heads * layer.head_dim for layer in self.spec.layers if layer.has_attention)
 
     def _block_m(self, tokens: int) -> int:

@@ -140,7 +140,7 @@ class CudaEngine:
         yield {}
 
     def info(self) -> dict[str, Any]:
-        """What runs where."""
+        """Return what runs where."""
         import torch
         import triton
 

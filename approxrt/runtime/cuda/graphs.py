@@ -1,4 +1,4 @@
-"""Which passes are replayed from a CUDA graph: bookkeeping, without a device.
+"""Keep the books of which passes are replayed from a CUDA graph; no device is needed.
 
 Capturing costs tens of milliseconds and some memory, so the first pass of a bucket runs as plain launches (which also
 compiles its kernels: nothing may compile during a capture), and the second captures. Of more than `limit` graphs the

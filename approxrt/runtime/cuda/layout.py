@@ -1,4 +1,4 @@
-"""How a GPU stores and cuts a linear, decided on the host: dense or in blocks, and which program does what.
+"""Decide on the host how a GPU stores and cuts a linear: dense or in blocks, and which program does what.
 
 An artifact stores 16x4 tiles, which both engines read. Tensor cores need larger blocks: a set of kept tiles that fills
 whole blocks (`approxrt convert --target cuda` prunes 64 x 64) runs block-sparse; one that is scattered would touch
@@ -30,8 +30,8 @@ LOAD_COST = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """How a linear [n, k] runs. `block` is None for dense; `macs` are what the GPU multiplies, `stored_macs` what the
-    artifact stores (both a token)."""
+    """Say how a linear [n, k] runs. `block` is None for dense; `macs` are what the GPU multiplies, `stored_macs` what
+    the artifact stores (both a token)."""
 
     block: tuple[int, int] | None
     blocks: int
@@ -130,7 +130,7 @@ def kept_blocks(kept: np.ndarray, block_n: int, block_k: int) -> np.ndarray:
 
 
 def to_blocks(q: np.ndarray, kept: np.ndarray, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(blocks i8[blocks, block_n, block_k], columns i32[blocks], indptr i32[block rows + 1]) of q i8[N, K].
+    """Return (blocks i8[blocks, block_n, block_k], columns i32[blocks], indptr i32[block rows + 1]) of q i8[N, K].
 
     `kept` bool over 16x4 tiles; rows and columns past N and K are zeros.
     """
@@ -159,7 +159,8 @@ def work_items(indptr: np.ndarray, longest: int | None = None) -> np.ndarray:
 
 
 def longest_part(lengths: Sequence[int], programs: int, wanted: int) -> int | None:
-    """How many blocks an item may have so that the launch has about `wanted` programs; None where it has without cuts.
+    """Return how many blocks an item may have so that the launch has about `wanted` programs; None where it has without
+    cuts.
 
     `lengths` are blocks by row, `programs` how many tiles of tokens each row is multiplied for. Items stay at least
     four blocks long: starting a program and adding its sums cost as much as two or three.

@@ -1,4 +1,4 @@
-"""What a forward pass on the GPU is made of, decided on the host: buckets, tiles of queries, one block of integers.
+"""Decide on the host what a forward pass on the GPU is made of: buckets, tiles of queries, one block of integers.
 
 Pure functions of lengths, without torch. A CUDA graph replays fixed sizes, so a pass is rounded up to a bucket of
 tokens and sequences; what pads it belongs to no sequence, and attention and pooling never see it. All integers of a

@@ -30,7 +30,7 @@ class Runner:
 
     @property
     def graphs(self) -> int:
-        """How many are captured."""
+        """Count the graphs that are captured."""
         return len(self._graphs)
 
     def start(self, key: Any, integers: int, fill: Callable[[np.ndarray], object], rows: int | None) -> Slot:
@@ -61,7 +61,7 @@ class Runner:
         return self._run_pass(key, self._block[:integers])
 
     def _capture(self, request: Any) -> tuple[Any, torch.Tensor]:
-        """(graph, the tensor that a replay writes)."""
+        """Return (graph, the tensor that a replay writes)."""
         # Passes run one after the other and their results are copied out at once: all graphs share one pool.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         torch.cuda.synchronize(self.device)

@@ -1,4 +1,4 @@
-"""From logits to the next token: greedy, or a draw from the distribution that the options leave.
+"""Choose the next token from logits: greedily, or a draw from the distribution that the options leave.
 
 In the order of transformers: repetition penalty (Keskar et al. 2019, arXiv 1909.05858, section 4.1), temperature, top-k
 (Fan et al. 2018, arXiv 1805.04833), top-p (Holtzman et al. 2019, arXiv 1904.09751), min-p (Nguyen et al. 2024, arXiv
@@ -20,7 +20,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Raises InputError naming the value that is out of range.
+    """Say how the next token is chosen. Raises InputError naming the value that is out of range.
 
     temperature         0: the likeliest token; else logits are divided by it, however small it is: what is below the
                         likeliest may then have no probability, and tokens of exactly its logit share it
@@ -92,7 +92,7 @@ class Sampler:
 
 
 def distribution(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, probabilities float64) that a draw has, likeliest first; they sum to 1. Temperature is over 0."""
+    """Return (ids, probabilities float64) that a draw has, likeliest first; they sum to 1. Temperature is over 0."""
     below = logits.astype(np.float64) - float(logits.max())
     with np.errstate(over="ignore"):  # what is infinitely far below has no weight
         weights = np.exp(below / float(options.temperature))

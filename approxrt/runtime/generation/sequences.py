@@ -104,7 +104,7 @@ def grow(engine: DecoderEngine, sequence: Sequence) -> Iterator[str]:
 
 
 def grow_together(engine: DecoderEngine, sequences: Iterable[Sequence], at_once: int) -> Iterator[tuple[Sequence, str]]:
-    """(sequence, piece of its text) as they come; at most `at_once` are under way, and one that ends makes room.
+    """Return (sequence, piece of its text) as they come; at most `at_once` are under way, and one that ends makes room.
 
     `sequences` is read as room is made, so that a cache is allocated when its text begins.
     """

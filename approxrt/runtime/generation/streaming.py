@@ -1,4 +1,4 @@
-"""From token ids to text that can be shown at once: whole characters only, and nothing of a stop string."""
+"""Turn token ids into text that can be shown at once: whole characters only, and nothing of a stop string."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TextStream:
         return new
 
     def finish(self) -> str:
-        """What is left: nothing more comes, so half a character is one that cannot be read."""
+        """Return what is left: nothing more comes, so half a character is one that cannot be read."""
         before, now = self._texts()
         self._begin = self._given = len(self._ids)
         return _after(before, now)
@@ -101,7 +101,7 @@ class StopFilter:
         return self._take(len(self._held) - max((_overlap(self._held, stop) for stop in self._stop), default=0))
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Return what was held back and turned out to be no stop string."""
         return self._take(len(self._held))
 
     def _take(self, count: int) -> str:

@@ -237,7 +237,7 @@ def kept_keys(
     window: int = 16,
     valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which keys sign-matching attention lets each query attend to: bool[..., heads, queries, n].
+    """Return which keys sign-matching attention lets each query attend to: bool[..., heads, queries, n].
 
     Nagarajan et al. 2020 (arXiv 2010.03688). Keys are ranked by m_ij, how many signs of q_i and k_j are equal. Query
     i is at position p = n - queries + i. It keeps, of the keys that are valid for it,
@@ -351,7 +351,7 @@ def sign_attention(
 
 
 def _integer_rows(x: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(integers of at most `limit`, scale [..., 1]) of the rows of x; zeros have scale 0."""
+    """Return (integers of at most `limit`, scale [..., 1]) of the rows of x; zeros have scale 0."""
     scale = x.abs().amax(dim=-1, keepdim=True) / limit
     return torch.where(scale > 0, torch.round(x / scale.clamp(min=QUANTIZE_FLOOR / limit)), 0.0), scale
 

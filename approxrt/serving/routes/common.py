@@ -1,4 +1,4 @@
-"""What the adapters share."""
+"""Share what the adapters need."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def need_reranker(served: Served) -> Served:
 async def rank(
     served: Served, query: str, texts: list[str], truncate: bool, side: str | None = None
 ) -> tuple[np.ndarray, int]:
-    """(outputs float [n] of texts for the query, tokens read): a reranker's raw ones, or an embedder's cosines."""
+    """Return (outputs float [n] of texts for the query, tokens read): a reranker's raw ones, or an embedder's
+    cosines."""
     need_reranker(served)
     if not texts:
         raise RequestError("the list of texts to rank is empty: give at least one")

@@ -1,4 +1,4 @@
-"""What orchestrators ask: alive, ready, and how it goes."""
+"""Answer what orchestrators ask: alive, ready, and how it goes."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class RootBody(Parameters):
     model: str | None = None
 
     def refuse_unknown(self, place: str = "") -> None:
-        """Of the parameters, too, and an option that is given in both places in two ways."""
+        """Refuse unknown parameters, too, and an option that is given in both places in two ways."""
         super().refuse_unknown(place)
         # How the hub itself queues and caches.
         refuse_other_fields(self.options or {}, frozenset({"use_cache", "use_gpu", "wait_for_model"}), "options.")

@@ -64,7 +64,7 @@ async def model_ready(request: Request, name: str, version: str = "1") -> Respon
 @router.get("/models/{name}/config")
 @router.get("/models/{name}/versions/{version}/config")
 async def config(request: Request, name: str, version: str = "1") -> Response:
-    """What tritonclient asks of a model before it asks the model."""
+    """Return what tritonclient asks of a model before it asks the model."""
     served = _model(request, name, version)
     return reply({"name": served.name, "platform": "approxrt", "backend": "approxrt", "max_batch_size": 0})
 
@@ -135,7 +135,7 @@ def _refuse_unknown(head: dict[str, Any]) -> None:
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
-    """(the JSON, the binary tensors behind it)."""
+    """Return (the JSON, the binary tensors behind it)."""
     if length is not None and not (length.isascii() and length.isdigit() and int(length) <= len(body)):
         raise RequestError(f"{HEADER} is {length[:40]!r}; it must be a number up to the body's {len(body)} bytes")
     size = len(body) if length is None else int(length)

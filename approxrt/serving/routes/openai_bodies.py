@@ -87,7 +87,7 @@ class TextBody(Body):
     plain: ClassVar[Neutral] = NEUTRAL
 
     def refuse_unknown(self, place: str = "") -> None:
-        """Of the inner object, too."""
+        """Refuse unknown fields of the inner object, too."""
         super().refuse_unknown(place)
         if self.stream_options is not None:
             self.stream_options.refuse_unknown(f"{place}stream_options.")
@@ -145,7 +145,7 @@ class ChatBody(TextBody):
     messages: list[ChatMessage]
 
     def refuse_unknown(self, place: str = "") -> None:
-        """Of the messages, too."""
+        """Refuse unknown fields of the messages, too."""
         super().refuse_unknown(place)
         for i, message in enumerate(self.messages):
             message.refuse_unknown(f"{place}messages[{i}].")

@@ -49,7 +49,7 @@ class ChatMessage(Body):
     plain: ClassVar[Neutral] = {"annotations": ([],), "refusal": ("",)}
 
     def refuse_unknown(self, place: str = "") -> None:
-        """Of parts and calls, too."""
+        """Refuse unknown fields of parts and calls, too."""
         super().refuse_unknown(place)
         for i, part in enumerate(self.content if isinstance(self.content, list) else []):
             part.refuse_unknown(f"{place}content[{i}].")

@@ -73,7 +73,7 @@ def _request(served: ServedDecoder, ids: list[int], body: TextBody, default: int
 
 
 class _CompletionForm:
-    """How /v1/completions words its answers."""
+    """Say how /v1/completions words its answers."""
 
     prefix, whole, part = "cmpl-", "text_completion", "text_completion"
 
@@ -87,7 +87,7 @@ class _CompletionForm:
 
 
 class _ChatForm:
-    """How /v1/chat/completions does."""
+    """Say how /v1/chat/completions does."""
 
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
@@ -125,7 +125,7 @@ async def _answer(
 
 
 async def _collect(texts: list[Growing]) -> list[tuple[str, Any]]:
-    """(text, last piece) of each. All grow together; they are read one after the other."""
+    """Return (text, last piece) of each. All grow together; they are read one after the other."""
     finished = []
     try:
         for pieces in texts:

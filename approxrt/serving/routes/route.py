@@ -23,7 +23,7 @@ class JsonRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What runs a request."""
+        """Return what runs a request."""
         hints = typing.get_type_hints(self.endpoint)
         model: Any = hints.get("body")
         if list(inspect.signature(self.endpoint).parameters) != ["request", "body"] or not _is_model(model):

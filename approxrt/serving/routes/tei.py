@@ -73,7 +73,7 @@ class SimilarityBody(Body):
     model: str | None = None
 
     def refuse_unknown(self, place: str = "") -> None:
-        """Of the inner objects, too."""
+        """Refuse unknown fields of the inner objects, too."""
         super().refuse_unknown(place)
         self.inputs.refuse_unknown(f"{place}inputs.")
         if self.parameters is not None:
@@ -122,7 +122,8 @@ async def predictions(
 
 
 def sequences(inputs: str | Sequence[str] | Sequence[Sequence[str]]) -> tuple[list[Text], bool]:
-    """(texts and pairs, whether it is one). As in TEI a flat list is one text or one pair, a list of lists many."""
+    """Return (texts and pairs, whether it is one). As in TEI a flat list is one text or one pair, a list of lists
+    many."""
     if isinstance(inputs, str):
         return [inputs], True
     if not inputs:

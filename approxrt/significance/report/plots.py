@@ -105,7 +105,7 @@ def part_heatmap(entries: Sequence[Mapping[str, Any]], layers: int, what: str) -
 
 
 def part_unit(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What the numbers in a heatmap's cells count: "thousandths" and the like."""
+    """Return what the numbers in a heatmap's cells count: "thousandths" and the like."""
     return _milli(max((abs(e["change"]) for e in entries), default=0.0))[1]
 
 
@@ -236,7 +236,7 @@ def _layer(name: str) -> int:
 
 
 def _ramp(place: int, count: int) -> Any:
-    """From light to dark blue."""
+    """Return a ramp of colours from light to dark blue."""
     weight = 0.25 + 0.75 * (place / max(1, count - 1))
     light, dark = np.array([0.80, 0.88, 0.96]), np.array([0.0, 0.22, 0.42])
     return tuple(light + (dark - light) * weight)

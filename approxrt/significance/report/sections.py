@@ -1,4 +1,4 @@
-"""What removals cost, as sections of a report's page: shared by encoders' reports and decoders'."""
+"""Render what removals cost as sections of a report's page: shared by encoders' reports and decoders'."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def block_title(block: Mapping[str, Any]) -> str:
 
 
 def verdict(block: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
-    """Whether a block can go, as the end of a sentence; not escaped."""
+    """Tell whether a block can go, as the end of a sentence; not escaped."""
     change, noise = block["change"], 2 * block["stderr"]
     value = f"{dense['metric']} {dense['value']:.3f} → {block['metric']:.3f}"
     if change < -noise:
@@ -38,7 +38,7 @@ def most_needed(document: Mapping[str, Any], digits: int) -> str:
 
 
 def harmless(entries: Sequence[Mapping[str, Any]]) -> int:
-    """How many raise the loss by no more than two standard errors."""
+    """Return how many raise the loss by no more than two standard errors."""
     return sum(entry["change"] <= 2 * entry["stderr"] for entry in entries)
 
 
