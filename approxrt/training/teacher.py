@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from approxrt.progress import Progress
+from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import TorchEncoder, make_batch
 
@@ -49,14 +50,13 @@ class Teacher:
 
 def teach(
     models: Sequence[TorchEncoder],
-    ids: Sequence[Sequence[int]],
-    types: Sequence[Sequence[int]],
+    examples: Examples,
     budget_bytes: int = HIDDEN_BYTES,
     with_hidden: bool = True,
     progress: Progress | None = None,
 ) -> Teacher:
     """Run the teachers over all examples. The mean of their logits teaches; see the module's text."""
-    first = models[0]
+    first, ids, types = models[0], examples.ids, examples.types
     lengths = np.array([len(row) for row in ids])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     depth, hidden = len(first.spec.layers), first.spec.hidden_size

@@ -43,7 +43,13 @@ from approxrt.significance import decoder_latency
 from approxrt.significance.decoder_statistics import collect_from_text
 from approxrt.torch_models.decoder import TorchDecoder
 from approxrt.training.budget import Budget
-from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
+from approxrt.training.decoder_distillation import (
+    DecoderDistillation,
+    DecoderDistillationOptions,
+    StoredLinears,
+    TeacherText,
+    on_grid,
+)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +221,9 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
 
     kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
     options = DecoderDistillationOptions(lr=2e-4, trains_head=True)
-    recovery = DecoderDistillation(spec, tensors, {}, kinds, pieces, teacher, options, grids)
+    recovery = DecoderDistillation(
+        spec, tensors, StoredLinears(kinds, {}, grids), TeacherText(pieces, teacher), options
+    )
 
     def model() -> np.ndarray:
         with torch.no_grad():
@@ -228,7 +236,7 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     learnt = recovery.grids()
     _, whole = cut_without_statistics(builder.spec, builder.tensors, plan.keep, recovery.weights())
-    after = with_words(*on_grid(spec, whole, {}, kinds, learnt), builder.own)
+    after = with_words(*on_grid(spec, whole, StoredLinears(kinds, {}, learnt)), builder.own)
     assert not list(tensor_faults(after.decoder_spec, after.tensors))
     want = DecoderReference(after.decoder_spec, after.tensors).next_logits(ids)
     assert_equal_but_for_flips(model(), want)
@@ -239,7 +247,7 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
     changed = dequantize_groups(learnt[name] | {"group_scale": grids[name]["group_scale"]}, 128)
     assert (learnt[name]["q4"] != grids[name]["q4"]).mean() < 0.5 and changed.shape == (64, 128)
     state = recovery.state()
-    other = DecoderDistillation(spec, tensors, {}, kinds, pieces, teacher, options, grids)
+    other = DecoderDistillation(spec, tensors, StoredLinears(kinds, {}, grids), TeacherText(pieces, teacher), options)
     other.restore(state)
     for part, array in other.grids()[name].items():
         np.testing.assert_array_equal(array, learnt[name][part])

@@ -48,7 +48,13 @@ from approxrt.significance.elements import Element, elements_of
 from approxrt.significance.removal import measure_removals
 from approxrt.significance.report.decoder import decoder_findings
 from approxrt.torch_models.decoder import TorchDecoder
-from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
+from approxrt.training.decoder_distillation import (
+    DecoderDistillation,
+    DecoderDistillationOptions,
+    StoredLinears,
+    TeacherText,
+    on_grid,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -301,7 +307,7 @@ def test_the_model_in_training_computes_what_the_artifact_will() -> None:
             return np.asarray(dense.head(x)[0].numpy())
 
     options = DecoderDistillationOptions(lr=2e-3)
-    recovery = DecoderDistillation(spec, tensors, masks, kinds, pieces(8), teacher, options)
+    recovery = DecoderDistillation(spec, tensors, StoredLinears(kinds, masks), TeacherText(pieces(8), teacher), options)
     before = [recovery.advance(i / 40) for i in range(40)]
     assert np.mean(before[-8:]) < 0.7 * np.mean(before[:8])
     weights = recovery.weights()
@@ -311,13 +317,13 @@ def test_the_model_in_training_computes_what_the_artifact_will() -> None:
     with torch.no_grad():
         got = recovery.logits(pieces(1)).numpy()[0]
     rest = {name: array for name, array in tensors.items() if not name.startswith("layers.")}
-    built = with_words(*on_grid(spec, rest | weights, masks, kinds), None)
+    built = with_words(*on_grid(spec, rest | weights, StoredLinears(kinds, masks)), None)
     assert {linear.kind for _, linear in built.decoder_spec.linears()} == {"s8", "s4", "g4", "bsr_s8", "bsr_s4"}
     want = DecoderReference(built.decoder_spec, built.tensors).next_logits(pieces(1)[0].tolist())
     np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
     # A state that is put back takes the same next step.
     state = copy.deepcopy(recovery.state())
-    other = DecoderDistillation(spec, tensors, masks, kinds, pieces(8), teacher, options)
+    other = DecoderDistillation(spec, tensors, StoredLinears(kinds, masks), TeacherText(pieces(8), teacher), options)
     other.restore(state)
     assert other.advance(0.5) == recovery.advance(0.5)
     for name, value in recovery.weights().items():

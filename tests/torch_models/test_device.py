@@ -43,7 +43,12 @@ from approxrt.torch_models.decoder import TorchDecoder  # noqa: E402
 from approxrt.torch_models.device import resolve_device  # noqa: E402
 from approxrt.torch_models.encoder import TorchEncoder, predict  # noqa: E402
 from approxrt.training.classifier import ClassifierTrainer, Encoded  # noqa: E402
-from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions  # noqa: E402
+from approxrt.training.decoder_distillation import (  # noqa: E402
+    DecoderDistillation,
+    DecoderDistillationOptions,
+    StoredLinears,
+    TeacherText,
+)
 from approxrt.training.distillation import Distillation, DistillationOptions, encoder_linears  # noqa: E402
 from approxrt.training.options import FinetuneOptions  # noqa: E402
 from approxrt.training.replaced_token import ReplacedTokenDetection  # noqa: E402
@@ -141,7 +146,7 @@ def trained(device: torch.device | str, quantised: bool) -> tuple[dict[str, np.n
     resplit = ([[*row, 3] for row in examples.ids], [[0] * (len(row) + 1) for row in examples.ids])
     examples = dataclasses.replace(examples, resplit=resplit, labelled=40)
     models = [TorchEncoder(teacher.spec, teacher.tensors(), device=device) for _ in range(2)]
-    taught = teach([models[0]], examples.ids, examples.types)
+    taught = teach([models[0]], examples)
     base = small_encoder()
     runs = [
         Distillation(
@@ -320,9 +325,9 @@ def test_a_decoder_s_distillation(grids: bool) -> None:
         return np.random.default_rng(ids[0]).standard_normal((len(ids), spec.vocab_size)).astype(np.float32)
 
     def learnt(device: torch.device | str) -> tuple[list[float], dict, dict]:
-        options = DecoderDistillationOptions(lr=2e-3, trains_head=grids)
-        arguments = (spec, weights, masks, kinds, token_ids(4), teacher, options, parts)
-        run, other = (DecoderDistillation(*arguments, device=device) for _ in range(2))
+        options = DecoderDistillationOptions(lr=2e-3, trains_head=grids, device=device)
+        stored, text = StoredLinears(kinds, masks, parts), TeacherText(token_ids(4), teacher)
+        run, other = (DecoderDistillation(spec, weights, stored, text, options) for _ in range(2))
         losses = [run.advance(i / 6) for i in range(4)]
         other.restore(run.state())
         losses += [other.advance(i / 6) for i in (4, 5)]

@@ -226,8 +226,7 @@ class EncoderFamily:
         learnt = self.inputs.own.learnt
         return teach(
             self.teachers(),
-            learnt.ids,
-            learnt.types,
+            learnt,
             progress=Progress(lambda share, text: self.job.progress(0.0, f"{text} ({share:.0%})")),
         )
 

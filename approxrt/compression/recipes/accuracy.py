@@ -230,7 +230,7 @@ def _learn(family: EncoderFamily, model: TorchEncoder, members: list[TorchEncode
         why = "one model is no ensemble" if len(teachers) < 2 else "the budget has no room for an epoch"
         family.job.notes.add(f"the student does not learn from the ensemble: {why}")
         return [_validated(family, model, 0)]
-    teacher = teach(teachers, family.inputs.own.train.ids, family.inputs.own.train.types, with_hidden=False)
+    teacher = teach(teachers, family.inputs.own.train, with_hidden=False)
     recovery = Distillation(model, family.inputs.pruned.train, teacher, round(epochs * recovery_steps), options)
     history = [_validated(family, model, 0)]
     candidates, tail = [_copy(model)], list[dict[str, torch.Tensor]]()
