@@ -15,7 +15,7 @@ sees inputs that are refitted already (as in AdaPrune and OBC, Frantar & Alistar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import TILE_N
 from approxrt.artifact.storage.bsr import expand_mask
+from approxrt.progress import Progress
 from approxrt.pruning.second_order import Statistics
 from approxrt.pruning.structure import QKV, Structure, head_rows, mean_biases, selections, shrunk_spec
 from approxrt.tasks.examples import Examples
@@ -32,8 +33,6 @@ from approxrt.torch_models.encoder import Batch, Keys, TorchEncoder, make_batch
 
 LIMIT = BatchLimit(64, 4096)
 SMALLEST_RIDGE = 1e-6  # of the mean square of an input
-
-Progress = Callable[[int, int, str], None]
 
 
 class Moments:
@@ -118,7 +117,7 @@ def refit(
     for i in range(depth):
         refitter.layer(i, keep.heads[i], keep.units[i])
         if progress:
-            progress(i + 1, depth, "refitting")
+            progress.count(i + 1, depth, "refitting")
 
 
 class _Refitter:
