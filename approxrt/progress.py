@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 # (share of everything that is done in [0, 1], what is going on)
 Show = Callable[[float, str], None]
+# (what is going on), of steps whose share nobody knows; may raise to end the step
+Say = Callable[[str], None]
 
 
 def _nobody(share: float, text: str) -> None:

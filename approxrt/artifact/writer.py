@@ -90,21 +90,6 @@ def write_artifact(
     return target
 
 
-def write_card(path: str | os.PathLike[str], card: Mapping[str, Any]) -> None:
-    """Replace an artifact's card.json, atomically. Raises ArtifactError when it cannot be written."""
-    folder = Path(path)
-    temporary = folder / f".{CARD}.{os.getpid()}"
-    try:
-        _write_file(temporary, _to_json(card))
-        os.replace(temporary, folder / CARD)
-        _sync_folder(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ArtifactError(folder, [f"{CARD} cannot be written: {explain_os_error(error)}"]) from error
-    except ValueError as error:
-        raise ArtifactError(folder, [f"{CARD} not written: {error}"]) from error
-
-
 def check_target(target: Path, overwrite: bool) -> None:
     """Raise ArtifactError when `target` exists and may not be replaced: callers ask before long work."""
     try:

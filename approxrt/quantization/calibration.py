@@ -12,18 +12,17 @@ information for the Hessian, the same for all outputs (`predicted_loss`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import FORMATS, LinearKind
+from approxrt.progress import Say
 from approxrt.quantization.fake_quantize import groups_of_activations
 from approxrt.quantization.gptq import round_weights
 from approxrt.torch_models.decoder import TorchDecoder
-
-Progress = Callable[[str], None]
 
 
 def calibration(ids: list[int], sequences: int, tokens: int) -> torch.Tensor:
@@ -41,7 +40,7 @@ def round_decoder(
     batch: torch.Tensor,
     kinds: Mapping[str, LinearKind],
     masks: Mapping[str, np.ndarray] | None = None,
-    progress: Progress | None = None,
+    progress: Say | None = None,
     kept: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:

@@ -10,7 +10,7 @@ of how many signs there are (Charikar 2002).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from approxrt.artifact.spec.decoder import DENSE_DECODER_ATTENTION, PREVIEW_OUT, PREVIEW_PROJECT, DecoderSpec
 from approxrt.artifact.spec.encoder import MAX_SIGN_DIM
 from approxrt.artifact.spec.formats import LinearKind
+from approxrt.progress import Progress
 from approxrt.quantization.gptq import dequantized_linear
 from approxrt.runtime.reference.encoder import kept_keys
 from approxrt.sign_attention.calibrate import fit_rotation
@@ -27,7 +28,6 @@ from approxrt.torch_models.decoder import TorchDecoder
 
 MOST_CODES = 192
 SCORED = 64  # queries a text, evenly over those that see enough keys, on which codes are judged
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def fit_codes(
         states = [decoder.embed(torch.tensor([list(text)]).to(decoder.device)) for text in texts]
         for i, layer in enumerate(spec.layers):
             if progress:
-                progress(i, len(spec.layers), f"codes of layer {i}")
+                progress.count(i, len(spec.layers), f"codes of layer {i} of {len(spec.layers)}")
             if layer.has_attention:
                 parts = [decoder.queries_keys_values(i, x)[:2] for x in states]
                 pairs = [(q[0], k[0]) for q, k in parts]

@@ -25,6 +25,7 @@ from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.spec.decoder import SUM_BLOCK, DecoderSpec
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.errors import DataError, InputError
+from approxrt.progress import Progress
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.cpu.engine import forced_isa
 from approxrt.sign_attention.codes import Codes, codes_for, fit_codes, with_codes
@@ -112,7 +113,7 @@ def match_signs(
     chosen, codes = dict(dense), dict[int, Codes]()
     held: dict[int, float] = {}
     if start is not None and start < context:
-        codes = fit_codes(spec, tensors, calibrating, keep, window, progress=lambda i, n, text: say(f"{text} of {n}"))
+        codes = fit_codes(spec, tensors, calibrating, keep, window, progress=Progress(lambda share, text: say(text)))
         held = {i: found.held for i, found in codes.items()}
     built = InMemory(spec, tensors)
     while codes:

@@ -16,7 +16,7 @@ from specs import TOKENIZER_JSON, random_tensors, small_spec
 
 from approxrt.artifact import writer
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.writer import write_artifact, write_card
+from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ArtifactError
 
 CARD = {"source": "test", "accuracy": None}
@@ -187,12 +187,3 @@ def test_no_space_left_names_the_mend(tmp_path: Path, monkeypatch: pytest.Monkey
         write(tmp_path / "a")
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
-
-
-def test_card_is_replaced_alone(tmp_path: Path) -> None:
-    path = write(tmp_path / "a")
-    write_card(path, {**CARD, "accuracy": 0.9})
-    assert read_artifact(path).card["accuracy"] == 0.9
-    with pytest.raises(ArtifactError, match="not written"):
-        write_card(path, {"accuracy": float("nan")})
-    assert read_artifact(path).card["accuracy"] == 0.9

@@ -23,6 +23,7 @@ from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import to_tiles
 from approxrt.artifact.storage.groupwise import kind_of
 from approxrt.planning.decoder_options import HEAD, Choices, LinearOption, Plan, schemes_of
+from approxrt.progress import Say
 from approxrt.pruning.obs import tile_curve
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
 from approxrt.pruning.second_order import LinearStatistics, predicted_loss
@@ -35,7 +36,6 @@ from approxrt.quantization.scheme import Scheme
 from approxrt.significance.decoder_latency import DecoderLatency
 
 Tensors = Mapping[str, np.ndarray]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
