@@ -18,7 +18,7 @@ from approxrt.compression.measure import baseline_of, candidate_of
 from approxrt.compression.records import Baseline, Candidate, Provenance
 from approxrt.errors import CompressionError
 from approxrt.models.checkpoint import load_checkpoint
-from approxrt.planning.allocate import DENSITIES
+from approxrt.planning.encoder_options import DENSITIES
 from approxrt.quantization import build
 from approxrt.runtime.loading import load
 from approxrt.significance.latency import MeasuredTable, measure_table, typical_lengths

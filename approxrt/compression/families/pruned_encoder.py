@@ -9,7 +9,7 @@ import torch
 
 from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
-from approxrt.planning.allocate import Block
+from approxrt.planning.encoder_options import Block
 from approxrt.pruning.obs import unit_errors
 from approxrt.pruning.reconstruct import refit
 from approxrt.pruning.structure import Structure, remove, selections

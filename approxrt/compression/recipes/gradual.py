@@ -23,7 +23,7 @@ from approxrt.compression.families.pruned_encoder import PrunedEncoder
 from approxrt.compression.records import Candidate, Origin, Provenance, StepPlan
 from approxrt.compression.rounds import Rounds, formats_of, rounds_towards
 from approxrt.compression.signs import match_signs
-from approxrt.planning.allocate import Block
+from approxrt.planning.encoder_options import Block
 from approxrt.random import Stream, generator
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import collect
