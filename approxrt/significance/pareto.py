@@ -76,12 +76,12 @@ def costs(
     for (kind, _), (sizes, densities, ms) in table.points.items():
         latency[kind] = {"sizes": sizes.tolist(), "densities": densities.tolist(), "ms": ms.tolist()}
     progress(0.9, "looking for the best choices")
-    front = predicted_front(spec, scored, table, int8, correction)
+    front = predicted_pareto(spec, scored, table, int8, correction)
     progress(1.0, "done")
     return latency, [point | {"speedup_f32": f32 / point["ms"]} for point in front]
 
 
-def predicted_front(
+def predicted_pareto(
     spec: ModelSpec, scored: Mapping[Block, BlockScores], table: MeasuredTable, int8: float, correction: float
 ) -> list[dict[str, Any]]:
     """[{speedup, ms, loss, blocks}] for `SPEEDUPS` over the dense model's `int8` ms, as far as they can be reached.

@@ -26,7 +26,7 @@ OPEN = ("/health", "/live", "/v2/health/live", "/v2/health/ready")  # asked by o
 log = logging.getLogger("approxrt.serving")
 
 
-class Gate:
+class LimitsMiddleware:
     """ASGI middleware; see the module's text."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, answer: Answer) -> None:
