@@ -90,12 +90,12 @@ class Rounds:
 
     @property
     def needed(self) -> bool:
-        """Something must be cut: the model as it is exceeds a limit."""
+        """Tell whether something must be pruned: the model as it is exceeds a limit."""
         too_slow = self.target_ms is not None and self.start_ms > self.target_ms
         return too_slow or self.max_bytes is not None
 
-    def cut(self, progress: float) -> Plan:
-        """One cut; the one at progress 1 is repeated until the measured time fits."""
+    def prune(self, progress: float) -> Plan:
+        """Prune once; at progress 1 again and again until the measured time fits."""
         last = progress >= 1
         for _ in range(CORRECTIONS if last else 1):
             plan = self._allocate(progress)
@@ -118,13 +118,13 @@ class Rounds:
                     "error": float(plan.loss),
                 }
             )
-            # What was cut is gone: a model that is already fast enough is not made slower again.
+            # What was pruned is gone: a model that is already fast enough is not made slower again.
             if not last or measured <= target * (1 + TOLERANCE / 3):
                 break
         return plan
 
     def _measured(self, target: float) -> float:
-        """The model's time; one far above the target is taken again, since what is cut for it does not come back."""
+        """The model's time; one far above the target is taken again, since what is pruned for it does not come back."""
         measured = self.timer(self.recovery.model, self.kinds)
         if measured > (1 + DOUBTFUL) * target:
             measured = min(measured, self.timer(self.recovery.model, self.kinds))

@@ -183,20 +183,20 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
     assert {scheme.format for scheme in ramp._allocate(1.0).schemes.values()} == {"s4"}
 
 
-def test_a_disturbed_timing_cuts_nothing() -> None:
-    """Once something else runs, and the time is double: it is taken again before more is cut, and what fits stays."""
+def test_a_disturbed_timing_prunes_nothing() -> None:
+    """Once something else runs, and the time is double: it is taken again before more is pruned, and what fits stays."""
     pytest.importorskip("torch", reason="models need torch")
     from small_encoder import random_examples, small_encoder
 
     from approxrt.compression.families.pruned_encoder import PrunedEncoder
 
     def cut(times: list[float]) -> tuple[dict[str, np.ndarray], int]:
-        """(masks, timed cuts) of a cut whose timings are `times`, the last one again and again."""
+        """(masks, timed prunings) of one whose timings are `times`, the last one again and again."""
         subject = PrunedEncoder(small_encoder(), small_encoder(), random_examples(40), np.arange(40))
         subject.score()
         left = iter([*times, *[times[-1]] * 20])
         ramp = Rounds(subject, Table(), lambda *_: next(left), 100.0, target_ms=8.0, base_ms=0.0, lengths=[8])
-        ramp.cut(1.0)
+        ramp.prune(1.0)
         return dict(subject.model.masks), len(ramp.history)
 
     calm, disturbed, slow = cut([8.0]), cut([16.0, 8.0]), cut([16.0])
