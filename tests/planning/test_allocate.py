@@ -184,7 +184,7 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
 
 
 def test_a_disturbed_timing_prunes_nothing() -> None:
-    """Once something else runs, and the time is double: it is taken again before more is pruned, and what fits stays."""
+    """Once something else runs, and the time is double: it is taken again before more is pruned; what fits stays."""
     pytest.importorskip("torch", reason="models need torch")
     from small_encoder import random_examples, small_encoder
 
