@@ -3,7 +3,7 @@
 
 #include <list>
 
-#include "../engine/decoder_model.h"
+#include "engine/decoder/model.h"
 #include "linear_builder.h"
 
 namespace approxrt {

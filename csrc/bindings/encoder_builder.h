@@ -1,7 +1,7 @@
 // An EncoderModel from an artifact's spec and tensors.
 #pragma once
 
-#include "../engine/model.h"
+#include "engine/encoder/model.h"
 #include "linear_builder.h"
 
 namespace approxrt {

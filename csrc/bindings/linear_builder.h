@@ -7,8 +7,8 @@
 #include <map>
 #include <vector>
 
-#include "../engine/weights.h"
-#include "../thread_pool.h"
+#include "engine/common/weights.h"
+#include "thread_pool.h"
 #include "group_arrays.h"
 #include "int4_arrays.h"
 

@@ -1,5 +1,5 @@
 // The extension module: levels, kernels, encoder, decoder, pruning.
-#include "../dispatch.h"
+#include "dispatch.h"
 #include "arrays.h"
 
 namespace approxrt {

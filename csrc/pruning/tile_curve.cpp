@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "../pack.h"
+#include "pack.h"
 
 namespace approxrt {
 namespace {

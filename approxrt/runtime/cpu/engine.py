@@ -51,7 +51,7 @@ def suitable_isa(kinds: Iterable[LinearKind]) -> str:
 class CpuEngine:
     """Runs one model on CPU kernels. Safe to call from several threads and in forked children.
 
-    `tuning` overrides sizes that decide how work is divided (csrc/engine/plan.h): for benchmarks. Answers stay.
+    `tuning` overrides sizes that decide how work is divided (csrc/engine/encoder/plan.h): for benchmarks. Answers stay.
     """
 
     def __init__(
