@@ -17,7 +17,14 @@ Array<double> tile_curve_of(const py::array& weight_any, const py::array& invers
     expect(share >= 0 && share <= 1 && at_once >= 0, "share must be from 0 to 1, at_once not negative");
     expect(threads >= 1, "threads must be positive");
     Array<double> scores({round_up(n, kTileN) / kTileN, round_up(k, kTileK) / kTileK});
-    const TileCurveArgs args{weight.data(), n, k, inverse.data(), rows.data(), share, at_once, scores.mutable_data()};
+    const TileCurveArgs args{.weight = weight.data(),
+                             .n = n,
+                             .k = k,
+                             .inverse = inverse.data(),
+                             .row_weights = rows.data(),
+                             .share = share,
+                             .at_once = at_once,
+                             .scores = scores.mutable_data()};
     const KernelTable& kernels = kernels_for(resolve_isa(isa));
     py::gil_scoped_release release;
     tile_curve(kernels, *ThreadPool::get(threads), args);

@@ -141,11 +141,14 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
         "hidden_size": spec.hidden_size,
         "max_positions": spec.max_positions,
         "type_vocab_size": spec.type_vocab_size,
-        "layer_norm_eps": spec.layer_norm_eps,
+        "norm": "layer",
+        "norm_eps": spec.layer_norm_eps,
         "activation": spec.activation,
+        "gated": False,
         "layers": [
             {
                 "num_heads": l.num_heads,
+                "num_kv_heads": l.num_heads,
                 "head_dim": l.head_dim,
                 "intermediate_size": l.intermediate_size,
                 "attention_keep": l.attention_keep,

@@ -38,7 +38,12 @@ class TestCache {
         expect(keys.shape(1) == head_.head_dim && values.shape(0) == rows && values.shape(1) == head_.head_dim,
                "keys and values must be [rows, head_dim]");
         expect(position >= 0 && position + rows <= head_.capacity, "the rows do not fit the cache");
-        table(isa).cache_write({keys.data(), values.data(), head_.head_dim, rows, position, head_});
+        table(isa).cache_write({.keys = keys.data(),
+                                .values = values.data(),
+                                .ld = head_.head_dim,
+                                .rows = rows,
+                                .position = position,
+                                .to = head_});
     }
 
     Array<float> attention(const py::array& q_any, int32_t position, float scale, const std::string& isa) const {
@@ -49,8 +54,16 @@ class TestCache {
         Array<float> out({tokens, heads, head_.head_dim});
         AlignedBuffer scratch(sizeof(float) * cached_attention_scratch_floats(position + tokens, head_.head_dim));
         const int64_t ld = static_cast<int64_t>(heads) * head_.head_dim;
-        const CachedAttentionArgs a{
-            q.data(), ld, tokens, heads, position, head_, scale, out.mutable_data(), ld, scratch.as<float>()};
+        const CachedAttentionArgs a{.q = q.data(),
+                                    .ldq = ld,
+                                    .tokens = tokens,
+                                    .heads = heads,
+                                    .position = position,
+                                    .cache = head_,
+                                    .scale = scale,
+                                    .out = out.mutable_data(),
+                                    .ldo = ld,
+                                    .scratch = scratch.as<float>()};
         py::gil_scoped_release release;
         table(isa).cached_attention(a);
         return out;
@@ -89,7 +102,7 @@ class TestCache {
 
     void index(int32_t begin, int32_t end, const std::string& isa) const {
         expect(head_.key_rows && begin >= 0 && begin <= end && end <= head_.capacity, "no such tokens, or no signs");
-        table(isa).sign_index({head_, sign_, begin, end});
+        table(isa).sign_index({.cache = head_, .sign = sign_, .begin = begin, .end = end});
     }
 
     py::tuple sign_attention(const py::array& q_any, int32_t position, float scale, int32_t keep, int32_t window,
@@ -104,12 +117,20 @@ class TestCache {
         Array<float> out({tokens, heads, head_.head_dim});
         Array<uint64_t> kept({static_cast<int64_t>(tokens), static_cast<int64_t>(heads), sign_words(n)});
         AlignedBuffer scratch(sizeof(float) * sign_cached_scratch_floats(n, head_.head_dim));
-        const SignCachedAttentionArgs a{
-            {q.data(), ld, tokens, heads, position, head_, scale, out.mutable_data(), ld, scratch.as<float>()},
-            sign_,
-            keep,
-            window,
-            kept.mutable_data()};
+        const SignCachedAttentionArgs a{.a = {.q = q.data(),
+                                              .ldq = ld,
+                                              .tokens = tokens,
+                                              .heads = heads,
+                                              .position = position,
+                                              .cache = head_,
+                                              .scale = scale,
+                                              .out = out.mutable_data(),
+                                              .ldo = ld,
+                                              .scratch = scratch.as<float>()},
+                                        .sign = sign_,
+                                        .keep = keep,
+                                        .window = window,
+                                        .kept = kept.mutable_data()};
         {
             py::gil_scoped_release release;
             table(isa).sign_cached_attention(a);

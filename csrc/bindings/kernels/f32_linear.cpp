@@ -20,8 +20,18 @@ struct F32Linear {
         const PackedF32& p = weights.packed();
         const int64_t padded = static_cast<int64_t>(p.strips) * kTileN;
         Array<float> y({static_cast<int64_t>(rows), padded});
-        table(isa).gemm_f32(
-            {x.data(), k, rows, &p, 0, p.strips, y.mutable_data(), padded, kTileN, nullptr, 0, parse_act(act)});
+        table(isa).gemm_f32({.x = x.data(),
+                             .ldx = k,
+                             .rows = rows,
+                             .w = &p,
+                             .strip_begin = 0,
+                             .strip_end = p.strips,
+                             .y = y.mutable_data(),
+                             .ldy = padded,
+                             .y_strip = kTileN,
+                             .residual = nullptr,
+                             .ldr = 0,
+                             .act = parse_act(act)});
         return y;
     }
 

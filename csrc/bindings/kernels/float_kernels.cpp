@@ -13,7 +13,15 @@ Array<float> layer_norm(const py::array& x_any, const py::array& gamma_any, cons
     const auto rows = static_cast<int32_t>(x.shape(0)), width = static_cast<int32_t>(x.shape(1));
     expect(gamma.shape(0) == width && beta.shape(0) == width, "gamma and beta need one value a column");
     Array<float> y({rows, width});
-    table(isa).layer_norm({x.data(), width, rows, width, gamma.data(), beta.data(), eps, y.mutable_data(), width});
+    table(isa).layer_norm({.x = x.data(),
+                           .ldx = width,
+                           .rows = rows,
+                           .width = width,
+                           .gamma = gamma.data(),
+                           .beta = beta.data(),
+                           .eps = eps,
+                           .y = y.mutable_data(),
+                           .ldy = width});
     return y;
 }
 
@@ -23,7 +31,8 @@ Array<float> softmax(const py::array& x_any, float scale, const std::string& isa
     expect(n > 0, "x has no columns");
     Array<float> y({rows, n}), inv(rows);
     std::memcpy(y.mutable_data(), x.data(), sizeof(float) * x.size());
-    table(isa).softmax({y.mutable_data(), n, rows, n, scale, inv.mutable_data()});
+    table(isa).softmax(
+        {.x = y.mutable_data(), .ldx = n, .rows = rows, .n = n, .scale = scale, .inv_sum = inv.mutable_data()});
     for (int32_t i = 0; i < rows && normalise; ++i)
         for (int32_t j = 0; j < n; ++j) y.mutable_at(i, j) *= inv.at(i);
     return y;
@@ -33,7 +42,7 @@ Array<float> activation(const py::array& x_any, const std::string& act, const st
     auto x = typed<float>(x_any, 1, "x");
     Array<float> y(x.shape(0));
     std::memcpy(y.mutable_data(), x.data(), sizeof(float) * x.size());
-    table(isa).activation({y.mutable_data(), x.shape(0), parse_act(act)});
+    table(isa).activation({.x = y.mutable_data(), .count = x.shape(0), .act = parse_act(act)});
     return y;
 }
 
@@ -48,8 +57,21 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
     Array<float> out({queries, d});
     std::memset(out.mutable_data(), 0, sizeof(float) * out.size());
     AlignedBuffer scratch(sizeof(float) * attention_scratch_floats(n, d));
-    AttentionArgs a{q.data(),           k.data(), v.data(),           d, 16, d, 16, n, d, query_begin, query_end, scale,
-                    out.mutable_data(), d,        scratch.as<float>()};
+    AttentionArgs a{.q = q.data(),
+                    .k = k.data(),
+                    .v = v.data(),
+                    .ldq = d,
+                    .q_strip = 16,
+                    .ld = d,
+                    .strip = 16,
+                    .n = n,
+                    .head_dim = d,
+                    .query_begin = query_begin,
+                    .query_end = query_end,
+                    .scale = scale,
+                    .out = out.mutable_data(),
+                    .ldo = d,
+                    .scratch = scratch.as<float>()};
     {
         py::gil_scoped_release release;
         (int16 ? table(isa).attention_int16 : table(isa).attention)(a);
@@ -62,7 +84,14 @@ Array<float> rms_norm(const py::array& x_any, const py::array& gamma_any, float 
     const auto rows = static_cast<int32_t>(x.shape(0)), width = static_cast<int32_t>(x.shape(1));
     expect(gamma.shape(0) == width, "gamma needs one value a column");
     Array<float> y({rows, width});
-    table(isa).rms_norm({x.data(), width, rows, width, gamma.data(), eps, y.mutable_data(), width});
+    table(isa).rms_norm({.x = x.data(),
+                         .ldx = width,
+                         .rows = rows,
+                         .width = width,
+                         .gamma = gamma.data(),
+                         .eps = eps,
+                         .y = y.mutable_data(),
+                         .ldy = width});
     return y;
 }
 
@@ -75,7 +104,13 @@ Array<float> rope(const py::array& x_any, const py::array& cos_any, const py::ar
         expect(angles->shape(0) == rows && angles->shape(1) == dim / 2, "cos and sin must be [rows, head_dim / 2]");
     Array<float> y({rows, heads, dim});
     std::memcpy(y.mutable_data(), x.data(), sizeof(float) * x.size());
-    table(isa).rope({y.mutable_data(), static_cast<int64_t>(heads) * dim, rows, heads, dim, cos.data(), sin.data()});
+    table(isa).rope({.x = y.mutable_data(),
+                     .ldx = static_cast<int64_t>(heads) * dim,
+                     .rows = rows,
+                     .heads = heads,
+                     .head_dim = dim,
+                     .cos = cos.data(),
+                     .sin = sin.data()});
     return y;
 }
 
@@ -84,7 +119,15 @@ Array<float> gated(const py::array& gate_any, const py::array& up_any, const std
     const auto rows = static_cast<int32_t>(gate.shape(0)), width = static_cast<int32_t>(gate.shape(1));
     expect(up.shape(0) == rows && up.shape(1) == width, "gate and up must have the same shape");
     Array<float> y({rows, width});
-    table(isa).gated({gate.data(), width, up.data(), width, y.mutable_data(), width, rows, width, parse_act(act)});
+    table(isa).gated({.gate = gate.data(),
+                      .ldg = width,
+                      .up = up.data(),
+                      .ldu = width,
+                      .y = y.mutable_data(),
+                      .ldy = width,
+                      .rows = rows,
+                      .width = width,
+                      .act = parse_act(act)});
     return y;
 }
 
@@ -94,7 +137,8 @@ Array<float> hadamard(const py::array& x_any, int32_t size, const std::string& i
     expect(size >= 16 && size <= kLargestHadamard && (size & (size - 1)) == 0 && width % size == 0,
            "size must be a power of 2 from 16 to 128 that divides the width");
     Array<float> y({rows, width});
-    table(isa).hadamard({x.data(), width, y.mutable_data(), width, rows, width, size});
+    table(isa).hadamard(
+        {.x = x.data(), .ldx = width, .y = y.mutable_data(), .ldy = width, .rows = rows, .width = width, .size = size});
     return y;
 }
 

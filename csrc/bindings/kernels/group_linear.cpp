@@ -27,7 +27,13 @@ std::unique_ptr<GroupedRows> quantize_groups(const py::array& x_any, const std::
     expect(!few || x.shape(0) <= kGemvTokens, "few are at most " + std::to_string(kGemvTokens) + " tokens");
     const auto mr = few ? static_cast<int32_t>(x.shape(0)) : t.layout.mr;
     auto to = std::make_unique<GroupedRows>(mr, x.shape(0), x.shape(1));
-    t.quantize_groups({x.data(), x.shape(1), to->rows, to->k, mr, to->data.as<void>(), to->scales.as<float>()});
+    t.quantize_groups({.x = x.data(),
+                       .ldx = x.shape(1),
+                       .rows = to->rows,
+                       .k = to->k,
+                       .mr = mr,
+                       .panels = to->data.as<void>(),
+                       .scales = to->scales.as<float>()});
     return to;
 }
 
@@ -92,9 +98,19 @@ Array<float> forward(const GroupLinear& self, const GroupedRows& in, const py::o
         expect(held.shape(0) == in.rows && held.shape(1) == padded, "residual must be [rows, round_up(n, 16)]");
         residual = held.data();
     }
-    const GemmGroupsArgs a{in.data.as<void>(), in.scales.as<float>(), in.rows, in.layout.mr, &w,       0,
-                           w.strips,           y.mutable_data(),      padded,  kTileN,       residual, padded,
-                           parse_act(act)};
+    const GemmGroupsArgs a{.panels = in.data.as<void>(),
+                           .act_scales = in.scales.as<float>(),
+                           .rows = in.rows,
+                           .mr = in.layout.mr,
+                           .w = &w,
+                           .strip_begin = 0,
+                           .strip_end = w.strips,
+                           .y = y.mutable_data(),
+                           .ldy = padded,
+                           .y_strip = kTileN,
+                           .residual = residual,
+                           .ldr = padded,
+                           .act = parse_act(act)};
     py::gil_scoped_release release;
     self.kernels->gemm_groups(a);
     return y;

@@ -11,7 +11,13 @@ py::tuple shortlist(const py::array& logits_any, float threshold, int32_t first,
     std::vector<int32_t> ids(static_cast<size_t>(count) + 1);
     float largest;
     int32_t found;
-    table(isa).shortlist({logits.data(), count, threshold, first, &largest, ids.data(), &found});
+    table(isa).shortlist({.logits = logits.data(),
+                          .count = count,
+                          .threshold = threshold,
+                          .first = first,
+                          .largest = &largest,
+                          .ids = ids.data(),
+                          .found = &found});
     Array<int32_t> out(found);
     std::copy(ids.begin(), ids.begin() + found, out.mutable_data());
     return py::make_tuple(largest, out);
@@ -31,17 +37,23 @@ Array<float> word_logits(const py::array& x_any, const py::array& q_any, const p
     const KernelTable& t = table(isa);
     AlignedBuffer panel(GroupPanels{1}.bytes(1, k));
     float act_scale;
-    t.quantize_groups({x.data(), k, 1, static_cast<int32_t>(k), 1, panel.as<void>(), &act_scale});
+    t.quantize_groups({.x = x.data(),
+                       .ldx = k,
+                       .rows = 1,
+                       .k = static_cast<int32_t>(k),
+                       .mr = 1,
+                       .panels = panel.as<void>(),
+                       .scales = &act_scale});
     Array<float> logits(words);
     std::fill_n(logits.mutable_data(), words, std::numeric_limits<float>::quiet_NaN());
-    const WordLogitsArgs a{q.data(),
-                           scale,
-                           static_cast<int32_t>(k),
-                           panel.as<void>(),
-                           act_scale,
-                           ids.data(),
-                           static_cast<int32_t>(ids.shape(0)),
-                           logits.mutable_data()};
+    const WordLogitsArgs a{.q = q.data(),
+                           .scale = scale,
+                           .k = static_cast<int32_t>(k),
+                           .panel = panel.as<void>(),
+                           .act_scale = act_scale,
+                           .ids = ids.data(),
+                           .count = static_cast<int32_t>(ids.shape(0)),
+                           .logits = logits.mutable_data()};
     py::gil_scoped_release release;
     t.word_logits(a);
     return logits;

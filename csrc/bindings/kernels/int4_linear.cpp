@@ -14,9 +14,20 @@ struct Int4Linear {
     void run(const Panels& p, float* y, int32_t* accumulators, const float* residual, Act act) const {
         const PackedInt4& w = weights.packed();
         p.check(kernels->int4_layout, w.linear.k);
-        const GemmInt4Args a{{p.data.as<void>(), p.scales.as<float>(), p.rows, &w.linear, 0, w.linear.strips, y,
-                              padded(), kTileN, residual, padded(), act, accumulators},
-                             &w};
+        const GemmInt4Args a{.common = {.panels = p.data.as<void>(),
+                                        .act_scales = p.scales.as<float>(),
+                                        .rows = p.rows,
+                                        .w = &w.linear,
+                                        .strip_begin = 0,
+                                        .strip_end = w.linear.strips,
+                                        .y = y,
+                                        .ldy = padded(),
+                                        .y_strip = kTileN,
+                                        .residual = residual,
+                                        .ldr = padded(),
+                                        .act = act,
+                                        .accumulators = accumulators},
+                             .w = &w};
         py::gil_scoped_release release;
         kernels->gemm_int4(a);
     }
@@ -28,12 +39,22 @@ Array<int32_t> gemv_accumulate(const Int4Linear& self, const Tokens& tokens, Arr
     const int64_t rows = tokens.rows.rows;
     y = Array<float>({rows, self.padded()});
     Array<int32_t> accumulators({rows, self.padded()});
-    const GemvInt4Args a{
-        {{nullptr, tokens.rows.scales, tokens.rows.rows, &w.linear, 0, w.linear.strips, y.mutable_data(), self.padded(),
-          kTileN, nullptr, 0, Act::kIdentity, accumulators.mutable_data()},
-         &w},
-        &tokens.rows,
-        self.kernels->int4_layout.mr};
+    const GemvInt4Args a{.common = {.common = {.panels = nullptr,
+                                               .act_scales = tokens.rows.scales,
+                                               .rows = tokens.rows.rows,
+                                               .w = &w.linear,
+                                               .strip_begin = 0,
+                                               .strip_end = w.linear.strips,
+                                               .y = y.mutable_data(),
+                                               .ldy = self.padded(),
+                                               .y_strip = kTileN,
+                                               .residual = nullptr,
+                                               .ldr = 0,
+                                               .act = Act::kIdentity,
+                                               .accumulators = accumulators.mutable_data()},
+                                    .w = &w},
+                         .x = &tokens.rows,
+                         .panel_rows = self.kernels->int4_layout.mr};
     py::gil_scoped_release release;
     self.kernels->gemv_int4(a);
     return accumulators;

@@ -12,9 +12,19 @@ struct Int8Linear {
         const PackedInt8& w = weights.packed();
         p.check(kernels->layout, w.k);
         const int64_t padded = static_cast<int64_t>(w.strips) * kTileN;
-        GemmInt8Args a{
-            p.data.as<void>(), p.scales.as<float>(), p.rows, &w, 0, w.strips, y, padded, kTileN, residual, padded, act,
-            accumulators};
+        GemmInt8Args a{.panels = p.data.as<void>(),
+                       .act_scales = p.scales.as<float>(),
+                       .rows = p.rows,
+                       .w = &w,
+                       .strip_begin = 0,
+                       .strip_end = w.strips,
+                       .y = y,
+                       .ldy = padded,
+                       .y_strip = kTileN,
+                       .residual = residual,
+                       .ldr = padded,
+                       .act = act,
+                       .accumulators = accumulators};
         py::gil_scoped_release release;
         kernels->gemm_int8(a);
     }
@@ -27,10 +37,21 @@ py::tuple int8_gemv(const Int8Linear& self, const Tokens& tokens) {
     const int64_t padded = static_cast<int64_t>(w.strips) * kTileN, rows = tokens.rows.rows;
     Array<float> y({rows, padded});
     Array<int32_t> accumulators({rows, padded});
-    const GemvInt8Args a{{nullptr, tokens.rows.scales, tokens.rows.rows, &w, 0, w.strips, y.mutable_data(), padded,
-                          kTileN, nullptr, 0, Act::kIdentity, accumulators.mutable_data()},
-                         &tokens.rows,
-                         self.kernels->layout.mr};
+    const GemvInt8Args a{.common = {.panels = nullptr,
+                                    .act_scales = tokens.rows.scales,
+                                    .rows = tokens.rows.rows,
+                                    .w = &w,
+                                    .strip_begin = 0,
+                                    .strip_end = w.strips,
+                                    .y = y.mutable_data(),
+                                    .ldy = padded,
+                                    .y_strip = kTileN,
+                                    .residual = nullptr,
+                                    .ldr = 0,
+                                    .act = Act::kIdentity,
+                                    .accumulators = accumulators.mutable_data()},
+                         .x = &tokens.rows,
+                         .panel_rows = self.kernels->layout.mr};
     {
         py::gil_scoped_release release;
         self.kernels->gemv_int8(a);

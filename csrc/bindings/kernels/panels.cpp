@@ -11,8 +11,12 @@ Panels quantize(const py::array& x_any, const std::string& isa, bool bytes) {
     auto x = typed<float>(x_any, 2, "x");
     const KernelTable& t = table(isa);
     Panels p(bytes ? t.int4_layout : t.layout, x.shape(0), x.shape(1));
-    (bytes ? t.quantize_rows_u8
-           : t.quantize_rows)({x.data(), p.k, p.rows, p.k, p.data.as<void>(), p.scales.as<float>()});
+    (bytes ? t.quantize_rows_u8 : t.quantize_rows)({.x = x.data(),
+                                                    .ldx = p.k,
+                                                    .rows = p.rows,
+                                                    .k = p.k,
+                                                    .panels = p.data.as<void>(),
+                                                    .scales = p.scales.as<float>()});
     return p;
 }
 

@@ -47,13 +47,13 @@ struct Tokens {
           u(count * token_row_bytes(k)),
           sums(sizeof(int32_t) * count * token_row_bytes(k) / kGroupWeights),
           scales(sizeof(float) * count),
-          rows{q.as<int8_t>(),
-               u.as<uint8_t>(),
-               sums.as<int32_t>(),
-               scales.as<float>(),
-               static_cast<int32_t>(count),
-               static_cast<int32_t>(k),
-               token_row_bytes(k)} {
+          rows{.q = q.as<int8_t>(),
+               .u = u.as<uint8_t>(),
+               .sums = sums.as<int32_t>(),
+               .scales = scales.as<float>(),
+               .rows = static_cast<int32_t>(count),
+               .k = static_cast<int32_t>(k),
+               .ld = token_row_bytes(k)} {
         expect(count > 0 && k > 0, "the activations are empty");
     }
 

@@ -23,8 +23,12 @@ Array<double> schur_complement(const py::array& a_any, int32_t m, const std::str
     {
         py::gil_scoped_release release;
         upper_cholesky(factor.as<double>(), copy.as<double>(), m);
-        table(isa).schur_complement(
-            {matrix.as<double>(), ld, static_cast<int32_t>(n), m, factor.as<double>(), u.as<double>()});
+        table(isa).schur_complement({.a = matrix.as<double>(),
+                                     .ld = ld,
+                                     .n = static_cast<int32_t>(n),
+                                     .m = m,
+                                     .factor = factor.as<double>(),
+                                     .u = u.as<double>()});
     }
     for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j <= i; ++j) out.mutable_at(i, j) = out.mutable_at(j, i) = matrix.as<double>()[i * ld + j];

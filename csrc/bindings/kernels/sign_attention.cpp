@@ -36,8 +36,21 @@ py::tuple sign_attention(const py::array& q_any, const py::array& k_any, const p
     Array<uint64_t> kept({static_cast<int64_t>(queries), sign_words(n)});
     AlignedBuffer scratch(sizeof(float) * sign_attention_scratch_floats(n, d));
     SignAttentionArgs s{};
-    s.a = {q.data(),           k.data(), v.data(),           d, 16, d, 16, n, d, 0, queries, scale,
-           out.mutable_data(), d,        scratch.as<float>()};
+    s.a = {.q = q.data(),
+           .k = k.data(),
+           .v = v.data(),
+           .ldq = d,
+           .q_strip = 16,
+           .ld = d,
+           .strip = 16,
+           .n = n,
+           .head_dim = d,
+           .query_begin = 0,
+           .query_end = queries,
+           .scale = scale,
+           .out = out.mutable_data(),
+           .ldo = d,
+           .scratch = scratch.as<float>()};
     s.keep = keep;
     s.always = always_any.is_none() ? nullptr : always.data();
     s.causal = causal;

@@ -10,7 +10,7 @@ namespace {
 std::unique_ptr<Tokens> quantize_tokens(const py::array& x_any, const std::string& isa) {
     auto x = typed<float>(x_any, 2, "x");
     auto tokens = std::make_unique<Tokens>(x.shape(0), x.shape(1));
-    table(isa).quantize_tokens({x.data(), x.shape(1), tokens->rows});
+    table(isa).quantize_tokens({.x = x.data(), .ldx = x.shape(1), .to = tokens->rows});
     return tokens;
 }
 

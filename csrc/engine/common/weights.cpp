@@ -32,9 +32,19 @@ void QuantizedRows::fill(const KernelTable& kernels, Forms forms, int32_t first,
     if (!forms.int8 && !forms.int4) return;
     float* scales = scales_.get<float>(0) + first;
     if (forms.int8 || (forms.int4 && one_layout(kernels)))
-        kernels.quantize_rows({x, ldx, rows, k, int8_.get<char>(0) + kernels.layout.bytes(first, k), scales});
+        kernels.quantize_rows({.x = x,
+                               .ldx = ldx,
+                               .rows = rows,
+                               .k = k,
+                               .panels = int8_.get<char>(0) + kernels.layout.bytes(first, k),
+                               .scales = scales});
     if (forms.int4 && !one_layout(kernels))
-        kernels.quantize_rows_u8({x, ldx, rows, k, int4_.get<char>(0) + kernels.int4_layout.bytes(first, k), scales});
+        kernels.quantize_rows_u8({.x = x,
+                                  .ldx = ldx,
+                                  .rows = rows,
+                                  .k = k,
+                                  .panels = int4_.get<char>(0) + kernels.int4_layout.bytes(first, k),
+                                  .scales = scales});
 }
 
 const void* QuantizedRows::panels(const KernelTable& kernels, Input input) const {
@@ -91,8 +101,18 @@ int64_t Linear::macs(int32_t strip_begin, int32_t strip_end) const {
 void Linear::run(const KernelTable& kernels, const In& in, const Out& out, int32_t strip_begin,
                  int32_t strip_end) const {
     if (const auto* weights = std::get_if<F32Weights>(&weights_)) {
-        kernels.gemm_f32({in.x, in.ldx, in.rows, &weights->packed(), strip_begin, strip_end, out.y, out.ldy,
-                          out.y_strip, out.residual, out.ldr, out.act});
+        kernels.gemm_f32({.x = in.x,
+                          .ldx = in.ldx,
+                          .rows = in.rows,
+                          .w = &weights->packed(),
+                          .strip_begin = strip_begin,
+                          .strip_end = strip_end,
+                          .y = out.y,
+                          .ldy = out.ldy,
+                          .y_strip = out.y_strip,
+                          .residual = out.residual,
+                          .ldr = out.ldr,
+                          .act = out.act});
         return;
     }
     if (input() == Input::kGroups)
@@ -100,7 +120,7 @@ void Linear::run(const KernelTable& kernels, const In& in, const Out& out, int32
     GemmInt8Args args = integer_args(in.rows, in.quantized->scales(), out, strip_begin, strip_end);
     args.panels = in.quantized->panels(kernels, input());
     if (const auto* int4 = std::get_if<Int4Weights>(&weights_)) {
-        kernels.gemm_int4({args, &int4->packed()});
+        kernels.gemm_int4({.common = args, .w = &int4->packed()});
     } else {
         kernels.gemm_int8(args);
     }
@@ -110,16 +130,28 @@ void Linear::run_few(const KernelTable& kernels, const TokenRows& rows, const Ou
                      int32_t strip_end) const {
     const GemmInt8Args args = integer_args(rows.rows, rows.scales, out, strip_begin, strip_end);
     if (const auto* int4 = std::get_if<Int4Weights>(&weights_)) {
-        kernels.gemv_int4({{args, &int4->packed()}, &rows, kernels.int4_layout.mr});
+        kernels.gemv_int4(
+            {.common = {.common = args, .w = &int4->packed()}, .x = &rows, .panel_rows = kernels.int4_layout.mr});
     } else {
-        kernels.gemv_int8({args, &rows, kernels.layout.mr});
+        kernels.gemv_int8({.common = args, .x = &rows, .panel_rows = kernels.layout.mr});
     }
 }
 
 void Linear::run_groups(const KernelTable& kernels, const GroupRows& in, int32_t rows, const Out& out,
                         int32_t strip_begin, int32_t strip_end) const {
-    kernels.gemm_groups({in.panels(), in.scales(), rows, in.mr(), &std::get<GroupWeights>(weights_).packed(),
-                         strip_begin, strip_end, out.y, out.ldy, out.y_strip, out.residual, out.ldr, out.act});
+    kernels.gemm_groups({.panels = in.panels(),
+                         .act_scales = in.scales(),
+                         .rows = rows,
+                         .mr = in.mr(),
+                         .w = &std::get<GroupWeights>(weights_).packed(),
+                         .strip_begin = strip_begin,
+                         .strip_end = strip_end,
+                         .y = out.y,
+                         .ldy = out.ldy,
+                         .y_strip = out.y_strip,
+                         .residual = out.residual,
+                         .ldr = out.ldr,
+                         .act = out.act});
 }
 
 GemmInt8Args Linear::integer_args(int32_t rows, const float* act_scales, const Out& out, int32_t strip_begin,

@@ -41,8 +41,13 @@ class GroupRows {
     }
     // Rows first .. of the whole; `first` is a multiple of mr.
     void fill(const KernelTable& kernels, int32_t first, const float* x, int64_t ldx, int32_t rows, int32_t k) {
-        kernels.quantize_groups({x, ldx, rows, k, mr_, data_.get<char>(0) + GroupPanels{mr_}.bytes(first, k),
-                                 scales_.get<float>(0) + first});
+        kernels.quantize_groups({.x = x,
+                                 .ldx = ldx,
+                                 .rows = rows,
+                                 .k = k,
+                                 .mr = mr_,
+                                 .panels = data_.get<char>(0) + GroupPanels{mr_}.bytes(first, k),
+                                 .scales = scales_.get<float>(0) + first});
     }
     // The same in one panel of just these rows, no more than were reserved.
     void fill_one(const KernelTable& kernels, const float* x, int64_t ldx, int32_t rows, int32_t k) {

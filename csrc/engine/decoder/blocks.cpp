@@ -64,7 +64,7 @@ void DecoderPass::linear(Op op, const Linear& w, const float* x, int64_t ldx, in
 }
 
 // The norm of rows into s.narrow, and quantised out of L1, a panel at a time.
-void DecoderPass::norm_quantize(const PreNorm& norm, const float* x, int32_t rows, Forms forms, DecoderThread& s,
+void DecoderPass::norm_quantize(const Norm& norm, const float* x, int32_t rows, Forms forms, DecoderThread& s,
                                 OpTimes* account) const {
     float* y = s.narrow.get<float>(0);
     const int32_t step = forms.any() ? k_.layout.mr : rows;
@@ -77,7 +77,7 @@ void DecoderPass::norm_quantize(const PreNorm& norm, const float* x, int32_t row
 }
 
 void DecoderPass::attention_in(int32_t layer, int32_t begin, int32_t rows, int thread) {
-    const DecoderLayer& l = m_.layers[layer];
+    const TransformerLayer& l = m_.layers[layer];
     DecoderThread& s = c_.threads[thread];
     OpTimes* account = this->account(thread);
     norm_quantize(l.attention_norm, c_.x.get<float>(0) + begin * hidden_, rows, {&l.query, &l.key, &l.value}, s,
@@ -109,7 +109,7 @@ void DecoderPass::attention_out(int32_t layer, int32_t begin, int32_t rows, int 
 }
 
 void DecoderPass::feed_forward(int32_t layer, int32_t begin, int32_t rows, int thread) {
-    const DecoderLayer& l = m_.layers[layer];
+    const TransformerLayer& l = m_.layers[layer];
     if (!l.intermediate) return;
     DecoderThread& s = c_.threads[thread];
     OpTimes* account = this->account(thread);
@@ -128,7 +128,15 @@ void DecoderPass::feed_forward(int32_t layer, int32_t begin, int32_t rows, int t
             linear(Op::kUp, l.gate, in, hidden_, rows, s.quantized, {gate, ldg}, strip, end, account);
             linear(Op::kUp, l.up, in, hidden_, rows, s.quantized, {to, wide_}, strip, end, account);
             const Timed timed(account, Op::kQuantize);
-            k_.gated({gate, ldg, to, wide_, to, wide_, rows, (end - strip) * kTileN, m_.activation});
+            k_.gated({.gate = gate,
+                      .ldg = ldg,
+                      .up = to,
+                      .ldu = wide_,
+                      .y = to,
+                      .ldy = wide_,
+                      .rows = rows,
+                      .width = (end - strip) * kTileN,
+                      .act = m_.activation});
         }
         const int32_t step = l.down.is_f32() ? rows : k_.layout.mr;
         for (int32_t i = 0; i < rows; i += step) {

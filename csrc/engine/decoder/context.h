@@ -35,9 +35,14 @@ class FewRows {
         forms.groups = false;
         if (!forms.any()) return;
         if (!kernels.fast_gemv) return panels_.fill(kernels, forms, 0, x, ldx, rows, k);
-        rows_ = {q_.get<int8_t>(0), u_.get<uint8_t>(0), sums_.get<int32_t>(0), scales_.get<float>(0), rows, k,
-                 token_row_bytes(k)};
-        kernels.quantize_tokens({x, ldx, rows_});
+        rows_ = {.q = q_.get<int8_t>(0),
+                 .u = u_.get<uint8_t>(0),
+                 .sums = sums_.get<int32_t>(0),
+                 .scales = scales_.get<float>(0),
+                 .rows = rows,
+                 .k = k,
+                 .ld = token_row_bytes(k)};
+        kernels.quantize_tokens({.x = x, .ldx = ldx, .to = rows_});
     }
     const TokenRows& rows() const { return rows_; }
     const QuantizedRows& panels() const { return panels_; }
@@ -93,6 +98,8 @@ struct FewStage {
 };
 
 struct DecoderContext {
+    explicit DecoderContext(int count) : threads(count) {}
+
     Scratch positions;  // [tokens] in the sequence
     Scratch rows;       // [tokens] of the position table
     Scratch cos, sin;   // [tokens, head_dim / 2]

@@ -1,11 +1,9 @@
 // A pre-norm decoder with its head, executed on new tokens of several sequences at once.
 #pragma once
 
-#include <array>
-#include <atomic>
 #include <memory>
 
-#include "thread_pool.h"
+#include "engine/common/passes.h"
 #include "context.h"
 
 namespace approxrt {
@@ -25,7 +23,6 @@ struct Step {
 class Decoder {
   public:
     Decoder(DecoderModel model, const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, int32_t block_tokens);
-    ~Decoder();
 
     // Checks ids, and that every cache has room; throws std::invalid_argument with the value and the limit.
     void check(const Step& step) const;
@@ -34,26 +31,20 @@ class Decoder {
     // steps. Needs no Python.
     void run(const Step& step) const;
 
-    void set_profiling(bool on) { profiling_ = on; }
-    Profile take_profile() { return profile_.take(); }
+    void set_profiling(bool on) { passes_.set_profiling(on); }
+    Profile take_profile() { return passes_.take_profile(); }
 
     const DecoderModel& model() const { return model_; }
-    int threads() const { return pool_->threads(); }
-    size_t weight_bytes() const;
-    size_t scratch_bytes() const;
+    int threads() const { return passes_.pool().threads(); }
+    size_t weight_bytes() const { return weight_bytes_of(model_); }
+    size_t scratch_bytes() const { return passes_.bytes(); }
 
   private:
-    DecoderContext* acquire() const;
-    void release(DecoderContext* context) const;
-
     DecoderModel model_;
     const KernelTable& kernels_;
-    std::shared_ptr<ThreadPool> pool_;
     const int32_t block_tokens_;
-    Forms forms_;  // that any linear reads
-    std::atomic<bool> profiling_{false};
-    mutable ProfileSum profile_;
-    mutable std::array<std::atomic<DecoderContext*>, 32> idle_{};
+    const Forms forms_;  // that any linear reads
+    mutable Passes<DecoderContext> passes_;
 };
 
 }  // namespace approxrt

@@ -94,7 +94,7 @@ void DecoderPass::few_stage(const FewStage& stage, int part, int parts, Ahead& a
 
 // What a part of a stage reads that no stage before it writes, in the order of reading.
 void DecoderPass::few_ahead(const FewStage& stage, int part, int parts, Ahead& ahead) const {
-    const DecoderLayer& l = m_.layers[stage.layer];
+    const TransformerLayer& l = m_.layers[stage.layer];
     const auto share = [&](const Linear& w) {
         const Part strips(w.strips(), part, parts);
         ahead.add(w.memory(strips.begin, strips.end));
@@ -155,7 +155,7 @@ void DecoderPass::few_linear(Op op, const Linear& w, const float* x, int64_t ldx
 // of the query, then of the key, then of the value. Narrow ones share strips: then a matrix is one piece.
 template <class Body>
 void DecoderPass::each_projection(int32_t layer, int part, int parts, const Body& body) const {
-    const DecoderLayer& l = m_.layers[layer];
+    const TransformerLayer& l = m_.layers[layer];
     const int32_t dim = l.head_dim;
     const bool apart = dim % kTileN == 0;
     const int32_t heads_of[3] = {l.num_heads, l.num_kv_heads, l.num_kv_heads};
@@ -173,7 +173,7 @@ void DecoderPass::each_projection(int32_t layer, int part, int parts, const Body
 }
 
 void DecoderPass::few_query_key_value(int32_t layer, int part, int parts, Ahead& ahead) {
-    const DecoderLayer& l = m_.layers[layer];
+    const TransformerLayer& l = m_.layers[layer];
     const int32_t rows = step_.tokens;
     DecoderThread& s = c_.threads[part];
     OpTimes* account = this->account(part);
@@ -225,7 +225,7 @@ void DecoderPass::few_output(int32_t layer, int part, int parts, Ahead& ahead) {
 }
 
 void DecoderPass::few_up(int32_t layer, int part, int parts, Ahead& ahead) {
-    const DecoderLayer& l = m_.layers[layer];
+    const TransformerLayer& l = m_.layers[layer];
     const Part strips(l.up.strips(), part, parts);
     if (strips.begin == strips.end) return;
     const int32_t rows = step_.tokens;
@@ -247,11 +247,19 @@ void DecoderPass::few_up(int32_t layer, int part, int parts, Ahead& ahead) {
     float* gate = up + rows * wide_;
     few_linear(Op::kUp, l.gate, in, hidden_, rows, s.few, {gate, wide_}, strips.begin, strips.end, account);
     const Timed timed(account, Op::kQuantize);
-    k_.gated({gate, wide_, up, wide_, up, wide_, rows, (strips.end - strips.begin) * kTileN, m_.activation});
+    k_.gated({.gate = gate,
+              .ldg = wide_,
+              .up = up,
+              .ldu = wide_,
+              .y = up,
+              .ldy = wide_,
+              .rows = rows,
+              .width = (strips.end - strips.begin) * kTileN,
+              .act = m_.activation});
 }
 
 void DecoderPass::few_down(int32_t layer, int part, int parts, Ahead& ahead) {
-    const DecoderLayer& l = m_.layers[layer];
+    const TransformerLayer& l = m_.layers[layer];
     const Part strips(l.down.strips(), part, parts);
     if (strips.begin == strips.end) return;
     const float* up = c_.shared.get<float>(0);

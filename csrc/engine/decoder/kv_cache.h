@@ -18,7 +18,7 @@ class KvCache {
     KvCache(const DecoderModel& model, CacheKind kind, int64_t capacity)
         : kind_(kind), capacity_(capacity), tokens_(round_up(capacity, kCacheBlock)) {
         size_t end = 0;
-        for (const DecoderLayer& layer : model.layers) {
+        for (const TransformerLayer& layer : model.layers) {
             places_.push_back({end, layer.head_dim, layer.keep ? &layer : nullptr});
             end += head_bytes(places_.back()) * layer.num_kv_heads;
         }
@@ -28,7 +28,14 @@ class KvCache {
     CacheHead head(int32_t layer, int32_t kv_head) const {
         const Place& place = places_[layer];
         char* at = memory_.as<char>() + place.begin + head_bytes(place) * kv_head;
-        CacheHead head{kind_, place.head_dim, tokens_, at, at + key_bytes(place.head_dim), nullptr, nullptr, nullptr};
+        CacheHead head{.kind = kind_,
+                       .head_dim = place.head_dim,
+                       .capacity = tokens_,
+                       .keys = at,
+                       .values = at + key_bytes(place.head_dim),
+                       .key_scales = nullptr,
+                       .value_scales = nullptr,
+                       .key_rows = nullptr};
         at += dense_bytes(place.head_dim);
         if (kind_ == CacheKind::kInt8) {
             head.key_scales = reinterpret_cast<float*>(at - scale_bytes());
@@ -40,10 +47,15 @@ class KvCache {
     // What lies beside the keys of a layer that matches signs.
     SignHead sign_head(int32_t layer, int32_t kv_head) const {
         const Place& place = places_[layer];
-        const DecoderLayer& l = *place.signs;
+        const TransformerLayer& l = *place.signs;
         char* at = memory_.as<char>() + place.begin + head_bytes(place) * kv_head + dense_bytes(place.head_dim) +
                    value_bytes(place.head_dim);
-        SignHead sign{l.signs, reinterpret_cast<uint64_t*>(at), nullptr, nullptr, nullptr, nullptr};
+        SignHead sign{.signs = l.signs,
+                      .planes = reinterpret_cast<uint64_t*>(at),
+                      .key_sums = nullptr,
+                      .value_sums = nullptr,
+                      .rotation = nullptr,
+                      .centre = nullptr};
         if (l.rest) {
             sign.key_sums = reinterpret_cast<float*>(at + plane_bytes(l));
             sign.value_sums = sign.key_sums + sum_floats(l);
@@ -76,7 +88,7 @@ class KvCache {
     struct Place {
         size_t begin;
         int32_t head_dim;
-        const DecoderLayer* signs;  // a layer that matches signs
+        const TransformerLayer* signs;  // a layer that matches signs
     };
     size_t key_bytes(int64_t dim) const {
         return round_up(cache_key_elements(tokens_, dim) * cache_element_size(kind_), 64);
@@ -88,8 +100,10 @@ class KvCache {
         return kind_ == CacheKind::kInt8 ? round_up(2 * tokens_ * static_cast<int64_t>(sizeof(float)), 64) : 0;
     }
     size_t dense_bytes(int64_t dim) const { return key_bytes(dim) + value_bytes(dim) + scale_bytes(); }
-    size_t plane_bytes(const DecoderLayer& l) const { return sizeof(uint64_t) * sign_plane_words(tokens_, l.signs); }
-    int64_t sum_floats(const DecoderLayer& l) const { return (tokens_ / kSumBlock + 1) * round_up(l.head_dim, 16); }
+    size_t plane_bytes(const TransformerLayer& l) const {
+        return sizeof(uint64_t) * sign_plane_words(tokens_, l.signs);
+    }
+    int64_t sum_floats(const TransformerLayer& l) const { return (tokens_ / kSumBlock + 1) * round_up(l.head_dim, 16); }
     size_t head_bytes(const Place& place) const {
         size_t bytes = dense_bytes(place.head_dim);
         if (!place.signs) return bytes;

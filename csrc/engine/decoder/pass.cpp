@@ -23,7 +23,7 @@ DecoderPass::DecoderPass(const DecoderModel& model, const KernelTable& kernels, 
       step_(step),
       c_(context),
       hidden_(round_up(model.hidden, kTileN)) {
-    for (const DecoderLayer& l : m_.layers) {
+    for (const TransformerLayer& l : m_.layers) {
         if (l.num_heads) {
             query_ld_ = std::max(query_ld_, l.query.n_padded());
             kv_ld_ = std::max(kv_ld_, l.key.n_padded());
@@ -49,7 +49,7 @@ void DecoderPass::reserve() {
     int64_t longest = 0, attention = 0;
     for (int32_t i = 0; i < step_.count; ++i)
         longest = std::max(longest, step_.runs[i].cache->length() + step_.runs[i].count);
-    for (const DecoderLayer& l : m_.layers)
+    for (const TransformerLayer& l : m_.layers)
         if (l.num_heads)
             attention = std::max({attention, cached_attention_scratch_floats(longest, l.head_dim),
                                   l.keep ? sign_cached_scratch_floats(longest, l.head_dim) : 0});
@@ -109,20 +109,11 @@ void DecoderPass::divide(int32_t most) {
 
 void DecoderPass::embed(int32_t begin, int32_t rows, OpTimes* account) {
     const Timed timed(account, Op::kEmbedding);
-    EmbeddingArgs a{};
-    a.word = m_.word;
-    a.word_q = m_.word_q;
-    a.word_scale = m_.word_scale;
-    a.word_q4 = m_.word_q4;
-    a.word_group_scale = m_.word_group_scale;
-    a.word_half_scale = m_.word_half_scale;
-    a.word_half_offset = m_.word_half_offset;
-    a.word_q2 = m_.word_q2;
+    EmbeddingArgs a = m_.words.args();
     a.position = m_.position;
     a.ids = step_.ids + begin;
     a.positions = c_.rows.get<int32_t>(0) + begin;
     a.rows = rows;
-    a.width = m_.hidden;
     a.out = c_.x.get<float>(0) + begin * hidden_;
     a.ldo = hidden_;
     k_.embedding(a);
@@ -137,19 +128,21 @@ void DecoderPass::embed(int32_t begin, int32_t rows, OpTimes* account) {
         }
 }
 
-void DecoderPass::norm(const PreNorm& norm, const float* x, int32_t rows, float* y, OpTimes* account) const {
+void DecoderPass::norm(const Norm& norm, const float* x, int32_t rows, float* y, OpTimes* account) const {
     const Timed timed(account, Op::kNorm);
-    if (m_.rms) {
-        k_.rms_norm({x, hidden_, rows, m_.hidden, norm.gamma.data(), m_.eps, y, hidden_});
-    } else {
-        k_.layer_norm({x, hidden_, rows, m_.hidden, norm.gamma.data(), norm.beta.data(), m_.eps, y, hidden_});
-    }
+    norm.run(k_, m_.eps, x, hidden_, rows, y, hidden_);
 }
 
 void DecoderPass::rope(float* x, int64_t ldx, int32_t begin, int32_t rows, int32_t heads, int32_t dim) const {
     const auto half = static_cast<int64_t>(m_.frequencies.size());
     if (half == 0) return;
-    k_.rope({x, ldx, rows, heads, dim, c_.cos.data<float>() + begin * half, c_.sin.data<float>() + begin * half});
+    k_.rope({.x = x,
+             .ldx = ldx,
+             .rows = rows,
+             .heads = heads,
+             .head_dim = dim,
+             .cos = c_.cos.data<float>() + begin * half,
+             .sin = c_.sin.data<float>() + begin * half});
 }
 
 void DecoderPass::write(int32_t layer, const float* keys, const float* values, int64_t ld, int32_t begin, int32_t rows,
@@ -162,8 +155,12 @@ void DecoderPass::write(int32_t layer, const float* keys, const float* values, i
         const int64_t offset = (from - begin) * ld;
         const auto position = static_cast<int32_t>(run.cache->length()) + from - run.begin;
         for (int32_t h = 0; h < heads; ++h)
-            k_.cache_write({keys ? keys + offset + h * dim : nullptr, values ? values + offset + h * dim : nullptr, ld,
-                            to - from, position, run.cache->head(layer, head + h)});
+            k_.cache_write({.keys = keys ? keys + offset + h * dim : nullptr,
+                            .values = values ? values + offset + h * dim : nullptr,
+                            .ld = ld,
+                            .rows = to - from,
+                            .position = position,
+                            .to = run.cache->head(layer, head + h)});
     }
 }
 
@@ -171,11 +168,14 @@ void DecoderPass::index(int32_t layer, int32_t run, int32_t kv_head, int thread)
     const SequenceRun& r = step_.runs[run];
     const Timed timed(account(thread), Op::kCache);
     const auto begin = static_cast<int32_t>(r.cache->length());
-    k_.sign_index({r.cache->head(layer, kv_head), r.cache->sign_head(layer, kv_head), begin, begin + r.count});
+    k_.sign_index({.cache = r.cache->head(layer, kv_head),
+                   .sign = r.cache->sign_head(layer, kv_head),
+                   .begin = begin,
+                   .end = begin + r.count});
 }
 
 void DecoderPass::attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int thread) {
-    const DecoderLayer& l = m_.layers[layer];
+    const TransformerLayer& l = m_.layers[layer];
     const SequenceRun& run = step_.runs[chunk.run];
     CachedAttentionArgs a{};
     a.ldq = a.ldo = query_ld_;
@@ -201,7 +201,11 @@ void DecoderPass::attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int
     matched.q += dense * a.ldq;
     matched.out += dense * a.ldo;
     matched.position += dense;
-    k_.sign_cached_attention({matched, run.cache->sign_head(layer, kv_head), l.keep, l.window, nullptr});
+    k_.sign_cached_attention({.a = matched,
+                              .sign = run.cache->sign_head(layer, kv_head),
+                              .keep = l.keep,
+                              .window = l.window,
+                              .kept = nullptr});
 }
 
 }  // namespace approxrt

@@ -1,14 +1,15 @@
 // One step of a decoder, by all threads of a pool, in one of two ways.
 //
-// A prompt (decoder_blocks.cpp): blocks of tokens run from one attention to the next without leaving a core: output
+// A prompt (blocks.cpp): blocks of tokens run from one attention to the next without leaving a core: output
 // projection, feed forward, then norm, query, key and value of the next layer, whose keys and values go to the cache.
 // Attention itself, which needs all of a sequence's keys, is split by key-value heads and chunks of tokens. Threads
 // meet twice a layer.
 //
-// A few tokens (decoder_few.cpp): reading the weights is the cost, so every linear is split by outputs and each weight
+// A few tokens (few.cpp): reading the weights is the cost, so every linear is split by outputs and each weight
 // is read by one thread, once.
 #pragma once
 
+#include "engine/common/part.h"
 #include "decoder.h"
 
 namespace approxrt {
@@ -30,11 +31,13 @@ class DecoderPass {
     void place_tokens();
     void divide(int32_t most);
     void embed(int32_t begin, int32_t rows, OpTimes* account);
-    void norm(const PreNorm& norm, const float* x, int32_t rows, float* y, OpTimes* account) const;
+    void norm(const Norm& norm, const float* x, int32_t rows, float* y, OpTimes* account) const;
     void rope(float* x, int64_t ldx, int32_t begin, int32_t rows, int32_t heads, int32_t dim) const;
     // The Hadamard transform before `down`, if there is one.
     void spread(const float* x, float* y, int32_t rows, int32_t width) const {
-        if (m_.down_block) k_.hadamard({x, wide_, y, wide_, rows, width, m_.down_block});
+        if (m_.down_block)
+            k_.hadamard(
+                {.x = x, .ldx = wide_, .y = y, .ldy = wide_, .rows = rows, .width = width, .size = m_.down_block});
     }
     // Rows begin .. of the step's tokens; `ld` is theirs, column 0 that of the first of `heads` heads from `head` on.
     void write(int32_t layer, const float* keys, const float* values, int64_t ld, int32_t begin, int32_t rows,
@@ -43,7 +46,7 @@ class DecoderPass {
     void index(int32_t layer, int32_t run, int32_t kv_head, int thread);
     void attend(int32_t layer, const Chunk& chunk, int32_t kv_head, int thread);
 
-    // decoder_blocks.cpp
+    // blocks.cpp
     void run_blocks();
     void attention_in(int32_t layer, int32_t begin, int32_t rows, int thread);
     void attention_out(int32_t layer, int32_t begin, int32_t rows, int thread);
@@ -53,10 +56,10 @@ class DecoderPass {
     void linear(Op op, const Linear& w, const float* x, int64_t ldx, int32_t rows, const QuantizedRows& quantized,
                 const Linear::Out& out, int32_t strip_begin, int32_t strip_end, OpTimes* account) const;
     static int64_t gate_ld();
-    void norm_quantize(const PreNorm& norm, const float* x, int32_t rows, Forms forms, DecoderThread& s,
+    void norm_quantize(const Norm& norm, const float* x, int32_t rows, Forms forms, DecoderThread& s,
                        OpTimes* account) const;
 
-    // decoder_few.cpp
+    // few.cpp
     // A part's share of one of query (0), key (1) and value (2): heads `head` .. of it, and their strips.
     struct Projection {
         int which;
@@ -83,14 +86,14 @@ class DecoderPass {
         const int32_t token = step_.logit_rows() == step_.tokens ? i : step_.runs[i].begin + step_.runs[i].count - 1;
         return c_.x.data<float>() + token * hidden_;
     }
-    // decoder_head.cpp: x are rows that are normalised. Of a few rows each part of the threads takes a share.
+    // head.cpp: x are rows that are normalised. Of a few rows each part of the threads takes a share.
     void head();
     void logits(const float* x, int32_t begin, int32_t rows);
     void few_head(int part, int parts);
     void few_logits(const float* x, int32_t rows, int part, int parts);
     void hidden();
 
-    // decoder_preview.cpp: the same where the head is previewed, from one meeting of the threads to the next.
+    // preview.cpp: the same where the head is previewed, from one meeting of the threads to the next.
     void reserve_preview();
     void preview_logits(const float* x, int32_t begin, int32_t rows);
     void few_project(int part, int parts);
@@ -109,14 +112,6 @@ class DecoderPass {
     DecoderContext& c_;
     const int64_t hidden_;  // row stride of x
     int64_t query_ld_ = 0, kv_ld_ = 0, wide_ = 0;
-};
-
-// Part `part` of `parts` of 0 .. count-1.
-struct Part {
-    int32_t begin, end;
-    Part(int32_t count, int part, int parts)
-        : begin(static_cast<int32_t>(static_cast<int64_t>(count) * part / parts)),
-          end(static_cast<int32_t>(static_cast<int64_t>(count) * (part + 1) / parts)) {}
 };
 
 }  // namespace approxrt

@@ -55,7 +55,7 @@ void DecoderPass::few_preview(int32_t rows, int part, int parts) {
     const Linear& w = m_.preview->out;
     const Part strips(w.strips(), part, parts);
     const int64_t width = m_.preview->project.n_padded(), ld = m_.logits_ld();
-    const int32_t begin = strips.begin * kTileN, end = std::min(strips.end * kTileN, m_.vocab);
+    const int32_t begin = strips.begin * kTileN, end = std::min(strips.end * kTileN, m_.vocab());
     if (begin < end) {
         const float* y = c_.preview.data<float>();
         few_quantize({&w}, y, width, rows, w.k(), part);
@@ -65,9 +65,13 @@ void DecoderPass::few_preview(int32_t rows, int part, int parts) {
     const Timed timed(account(part), Op::kHead);
     for (int32_t r = 0; r < rows; ++r) {
         int32_t none;
-        k_.shortlist({step_.logits + r * ld + begin, std::max(end - begin, 0), std::numeric_limits<float>::infinity(),
-                      begin, c_.largest.get<float>(0) + part * kGemvTokens + r,
-                      c_.shortlist.get<int32_t>(0) + r * ld + begin, &none});
+        k_.shortlist({.logits = step_.logits + r * ld + begin,
+                      .count = std::max(end - begin, 0),
+                      .threshold = std::numeric_limits<float>::infinity(),
+                      .first = begin,
+                      .largest = c_.largest.get<float>(0) + part * kGemvTokens + r,
+                      .ids = c_.shortlist.get<int32_t>(0) + r * ld + begin,
+                      .found = &none});
     }
 }
 
@@ -75,13 +79,17 @@ void DecoderPass::few_shortlist(int32_t rows, int part, int parts) {
     const Timed timed(account(part), Op::kHead);
     const Part strips(m_.preview->out.strips(), part, parts);
     const int64_t ld = m_.logits_ld();
-    const int32_t begin = strips.begin * kTileN, end = std::min(strips.end * kTileN, m_.vocab);
+    const int32_t begin = strips.begin * kTileN, end = std::min(strips.end * kTileN, m_.vocab());
     for (int32_t r = 0; r < rows; ++r) {
         float largest = -std::numeric_limits<float>::infinity(), own;
         for (int p = 0; p < parts; ++p) largest = std::max(largest, c_.largest.data<float>()[p * kGemvTokens + r]);
-        k_.shortlist({step_.logits + r * ld + begin, std::max(end - begin, 0), largest - m_.preview->margin, begin,
-                      &own, c_.shortlist.get<int32_t>(0) + r * ld + begin,
-                      c_.found.get<int32_t>(0) + part * kGemvTokens + r});
+        k_.shortlist({.logits = step_.logits + r * ld + begin,
+                      .count = std::max(end - begin, 0),
+                      .threshold = largest - m_.preview->margin,
+                      .first = begin,
+                      .largest = &own,
+                      .ids = c_.shortlist.get<int32_t>(0) + r * ld + begin,
+                      .found = c_.found.get<int32_t>(0) + part * kGemvTokens + r});
     }
 }
 
@@ -93,7 +101,7 @@ void DecoderPass::few_refine(const float* x, int32_t rows, int part, int parts) 
     GroupRows& tokens = c_.threads[part].exact;
     if (rows > 1) {
         for (int32_t r = 0; r < rows; ++r) tokens.fill(k_, r, x + r * hidden_, hidden_, 1, m_.hidden);
-        for (int32_t block = part * kSharedWords; block < m_.vocab; block += parts * kSharedWords)
+        for (int32_t block = part * kSharedWords; block < m_.vocab(); block += parts * kSharedWords)
             for (int32_t r = 0; r < rows; ++r)
                 for (int p = 0; p < parts; ++p) {
                     const Part own(strips, p, parts);
@@ -122,7 +130,14 @@ void DecoderPass::few_refine(const float* x, int32_t rows, int part, int parts) 
 void DecoderPass::refine(const GroupRows& tokens, int32_t token, const int32_t* ids, int32_t count,
                          float* logits) const {
     const char* panel = static_cast<const char*>(tokens.panels()) + GroupPanels{1}.bytes(token, m_.hidden);
-    k_.word_logits({m_.word_q, m_.word_half_scale, m_.hidden, panel, tokens.scales()[token], ids, count, logits});
+    k_.word_logits({.q = m_.words.word_q,
+                    .scale = m_.words.word_half_scale,
+                    .k = m_.hidden,
+                    .panel = panel,
+                    .act_scale = tokens.scales()[token],
+                    .ids = ids,
+                    .count = count,
+                    .logits = logits});
 }
 
 // Of rows begin .. of the step's logits, more than a few: linears by strips, the rest a row at a time.
@@ -149,7 +164,13 @@ void DecoderPass::preview_logits(const float* x, int32_t begin, int32_t rows) {
         int32_t* ids = c_.shortlist.get<int32_t>(0) + thread * ld;
         float largest, own;
         int32_t found;
-        ShortlistArgs a{logits + row * ld, m_.vocab, std::numeric_limits<float>::infinity(), 0, &largest, ids, &found};
+        ShortlistArgs a{.logits = logits + row * ld,
+                        .count = m_.vocab(),
+                        .threshold = std::numeric_limits<float>::infinity(),
+                        .first = 0,
+                        .largest = &largest,
+                        .ids = ids,
+                        .found = &found};
         k_.shortlist(a);
         a.threshold = largest - m_.preview->margin, a.largest = &own;
         k_.shortlist(a);

@@ -41,6 +41,8 @@ struct GroupScratch {
 };
 
 struct Context {
+    explicit Context(int count) : groups(count), threads(count) {}
+
     Plan plan;
     Scratch positions;                   // [tokens]: of each token in its sequence
     Scratch pooled;                      // [sequences, hidden]

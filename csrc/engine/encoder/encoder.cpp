@@ -17,7 +17,7 @@ constexpr int32_t kHeadRows = 32;
 
 void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const {
     const EncoderModel& m = model_;
-    const int threads = pool_->threads();
+    const int threads = passes_.pool().threads();
     make_plan(batch.cu_seqlens, batch.sequences, threads, tuning_, c.plan);
     int32_t* positions = c.positions.get<int32_t>(batch.tokens());
     int32_t longest = 0, most_tokens = 0, most_sequences = 0;
@@ -42,10 +42,11 @@ void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const
         GroupPass(m, kernels_, tuning_, batch, group, team, c, scratch).run(what, rows + row * ld, ld);
     };
     if (c.plan.apart) {
-        pool_->run(static_cast<int>(c.plan.groups.size()),
-                   [&](int task, int thread) { run_group(c.plan.groups[task], Team(thread), c.groups[thread]); });
+        passes_.pool().run(static_cast<int>(c.plan.groups.size()), [&](int task, int thread) {
+            run_group(c.plan.groups[task], Team(thread), c.groups[thread]);
+        });
     } else {
-        run_group(c.plan.groups[0], Team(*pool_), c.groups[0]);
+        run_group(c.plan.groups[0], Team(passes_.pool()), c.groups[0]);
     }
     if (logits) run_head(rows, batch.sequences, out, c);
 }
@@ -59,7 +60,7 @@ void Encoder::run_head(const float* pooled, int32_t sequences, float* out, Conte
         s.wide.get<float>(block * wide);
         s.narrow.get<float>(block * head.out->n_padded());
     }
-    pool_->run((sequences + block - 1) / block, [&](int task, int thread) {
+    passes_.pool().run((sequences + block - 1) / block, [&](int task, int thread) {
         ThreadScratch& s = c.threads[thread];
         const int32_t begin = task * block, rows = std::min(block, sequences - begin);
         const auto linear = [&](const Linear& w, const float* x, int64_t ldx, float* y, Act act) {
@@ -82,34 +83,14 @@ void Encoder::run_head(const float* pooled, int32_t sequences, float* out, Conte
 }
 
 Encoder::Encoder(EncoderModel model, const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, const Tuning& tuning)
-    : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)), tuning_(tuning) {
-    model_.each_linear([&](const Linear& w) { model_.forms.add({&w}); });
-}
-
-Encoder::~Encoder() {
-    for (auto& slot : idle_) delete slot.load();
-}
-
-Context* Encoder::acquire() const {
-    for (auto& slot : idle_)
-        if (Context* context = slot.exchange(nullptr)) return context;
-    auto context = std::make_unique<Context>();
-    context->threads.resize(pool_->threads());
-    context->groups.resize(pool_->threads());
-    return context.release();
-}
-
-void Encoder::release(Context* context) const {
-    for (auto& slot : idle_) {
-        Context* empty = nullptr;
-        if (slot.compare_exchange_strong(empty, context)) return;
-    }
-    delete context;
+    : model_(std::move(model)), kernels_(kernels), tuning_(tuning), passes_(std::move(pool)) {
+    model_.forms = forms_of(model_);
 }
 
 void Encoder::check(const Batch& batch) const {
     const auto fail = [](const std::string& message) { throw std::invalid_argument(message); };
     const Embeddings& e = model_.embeddings;
+    const int32_t vocab = model_.words.vocab;
     if (batch.sequences < 1) fail("the batch is empty: give at least one sequence of token ids");
     if (batch.cu_seqlens[0] != 0) fail("cu_seqlens must start with 0");
     for (int32_t i = 0; i < batch.sequences; ++i) {
@@ -119,9 +100,9 @@ void Encoder::check(const Batch& batch) const {
             fail("sequence " + std::to_string(i) + " has " + std::to_string(n) +
                  " tokens, the model has positions for " + std::to_string(e.max_positions) + ": cut it");
         for (int32_t t = begin; t < begin + n; ++t) {
-            if (batch.ids[t] < 0 || batch.ids[t] >= e.vocab)
+            if (batch.ids[t] < 0 || batch.ids[t] >= vocab)
                 fail("sequence " + std::to_string(i) + ", token " + std::to_string(t - begin) + ": id " +
-                     std::to_string(batch.ids[t]) + " is outside the vocabulary (0 to " + std::to_string(e.vocab - 1) +
+                     std::to_string(batch.ids[t]) + " is outside the vocabulary (0 to " + std::to_string(vocab - 1) +
                      ")");
             const int32_t types = e.types > 0 ? e.types : 1;
             if (batch.types && (batch.types[t] < 0 || batch.types[t] >= types))
@@ -142,38 +123,7 @@ int32_t Encoder::output_columns(Output what) const {
 }
 
 void Encoder::forward(const Batch& batch, Output what, float* out) const {
-    const ThreadPool::Caller turn(*pool_);
-    struct Lease {
-        const Encoder& encoder;
-        Context* context;
-        ~Lease() { encoder.release(context); }
-    } lease{*this, acquire()};
-    Context& context = *lease.context;
-    const bool profiling = profiling_.load(std::memory_order_relaxed);
-    context.ops.assign(profiling ? context.threads.size() : 0, {});
-    const int64_t begin = profiling ? now_ns() : 0;
-    run(batch, what, out, context);
-    if (!profiling) return;
-    for (const OpTimes& ops : context.ops) profile_.add(ops);
-    profile_.add_pass(now_ns() - begin);
-}
-
-size_t Encoder::weight_bytes() const {
-    size_t sum = 0;
-    model_.each_linear([&](const Linear& w) { sum += w.bytes(); });
-    return sum;
-}
-
-size_t Encoder::scratch_bytes() const {
-    size_t sum = 0;
-    for (auto& slot : idle_) {
-        // Taken out while it is read, so that no call resizes it meanwhile.
-        if (Context* context = slot.exchange(nullptr)) {
-            sum += context->bytes();
-            release(context);
-        }
-    }
-    return sum;
+    passes_.run([&](Context& context) { run(batch, what, out, context); });
 }
 
 }  // namespace approxrt

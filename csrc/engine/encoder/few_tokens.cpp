@@ -8,21 +8,10 @@
 // Memory of its own belongs to the part, not to the thread: a thread that is late leaves its part to another.
 #include <algorithm>
 
+#include "engine/common/part.h"
 #include "group_pass.h"
 
 namespace approxrt {
-namespace {
-
-// Part `part` of `parts` of 0 .. count-1.
-struct Share {
-    int32_t begin, end;
-    Share(int32_t count, int part, int parts)
-        : begin(static_cast<int32_t>(static_cast<int64_t>(count) * part / parts)),
-          end(static_cast<int32_t>(static_cast<int64_t>(count) * (part + 1) / parts)) {}
-};
-
-}  // namespace
-
 bool GroupPass::few_tokens() const { return team_.size() > 1 && tokens_ <= tuning_.few_tokens; }
 
 void GroupPass::encode_by_outputs(bool first_only) {
@@ -53,7 +42,7 @@ void GroupPass::encode_by_outputs(bool first_only) {
     const auto own = [&](ThreadScratch& s) { return (first ? s.first : s.x).get<float>(0); };
     const auto linear = [&](Op op, const Linear& w, ThreadScratch& s, const float* in, int64_t ld, int part,
                             Linear::Out out, OpTimes* account) {
-        const Share share(w.strips(), part, parts);
+        const Part share(w.strips(), part, parts);
         if (share.begin == share.end) return;
         quantize(s.quantized, {&w}, 0, in, ld, rows, w.k(), account);
         out.y += share.begin * kTileN;
@@ -62,7 +51,7 @@ void GroupPass::encode_by_outputs(bool first_only) {
     };
 
     for (int32_t block = m_.next_block(0); block < blocks; block = m_.next_block(block + 1)) {
-        const EncoderLayer& layer = m_.layer(block);
+        const TransformerLayer& layer = m_.layer(block);
         if (EncoderModel::is_attention(block)) {
             const bool gather = first_only && m_.next_attention(block + 1) == blocks;
             const int64_t inner = heads_width(layer);
@@ -72,7 +61,7 @@ void GroupPass::encode_by_outputs(bool first_only) {
                 const float* x = catch_up(block, s.x.get<float>(0), s.first.get<float>(0), s, account);
                 if (gather) gather_first(x, s.first.get<float>(0));
                 const int32_t together = heads_together(layer);
-                const Share heads(layer.num_heads / together, part, parts);
+                const Part heads(layer.num_heads / together, part, parts);
                 if (heads.begin == heads.end) return;
                 quantize(s.quantized, m_.input_forms(block), 0, x, hidden_, rows, m_.hidden, account);
                 const In in{x, hidden_, rows, &s.quantized};

@@ -26,7 +26,7 @@ GroupPass::GroupPass(const EncoderModel& model, const KernelTable& kernels, cons
       hidden_(round_up(model.hidden, kTileN)) {}
 
 // Few heads can be so narrow that they share a strip of outputs; they are taken together.
-int32_t GroupPass::heads_together(const EncoderLayer& layer) {
+int32_t GroupPass::heads_together(const TransformerLayer& layer) {
     for (int32_t count = 1; count < layer.num_heads; ++count)
         if (layer.num_heads % count == 0 && count * layer.head_dim % kTileN == 0) return count;
     return layer.num_heads;
@@ -50,9 +50,8 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
     const int64_t most =
         std::min(std::max(tokens, sequences), team == 1 ? tuning.block_tokens : tuning.team_block_tokens);
     const auto rows = static_cast<int32_t>(few ? tokens : round_up(most, k.layout.mr));
-    int64_t inputs = std::max(m.hidden, m.embeddings.width), wide = 0, together = 0, inner = 0, attention = 0,
-            always = 0;
-    for (const EncoderLayer& layer : m.layers) {
+    int64_t inputs = std::max(m.hidden, m.words.width), wide = 0, together = 0, inner = 0, attention = 0, always = 0;
+    for (const TransformerLayer& layer : m.layers) {
         if (layer.intermediate) {
             inputs = std::max<int64_t>(inputs, layer.down.k());
             wide = std::max(wide, layer.up.n_padded());
@@ -76,7 +75,7 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
     for (ThreadScratch& t : threads) {
         t.quantized.reserve(k, forms, rows, inputs);
         t.wide.get<float>(rows * wide);
-        t.narrow.get<float>(rows * std::max<int64_t>(hidden, round_up(m.embeddings.width, kTileN)));
+        t.narrow.get<float>(rows * std::max<int64_t>(hidden, round_up(m.words.width, kTileN)));
         t.heads.get<float>(3 * tokens * together);
         t.attention.get<float>(attention);
         t.always.get<uint64_t>(always);
@@ -103,27 +102,33 @@ void GroupPass::embed(int32_t begin, int32_t rows, float* out, ThreadScratch& sc
     const Embeddings& e = m_.embeddings;
     const int32_t first = batch_.cu_seqlens[group_.begin] + begin;
     const bool project = e.projection.has_value();
-    const int64_t ld = project ? round_up(e.width, kTileN) : hidden_;
+    const int64_t ld = project ? round_up(m_.words.width, kTileN) : hidden_;
     float* sum = project ? scratch.narrow.get<float>(ld * rows) : out;
     {
         const Timed timed(account, Op::kEmbedding);
-        k_.embedding({e.word, e.word_q, e.word_scale, e.position, e.token_type, batch_.ids + first,
-                      c_.positions.get<int32_t>(0) + first, batch_.types ? batch_.types + first : nullptr, rows,
-                      e.width, sum, ld, e.word_q4, e.word_group_scale, e.word_half_scale, e.word_half_offset, e.word_q2,
-                      e.word_wide, e.wide});
+        EmbeddingArgs a = m_.words.args();
+        a.position = e.position;
+        a.token_type = e.token_type;
+        a.ids = batch_.ids + first;
+        a.positions = c_.positions.get<int32_t>(0) + first;
+        a.types = batch_.types ? batch_.types + first : nullptr;
+        a.rows = rows;
+        a.out = sum;
+        a.ldo = ld;
+        k_.embedding(a);
     }
     {
         const Timed timed(account, Op::kNorm);
-        k_.layer_norm({sum, ld, rows, e.width, e.norm.gamma.data(), e.norm.beta.data(), m_.eps, sum, ld});
+        e.norm.run(k_, m_.eps, sum, ld, rows, sum, ld);
     }
     if (!project) return;
-    quantize(scratch.quantized, {&*e.projection}, 0, sum, ld, rows, e.width, account);
+    quantize(scratch.quantized, {&*e.projection}, 0, sum, ld, rows, m_.words.width, account);
     linear(Op::kEmbedding, *e.projection, {sum, ld, rows, &scratch.quantized}, {out, hidden_}, account);
 }
 
 void GroupPass::norm(const Norm& norm, const float* in, int32_t rows, float* out, OpTimes* account) {
     const Timed timed(account, Op::kNorm);
-    k_.layer_norm({in, hidden_, rows, m_.hidden, norm.gamma.data(), norm.beta.data(), m_.eps, out, hidden_});
+    norm.run(k_, m_.eps, in, hidden_, rows, out, hidden_);
 }
 
 void GroupPass::norm_quantize(const Norm& norm, const float* in, int32_t rows, float* out, QuantizedRows& to,
@@ -134,7 +139,7 @@ void GroupPass::norm_quantize(const Norm& norm, const float* in, int32_t rows, f
         const int32_t count = std::min(step, rows - i);
         const float* from = in + i * hidden_;
         float* y = out + i * hidden_;
-        k_.layer_norm({from, hidden_, count, m_.hidden, norm.gamma.data(), norm.beta.data(), m_.eps, y, hidden_});
+        norm.run(k_, m_.eps, from, hidden_, count, y, hidden_);
         if (forms.any()) to.fill(k_, forms, first + i, y, hidden_, count, m_.hidden);
     }
 }
@@ -157,8 +162,8 @@ void GroupPass::linear(Op op, const Linear& w, const In& in, const Linear::Out& 
 }
 
 // Heads head_begin .. head_end-1 of all sequences. `queries` are the rows that ask: all of `in`, or first tokens.
-void GroupPass::attend(const EncoderLayer& layer, int32_t head_begin, int32_t head_end, const In& in, const In& queries,
-                       bool first_only, float* attended, ThreadScratch& scratch, OpTimes* account) {
+void GroupPass::attend(const TransformerLayer& layer, int32_t head_begin, int32_t head_end, const In& in,
+                       const In& queries, bool first_only, float* attended, ThreadScratch& scratch, OpTimes* account) {
     const int32_t d = layer.head_dim, strip_begin = head_begin * d / kTileN;
     const int32_t strip_end = ceil_div(static_cast<int64_t>(head_end) * d, kTileN);
     const int64_t width = static_cast<int64_t>(strip_end - strip_begin) * kTileN;
@@ -206,7 +211,15 @@ void GroupPass::attend(const EncoderLayer& layer, int32_t head_begin, int32_t he
             a.query_end = first_only ? 1 : a.n;
             a.out = attended + row * a.ldo + head * d;
             if (sign)
-                k_.sign_attention({a, layer.keep, always, false, 0, 0, layer.rest, nullptr, nullptr});
+                k_.sign_attention({.a = a,
+                                   .keep = layer.keep,
+                                   .always = always,
+                                   .causal = false,
+                                   .offset = 0,
+                                   .window = 0,
+                                   .rest = layer.rest,
+                                   .planes = nullptr,
+                                   .kept = nullptr});
             else
                 (int16 ? k_.attention_int16 : k_.attention)(a);
         }
@@ -268,7 +281,7 @@ void GroupPass::encode(bool first_only) {
         return;
     }
     while (attention < blocks) {
-        const EncoderLayer& layer = m_.layer(attention);
+        const TransformerLayer& layer = m_.layer(attention);
         const int32_t next = m_.next_attention(attention + 1);
         const bool gather = first_only && next == blocks;
         if (gather)
@@ -285,7 +298,7 @@ void GroupPass::encode(bool first_only) {
     }
 }
 
-void GroupPass::attention_step(const EncoderLayer& layer, bool first_only) {
+void GroupPass::attention_step(const TransformerLayer& layer, bool first_only) {
     const int32_t together = heads_together(layer);
     const In in{g_.x.get<float>(0), hidden_, tokens_, &g_.quantized};
     const In first{g_.first.get<float>(0), hidden_, sequences_, &g_.first_quantized};
@@ -319,7 +332,7 @@ void GroupPass::through(int32_t from, int32_t to, int32_t begin, int32_t rows, f
         this->linear(op, w, {in, ld, rows, &s.quantized}, out, account);
     };
     for (int32_t block = from; block < to; ++block) {
-        const EncoderLayer& layer = m_.layer(block);
+        const TransformerLayer& layer = m_.layer(block);
         const float* sums = y;  // what the norm reads
         if (m_.removed(block)) {
             sums = x;

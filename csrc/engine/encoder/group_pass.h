@@ -41,7 +41,7 @@ class GroupPass {
     OpTimes* account(int thread) const { return c_.ops.empty() ? nullptr : &c_.ops[thread]; }
     int32_t length(int32_t i) const { return batch_.cu_seqlens[i + 1] - batch_.cu_seqlens[i]; }
     int32_t offset(int32_t i) const { return batch_.cu_seqlens[i] - batch_.cu_seqlens[group_.begin]; }
-    int64_t heads_width(const EncoderLayer& layer) const {
+    int64_t heads_width(const TransformerLayer& layer) const {
         return round_up(static_cast<int64_t>(layer.num_heads) * layer.head_dim, kTileN);
     }
 
@@ -57,14 +57,14 @@ class GroupPass {
     void linear(Op op, const Linear& w, const In& in, const Linear::Out& out, OpTimes* account);
     void linear(Op op, const Linear& w, const In& in, const Linear::Out& out, int32_t strip_begin, int32_t strip_end,
                 OpTimes* account);
-    void attend(const EncoderLayer& layer, int32_t head_begin, int32_t head_end, const In& in, const In& queries,
+    void attend(const TransformerLayer& layer, int32_t head_begin, int32_t head_end, const In& in, const In& queries,
                 bool first_only, float* attended, ThreadScratch& scratch, OpTimes* account);
     const uint64_t* always_kept(int32_t i, Scratch& scratch) const;
     void gather_first(const float* x, float* first) const;
-    static int32_t heads_together(const EncoderLayer& layer);
+    static int32_t heads_together(const TransformerLayer& layer);
 
     void encode(bool first_only);
-    void attention_step(const EncoderLayer& layer, bool first_only);
+    void attention_step(const TransformerLayer& layer, bool first_only);
     template <class Body>
     void token_step(int32_t count, const Body& body);
     void through(int32_t from, int32_t to, int32_t begin, int32_t rows, float* x, int thread);

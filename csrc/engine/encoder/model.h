@@ -6,41 +6,15 @@
 #include <optional>
 #include <vector>
 
-#include "engine/common/weights.h"
+#include "engine/common/transformer.h"
 
 namespace approxrt {
 
 enum class Pooling { kCls, kMean };
 
-struct Norm {
-    std::vector<float> gamma, beta;
-};
-
-// Two blocks, each with its norm: attention (removed: num_heads is 0) and feed forward (removed: intermediate is 0). A
-// removed block has no linears; its bias is in what its norm reads already (encoder_builder.h).
-struct EncoderLayer {
-    int32_t num_heads, head_dim, intermediate;
-    // Sequences of at least `sign_from` tokens are attended by sign matching, a query to its `keep` best keys and those
-    // of `EncoderModel::always_kept`. keep 0: none are.
-    int32_t keep, sign_from;
-    bool rest;  // SignAttentionArgs::rest
-    Linear query, key, value, output, up, down;
-    Norm attention_norm, ffn_norm;
-};
-
-// Tables stay where the caller has them (a memory map): the owner keeps them alive.
+// What is added to words. Tables stay where the caller has them, as the words do.
 struct Embeddings {
-    int32_t vocab, width, max_positions, types;
-    const float* word = nullptr;
-    const int8_t* word_q = nullptr;
-    const uint8_t* word_q4 = nullptr;
-    const uint8_t* word_group_scale = nullptr;
-    const float* word_scale = nullptr;
-    const uint16_t* word_half_scale = nullptr;
-    const uint16_t* word_half_offset = nullptr;
-    const uint8_t* word_q2 = nullptr;
-    const int32_t* word_wide = nullptr;
-    int32_t wide = 0;
+    int32_t max_positions, types;
     const float* position = nullptr;
     const float* token_type = nullptr;
     std::shared_ptr<const std::vector<float>> own_positions;  // what `position` points to, if it was stored otherwise
@@ -54,13 +28,9 @@ struct Head {
     std::optional<Linear> dense, out;
 };
 
-struct EncoderModel {
-    int32_t hidden;
-    float eps;
-    Act activation;
+struct EncoderModel : Transformer {
     std::vector<int32_t> always_kept;  // token ids whose keys sign matching keeps, as it does the first token's
     Embeddings embeddings;
-    std::vector<EncoderLayer> layers;
     Head head;
 
     // Every form that any linear reads. Set by `Encoder` once, when all are packed.
@@ -68,12 +38,7 @@ struct EncoderModel {
 
     template <class Body>
     void each_linear(const Body& body) const {
-        for (const EncoderLayer& l : layers) {
-            if (l.num_heads)
-                for (const Linear* w : {&l.query, &l.key, &l.value, &l.output}) body(*w);
-            if (l.intermediate)
-                for (const Linear* w : {&l.up, &l.down}) body(*w);
-        }
+        each_layer_linear(body);
         for (const auto* w : {&embeddings.projection, &head.dense, &head.out})
             if (*w) body(**w);
     }
@@ -81,7 +46,7 @@ struct EncoderModel {
     // Blocks in the order of execution: 2 i is layer i's attention, 2 i + 1 its feed forward.
     int32_t blocks() const { return 2 * static_cast<int32_t>(layers.size()); }
     static bool is_attention(int32_t block) { return block % 2 == 0; }
-    const EncoderLayer& layer(int32_t block) const { return layers[block / 2]; }
+    const TransformerLayer& layer(int32_t block) const { return layers[block / 2]; }
     bool removed(int32_t block) const {
         return (is_attention(block) ? layer(block).num_heads : layer(block).intermediate) == 0;
     }
@@ -91,7 +56,7 @@ struct EncoderModel {
     // The forms in which a block's input is read; none of removed blocks and behind the last.
     Forms input_forms(int32_t block) const {
         if (block == blocks() || removed(block)) return {};
-        const EncoderLayer& l = layer(block);
+        const TransformerLayer& l = layer(block);
         return is_attention(block) ? Forms{&l.query, &l.key, &l.value} : Forms{&l.up};
     }
     // The first block, or attention, from `block` on that is not removed; blocks() where there is none.
