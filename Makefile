@@ -47,7 +47,7 @@ test: build lint ## Build, lint, type-check and run the tests
 	$(MAKE) --no-print-directory test-rounding
 
 # What compares floats must hold on every CPU: the same tests with the kernels and libraries of a smaller one.
-ROUNDING_TESTS = tests/quantization/test_fake_quantize.py tests/quantization/test_qat.py tests/training/test_recovery.py tests/torch_models/test_torch_encoder.py \
+ROUNDING_TESTS = tests/quantization/test_fake_quantize.py tests/quantization/test_qat.py tests/training/test_distillation.py tests/torch_models/test_torch_encoder.py \
                  tests/quantization/test_low_rank_head.py tests/quantization/test_decoder_rounding.py tests/pruning/test_decoder_structure.py \
                  tests/compression/test_compress.py::test_artifact_equals_the_emulation tests/sign_attention/test_sign_matching.py \
                  tests/compression/test_compress_lm_grouped.py::test_the_model_in_training_starts_and_ends_on_the_grids tests/quantization/test_mixed_rows.py \

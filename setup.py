@@ -1,8 +1,8 @@
 """Builds the extension `approxrt._C` with ninja.
 
-Every translation unit gets the flags of the instruction set that its file name
-ends in (`NAME_avx2.cpp`, `NAME_avxvnni.cpp`, ...: `ISA_FLAGS`); all others
-are compiled for baseline x86-64, so that importing the extension never executes
+Every translation unit of csrc/kernels gets the flags of the instruction set that
+it is named after (`FAMILY/avx2.cpp`, `FAMILY/avxvnni.cpp`, ...: `ISA_FLAGS`); all
+others are compiled for baseline x86-64, so that importing the extension never executes
 an instruction that the CPU lacks. `dispatch.cpp` chooses at run time.
 
 Environment:
@@ -40,9 +40,8 @@ ISA_FLAGS = {
 
 
 def isa_of(source: Path) -> str | None:
-    """The instruction set that a file name ends in, or None for baseline code."""
-    tail = source.stem.rsplit("_", 1)[-1]
-    return tail if tail in ISA_FLAGS else None
+    """The instruction set that a kernel's file is named after, or None for baseline code."""
+    return source.stem if source.stem in ISA_FLAGS else None
 
 
 def find_compiler() -> str:
@@ -128,7 +127,7 @@ class NinjaBuildExt(build_ext):
         build.mkdir(parents=True, exist_ok=True)
 
         cxx = [
-            "-std=c++17", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-pthread",
+            "-std=c++20", "-O3", "-g1", "-fPIC", "-fvisibility=hidden", "-pthread",
             # Equal results on every path of a kernel: a product and a sum fuse only where the code says so.
             "-ffp-contract=off", "-fno-math-errno",
             "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-ignored-attributes",
@@ -172,7 +171,7 @@ class NinjaBuildExt(build_ext):
             obj = source.relative_to(ROOT).with_suffix(".o")
             lines.append(f"build {obj}: compile {escape(source)}")
             own = [ISA_FLAGS[isa] if isa else "-march=x86-64"] if IS_X86 else []
-            if source.parent.name == "bindings":
+            if "bindings" in source.parts:
                 # Templates that copy arguments: they take half of the build at -O3 and are no faster by it.
                 own.append("-O1")
             lines.append(f"  isa = {' '.join(own)}")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +49,39 @@ _BLOCKS = {"cpu": (TILE_N, TILE_K), "cuda": PRUNE_BLOCK}
 Progress = Callable[[int, int, str], None]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for; see `convert`."""
+
+    bits: int = 8
+    density: float = 1.0
+    inputs: str | None = None
+    target: str = "cpu"
+    table_bits: int = 8
+
+    def check(self) -> None:
+        """Raise InputError for a value that does not exist, or goes with no other."""
+        if self.target not in _BLOCKS:
+            raise InputError(f"target is {self.target!r}; it must be one of {', '.join(_BLOCKS)}")
+        if self.bits not in _KINDS:
+            raise InputError(f"bits is {self.bits!r}; it must be one of {', '.join(map(str, _KINDS))}")
+        if self.table_bits not in _TABLE_KINDS or (self.table_bits != 8 and self.bits != 5):
+            raise InputError(
+                f"table_bits is {self.table_bits!r} with bits={self.bits}; it must be "
+                f"{' or '.join(map(str, _TABLE_KINDS))}, and 8 unless bits=5"
+            )
+        share = self.density
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise InputError(f"density is {share!r}; it must be over 0 and at most 1 (1 keeps every tile)")
+        if share < 1 and self.bits in (5, 32):
+            raise InputError(
+                f"density {share} with bits={self.bits}: block-sparse linears are int8 or int4; use bits=8 or 4, or "
+                "density=1"
+            )
+        if self.inputs is not None and self.inputs not in INPUTS:
+            raise InputError(f"inputs is {self.inputs!r}; it must be one of {', '.join(INPUTS)}")
+
+
 def convert(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -80,7 +114,8 @@ def convert(
     Raises InputError for wrong arguments, CheckpointError or UnsupportedModelError
     for what cannot be read, DataError for the text, ArtifactError when `out` cannot be written.
     """
-    _check_arguments(bits, density, inputs, target, table_bits)
+    settings = Settings(bits, density, inputs, target, table_bits)
+    settings.check()
     if head_preview is not None and (bits, table_bits) != (5, 8):
         raise InputError(
             f"head_preview with bits={bits}, table_bits={table_bits}: a previewed head needs a word table in int8 with "
@@ -95,9 +130,7 @@ def convert(
                 f"head_preview is for decoders, and {checkpoint.source['name']!r} is an encoder: leave it out"
             )
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
-        converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(
-            encoder, checkpoint.tensors, bits, density, target, progress, {}, table_bits
-        )
+        converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(encoder, checkpoint.tensors, settings, progress)
     else:
         if inputs is not None:
             name = checkpoint.source["name"]
@@ -109,13 +142,13 @@ def convert(
         rotated = bits == 8 and density == 1 and can_rotate(decoder)
         if rotated:
             decoder, tensors = rotate_lazily(decoder, tensors)
-        converted = _quantize(decoder, tensors, bits, density, target, progress, checkpoint.grouped, table_bits)
+        converted = _quantize(decoder, tensors, settings, progress, checkpoint.grouped)
     previewed: dict[str, Any] = {}
     if text is not None:
         with_head, parts, previewed = _previewed(*converted, checkpoint.tokenizer_json, text)
         converted = with_head, parts
     weight_bytes = sum(array.nbytes for array in converted[1].values())
-    card = _card(checkpoint, bits, density, target, weight_bytes)
+    card = _card(checkpoint, settings, weight_bytes)
     if rotated:
         card["method"]["activations"] = "rotated"
     if isinstance(checkpoint, DecoderCheckpoint) and bits == 5:
@@ -161,14 +194,12 @@ def _load(model: str | os.PathLike[str], grouped: bool) -> Checkpoint | DecoderC
 def _quantize(
     spec: Spec,
     tensors: Mapping[str, np.ndarray],
-    bits: int,
-    density: float,
-    target: str,
+    settings: Settings,
     progress: Progress | None,
-    grouped: Mapping[str, Mapping[str, np.ndarray]],
-    table_bits: int,
+    grouped: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[Spec, dict[str, np.ndarray]]:
-    masks = prune_tiles(spec, tensors, density, block=_BLOCKS[target]) if density < 1 else {}
+    pruned = settings.density < 1
+    masks = prune_tiles(spec, tensors, settings.density, block=_BLOCKS[settings.target]) if pruned else {}
     total, done = max(1, sum(math.prod(shape) for _, _, shape in spec.dense_tensors())), 0
 
     def advance(elements: int, name: str) -> None:
@@ -177,33 +208,13 @@ def _quantize(
         if progress:
             progress(done, total, name)
 
-    return quantize_model(spec, tensors, _KINDS[bits], masks, advance, grouped, _TABLE_KINDS[table_bits])
+    kind, table_kind = _KINDS[settings.bits], _TABLE_KINDS[settings.table_bits]
+    return quantize_model(spec, tensors, kind, masks, advance, grouped, table_kind)
 
 
-def _check_arguments(bits: int, density: float, inputs: str | None, target: str, table_bits: int) -> None:
-    if target not in _BLOCKS:
-        raise InputError(f"target is {target!r}; it must be one of {', '.join(_BLOCKS)}")
-    if bits not in _KINDS:
-        raise InputError(f"bits is {bits!r}; it must be one of {', '.join(map(str, _KINDS))}")
-    if table_bits not in _TABLE_KINDS or (table_bits != 8 and bits != 5):
-        raise InputError(
-            f"table_bits is {table_bits!r} with bits={bits}; it must be {' or '.join(map(str, _TABLE_KINDS))}, and 8 "
-            "unless bits=5"
-        )
-    if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
-        raise InputError(f"density is {density!r}; it must be over 0 and at most 1 (1 keeps every tile)")
-    if density < 1 and bits in (5, 32):
-        raise InputError(
-            f"density {density} with bits={bits}: block-sparse linears are int8 or int4; use bits=8 or 4, or density=1"
-        )
-    if inputs is not None and inputs not in INPUTS:
-        raise InputError(f"inputs is {inputs!r}; it must be one of {', '.join(INPUTS)}")
-
-
-def _card(
-    checkpoint: Checkpoint | DecoderCheckpoint, bits: int, density: float, target: str, weight_bytes: int
-) -> dict[str, Any]:
+def _card(checkpoint: Checkpoint | DecoderCheckpoint, settings: Settings, weight_bytes: int) -> dict[str, Any]:
     """Return what was done to which model. `accuracy` and `latency` are null until somebody measures them."""
+    bits, density, target = settings.bits, settings.density, settings.target
     tiles = "x".join(map(str, _BLOCKS[target]))
     before = checkpoint.source["weight_bytes"]
     return {

@@ -1,4 +1,4 @@
-"""Compares values of the engine's tuning sizes (csrc/engine/plan.h), interleaved: bench/results/tuning-NAME.json.
+"""Compares values of the engine's tuning sizes (csrc/engine/encoder/plan.h) in turns: bench/results/tuning-NAME.json.
 
     python bench/bench_tuning.py ARTIFACT... --name minilm
     python bench/bench_tuning.py ARTIFACT... --only few_tokens

@@ -16,13 +16,6 @@ constexpr size_t kHugePage = 2 << 20, kChunk = 16 << 20;
 
 int32_t strips_of(int32_t n) { return static_cast<int32_t>(round_up(n, kTileN) / kTileN); }
 
-AlignedBuffer padded_floats(const float* values, int32_t n, int32_t strips) {
-    AlignedBuffer buffer(sizeof(float) * strips * kTileN);
-    std::memset(buffer.as<float>(), 0, buffer.size());
-    std::memcpy(buffer.as<float>(), values, sizeof(float) * n);
-    return buffer;
-}
-
 // Re-lays canonical tiles for a kernel: at full speed in the two orders that kernels use, in any other by bytes.
 class TileOrder {
   public:
@@ -120,6 +113,13 @@ AlignedBuffer::~AlignedBuffer() {
     if (!chunk_) std::free(data_);
 }
 
+AlignedBuffer padded_floats(const float* values, int32_t n, int32_t strips) {
+    AlignedBuffer buffer(sizeof(float) * strips * kTileN);
+    std::memset(buffer.as<float>(), 0, buffer.size());
+    std::memcpy(buffer.as<float>(), values, sizeof(float) * n);
+    return buffer;
+}
+
 Int8Weights::Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const float* scale, const float* bias) {
     const int32_t strips = strips_of(n);
     indptr_ = AlignedBuffer(sizeof(int32_t) * (strips + 1));
@@ -130,16 +130,16 @@ Int8Weights::Int8Weights(int32_t n, int32_t k, int64_t tiles, bool sparse, const
     bias_ = padded_floats(bias, n, strips);
     correction_ = AlignedBuffer(sizeof(int32_t) * strips * kTileN);
     std::memset(correction_.as<int32_t>(), 0, correction_.size());
-    packed_ = {n,
-               k,
-               strips,
-               indptr_.as<int32_t>(),
-               sparse ? offsets_.as<uint32_t>() : nullptr,
-               tiles_.as<int8_t>(),
-               scale_.as<float>(),
-               bias_.as<float>(),
-               correction_.as<int32_t>(),
-               false};
+    packed_ = {.n = n,
+               .k = k,
+               .strips = strips,
+               .indptr = indptr_.as<int32_t>(),
+               .offsets = sparse ? offsets_.as<uint32_t>() : nullptr,
+               .tiles = tiles_.as<int8_t>(),
+               .scale = scale_.as<float>(),
+               .bias = bias_.as<float>(),
+               .correction = correction_.as<int32_t>(),
+               .token_lanes = false};
 }
 
 Int8Weights Int8Weights::from_dense(const KernelTable& table, int32_t n, int32_t k, const int8_t* q, const float* scale,
@@ -215,7 +215,7 @@ F32Weights::F32Weights(int32_t n, int32_t k, const float* w, const float* bias) 
                 for (int o = 0; o < kTileN; ++o) to[o] = o < rows ? from[int64_t{o} * k + c] : 0.0f;
         }
     }
-    packed_ = {n, k, strips, packed, bias_.as<float>()};
+    packed_ = {.n = n, .k = k, .strips = strips, .w = packed, .bias = bias_.as<float>()};
 }
 
 size_t F32Weights::bytes() const { return w_.size() + bias_.size(); }

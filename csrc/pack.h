@@ -34,6 +34,9 @@ class AlignedBuffer {
     std::shared_ptr<Chunk> chunk_;  // owns the memory of weights
 };
 
+// Values of n outputs in whole strips, zeros behind them.
+AlignedBuffer padded_floats(const float* values, int32_t n, int32_t strips);
+
 // int8 weights in the layout of `table`, owned.
 class Int8Weights {
   public:

@@ -6,12 +6,16 @@ namespace approxrt {
 
 GroupWeights::GroupWeights(int32_t bits, int32_t n, int32_t k, const float* bias) {
     const auto strips = static_cast<int32_t>(round_up(n, kTileN) / kTileN);
-    packed_ = {bits, n, k, strips, static_cast<int32_t>(groups_of(k)), nullptr, nullptr};
+    packed_ = {.bits = bits,
+               .n = n,
+               .k = k,
+               .strips = strips,
+               .groups = static_cast<int32_t>(groups_of(k)),
+               .blocks = nullptr,
+               .bias = nullptr};
     blocks_ = AlignedBuffer::weights(packed_.block_bytes() * strips * packed_.groups);
     std::memset(blocks_.as<char>(), 0, blocks_.size());
-    bias_ = AlignedBuffer(sizeof(float) * strips * kTileN);
-    std::memset(bias_.as<char>(), 0, bias_.size());
-    std::memcpy(bias_.as<float>(), bias, sizeof(float) * n);
+    bias_ = padded_floats(bias, n, strips);
     packed_.blocks = blocks_.as<uint8_t>();
     packed_.bias = bias_.as<float>();
 }

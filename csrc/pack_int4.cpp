@@ -11,13 +11,6 @@ namespace {
 constexpr int kRowBytes = kTileK / 2;  // of an output in a canonical tile
 constexpr uint8_t kZeros = 0x88;       // two weights of 0
 
-AlignedBuffer padded(const float* values, int32_t n, int32_t strips) {
-    AlignedBuffer buffer(sizeof(float) * strips * kTileN);
-    std::memset(buffer.as<float>(), 0, buffer.size());
-    std::memcpy(buffer.as<float>(), values, sizeof(float) * n);
-    return buffer;
-}
-
 // canonical [16][2] -> out [32] (PackedInt4), and the sum of each output's four weights. False: a nibble is 0.
 bool pack_tile(const uint8_t* canonical, uint8_t* out, int32_t* sums) {
     bool sound = true;
@@ -50,14 +43,22 @@ Int4Weights::Int4Weights(int32_t n, int32_t k, const int32_t* indptr, bool spars
     if (sparse) offsets_ = AlignedBuffer(sizeof(uint32_t) * tiles);
     tiles_ = AlignedBuffer::weights(tiles * kInt4TileBytes);
     group_scale_ = AlignedBuffer(static_cast<int64_t>(group_ptr[strips]) * kTileN);
-    scale_ = padded(scale, n, strips);
-    bias_ = padded(bias, n, strips);
+    scale_ = padded_floats(scale, n, strips);
+    bias_ = padded_floats(bias, n, strips);
     correction_ = AlignedBuffer(sizeof(int32_t) * strips * kTileN);
     std::memset(correction_.as<int32_t>(), 0, correction_.size());
-    packed_ = {{n, k, strips, indptr_.as<int32_t>(), sparse ? offsets_.as<uint32_t>() : nullptr, tiles_.as<int8_t>(),
-                scale_.as<float>(), bias_.as<float>(), correction_.as<int32_t>(), false},
-               group_ptr,
-               group_scale_.as<uint8_t>()};
+    packed_ = {.linear = {.n = n,
+                          .k = k,
+                          .strips = strips,
+                          .indptr = indptr_.as<int32_t>(),
+                          .offsets = sparse ? offsets_.as<uint32_t>() : nullptr,
+                          .tiles = tiles_.as<int8_t>(),
+                          .scale = scale_.as<float>(),
+                          .bias = bias_.as<float>(),
+                          .correction = correction_.as<int32_t>(),
+                          .token_lanes = false},
+               .group_ptr = group_ptr,
+               .group_scale = group_scale_.as<uint8_t>()};
 }
 
 // Packs all tiles and checks their values. tile(strip, i, canonical) writes the strip's i-th tile as [16][2];

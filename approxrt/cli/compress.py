@@ -30,7 +30,7 @@ def command(
     target: str = typer.Option("cpu", "--target", help="cpu (tiles of 16x4) or cuda (structures only)."),
     method: str = typer.Option("ours", "--method", help="ours; magnitude or paper: baselines to compare with."),
     vocabulary: str | None = typer.Option(
-        None, "--vocabulary", help="full, or task: only pieces that the training texts use. With a size limit: task."
+        None, "--vocabulary", help="full, or task: only tokens that the training texts use. With a size limit: task."
     ),
     teacher: list[str] = typer.Option([], "--teacher", help="A further checkpoint that teaches; may be repeated."),
     seed: int = typer.Option(0, "--seed", help="Decides split, order and samples."),

@@ -27,7 +27,7 @@ class CompressOptions:
     budget        seconds that everything may take
     recipe        "train" or "one-shot" (no training: a few minutes, a larger loss)
     target        "cpu": tiles of 16x4 wherever they pay; "cuda": structures only, tiles would not suit tensor cores
-    vocabulary    "full" or "task" (only pieces that the training texts use); None: "task" if a shrink asks for it
+    vocabulary    "full" or "task" (only tokens that the training texts use); None: "task" if a shrink asks for it
     device        where torch learns and takes statistics: "auto" (a GPU where there is one), "cpu", "cuda"; times are
                   always those of the target
     data_format   how the data files are laid out, where otherwise than their task's own

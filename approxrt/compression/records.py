@@ -13,7 +13,7 @@ import cattrs
 import numpy as np
 from cattrs.preconf.json import make_converter
 
-from approxrt.planning.decoder_options import Plan
+from approxrt.planning.plan import Plan
 from approxrt.quantization.scheme import Scheme, scheme_named
 from approxrt.significance.workload import Timing
 
@@ -115,7 +115,7 @@ def about(provenance: Provenance) -> dict[str, Any]:
     if provenance.title:
         out["plan"] = provenance.title
     elif provenance.plan is not None:
-        out |= {"plan": provenance.plan.to_json(), "trained": provenance.steps}
+        out |= {"plan": provenance.plan.to_report(), "trained": provenance.steps}
     if provenance.in_sequence:
         out["rounded"] = "in sequence"
     if provenance.preview is not None:

@@ -17,16 +17,9 @@ import numpy as np
 from approxrt.artifact.spec.formats import LinearKind
 from approxrt.compression.families.encoder import EncoderFamily, EncoderLimits
 from approxrt.errors import CompressionError
-from approxrt.planning.allocate import (
-    DENSITIES,
-    Allocation,
-    Block,
-    BlockScores,
-    LatencyTable,
-    allocate,
-    blocks_of,
-    structure_of,
-)
+from approxrt.planning.allocate import allocate
+from approxrt.planning.encoder_options import DENSITIES, Block, BlockPart, BlockScores, LatencyTable, blocks_of
+from approxrt.planning.plan import Limits, Option, Plan
 from approxrt.pruning.structure import Structure, dead_structure
 from approxrt.significance.latency import MeasuredTable, block_share
 from approxrt.torch_models.encoder import TorchEncoder
@@ -97,21 +90,21 @@ class Rounds:
 
     @property
     def needed(self) -> bool:
-        """Something must be cut: the model as it is exceeds a limit."""
+        """Tell whether something must be pruned: the model as it is exceeds a limit."""
         too_slow = self.target_ms is not None and self.start_ms > self.target_ms
         return too_slow or self.max_bytes is not None
 
-    def cut(self, progress: float) -> Allocation:
-        """One cut; the one at progress 1 is repeated until the measured time fits."""
+    def prune(self, progress: float) -> Plan:
+        """Prune once; at progress 1 again and again until the measured time fits."""
         last = progress >= 1
         for _ in range(CORRECTIONS if last else 1):
-            allocation = self._allocate(progress)
-            self._apply(allocation)
+            plan = self._allocate(progress)
+            self._apply(plan)
             target = self.allowed_ms(progress)
             if target is None:
                 break
             measured = self._measured(target)
-            predicted = allocation.ms + self.base_ms
+            predicted = plan.ms + self.base_ms
             if last:
                 self.correction *= measured / target if measured > target else 1.0
             else:
@@ -122,57 +115,60 @@ class Rounds:
                     "progress": float(progress),
                     "target_ms": float(target),
                     "measured_ms": float(measured),
-                    "error": float(allocation.error),
+                    "error": float(plan.loss),
                 }
             )
-            # What was cut is gone: a model that is already fast enough is not made slower again.
+            # What was pruned is gone: a model that is already fast enough is not made slower again.
             if not last or measured <= target * (1 + TOLERANCE / 3):
                 break
-        return allocation
+        return plan
 
     def _measured(self, target: float) -> float:
-        """The model's time; one far above the target is taken again, since what is cut for it does not come back."""
+        """The model's time; one far above the target is taken again, since what is pruned for it does not come back."""
         measured = self.timer(self.recovery.model, self.kinds)
         if measured > (1 + DOUBTFUL) * target:
             measured = min(measured, self.timer(self.recovery.model, self.kinds))
         return measured
 
-    def _allocate(self, progress: float) -> Allocation:
+    def _allocate(self, progress: float) -> Plan:
         model = self.recovery.model
         scores = self.recovery.element_scores()
         self.scored = {block: BlockScores(model.spec, block, scores) for block in blocks_of(model.spec)}
         noise = {block: {} if self.noise is None else self.noise(block) for block in self.scored}
         shares = {b: block_share(model.spec, b.layer, b.kind, self.lengths) for b in self.scored}
-        options = {
-            b: s.options(self.table, self.formats, noise[b], shares[b], self.densities) for b, s in self.scored.items()
-        }
+        parts = [
+            BlockPart(s, s.options(self.table, self.formats, noise[b], shares[b], self.densities))
+            for b, s in self.scored.items()
+        ]
         target = self.allowed_ms(progress)
         ms = None if target is None else target / self.correction - self.base_ms
         if ms is not None and ms <= 0:
             raise CompressionError(
                 f"{target:.2f} ms cannot be reached: embeddings, norms and the head alone take {self.base_ms:.2f} ms"
             )
-        allocation = allocate(options, ms, self.allowed_bytes(progress))
-        if allocation is None:
+        plan = allocate(model.spec, parts, Limits(ms, self.allowed_bytes(progress)))
+        if plan is None:
             raise CompressionError("no choice of blocks is small enough for the size that is asked for")
-        return allocation
+        return plan
 
-    def _apply(self, allocation: Allocation) -> None:
+    def _apply(self, plan: Plan) -> None:
         recovery, model = self.recovery, self.recovery.model
         masks: dict[str, np.ndarray] = {}
         kinds: dict[str, LinearKind] = {}
-        for block, option in allocation.options.items():
-            if option.size:
-                masks |= self.scored[block].masks(option)
-                kinds |= dict.fromkeys(block.linears, option.format)
-        recovery.prune(structure_of(model.spec, self.scored, allocation.options), masks)
+        for block, scored in self.scored.items():
+            scheme = plan.schemes.get(block.linears[0])
+            if scheme is not None:
+                kept = (plan.keep.heads if block.kind == "attention" else plan.keep.units)[block.layer]
+                masks |= scored.masks(len(kept), scheme.density)
+                kinds |= dict.fromkeys(block.linears, scheme.format)
+        recovery.prune(plan.keep, masks)
         shapes = {name: tuple(model.weight(f"{name}.weight").shape) for name in masks}
         dead = dead_structure(model.spec, model.masks, shapes)
         if not dead.is_all_of(model.spec):
             recovery.prune(dead, {})
         self.kinds = {name: kind for name, kind in kinds.items() if name in model.masks}
 
-    def _dense_options(self) -> Sequence[Any]:
+    def _dense_options(self) -> Sequence[Option]:
         model = self.recovery.model
         scores = self.recovery.element_scores()
         out = []

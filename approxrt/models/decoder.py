@@ -144,7 +144,7 @@ def _from_gguf(path: Path, grouped: bool) -> DecoderCheckpoint:
     spec, tensors = build_gguf(file, len(tokens) if isinstance(tokens, list) else _rows(file))
     tokenizer = read_gguf_tokenizer(file)
     spec = dataclasses.replace(
-        spec, eos_token_ids=tokenizer.ends, chat_template=tokenizer.template, special_tokens=tokenizer.specials
+        spec, eos_token_ids=tokenizer.eos_token_ids, chat_template=tokenizer.template, special_tokens=tokenizer.specials
     )
     source = {
         "name": path.name,

@@ -4,7 +4,7 @@ Two kinds are known: byte-level BPE (`tokenizer.ggml.model` "gpt2"), whose words
 SentencePiece's BPE ("llama"), which has scores instead of merges: of all pairs of neighbours that make a token, the one
 of the best score is joined, the leftmost of equals. As a list of merges these are ranked by their product's score.
 
-Nothing is believed: what has been built is run over the file's own tokens (`_check_words`, `_check_pieces`).
+Nothing is believed: what has been built is run over the file's own tokens (`_check_words`, `_check_tokens`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.errors import CheckpointError, UnsupportedModelError
-from approxrt.models.gguf_ends import end_of_text, is_control_text
+from approxrt.models.gguf_eos import end_of_text, is_control_text
 from approxrt.models.gguf_file import GgufFile, text
 from approxrt.models.gguf_pretokenizers import NOT_EXPRESSIBLE, PRE_TOKENIZERS, PreTokenizer
 
@@ -43,13 +43,13 @@ class _Type(IntEnum):
 @dataclass(frozen=True)
 class GgufTokenizer:
     """json      the content of tokenizer.json
-    ends      ids that end a text
+    eos_token_ids  those that end a text
     specials  texts by name: "bos_token", "eos_token", ...
     template  the chat template, "" where the file has none
     """
 
     json: bytes
-    ends: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]
     specials: dict[str, str]
     template: str
 
@@ -96,12 +96,12 @@ def read_gguf_tokenizer(file: GgufFile) -> GgufTokenizer:
     if pre:
         _check_words(file, tokenizer, vocabulary)
     else:
-        _check_pieces(file, tokenizer, vocabulary, scores)
+        _check_tokens(file, tokenizer, vocabulary, scores)
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     template = file.metadata.get("tokenizer.chat_template")
     return GgufTokenizer(
         json=tokenizer.to_str().encode("utf-8"),
-        ends=ends,
+        eos_token_ids=ends,
         specials={name: vocabulary.tokens[special[key]] for key, name in names.items() if key in special},
         template=template if isinstance(template, str) else "",
     )
@@ -293,7 +293,7 @@ def _check_words(file: GgufFile, tokenizer: Any, vocabulary: _Vocabulary) -> Non
     _check_ids(file, tokenizer, vocabulary)
 
 
-def _check_pieces(file: GgufFile, tokenizer: Any, vocabulary: _Vocabulary, scores: np.ndarray) -> None:
+def _check_tokens(file: GgufFile, tokenizer: Any, vocabulary: _Vocabulary, scores: np.ndarray) -> None:
     """Texts must give the tokens that joining by scores gives."""
     joined = {vocabulary.tokens[i]: scores[i] for i in vocabulary.of(_Type.NORMAL, _Type.USER_DEFINED)}
     added = [vocabulary.tokens[i] for i in vocabulary.of(_Type.CONTROL, _Type.UNKNOWN, _Type.USER_DEFINED)]
@@ -303,8 +303,8 @@ def _check_pieces(file: GgufFile, tokenizer: Any, vocabulary: _Vocabulary, score
     prepared = [tokenizer.normalizer.normalize_str(words) for words in texts]
     wrong = []
     for words, encoding in zip(prepared, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
-        pieces = join_by_scores(words, joined)
-        if all(piece in joined for piece in pieces) and pieces != encoding.tokens:
+        tokens = join_by_scores(words, joined)
+        if all(token in joined for token in tokens) and tokens != encoding.tokens:
             wrong.append(words)
     _report(file, wrong)
     _check_ids(file, tokenizer, vocabulary)
@@ -312,15 +312,15 @@ def _check_pieces(file: GgufFile, tokenizer: Any, vocabulary: _Vocabulary, score
 
 def join_by_scores(words: str, scores: dict[str, float]) -> list[str]:
     """SentencePiece's BPE as it is defined: the pair with the best score is joined, the leftmost of equals."""
-    pieces = list(words)
+    tokens = list(words)
     while True:
         pairs = [
-            (-scores[left + right], at) for at, (left, right) in enumerate(pairwise(pieces)) if left + right in scores
+            (-scores[left + right], at) for at, (left, right) in enumerate(pairwise(tokens)) if left + right in scores
         ]
         if not pairs:
-            return pieces
+            return tokens
         _, at = min(pairs)
-        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+        tokens[at : at + 2] = [tokens[at] + tokens[at + 1]]
 
 
 def _check_ids(file: GgufFile, tokenizer: Any, vocabulary: _Vocabulary) -> None:

@@ -4,10 +4,6 @@ A linear has a scheme (`approxrt.quantization.scheme`): so many bits, so many of
 FFN of a layer) has a structure: so many key-value groups with so many query heads each, so many units, or nothing at
 all. Losses are in nats a token, from second-order statistics (`approxrt.pruning.second_order`); those of whole blocks
 may be measured instead (`approxrt.significance.decoder_removal`).
-
-Losses, seconds and bytes add up over blocks, so for any price on seconds (or bytes) each block can choose for itself;
-a plan is found by bisecting the price (as SPDY, Frantar & Alistarh 2022, arXiv 2201.13096, but for its programme:
-with hundreds of linears the steps between prices are small).
 """
 
 from __future__ import annotations
@@ -19,14 +15,14 @@ import numpy as np
 
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import GROUP_WEIGHTS
+from approxrt.planning.allocate import Decision, Price
+from approxrt.planning.plan import Option, StructureOption
 from approxrt.pruning.obs import group_curve
 from approxrt.pruning.second_order import LinearStatistics
-from approxrt.pruning.structure import GROUPS, Structure, channel_groups
+from approxrt.pruning.structure import GROUPS, channel_groups
 from approxrt.quantization.scheme import SCHEMES, Scheme
 
 HEAD = "head.out"
-# Prices on seconds or bytes at which nothing and everything is worth it.
-PRICES = (1e-12, 1e12)
 
 
 def schemes_of(name: str, own: Scheme | None) -> list[Scheme]:
@@ -44,121 +40,59 @@ def schemes_of(name: str, own: Scheme | None) -> list[Scheme]:
 
 
 @dataclass(frozen=True)
-class LinearOption:
-    """A linear in one scheme: nats a token that it adds, seconds a token, bytes."""
+class DecoderPart:
+    """A block and its linears, or the head: what is kept of the block, and each linear's scheme, are chosen together.
 
-    scheme: Scheme
-    loss: float
-    seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True)
-class BlockOption:
-    """A block with some of its heads or units: `kept` in their order; `share` of its linears' weights stays.
-
-    `loss` is what removing the others adds.
+    structures   the first keeps everything; None for the head, and where nothing may go
     """
 
-    kept: np.ndarray
-    share: float
-    loss: float
+    block: str
+    linears: Mapping[str, Sequence[Option]]
+    structures: Sequence[StructureOption] | None = None
+    options: None = None
 
+    def best(self, price: Price) -> Decision:
+        """Return the structure and the schemes that are best at a price."""
+        chosen = {name: min(options, key=price.of) for name, options in self.linears.items()}
+        loss, share, kept, block = 0.0, 1.0, None, None
+        if self.structures is not None:
+            inside = sum(price.of(option) for option in chosen.values())
+            structure = min(self.structures, key=lambda s: s.loss + s.share * inside)
+            loss, share, kept = structure.loss, structure.share, structure.kept
+            block = int(self.block.split(".")[1]), self.block.rpartition(".")[2]
+        if not share:
+            return Decision(loss, 0.0, 0.0, {}, block, kept)
+        return Decision(
+            loss + share * sum(option.loss for option in chosen.values()),
+            share * sum(option.ms for option in chosen.values()),
+            share * sum(option.bytes for option in chosen.values()),
+            {name: option.scheme for name, option in chosen.items()},
+            block,
+            kept,
+        )
 
-@dataclass(frozen=True)
-class Plan:
-    """Hold what is chosen. `schemes` of linears that stay; predicted nats and seconds a token, bytes of linears."""
-
-    schemes: Mapping[str, Scheme]
-    keep: Structure
-    loss: float
-    seconds: float
-    bytes: int
-
-    def to_json(self) -> dict[str, object]:
-        """Return what reports say of it."""
-        return {
-            "kinds": {name: scheme.name for name, scheme in self.schemes.items()},
-            "heads": [kept.tolist() for kept in self.keep.heads],
-            "units": [kept.tolist() for kept in self.keep.units],
-            "loss": self.loss,
-            "seconds": self.seconds,
-            "bytes": self.bytes,
-        }
+    def decide(self, option: Option) -> Decision:
+        """Its options cannot be listed, so none is ever chosen from a list."""
+        raise TypeError(f"{self.block} decides by prices")
 
 
 @dataclass
-class Choices:
+class DecoderOptions:
     """All options of a decoder.
 
     linears  by name; the head's, which is in no block, among them
     blocks   by "layers.i.attention" and "layers.i.ffn": the first option keeps everything
     """
 
-    spec: DecoderSpec
-    linears: dict[str, list[LinearOption]]
-    blocks: dict[str, list[BlockOption]] = field(default_factory=dict)
+    linears: dict[str, list[Option]]
+    blocks: dict[str, list[StructureOption]] = field(default_factory=dict)
 
-    def plan(self, price: float, cost: str = "seconds") -> Plan:
-        """The least loss + price * cost; `cost` is "seconds" or "bytes"."""
-        schemes: dict[str, Scheme] = {}
-        whole = Structure.of(self.spec)
-        heads, units = list(whole.heads), list(whole.units)
-        loss = seconds = size = 0.0
-
-        def take(name: str, share: float) -> None:
-            nonlocal loss, seconds, size
-            option = self._best(name, price, cost)
-            schemes[name] = option.scheme
-            loss, seconds, size = (
-                loss + share * option.loss, seconds + share * option.seconds, size + share * option.bytes
-            )  # fmt: skip
-
-        of_block: dict[str, list[str]] = {}
-        for name in self.linears:
-            of_block.setdefault(_block_of(name), []).append(name)
-        for block, names in of_block.items():
-            inside = 0.0
-            for option in (self._best(name, price, cost) for name in names):
-                inside += option.loss + price * getattr(option, cost)
-            options = self.blocks.get(block)
-            chosen = None if options is None else min(options, key=lambda o: o.loss + o.share * inside)
-            share = 1.0 if chosen is None else chosen.share
-            if chosen is not None:
-                loss += chosen.loss
-                layer = int(block.split(".")[1])
-                (heads if block.endswith("attention") else units)[layer] = chosen.kept
-            for name in names if share else ():
-                take(name, share)
-        return Plan(schemes, Structure(tuple(heads), tuple(units)), loss, seconds, round(size))
-
-    def within(self, fits: Callable[[Plan], bool], cost: str = "seconds", cheapest: bool = False) -> Plan:
-        """The plan at the largest price that `fits` (a limit on loss), or with `cheapest` at the smallest (on cost).
-
-        `fits` must hold on one side of some price. Where it holds nowhere, the plan at that end.
-        """
-        low, high = PRICES
-        ends = self.plan(low, cost), self.plan(high, cost)
-        if fits(ends[0] if cheapest else ends[1]):
-            return ends[0] if cheapest else ends[1]
-        best = ends[1] if cheapest else ends[0]
-        for _ in range(60):
-            middle = (low * high) ** 0.5
-            trial = self.plan(middle, cost)
-            if fits(trial):
-                best = trial
-            if fits(trial) == cheapest:
-                high = middle
-            else:
-                low = middle
-        return best
-
-    def _best(self, name: str, price: float, cost: str) -> LinearOption:
-        return min(self.linears[name], key=lambda o: o.loss + price * float(getattr(o, cost)))
-
-
-def _block_of(name: str) -> str:
-    return name.rsplit(".", 1)[0]
+    def parts(self) -> list[DecoderPart]:
+        """Return the parts, each linear in its block."""
+        of_block: dict[str, dict[str, Sequence[Option]]] = {}
+        for name, options in self.linears.items():
+            of_block.setdefault(name.rsplit(".", 1)[0], {})[name] = options
+        return [DecoderPart(block, linears, self.blocks.get(block)) for block, linears in of_block.items()]
 
 
 # -- structures ---------------------------------------------------------------
@@ -170,7 +104,7 @@ def block_options(
     stats: Mapping[str, LinearStatistics],
     say: Callable[[str], None] | None = None,
     groups: int = GROUPS,
-) -> dict[str, list[BlockOption]]:
+) -> dict[str, list[StructureOption]]:
     """The structures of every block with the second-order loss of what goes (`approxrt.pruning.obs.group_curve`).
 
     groups   of FFN units a layer
@@ -195,7 +129,7 @@ def block_options(
     return out
 
 
-def _head_options(losses: np.ndarray, groups: int) -> Iterator[BlockOption]:
+def _head_options(losses: np.ndarray, groups: int) -> Iterator[StructureOption]:
     """Yield, from `losses` f64[heads], for each number of heads a group and each number of groups, the best of them."""
     per = len(losses) // groups
     table = losses.reshape(groups, per)
@@ -206,21 +140,21 @@ def _head_options(losses: np.ndarray, groups: int) -> Iterator[BlockOption]:
         for number in range(groups, 0, -1):
             chosen = np.sort(np.argsort(-kept, kind="stable")[:number])
             heads = (chosen[:, None] * per + inside[chosen]).reshape(-1)
-            yield BlockOption(heads, count * number / len(losses), float(losses.sum() - kept[chosen].sum()))
-    yield BlockOption(np.arange(0), 0.0, float(losses.sum()))
+            yield StructureOption(heads, count * number / len(losses), float(losses.sum() - kept[chosen].sum()))
+    yield StructureOption(np.arange(0), 0.0, float(losses.sum()))
 
 
-def _unit_options(losses: np.ndarray, groups: Sequence[np.ndarray]) -> Iterator[BlockOption]:
+def _unit_options(losses: np.ndarray, groups: Sequence[np.ndarray]) -> Iterator[StructureOption]:
     order = np.argsort(-losses, kind="stable")
     units = sum(len(group) for group in groups)
     for count in range(len(groups), -1, -1):
         kept = np.concatenate([np.arange(0), *(groups[g] for g in np.sort(order[:count]))]).astype(np.int64)
-        yield BlockOption(kept, len(kept) / units, float(losses[order[count:]].sum()))
+        yield StructureOption(kept, len(kept) / units, float(losses[order[count:]].sum()))
 
 
 def with_measured_blocks(
-    blocks: Mapping[str, list[BlockOption]], measured: Mapping[str, float]
-) -> dict[str, list[BlockOption]]:
+    blocks: Mapping[str, list[StructureOption]], measured: Mapping[str, float]
+) -> dict[str, list[StructureOption]]:
     """The same, where the loss of removing a whole block is the measured one, and those of parts follow in proportion.
 
     A block that is measured to do harm costs nothing to remove.
@@ -230,5 +164,5 @@ def with_measured_blocks(
         out[name] = options
         if name in measured and options[-1].loss > 0:
             scale = max(0.0, measured[name]) / options[-1].loss
-            out[name] = [BlockOption(o.kept, o.share, o.loss * scale) for o in options]
+            out[name] = [StructureOption(o.kept, o.share, o.loss * scale) for o in options]
     return out

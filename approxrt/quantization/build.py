@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.spec.formats import EmbeddingKind, LinearKind
-from approxrt.artifact.writer import write_artifact
 from approxrt.quantization.rtn import CLIP_RATIOS, quantize_linear
 from approxrt.torch_models.encoder import TorchEncoder
 
@@ -70,22 +68,6 @@ def without_tables(tensors: Mapping[str, np.ndarray], embeddings: EmbeddingParts
     """The tensors without the tables that `embeddings` stands for."""
     tables = tuple({name.rpartition(".")[0] + "." for name in embeddings[1]})
     return {name: array for name, array in tensors.items() if not name.startswith(tables)}
-
-
-def write(
-    path: Path,
-    model: TorchEncoder,
-    kinds: Mapping[str, LinearKind],
-    embeddings: EmbeddingParts,
-    tokenizer_json: bytes,
-    card: Mapping[str, Any],
-    inputs: str,
-    tensors_of: Mapping[str, LinearTensors] | None = None,
-) -> Path:
-    """Write (or replace) the artifact at `path`."""
-    spec, tensors = quantized(model, kinds, embeddings, tensors_of=tensors_of)
-    spec = dataclasses.replace(spec, inputs=inputs)
-    return write_artifact(path, spec, tensors, tokenizer_json, dict(card), overwrite=True)
 
 
 def folder_bytes(path: Path) -> int:

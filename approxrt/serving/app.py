@@ -16,8 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from approxrt.errors import ApproxrtError, InputError, TextTooLongError
 from approxrt.runtime.model import Model
 from approxrt.serving.errors import ContextOverflow, RequestError
-from approxrt.serving.gate import Gate
 from approxrt.serving.metrics import Metrics
+from approxrt.serving.middleware import LimitsMiddleware
 from approxrt.serving.registry import Registry
 from approxrt.serving.routes import cohere, health, hub, kserve, openai, openai_text, tei
 from approxrt.serving.settings import Settings
@@ -42,7 +42,7 @@ def create_app(models: Iterable[tuple[str, Model]], settings: Settings | None = 
     app.state.registry, app.state.metrics, app.state.settings, app.state.draining = registry, metrics, settings, False
     for adapter in (health, tei, hub, openai, openai_text, cohere, kserve):
         app.include_router(adapter.router)
-    app.add_middleware(Gate, settings=settings, metrics=metrics, answer=error_answer)
+    app.add_middleware(LimitsMiddleware, settings=settings, metrics=metrics, answer=error_answer)
     if settings.cors_origins:
         # Around the gate: a browser asks without a key first whether it may ask, and reads errors, too.
         app.add_middleware(

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from uvicorn import Config, Server
 
 from approxrt.errors import InputError
-from approxrt.serving.gate import JsonLines
+from approxrt.serving.middleware import JsonLines
 
 GC_OBJECTS = 20_000  # new ones between collections; a request makes some dozens that end with it
 

@@ -35,11 +35,11 @@ class DecoderLatency:
     per_byte: dict[Scheme, float]
     head: dict[Scheme, float]
 
-    def seconds(self, name: str, linear: LinearSpec, kind: Scheme) -> float:
-        """Return the seconds a token of one linear in one scheme."""
+    def ms(self, name: str, linear: LinearSpec, scheme: Scheme) -> float:
+        """Return the milliseconds a token of one linear in one scheme."""
         if name == HEAD:
-            return self.head[kind]
-        return self.per_byte[kind] * kind.bytes(linear.out_features, linear.in_features)
+            return 1e3 * self.head[scheme]
+        return 1e3 * self.per_byte[scheme] * scheme.bytes(linear.out_features, linear.in_features)
 
 
 def decode_run(

@@ -12,7 +12,9 @@ import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.spec.formats import TILE_K, TILE_N
-from approxrt.planning.allocate import Block, BlockScores, allocate, blocks_of
+from approxrt.planning.allocate import allocate
+from approxrt.planning.encoder_options import Block, BlockPart, BlockScores, blocks_of
+from approxrt.planning.plan import Limits
 from approxrt.progress import Progress
 from approxrt.quantization.build import quantized
 from approxrt.significance.latency import MeasuredTable, cpu_name, measure_table, typical_lengths
@@ -74,35 +76,33 @@ def costs(
     for (kind, _), (sizes, densities, ms) in table.points.items():
         latency[kind] = {"sizes": sizes.tolist(), "densities": densities.tolist(), "ms": ms.tolist()}
     progress(0.9, "looking for the best choices")
-    front = predicted_front(spec, scored, table, int8, correction)
+    front = predicted_pareto(spec, scored, table, int8, correction)
     progress(1.0, "done")
     return latency, [point | {"speedup_f32": f32 / point["ms"]} for point in front]
 
 
-def predicted_front(
+def predicted_pareto(
     spec: ModelSpec, scored: Mapping[Block, BlockScores], table: MeasuredTable, int8: float, correction: float
 ) -> list[dict[str, Any]]:
     """[{speedup, ms, loss, blocks}] for `SPEEDUPS` over the dense model's `int8` ms, as far as they can be reached.
 
     correction   measured over predicted time of the dense model, taken to hold for the others, too
     """
-    options = {block: scores.options(table, ("s8",), {}) for block, scores in scored.items()}
+    parts = [BlockPart(scores, scores.options(table, ("s8",), {})) for scores in scored.values()]
     out: list[dict[str, Any]] = []
     for speedup in SPEEDUPS:
         budget = int8 / speedup / correction - table.base_ms
-        allocation = allocate(options, budget * (1 + ROUNDING)) if budget > 0 else None
-        if allocation is None:
+        plan = allocate(spec, parts, Limits(ms=budget * (1 + ROUNDING))) if budget > 0 else None
+        if plan is None:
             break
-        ms = (allocation.ms + table.base_ms) * correction
-        blocks = {
-            block.name: {
-                "size": option.size,
-                "of": full_size(spec, block),
-                "density": option.density if option.size else 0.0,
-            }
-            for block, option in allocation.options.items()
-        }
-        out.append({"speedup": int8 / ms, "ms": ms, "loss": allocation.error, "blocks": blocks})
+        ms = (plan.ms + table.base_ms) * correction
+        blocks = {}
+        for block in scored:
+            scheme = plan.schemes.get(block.linears[0])
+            kept = (plan.keep.heads if block.kind == "attention" else plan.keep.units)[block.layer]
+            density = 0.0 if scheme is None else scheme.density
+            blocks[block.name] = {"size": len(kept), "of": full_size(spec, block), "density": density}
+        out.append({"speedup": int8 / ms, "ms": ms, "loss": plan.loss, "blocks": blocks})
     return out
 
 

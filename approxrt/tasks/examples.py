@@ -22,7 +22,7 @@ class Examples:
     ids: Sequence[Sequence[int]]
     types: Sequence[Sequence[int]]
     labels: np.ndarray | None
-    # The same texts cut into smaller pieces (ids, types): what a small vocabulary does to words it does not know.
+    # The same texts split into smaller tokens (ids, types): what a small vocabulary does to words it does not know.
     resplit: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]] | None = None
     labelled: int | None = None
 

@@ -86,7 +86,7 @@ def _same_text(text: MarkedText, i: int, j: int) -> bool:
 
 
 class ReplacedTokenDetection(Trainer):
-    """A model in practice; see the module's text. Steps are taken one at a time.
+    """A model that learns to find replaced tokens; see the module's text. Steps are taken one at a time.
 
     texts       strings, or pairs of them
     steps       may be set anew before the first tenth of them is over: the learning rate falls to zero at the last

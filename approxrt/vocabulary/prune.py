@@ -1,10 +1,10 @@
-"""Fewer rows in the embedding tables: a vocabulary without the pieces that a task does not use, and fewer positions.
+"""Fewer rows in the embedding tables: a vocabulary without the tokens that a task does not use, and fewer positions.
 
 The table of word embeddings is half of MiniLM: 30,522 rows of 384, of which
 SST-2 needs 13,486. A pruned vocabulary keeps special and added tokens, single
-characters and the pieces that given texts use; the tokenizer then splits other
-words into shorter pieces, so no word is lost (`subwords` says why). On texts
-whose pieces are all kept the model's input, and with it every logit, stays the
+characters and the tokens that given texts use; the tokenizer then splits other
+words into shorter tokens, so no word is lost (`subwords` says why). On texts
+whose tokens are all kept the model's input, and with it every logit, stays the
 same bit for bit.
 
     pruned = prune_vocabulary(checkpoint.tokenizer_json, train_texts)
@@ -51,15 +51,15 @@ class PrunedVocabulary:
 def prune_vocabulary(
     tokenizer_json: bytes, texts: Iterable[str | tuple[str, str]], min_count: int = 1
 ) -> PrunedVocabulary:
-    """The vocabulary less the pieces that `texts` use fewer than `min_count` times and nothing else needs.
+    """The vocabulary less the tokens that `texts` use fewer than `min_count` times and nothing else needs.
 
     Kept are special and added tokens, the unknown token, single characters (in
-    WordPiece both `x` and `##x`, in BPE the bytes), the pieces of `texts`, and
+    WordPiece both `x` and `##x`, in BPE the bytes), the tokens of `texts`, and
     what `approxrt.vocabulary.subwords` adds so that
 
-    - a text whose pieces are all kept is tokenised as before; with min_count=1
+    - a text whose tokens are all kept is tokenised as before; with min_count=1
       these are all of `texts`, also their words that are unknown;
-    - a text without unknown words has none afterwards, and its pieces spell the same.
+    - a text without unknown words has none afterwards, and its tokens spell the same.
 
     Ids are renumbered in the old order. Nothing in the file is executed.
 
@@ -69,7 +69,7 @@ def prune_vocabulary(
     """
     if isinstance(min_count, bool) or not isinstance(min_count, int) or min_count < 1:
         raise InputError(
-            f"min_count is {min_count!r}; it must be an integer of at least 1 (1 keeps every piece that the texts use)"
+            f"min_count is {min_count!r}; it must be an integer of at least 1 (1 keeps every token that the texts use)"
         )
     data, tokenizer = parse_tokenizer(tokenizer_json)
     kind = _supported_kind(data, tokenizer)
@@ -77,7 +77,7 @@ def prune_vocabulary(
     named = named_ids(data, set(ids.values()))
     unk = tokenizer.model.unk_token
     vocab: dict[str, int] = data["model"]["vocab"]
-    counts = count_pieces(tokenizer, texts, vocab, unk if kind == "WordPiece" else None)
+    counts = count_tokens(tokenizer, texts, vocab, unk if kind == "WordPiece" else None)
     base = {token for token, i in ids.items() if i in named or token == unk}
     base |= {token for token, count in counts.items() if count >= min_count}
     if kind == "WordPiece":
@@ -286,8 +286,8 @@ def _byte_alphabet() -> set[str]:
 # -- counting -------------------------------------------------------------------
 
 
-def count_pieces(tokenizer: Any, texts: Iterable[Any], vocab: Mapping[str, int], unk: str | None) -> Counter[str]:
-    """Count how often each token is used. An unknown word uses the pieces that WordPiece finds before it gives up:
+def count_tokens(tokenizer: Any, texts: Iterable[Any], vocab: Mapping[str, int], unk: str | None) -> Counter[str]:
+    """Count how often each token is used. An unknown word uses the tokens that WordPiece finds before it gives up:
     without them it might find others, go on, and spell a word that was unknown to the model in training."""
     counts: Counter[str] = Counter()
     strings = _strings(texts)
@@ -319,7 +319,7 @@ def _strings(texts: Iterable[Any]) -> Iterator[str]:
             yield part
         empty = False
     if empty:
-        raise InputError("there are no texts: give those of the task, so that its pieces can be counted")
+        raise InputError("there are no texts: give those of the task, so that its tokens can be counted")
 
 
 def _unknown_words(tokenizer: Any, text: str, encoding: Any, unk: str) -> Iterator[str]:

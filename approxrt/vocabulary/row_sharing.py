@@ -1,19 +1,19 @@
-"""A vocabulary that shares rows: pieces that a task hardly uses are read as the kept piece that the model treats alike.
+"""A vocabulary that shares rows: tokens that a task hardly uses are read as the kept token that the model treats alike.
 
-A vocabulary that is cut to the pieces of the training texts spells all other words with smaller pieces, which a
+A vocabulary that is pruned to the tokens of the training texts spells all other words with smaller tokens, which a
 fine-tuned model has hardly learnt to read: on SST-2's dev file a third of all texts change, and 1.8 % of the answers of
-a model that is otherwise the same. Here every piece keeps its name in the tokenizer, so texts are cut into pieces as
-ever, and the name stands for another piece's row of the word table: `reused` for `recycled`, at the price of one
-line of tokenizer.json. What is alike is for the model to say. It reads each piece by itself, and the states in its
+a model that is otherwise the same. Here every token keeps its name in the tokenizer, so texts are split into tokens as
+ever, and the name stands for another token's row of the word table: `reused` for `recycled`, at the price of one
+line of tokenizer.json. What is alike is for the model to say. It reads each token by itself, and the states in its
 upper middle, where a task's meaning is made up but not yet its answer, are compared: they are better judges than the
-word table (mean divergence of answers on unseen sentences of SST-2: 0.024 by small pieces, 0.025 by neighbours in the
+word table (mean divergence of answers on unseen sentences of SST-2: 0.024 by small tokens, 0.025 by neighbours in the
 table, 0.011 by neighbours in layer 4 of 6).
 
-    features = piece_states(TorchEncoder(spec, tensors), tokenizer_json)
+    features = token_states(TorchEncoder(spec, tensors), tokenizer_json)
     vocabulary = share_rows(tokenizer_json, train_texts, features)
     spec, tensors = apply_vocabulary(spec, tensors, vocabulary)
 
-Only WordPiece can do so: in BPE a merge is of two ids, and ids that stand for several pieces would merge wrongly.
+Only WordPiece can do so: in BPE a merge is of two ids, and ids that stand for several tokens would merge wrongly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from approxrt.errors import CheckpointError, InputError, UnsupportedModelError
 from approxrt.torch_models.encoder import TorchEncoder, make_batch
 from approxrt.vocabulary.prune import (
     PrunedVocabulary,
-    count_pieces,
+    count_tokens,
     dump_tokenizer,
     named_ids,
     parse_tokenizer,
@@ -37,24 +37,24 @@ from approxrt.vocabulary.prune import (
 
 DEPTH = 2 / 3  # of the layers: whose states are compared
 _BATCH = 1024
-_BLOCK = 2048  # pieces whose neighbours are looked for in one go
+_BLOCK = 2048  # tokens whose neighbours are looked for in one go
 
 
 def shares_rows(tokenizer_json: bytes) -> bool:
-    """Tell whether a tokenizer's pieces can share rows: it is WordPiece and puts special tokens around a text."""
+    """Tell whether a tokenizer's tokens can share rows: it is WordPiece and puts special tokens around a text."""
     tokenizer = parse_tokenizer(tokenizer_json)[1]
     return type(tokenizer.model).__name__ == "WordPiece" and tokenizer.num_special_tokens_to_add(False) > 0
 
 
-def piece_states(model: TorchEncoder, tokenizer_json: bytes) -> np.ndarray:
-    """f32[V, hidden]: each piece's state, of mean zero over pieces and length 1, where the model reads it by itself.
+def token_states(model: TorchEncoder, tokenizer_json: bytes) -> np.ndarray:
+    """f32[V, hidden]: each token's state, of mean zero over tokens and length 1, where the model reads it by itself.
 
     Read in the model's own middle (`DEPTH`), between the tokens that the tokenizer puts around a text.
     """
     _, tokenizer = parse_tokenizer(tokenizer_json)
     frame = tokenizer.encode("")
     if not frame.special_tokens_mask or not all(frame.special_tokens_mask):
-        raise UnsupportedModelError("the tokenizer puts no special tokens around a text: its pieces cannot be compared")
+        raise UnsupportedModelError("the tokenizer puts no special tokens around a text: its tokens cannot be compared")
     first, last = frame.ids[0], frame.ids[-1]
     layer = max(0, round(DEPTH * len(model.spec.layers)) - 1)
     states = np.zeros((model.spec.vocab_size, model.spec.hidden_size), np.float32)
@@ -80,15 +80,15 @@ def share_rows(
     min_count: int = 1,
     common: int = 0,
 ) -> PrunedVocabulary:
-    """The vocabulary with rows for the pieces that `texts` use `min_count` times; all others stand for one of those.
+    """The vocabulary with rows for the tokens that `texts` use `min_count` times; all others stand for one of those.
 
     features   f32[V, d], rows of length 1 by the tokenizer's ids: the greatest inner product is the nearest
-    common     so many of the other pieces keep rows, too: those with the lowest ids, since a vocabulary lists its words
+    common     so many of the other tokens keep rows, too: those with the lowest ids, since a vocabulary lists its words
                in the order of how common they are. Single characters, which have an order of their own, are no words,
                and names in brackets are placeholders
 
     Special and added tokens and the unknown token keep their rows, and nothing else is read as one of them. Kept rows
-    are renumbered in the old order. Raises as `prune_vocabulary` does, and InputError where the texts use no piece
+    are renumbered in the old order. Raises as `prune_vocabulary` does, and InputError where the texts use no token
     often enough or the features are not of this vocabulary.
     """
     if isinstance(min_count, bool) or not isinstance(min_count, int) or min_count < 1:
@@ -96,14 +96,14 @@ def share_rows(
     data, tokenizer = parse_tokenizer(tokenizer_json)
     kind = type(tokenizer.model).__name__
     if kind != "WordPiece":
-        raise UnsupportedModelError(f"the pieces of a {kind} tokenizer cannot share rows; WordPiece's can")
+        raise UnsupportedModelError(f"the tokens of a {kind} tokenizer cannot share rows; WordPiece's can")
     ids = token_ids(data, tokenizer)
     unk = tokenizer.model.unk_token
     special = named_ids(data, set(ids.values())) | ({ids[unk]} if unk in ids else set())
-    counts = count_pieces(tokenizer, texts, data["model"]["vocab"], None)
+    counts = count_tokens(tokenizer, texts, data["model"]["vocab"], None)
     used = np.array(sorted({ids[token] for token, count in counts.items() if count >= min_count} - special), np.int64)
     if not len(used):
-        raise InputError(f"the texts use no piece {min_count} times: give more texts or a smaller min_count")
+        raise InputError(f"the texts use no token {min_count} times: give more texts or a smaller min_count")
     if features.ndim != 2 or len(features) <= max(ids.values()):
         raise InputError(
             f"features have shape {features.shape}; the tokenizer needs a row for each of {max(ids.values()) + 1} ids"

@@ -1,6 +1,6 @@
-"""The words of a small artifact: which pieces keep a row of the word table, and in how many bits.
+"""The words of a small artifact: which tokens keep a row of the word table, and in how many bits.
 
-A vocabulary for the task (`task_vocabulary`) either spells the pieces that the training texts do not use with smaller
+A vocabulary for the task (`task_vocabulary`) either spells the tokens that the training texts do not use with smaller
 ones (`approxrt.vocabulary.prune`) or reads them as kept ones that the model treats alike
 (`approxrt.vocabulary.row_sharing`). What new texts lose by either is measured: validation texts hold words that the
 training texts do not, and the dense model answers them by both vocabularies.
@@ -27,7 +27,7 @@ from approxrt.tasks.examples import encode
 from approxrt.tasks.readers import Dataset
 from approxrt.torch_models.encoder import TorchEncoder, predict
 from approxrt.vocabulary.prune import PrunedVocabulary, apply_vocabulary, prune_vocabulary
-from approxrt.vocabulary.row_sharing import piece_states, share_rows, shares_rows
+from approxrt.vocabulary.row_sharing import share_rows, shares_rows, token_states
 
 # Of the bytes that the artifact may have: where the words take more, four bits a weight, most rows get two.
 TIGHT_SHARE = 0.5
@@ -37,21 +37,21 @@ WIDE_SHARE = 0.8  # of all uses of words in the training texts: those whose rows
 # answers, and 0.008 with a table as large that has the texts' words alone, all in four bits.
 COMMON_WIDE_SHARE = 0.95
 WORDS_SHARE = 0.35  # of the bytes that the artifact may have: what such a table may take, if that is more
-# Uses in the training texts that a piece needs for a row of its own where bytes are scarce and rows can be shared. Of
-# SST-2's 11,184 pieces 9,235 have them; all the same the dense model's answers to unseen texts stray less from its own
-# with the whole vocabulary (0.014 nats a text) than where 13,095 pieces have rows and no two share one (0.024).
+# Uses in the training texts that a token needs for a row of its own where bytes are scarce and rows can be shared. Of
+# SST-2's 11,184 tokens 9,235 have them; all the same the dense model's answers to unseen texts stray less from its own
+# with the whole vocabulary (0.014 nats a text) than where 13,095 tokens have rows and no two share one (0.024).
 TIGHT_COUNT = 5
-RESPLIT_COUNT = 4  # a piece that the training texts use less often may be split in training
+RESPLIT_COUNT = 4  # a token that the training texts use less often may be split in training
 COMPARED_TOKENS = 25_000  # of validation texts that two vocabularies are compared on, at most
 
 
 @dataclass(frozen=True)
 class TaskVocabulary:
-    """Hold which pieces keep rows.
+    """Hold which tokens keep rows.
 
-    shared    pieces without a row stand for others; else they are spelled with smaller ones
-    tight     the rows of all pieces that the texts use would take too much with four bits a weight
-    common    rows of pieces that the texts do not use
+    shared    tokens without a row stand for others; else they are spelled with smaller ones
+    tight     the rows of all tokens that the texts use would take too much with four bits a weight
+    common    rows of tokens that the texts do not use
     """
 
     vocabulary: PrunedVocabulary
@@ -90,14 +90,14 @@ def task_vocabulary(
     shared     what an earlier call has found
     """
     source, spec = checkpoint.tokenizer_json, checkpoint.spec
-    pieces = prune_vocabulary(source, train.texts)
+    pruned = prune_vocabulary(source, train.texts)
     spelled = TaskVocabulary(
-        pieces, False, is_tight(len(pieces.kept), spec.embedding_size, pieces.tokenizer_json, allowed)
+        pruned, False, is_tight(len(pruned.kept), spec.embedding_size, pruned.tokenizer_json, allowed)
     )
     if shared is False or not shares_rows(source):
         return spelled
     dense = TorchEncoder(spec, checkpoint.tensors, device=device)
-    states = piece_states(dense, source)
+    states = token_states(dense, source)
     sharing = share_rows(source, train.texts, states)
     tight = is_tight(len(sharing.kept), spec.embedding_size, sharing.tokenizer_json, allowed)
     common = 0
@@ -107,7 +107,7 @@ def task_vocabulary(
         sharing = share_rows(source, train.texts, states, common=room)
         common = len(sharing.kept) - used
     if tight:
-        # Texts so few that they use no piece that often: all of theirs keep their rows.
+        # Texts so few that they use no token that often: all of theirs keep their rows.
         with contextlib.suppress(InputError):
             sharing = share_rows(source, train.texts, states, TIGHT_COUNT)
     if shared is None:
@@ -117,7 +117,7 @@ def task_vocabulary(
         whole = encode(texts, source, length)
         wanted = predict(dense, whole.ids, whole.types)
         strays = []
-        for vocabulary in (pieces, sharing):
+        for vocabulary in (pruned, sharing):
             encoded = encode(texts, vocabulary.tokenizer_json, length)
             model = TorchEncoder(*apply_vocabulary(spec, checkpoint.tensors, vocabulary), device=device)
             found = predict(model, encoded.ids, encoded.types)
@@ -127,7 +127,7 @@ def task_vocabulary(
 
 
 def _room(used: PrunedVocabulary, texts: Sequence[Sequence[int]], width: int, allowed: float) -> int:
-    """Return how many rows of two bits a table has room for beside those of the pieces that `texts` (token ids) use."""
+    """Return how many rows of two bits a table has room for beside those of the tokens that `texts` (token ids) use."""
     groups = -(-width // GROUP_WEIGHTS)
     two, four = (-(-width * bits // 8) + groups + 4 for bits in (2, 4))  # with scales: a byte a group, four a row
     rows = len(used.kept)
@@ -151,18 +151,18 @@ def divergence(wanted: np.ndarray, found: np.ndarray, classes: bool) -> float:
 def resplit_texts(
     source: bytes,
     train: Dataset,
-    lessons: Dataset,
+    learnt: Dataset,
     kept: np.ndarray,
     whole: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
     length: int,
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """`lessons` in the pieces of a smaller vocabulary, as ids of the pruned one; `whole` has all of `source`'s.
+    """`learnt` in the tokens of a smaller vocabulary, as ids of the pruned one; `whole` has all of `source`'s.
 
-    With all of its own words known, a model would never meet what new texts are made of: words in pieces. Pieces are
-    counted in `train`.
+    With all of its own words known, a model would never meet what new texts are made of: unknown words in several
+    tokens. Tokens are counted in `train`.
     """
     small = prune_vocabulary(source, train.texts, RESPLIT_COUNT)
-    encoded = encode(lessons, small.tokenizer_json, length)
+    encoded = encode(learnt, small.tokenizer_json, length)
     place = np.searchsorted(kept, small.kept)
     known = (place < len(kept)) & (kept[np.minimum(place, len(kept) - 1)] == small.kept)
     ids = []

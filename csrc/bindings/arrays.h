@@ -7,7 +7,7 @@
 #include <map>
 #include <string>
 
-#include "../args.h"
+#include "args.h"
 
 namespace approxrt {
 

@@ -1,97 +1,48 @@
 // A DecoderModel from an artifact's spec and tensors.
 #pragma once
 
-#include <list>
-
-#include "../engine/decoder_model.h"
-#include "linear_builder.h"
+#include "engine/decoder/model.h"
+#include "transformer_builder.h"
 
 namespace approxrt {
 
-class DecoderBuilder : public LinearBuilder {
+class DecoderBuilder : public TransformerBuilder {
   public:
     DecoderBuilder(const py::dict& config, const Tensors& tensors, const KernelTable& kernels, DecoderModel& model)
-        : LinearBuilder(config, tensors, kernels), model_(model) {}
+        : TransformerBuilder(config, tensors, kernels), model_(model) {}
 
     void build() {
         DecoderModel& m = model_;
-        m.hidden = m.width = number(config_, "hidden_size");
-        m.vocab = number(config_, "vocab_size");
+        start(m, true);
         m.max_positions = number(config_, "max_positions");
-        m.eps = config_["norm_eps"].cast<float>();
-        m.rms = config_["norm"].cast<std::string>() == "rms";
-        m.gated = config_["gated"].cast<bool>();
-        m.activation = parse_act(config_["activation"].cast<std::string>());
         m.down_block = number(config_, "down_block");
         const int32_t block = m.down_block;
         expect(block == 0 || (block >= kTileN && block <= kLargestHadamard && (block & (block - 1)) == 0),
                "down_block must be 0 or a power of 2 from 16 to 128");
         m.learned = config_["positions"].cast<std::string>() == "learned";
-        words(m);
         const auto frequencies = typed<float>(config_["frequencies"], 1, "frequencies");
         m.frequencies.assign(frequencies.data(), frequencies.data() + frequencies.shape(0));
-        // A removed block is x + bias: the bias is part of what was added to x before it, the bias of a linear or (in
-        // front of all of them) the positions.
-        std::vector<float> before(m.hidden, 0.0f);
-        std::vector<float>* added = &before;
-        const py::list layers = config_["layers"];
-        m.layers.resize(layers.size());
-        for (size_t i = 0; i < layers.size(); ++i) {
-            const py::dict l = layers[i];
-            const std::string at = "layers." + std::to_string(i) + ".";
-            DecoderLayer& layer = m.layers[i];
-            layer.num_heads = number(l, "num_heads"), layer.num_kv_heads = number(l, "num_kv_heads");
-            layer.head_dim = number(l, "head_dim"), layer.intermediate = number(l, "intermediate_size");
-            if (layer.num_heads) {
-                expect(layer.num_kv_heads && layer.num_heads % layer.num_kv_heads == 0,
-                       at + "num_heads is no multiple of num_kv_heads");
-                expect(m.frequencies.empty() || layer.head_dim == 2 * static_cast<int32_t>(m.frequencies.size()),
-                       at + "head_dim does not fit the rotary positions");
-                const int32_t wide = layer.num_heads * layer.head_dim, narrow = layer.num_kv_heads * layer.head_dim;
-                signs(layer, l, at);
-                layer.attention_norm = norm(at + "attention.norm");
-                later(layer.query, linear(at + "attention.query", wide, m.hidden));
-                later(layer.key, linear(at + "attention.key", narrow, m.hidden));
-                later(layer.value, linear(at + "attention.value", narrow, m.hidden));
-                added = bias(at + "attention.output.bias", m.hidden);
-                later(layer.output, linear(at + "attention.output", m.hidden, wide, added->data()));
-            } else {
-                add(*added, at + "attention.output.bias");
-            }
-            if (layer.intermediate) {
-                expect(block == 0 || layer.intermediate % block == 0,
-                       at + "intermediate_size is no multiple of down_block");
-                layer.ffn_norm = norm(at + "ffn.norm");
-                if (m.gated) later(layer.gate, linear(at + "ffn.gate", layer.intermediate, m.hidden));
-                later(layer.up, linear(at + "ffn.up", layer.intermediate, m.hidden));
-                added = bias(at + "ffn.down.bias", m.hidden);
-                later(layer.down, linear(at + "ffn.down", m.hidden, layer.intermediate, added->data()));
-            } else {
-                add(*added, at + "ffn.down.bias");
-            }
-        }
+        std::vector<float> before(m.hidden, 0.0f);  // the positions, where they are the same row for all
+        layers(m, &before, [&](TransformerLayer& layer, const py::dict& l, const std::string& at) {
+            expect(m.frequencies.empty() || layer.head_dim == 2 * static_cast<int32_t>(m.frequencies.size()),
+                   at + "head_dim does not fit the rotary positions");
+            signs(layer, l, at);
+        });
+        for (size_t i = 0; i < m.layers.size(); ++i)
+            expect(block == 0 || m.layers[i].intermediate % block == 0,
+                   "layers." + std::to_string(i) + ".intermediate_size is no multiple of down_block");
         positions(before);
-        m.head_norm = norm("head.norm");
+        m.head_norm = norm("head.norm", m.hidden);
         if (preview(m)) return;
         if (config_["tied_embeddings"].cast<bool>()) {
-            biases_.emplace_back(m.vocab, 0.0f);
-            later(m.head, linear("embeddings.word", m.vocab, m.hidden, biases_.back().data()));
+            biases_.emplace_back(m.vocab(), 0.0f);
+            later(m.head, linear("embeddings.word", m.vocab(), m.hidden, biases_.back().data()));
         } else {
-            later(m.head, linear("head.out", m.vocab, m.hidden));
+            later(m.head, linear("head.out", m.vocab(), m.hidden));
         }
     }
 
   private:
-    PreNorm norm(const std::string& name) const {
-        PreNorm n;
-        const auto gamma = floats(name + ".weight", model_.hidden);
-        n.gamma.assign(gamma.data(), gamma.data() + model_.hidden);
-        if (model_.rms) return n;
-        const auto beta = floats(name + ".bias", model_.hidden);
-        n.beta.assign(beta.data(), beta.data() + model_.hidden);
-        return n;
-    }
-
     // Whether the head is previewed: then the word table is read where it lies.
     bool preview(DecoderModel& m) {
         const py::object any = config_["head_preview"];
@@ -100,19 +51,17 @@ class DecoderBuilder : public LinearBuilder {
         const int32_t width = number(given, "width");
         m.preview.emplace();
         m.preview->margin = given["margin"].cast<float>();
-        expect(m.word_q && m.word_half_scale && config_["tied_embeddings"].cast<bool>(),
+        expect(m.words.word_q && m.words.word_half_scale && config_["tied_embeddings"].cast<bool>(),
                "head_preview needs a tied word table of kind g8");
         expect(m.preview->margin >= 0.0f && width > 0, "head_preview: margin and width must not be negative");
         later(m.preview->project, linear("head.preview.project", width, m.hidden));
-        later(m.preview->out, linear("head.preview.out", m.vocab, width));
+        later(m.preview->out, linear("head.preview.out", m.vocab(), width));
         return true;
     }
 
-    void signs(DecoderLayer& layer, const py::dict& l, const std::string& at) {
-        layer.keep = number(l, "attention_keep"), layer.sign_from = number(l, "sign_from");
+    void signs(TransformerLayer& layer, const py::dict& l, const std::string& at) {
         if (!layer.keep) return;
         layer.window = number(l, "sign_window");
-        layer.rest = l["attention_rest"].cast<bool>();
         const int32_t codes = number(l, "sign_codes"), dim = layer.head_dim;
         layer.signs = codes ? codes : dim;
         expect(layer.signs <= kMostSignDim && layer.keep > 0 && layer.window > 0 && layer.sign_from > layer.keep &&
@@ -139,13 +88,6 @@ class DecoderBuilder : public LinearBuilder {
             }
     }
 
-    // A copy that may be added to until packing reads it.
-    std::vector<float>* bias(const std::string& name, int32_t n) {
-        const auto values = floats(name, n);
-        biases_.emplace_back(values.data(), values.data() + n);
-        return &biases_.back();
-    }
-
     void positions(const std::vector<float>& before) {
         DecoderModel& m = model_;
         if (!m.learned) {
@@ -164,7 +106,6 @@ class DecoderBuilder : public LinearBuilder {
     }
 
     DecoderModel& model_;
-    std::list<std::vector<float>> biases_;  // read by packing
 };
 
 }  // namespace approxrt

@@ -5,7 +5,7 @@
 #include <functional>
 #include <string>
 
-#include "../pack_groups.h"
+#include "pack_groups.h"
 #include "arrays.h"
 
 namespace approxrt {

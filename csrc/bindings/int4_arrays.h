@@ -5,7 +5,7 @@
 #include <functional>
 #include <string>
 
-#include "../pack_int4.h"
+#include "pack_int4.h"
 #include "arrays.h"
 
 namespace approxrt {

@@ -7,8 +7,8 @@
 #include <map>
 #include <vector>
 
-#include "../engine/weights.h"
-#include "../thread_pool.h"
+#include "engine/common/weights.h"
+#include "thread_pool.h"
 #include "group_arrays.h"
 #include "int4_arrays.h"
 
@@ -130,32 +130,6 @@ class LinearBuilder {
         const int32_t* starts = indptr.data();
         const int8_t* tile = tiles.data();
         return [=, &kernels] { return Linear(Int8Weights::from_bsr(kernels, n, k, starts, index, tile, scale, bias)); };
-    }
-
-    // The word table of e.vocab rows of e.width, read in place.
-    template <class Table>
-    void words(Table& e) const {
-        const std::string name = "embeddings.word.";
-        const bool by_group = has(name + "group_scale") && !has(name + "scale");
-        if (by_group) e.word_half_scale = halves(tensor(name + "group_scale"), e.vocab, e.width, name + "group_scale");
-        if (has(name + "q")) {
-            e.word_q = matrix<int8_t>(name + "q", e.vocab, e.width).data();
-            if (!by_group) e.word_scale = floats(name + "scale", e.vocab).data();
-        } else if (by_group) {
-            e.word_q4 = matrix<uint8_t>(name + "q4", e.vocab, (e.width + 1) / 2).data();
-            if (has(name + "q2")) {
-                e.word_q2 = matrix<uint8_t>(name + "q2", e.vocab, (e.width + 3) / 4).data();
-                return;
-            }
-            e.word_half_offset = halves(tensor(name + "group_offset"), e.vocab, e.width, name + "group_offset");
-        } else if (has(name + "q4")) {
-            const int64_t groups = (e.width + kGroupWeights - 1) / kGroupWeights;
-            e.word_q4 = matrix<uint8_t>(name + "q4", e.vocab, (e.width + 1) / 2).data();
-            e.word_group_scale = matrix<uint8_t>(name + "group_scale", e.vocab, groups).data();
-            e.word_scale = floats(name + "scale", e.vocab).data();
-        } else {
-            e.word = matrix<float>(name + "weight", e.vocab, e.width).data();
-        }
     }
 
     const py::dict& config_;

@@ -1,10 +1,11 @@
 // The extension module: levels, kernels, encoder, decoder, pruning.
-#include "../dispatch.h"
+#include "dispatch.h"
 #include "arrays.h"
 
 namespace approxrt {
 void bind_kernels(py::module_& module);
 void bind_encoder(py::module_& module);
+void bind_kv_cache(py::module_& module);
 void bind_decoder(py::module_& module);
 void bind_pruning(py::module_& module);
 }  // namespace approxrt
@@ -54,6 +55,7 @@ PYBIND11_MODULE(_C, module) {
         "Every kernel of the build.");
     bind_kernels(module);
     bind_encoder(module);
+    bind_kv_cache(module);
     bind_decoder(module);
     bind_pruning(module);
 }

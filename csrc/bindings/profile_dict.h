@@ -1,7 +1,7 @@
 // A profile for Python: {passes, wall_ns, ops: [{op, calls, ns, macs}]}, operators that ran only.
 #pragma once
 
-#include "../engine/profile.h"
+#include "engine/common/profile.h"
 #include "arrays.h"
 
 namespace approxrt {

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "../pack.h"
+#include "pack.h"
 
 namespace approxrt {
 namespace {
@@ -166,7 +166,12 @@ class Strip {
             for (int64_t j = 0; j <= i; ++j) factor[j * m + i] = factor[i * m + j] = a_[(n + i) * ld_ + n + j];
         upper_cholesky(factor, copy_.as<double>(), m);
         for (int64_t r = 0; r < kTileN; ++r) a_[r * ld_ + r] = 0.0;
-        kernels.schur_complement({a_, ld_, static_cast<int32_t>(n), static_cast<int32_t>(m), factor, u_.as<double>()});
+        kernels.schur_complement({.a = a_,
+                                  .ld = ld_,
+                                  .n = static_cast<int32_t>(n),
+                                  .m = static_cast<int32_t>(m),
+                                  .factor = factor,
+                                  .u = u_.as<double>()});
         double cost = 0.0;
         for (int64_t r = 0; r < kTileN; ++r) cost -= row_weights_[r] * a_[r * ld_ + r];
         return 0.5 * cost;

@@ -1,8 +1,8 @@
 // Block Optimal Brain Surgeon: in which order the tiles of a linear go, and what the loss gains by each.
 #pragma once
 
-#include "../dispatch.h"
-#include "../thread_pool.h"
+#include "dispatch.h"
+#include "thread_pool.h"
 
 namespace approxrt {
 

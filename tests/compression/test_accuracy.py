@@ -65,10 +65,10 @@ def test_checkpoint_stays_only_where_it_is_surely_better() -> None:
     near, far = disturbed(right, 0.02, 1), disturbed(right, 1.0, 2)
     family = fake(held)
     # The checkpoint is a little nearer to what is right, which proves nothing.
-    model, chosen = accuracy._soup(family, [disturbed(right, 0.01, 3), near])
+    model, chosen = accuracy._weight_average(family, [disturbed(right, 0.01, 3), near])
     assert chosen == [1] and all(torch.equal(model.weight(n), near.weight(n)) for n in near.names())
     # Here the only member has lost what the checkpoint knows.
-    model, chosen = accuracy._soup(family, [right, far])
+    model, chosen = accuracy._weight_average(family, [right, far])
     assert chosen == [0] and all(torch.equal(model.weight(n), right.weight(n)) for n in right.names())
 
 
@@ -82,7 +82,7 @@ def test_a_mean_of_members_that_is_better_than_each() -> None:
         for name in right.names():
             opposite.weight(name).copy_(2 * right.weight(name) - offs.weight(name))
     lost = disturbed(right, 1.5, 5)
-    model, chosen = accuracy._soup(fake(held), [disturbed(right, 1.0, 6), offs, lost, opposite])
+    model, chosen = accuracy._weight_average(fake(held), [disturbed(right, 1.0, 6), offs, lost, opposite])
     assert chosen == [1, 3]
     assert all(torch.allclose(model.weight(n), right.weight(n), atol=1e-5) for n in right.names())
     # The checkpoint, at the first place, is never among the members that teach.

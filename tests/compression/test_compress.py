@@ -25,7 +25,7 @@ from approxrt.compression.options import CompressOptions  # noqa: E402
 from approxrt.compression.recipes import gradual as stages  # noqa: E402
 from approxrt.compression.records import Baseline  # noqa: E402
 from approxrt.errors import CompressionError, DataError, InputError, UnsupportedTaskError  # noqa: E402
-from approxrt.planning.allocate import blocks_of  # noqa: E402
+from approxrt.planning.encoder_options import blocks_of  # noqa: E402
 from approxrt.runtime.reference.encoder import reference_logits  # noqa: E402
 from approxrt.significance import workload  # noqa: E402
 from approxrt.training.budget import Budget  # noqa: E402

@@ -27,7 +27,8 @@ from approxrt.compression.recipes.decoder_training import starting_state
 from approxrt.compression.records import Candidate, from_json
 from approxrt.compression.report import Report
 from approxrt.models.decoder import DecoderCheckpoint
-from approxrt.planning.decoder_options import Plan, schemes_of
+from approxrt.planning.decoder_options import schemes_of
+from approxrt.planning.plan import Plan
 from approxrt.pruning.structure import Selection, Structure, selected
 from approxrt.quantization.calibration import calibration
 from approxrt.quantization.fake_quantize import groups_of_activations

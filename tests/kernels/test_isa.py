@@ -53,7 +53,7 @@ def test_every_family_has_a_scalar_definition_and_a_source_file() -> None:
     assert {row["family"] for row in rows if row["isa"] == "scalar"} == families
     sources = ROOT / "csrc" / "kernels"
     for row in rows:
-        assert (sources / f"{row['family']}_{row['isa']}.cpp").is_file(), row
+        assert (sources / row["family"] / f"{row['isa']}.cpp").is_file(), row
 
 
 @pytest.mark.parametrize("isa", ALL)

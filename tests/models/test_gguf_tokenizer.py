@@ -16,7 +16,7 @@ from pretokenized import TEXTS, VOCABULARY, write_vocabulary  # noqa: E402
 from tokenizers import Tokenizer, models  # noqa: E402
 
 from approxrt.errors import CheckpointError, UnsupportedModelError  # noqa: E402
-from approxrt.models.gguf_ends import end_of_text  # noqa: E402
+from approxrt.models.gguf_eos import end_of_text  # noqa: E402
 from approxrt.models.gguf_file import GgufFile, open_gguf  # noqa: E402
 from approxrt.models.gguf_pretokenizers import NOT_EXPRESSIBLE, PRE_TOKENIZERS  # noqa: E402
 from approxrt.models.gguf_tokenizer import GgufTokenizer, join_by_scores, read_gguf_tokenizer  # noqa: E402
@@ -227,7 +227,7 @@ def test_ends_are_control_tokens_whatever_the_file_says(vocabulary: GgufFile) ->
     types = np.array([1] * (len(tokens) - 1) + [3])
     ids = {"bos_token_id": len(tokens) - 1, "eos_token_id": len(tokens) - 1}
     found, tokenizer = built(vocabulary, tokens=tokens, token_type=types, **ids)
-    assert found.ends == (len(tokens) - 2, len(tokens) - 1)
+    assert found.eos_token_ids == (len(tokens) - 2, len(tokens) - 1)
     assert tokenizer.encode("a<|im_end|>").ids[-1] == len(tokens) - 2
     assert tokenizer.decode([len(tokens) - 2]) == ""
     assert found.specials == {"bos_token": "<end>", "eos_token": "<end>"}
@@ -273,7 +273,7 @@ def test_pieces_and_their_spaces(pieces: GgufFile, prefix: bool | None, text: st
     assert encoded.tokens == ["<s>", *tokens]
     if "</s>" not in text:
         assert tokenizer.decode(encoded.ids) == text
-    assert found.ends == (2,) and found.specials["unk_token"] == "<unk>"
+    assert found.eos_token_ids == (2,) and found.specials["unk_token"] == "<unk>"
 
 
 def test_joining_is_by_score_and_from_the_left() -> None:

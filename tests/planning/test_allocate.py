@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,16 +15,9 @@ from specs import small_spec
 
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.compression.rounds import Rounds
-from approxrt.planning.allocate import (
-    BUCKETS,
-    Block,
-    BlockScores,
-    Option,
-    allocate,
-    block_bytes,
-    blocks_of,
-    structure_of,
-)
+from approxrt.planning.allocate import BUCKETS, Decision, Price, allocate
+from approxrt.planning.encoder_options import Block, BlockPart, BlockScores, block_bytes, blocks_of
+from approxrt.planning.plan import Limits, Option
 from approxrt.quantization.scheme import Scheme
 
 
@@ -55,15 +49,33 @@ options_lists = st.lists(
 )
 
 
-def as_options(raw: list[list[tuple[float, float, int]]]) -> dict[Block, list[Option]]:
-    return {Block(i, "ffn"): [Option(1, 1.0, 8, *option) for option in row] for i, row in enumerate(raw)}
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A part that is nothing but its options."""
+
+    options: Sequence[Option]
+
+    def best(self, price: Price) -> Decision:
+        return self.decide(min(self.options, key=price.of))
+
+    def decide(self, option: Option) -> Decision:
+        return Decision(option.loss, option.ms, option.bytes, {})
+
+
+def as_parts(raw: list[list[tuple[float, float, int]]]) -> list[Listed]:
+    return [Listed([Option(Scheme("s8"), *option) for option in row]) for row in raw]
+
+
+def parts_of(spec: ModelSpec, scores: dict[str, np.ndarray]) -> list[BlockPart]:
+    scored = [BlockScores(spec, block, scores) for block in blocks_of(spec)]
+    return [BlockPart(s, s.options(Table(), ("s8",), {})) for s in scored]
 
 
 @given(options_lists, st.floats(0.1, 30))
 @settings(max_examples=60)
 def test_time_limit_against_brute_force(raw: list[list[tuple[float, float, int]]], limit: float) -> None:
     """Buckets round times up: the answer fits the limit, and is as good as any that leaves a bucket a block."""
-    got = allocate(as_options(raw), limit)
+    got = allocate(small_spec("f32"), as_parts(raw), Limits(ms=limit))
     choices = list(itertools.product(*raw))
     fitting = [sum(o[0] for o in c) for c in choices if sum(o[1] for o in c) <= limit]
     safe = [sum(o[0] for o in c) for c in choices if sum(o[1] for o in c) <= limit * (1 - (len(raw) + 1) / BUCKETS)]
@@ -71,16 +83,16 @@ def test_time_limit_against_brute_force(raw: list[list[tuple[float, float, int]]
         assert not safe
         return
     assert got.ms <= limit * (1 + 1e-9)
-    assert got.error >= min(fitting) - 1e-9
+    assert got.loss >= min(fitting) - 1e-9
     if safe:
-        assert got.error <= min(safe) + 1e-9
+        assert got.loss <= min(safe) + 1e-9
 
 
 @given(options_lists, st.integers(0, 200))
 @settings(max_examples=60)
 def test_byte_limit(raw: list[list[tuple[float, float, int]]], limit: int) -> None:
     least = sum(min(o[2] for o in row) for row in raw)
-    got = allocate(as_options(raw), None, limit)
+    got = allocate(small_spec("f32"), as_parts(raw), Limits(bytes=limit))
     if least > limit:
         assert got is None
     else:
@@ -88,16 +100,10 @@ def test_byte_limit(raw: list[list[tuple[float, float, int]]], limit: int) -> No
 
 
 def test_without_limits_everything_stays(spec: ModelSpec) -> None:
-    scores = random_scores(spec)
-    scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
-    got = allocate({b: s.options(Table(), ("s8",), {}) for b, s in scored.items()})
+    got = allocate(spec, parts_of(spec, random_scores(spec)), Limits())
     assert got is not None
-    assert {b.name: (o.size, o.density) for b, o in got.options.items()} == {
-        "layers.0.attention": (4, 1.0),
-        "layers.0.ffn": (128, 1.0),
-        "layers.1.attention": (2, 1.0),
-        "layers.1.ffn": (96, 1.0),
-    }
+    assert [len(kept) for kept in got.keep.heads] == [4, 2] and [len(kept) for kept in got.keep.units] == [128, 96]
+    assert got.schemes == {name: Scheme("s8") for name, _ in spec.linears() if name.startswith("layers.")}
 
 
 def test_unimportant_block_goes_first(spec: ModelSpec) -> None:
@@ -105,14 +111,13 @@ def test_unimportant_block_goes_first(spec: ModelSpec) -> None:
     for name in scores:
         if name.startswith("layers.1.ffn"):
             scores[name] *= 1e-6
-    scored = {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
-    options = {b: s.options(Table(), ("s8",), {}) for b, s in scored.items()}
-    whole = allocate(options)
+    parts = parts_of(spec, scores)
+    whole = allocate(spec, parts, Limits())
     assert whole is not None
-    got = allocate(options, whole.ms - Table().ms("ffn", 96, 1.0, "s8"))
-    assert got is not None and got.options[Block(1, "ffn")].size == 0
-    structure = structure_of(spec, scored, got.options)
-    assert len(structure.units[1]) == 0 and len(structure.heads[0]) == 4
+    got = allocate(spec, parts, Limits(ms=whole.ms - Table().ms("ffn", 96, 1.0, "s8")))
+    assert got is not None
+    assert len(got.keep.units[1]) == 0 and len(got.keep.heads[0]) == 4
+    assert not [name for name in got.schemes if name.startswith("layers.1.ffn")]
 
 
 def test_structure_keeps_the_best(spec: ModelSpec) -> None:
@@ -133,15 +138,15 @@ def test_structure_keeps_the_best(spec: ModelSpec) -> None:
 def test_masks_have_the_density_and_the_best_tiles(spec: ModelSpec) -> None:
     scores = random_scores(spec)
     scored = BlockScores(spec, Block(0, "ffn"), scores)
-    option = next(o for o in scored.options(Table(), ("s8",), {}) if o.size == 128 and o.density == 0.25)
-    masks = scored.masks(option)
+    option = next(o for o in scored.options(Table(), ("s8",), {}) if o.size == 128 and o.scheme.density == 0.25)
+    masks = scored.masks(128, 0.25)
     total = sum(mask.size for mask in masks.values())
     assert sum(int(mask.sum()) for mask in masks.values()) == total - round(0.75 * total)
-    tiles = scored.tile_scores(scored.parts_of(option))
+    tiles = scored.tile_scores(8)
     kept = np.concatenate([tiles[n][m] for n, m in masks.items()])
     gone = np.concatenate([tiles[n][~m] for n, m in masks.items()])
     assert kept.min() >= gone.max()
-    assert option.error == pytest.approx(gone.sum())
+    assert option.loss == pytest.approx(gone.sum())
 
 
 def test_head_needs_its_value_or_its_output_only(spec: ModelSpec) -> None:
@@ -175,24 +180,23 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
     ramp = Rounds(
         subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), formats=("s8", "s4")
     )
-    chosen = ramp._allocate(1.0).options.values()
-    assert {option.format for option in chosen} == {"s4"}
+    assert {scheme.format for scheme in ramp._allocate(1.0).schemes.values()} == {"s4"}
 
 
-def test_a_disturbed_timing_cuts_nothing() -> None:
-    """Once something else runs, and the time is double: it is taken again before more is cut, and what fits stays."""
+def test_a_disturbed_timing_prunes_nothing() -> None:
+    """Once something else runs, and the time is double: it is taken again before more is pruned; what fits stays."""
     pytest.importorskip("torch", reason="models need torch")
     from small_encoder import random_examples, small_encoder
 
     from approxrt.compression.families.pruned_encoder import PrunedEncoder
 
     def cut(times: list[float]) -> tuple[dict[str, np.ndarray], int]:
-        """(masks, timed cuts) of a cut whose timings are `times`, the last one again and again."""
+        """(masks, timed prunings) of one whose timings are `times`, the last one again and again."""
         subject = PrunedEncoder(small_encoder(), small_encoder(), random_examples(40), np.arange(40))
         subject.score()
         left = iter([*times, *[times[-1]] * 20])
         ramp = Rounds(subject, Table(), lambda *_: next(left), 100.0, target_ms=8.0, base_ms=0.0, lengths=[8])
-        ramp.cut(1.0)
+        ramp.prune(1.0)
         return dict(subject.model.masks), len(ramp.history)
 
     calm, disturbed, slow = cut([8.0]), cut([16.0, 8.0]), cut([16.0])

@@ -26,14 +26,9 @@ from approxrt.artifact.tensors import tensor_faults
 from approxrt.cli.main import app
 from approxrt.compression.families.decoder_build import Builder, with_words
 from approxrt.compression.records import from_json, to_json
-from approxrt.planning.decoder_options import (
-    BlockOption,
-    Choices,
-    LinearOption,
-    Plan,
-    block_options,
-    with_measured_blocks,
-)
+from approxrt.planning.allocate import Price, allocate
+from approxrt.planning.decoder_options import DecoderOptions, block_options, with_measured_blocks
+from approxrt.planning.plan import Limits, Option, Plan, StructureOption
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
 from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import Structure, channel_groups, kept_groups
@@ -185,12 +180,12 @@ def test_measured_removals_are_those_of_the_removed_model() -> None:
 # -- plans --------------------------------------------------------------------
 
 
-def choices_of(seed: int, blocks: bool = True) -> Choices:
+def choices_of(seed: int, blocks: bool = True) -> DecoderOptions:
     rng = np.random.default_rng(seed)
     spec, _ = model("rotated")
     linears = {
         name: [
-            LinearOption(kind, float(rng.exponential() * 8 / FORMATS[kind.format].bits / kind.density**2),
+            Option(kind, float(rng.exponential() * 8 / FORMATS[kind.format].bits / kind.density**2),
                          kind.bytes(n, k) * 1e-9, kind.bytes(n, k))
             for kind in SCHEMES if name != "head.out" or not kind.sparse
         ]
@@ -199,31 +194,39 @@ def choices_of(seed: int, blocks: bool = True) -> Choices:
     made = {}
     for name in ("layers.0.attention", "layers.1.ffn") if blocks else ():
         whole = np.arange(4 if "attention" in name else 96)
-        made[name] = [BlockOption(whole, 1.0, 0.0), BlockOption(whole[:0], 0.0, float(rng.exponential() * 30))]
-    return Choices(spec, linears, made)
+        made[name] = [StructureOption(whole, 1.0, 0.0), StructureOption(whole[:0], 0.0, float(rng.exponential() * 30))]
+    return DecoderOptions(linears, made)
 
 
 @given(seed=st.integers(0, 1000), share=st.floats(0.05, 0.95))
 def test_plans_keep_to_their_limits(seed: int, share: float) -> None:
-    choices = choices_of(seed)
-    finest, coarsest = choices.plan(1e-12), choices.plan(1e12)
-    assert finest.loss <= coarsest.loss and finest.seconds >= coarsest.seconds
+    spec, _ = model("rotated")
+    parts = choices_of(seed).parts()
+
+    def plan_within(limits: Limits) -> Plan:
+        plan = allocate(spec, parts, limits)
+        assert plan is not None
+        return plan
+
+    finest, coarsest = plan_within(Limits(ms=1e9)), plan_within(Limits(loss=1e9))
+    assert finest.loss <= coarsest.loss and finest.ms >= coarsest.ms
     limit = finest.loss + share * (coarsest.loss - finest.loss)
-    plan = choices.within(lambda p: p.loss <= limit)
-    assert plan.loss <= limit and plan.seconds <= finest.seconds
-    target = coarsest.seconds + share * (finest.seconds - coarsest.seconds)
-    timed = choices.within(lambda p: p.seconds <= target, cheapest=True)
-    assert timed.seconds <= target
+    plan = plan_within(Limits(loss=limit))
+    assert plan.loss <= limit and plan.ms <= finest.ms
+    target = coarsest.ms + share * (finest.ms - coarsest.ms)
+    timed = plan_within(Limits(ms=target))
+    assert timed.ms <= target
     # Of all plans that are a best trade at some price, none within the limit is better.
     for price in np.geomspace(1e-3, 1e9, 60):
-        other = choices.plan(float(price))
-        assert other.loss > limit or other.seconds >= plan.seconds - 1e-15
-        assert other.seconds > target or other.loss >= timed.loss - 1e-12
+        decisions = [part.best(Price(ms=float(price))) for part in parts]
+        loss, ms = sum(d.loss for d in decisions), sum(d.ms for d in decisions)
+        assert loss > limit or ms >= plan.ms - 1e-12
+        assert ms > target or loss >= timed.loss - 1e-12
     gone = {f"layers.{i}.{kind}" for i in range(2) for kind, kept in (("attention", plan.keep.heads[i]),
             ("ffn", plan.keep.units[i])) if not len(kept)}  # fmt: skip
     assert all(name.rsplit(".", 1)[0] not in gone for name in plan.schemes)
     again = from_json(json.loads(json.dumps(to_json(plan))), Plan)
-    assert again.schemes == plan.schemes and again.to_json() == plan.to_json()
+    assert again.schemes == plan.schemes and again.to_report() == plan.to_report()
 
 
 def test_block_options_are_structures_that_can_be_built() -> None:

@@ -1,4 +1,4 @@
-"""Pruned vocabularies: the same pieces for the texts they were made for, no word lost, the same logits bit for bit."""
+"""Pruned vocabularies: the same tokens for the texts they were made for, no word lost, the same logits bit for bit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load(content: bytes) -> Tokenizer:
     return Tokenizer.from_str(content.decode())
 
 
-def pieces(tokenizer: Tokenizer, texts: list[Any]) -> list[list[str]]:
+def tokens(tokenizer: Tokenizer, texts: list[Any]) -> list[list[str]]:
     return [encoding.tokens for encoding in tokenizer.encode_batch(texts)]
 
 
@@ -62,7 +62,7 @@ def test_train_texts_keep_their_pieces_and_ids_are_dense(family: str) -> None:
     full = build_tokenizer(family)
     pruned = prune_vocabulary(raw(full), TRAIN)
     small = load(pruned.tokenizer_json)
-    assert pieces(small, TRAIN) == pieces(full, TRAIN)
+    assert tokens(small, TRAIN) == tokens(full, TRAIN)
     kept = pruned.kept
     assert kept.dtype == np.int64 and np.all(np.diff(kept) > 0) and len(kept) < full.get_vocab_size()
     vocab = small.get_vocab()
@@ -149,7 +149,7 @@ def test_older_files_without_types_and_with_merges_in_strings() -> None:
         older = prune_vocabulary(json.dumps(data).encode(), TRAIN)
         np.testing.assert_array_equal(older.kept, pruned.kept)
         assert "type" not in json.loads(older.tokenizer_json)["model"]
-        assert pieces(load(older.tokenizer_json), OTHER) == pieces(load(pruned.tokenizer_json), OTHER)
+        assert tokens(load(older.tokenizer_json), OTHER) == tokens(load(pruned.tokenizer_json), OTHER)
 
 
 def test_compact_is_the_same_json() -> None:
@@ -312,19 +312,19 @@ def test_wrong_lengths(length: Any) -> None:
 )
 @pytest.mark.parametrize("min_count", [1, 3])
 def test_sst2_loses_no_word(min_count: int) -> None:
-    """Pruned by the train texts: under half of 30,522 rows, and dev keeps nearly all of its pieces."""
+    """Pruned by the train texts: under half of 30,522 rows, and dev keeps nearly all of its tokens."""
     full = Tokenizer.from_file(str(MINILM))
     train, dev = (read_task("sst2", SST2 / f"{split}.tsv").texts for split in ("train", "dev"))
     pruned = prune_vocabulary(MINILM.read_bytes(), train, min_count)
     small = load(pruned.tokenizer_json)
-    before, after = pieces(full, dev), pieces(small, dev)
+    before, after = tokens(full, dev), tokens(small, dev)
     for old, new in zip(before, after, strict=True):
         assert "[UNK]" in old or "[UNK]" not in new
         assert joined(old) == joined(new)
     kept = set(small.get_vocab())
     gone = sum(token not in kept for tokens in before for token in tokens) / sum(map(len, before))
     rows = len(pruned.kept)
-    assert rows < 14_000 and gone < 0.03, f"{rows} rows of {full.get_vocab_size()} stay; {gone:.1%} of dev's pieces go"
+    assert rows < 14_000 and gone < 0.03, f"{rows} rows of {full.get_vocab_size()} stay; {gone:.1%} of dev's tokens go"
     assert len(pruned.tokenizer_json) < 200_000
     if min_count == 1:
-        assert pieces(small, train[:20_000]) == pieces(full, train[:20_000])
+        assert tokens(small, train[:20_000]) == tokens(full, train[:20_000])

@@ -1,4 +1,4 @@
-"""Vocabularies that share rows: texts in the same pieces, the nearest row, the same answers, through the runtime."""
+"""Vocabularies that share rows: texts in the same tokens, the nearest row, the same answers, through the runtime."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from families import CORPUS, build_tokenizer
 from tokenizers import Tokenizer
 
-torch = pytest.importorskip("torch", reason="the model that compares pieces runs in torch")
+torch = pytest.importorskip("torch", reason="the model that compares tokens runs in torch")
 
 from small_encoder import small_encoder  # noqa: E402
 
@@ -24,7 +24,7 @@ from approxrt.tasks.readers import Dataset  # noqa: E402
 from approxrt.torch_models.encoder import TorchEncoder, make_batch, predict  # noqa: E402
 from approxrt.vocabulary import selection as words  # noqa: E402
 from approxrt.vocabulary.prune import PrunedVocabulary, apply_vocabulary  # noqa: E402
-from approxrt.vocabulary.row_sharing import piece_states, share_rows, shares_rows  # noqa: E402
+from approxrt.vocabulary.row_sharing import share_rows, shares_rows, token_states  # noqa: E402
 
 TRAIN = [CORPUS[0], (CORPUS[1], CORPUS[4]), "fine fine [SEP] a film"]
 TOKENIZER = build_tokenizer("bert")
@@ -43,7 +43,7 @@ def parts() -> tuple[ModelSpec, dict[str, np.ndarray]]:
 
 
 def row_of(vocabulary: PrunedVocabulary) -> dict[str, int]:
-    """By piece: the old id of the row that it reads."""
+    """By token: the old id of the row that it reads."""
     ids = Tokenizer.from_str(vocabulary.tokenizer_json.decode()).get_vocab()
     return {token: int(vocabulary.kept[i]) for token, i in ids.items()}
 
@@ -99,7 +99,7 @@ def test_texts_are_cut_as_ever_and_no_word_is_lost() -> None:
 def test_states_are_those_of_pieces_read_alone() -> None:
     spec, tensors = parts()
     model = TorchEncoder(spec, tensors)
-    states = piece_states(model, RAW)
+    states = token_states(model, RAW)
     layer = max(0, round(2 / 3 * len(spec.layers)) - 1)
     model.eval()
     alone = []
@@ -115,7 +115,7 @@ def test_states_are_those_of_pieces_read_alone() -> None:
 def test_the_engine_reads_shared_rows(tmp_path: Path) -> None:
     """An artifact answers a text with rare words as it answers the text with their synonyms in place of them."""
     spec, tensors = parts()
-    vocabulary = share_rows(RAW, TRAIN, piece_states(TorchEncoder(spec, tensors), RAW))
+    vocabulary = share_rows(RAW, TRAIN, token_states(TorchEncoder(spec, tensors), RAW))
     small, rows = apply_vocabulary(spec, tensors, vocabulary)
     write_artifact(tmp_path / "a", small, rows, vocabulary.tokenizer_json, {})
     artifact = approxrt.load(tmp_path / "a", threads=1)
@@ -145,13 +145,13 @@ def test_wrong_arguments_are_named() -> None:
         share_rows(RAW, TRAIN, unit(3))
     with pytest.raises(InputError, match="min_count is 0"):
         share_rows(RAW, TRAIN, unit(), 0)
-    with pytest.raises(InputError, match="use no piece 1000 times"):
+    with pytest.raises(InputError, match="use no token 1000 times"):
         share_rows(RAW, TRAIN, unit(), 1000)
     with pytest.raises(InputError, match="there are no texts"):
         share_rows(RAW, [], unit())
     bpe = build_tokenizer("roberta").to_str().encode()
     assert shares_rows(RAW) and not shares_rows(bpe)
-    with pytest.raises(UnsupportedModelError, match="the pieces of a BPE tokenizer cannot share rows"):
+    with pytest.raises(UnsupportedModelError, match="the tokens of a BPE tokenizer cannot share rows"):
         share_rows(bpe, TRAIN, unit(2000))
 
 
@@ -162,14 +162,14 @@ def chosen(monkeypatch: pytest.MonkeyPatch, states: Any, **options: Any) -> word
     """Of a model whose answers are moved by words that the training texts do not have."""
     spec, tensors = parts()
     checkpoint = Checkpoint(spec, tensors, RAW, {})
-    monkeypatch.setattr(words, "piece_states", lambda model, source: states)
+    monkeypatch.setattr(words, "token_states", lambda model, source: states)
     train = Dataset(TRAIN[:1], np.zeros(1, np.int64), ("a", "b"))
     validation = Dataset(list(CORPUS), np.zeros(len(CORPUS), np.int64), ("a", "b"))
     return words.task_vocabulary(checkpoint, train, validation, 32, **{"allowed": None, "seed": 0, **options})
 
 
 def test_what_strays_less_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Synonyms by the table itself, where pieces that the training texts lack are copies of ones that they have."""
+    """Synonyms by the table itself, where tokens that the training texts lack are copies of ones that they have."""
     spec, tensors = parts()
     kept = share_rows(RAW, TRAIN[:1], unit()).kept
     table = tensors["embeddings.word.weight"]
@@ -219,7 +219,7 @@ def test_common_words_take_what_rare_ones_give(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_without_marks_around_a_text_pieces_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing says how the model reads a piece by itself."""
+    """Nothing says how the model reads a token by itself."""
     bare = json.loads(RAW)
     bare["post_processor"] = None
     monkeypatch.setattr("test_row_sharing.RAW", json.dumps(bare).encode())

@@ -1,4 +1,4 @@
-"""Which pieces to keep: checked by the tokenizers library on vocabularies far odder than any real one."""
+"""Which tokens to keep: checked by the tokenizers library on vocabularies far odder than any real one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def prune(tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:
     return Tokenizer.from_str(prune_vocabulary(tokenizer.to_str().encode(), texts).tokenizer_json.decode())
 
 
-def pieces(tokenizer: Tokenizer, texts: list[str]) -> list[list[str]]:
+def tokens(tokenizer: Tokenizer, texts: list[str]) -> list[list[str]]:
     return [encoding.tokens for encoding in tokenizer.encode_batch(texts)]
 
 
@@ -29,7 +29,7 @@ def wordpiece_cases(draw: st.DrawFn) -> tuple[list[str], list[str]]:
     first = draw(st.sets(body, min_size=1, max_size=8))
     within = draw(st.sets(body, min_size=1, max_size=10))
     words = draw(st.lists(st.text(alphabet, min_size=1, max_size=6), min_size=1, max_size=3))
-    return sorted({*first, *(f"##{piece}" for piece in within)}), words
+    return sorted({*first, *(f"##{token}" for token in within)}), words
 
 
 def wordpiece(vocab: list[str]) -> Tokenizer:
@@ -47,10 +47,10 @@ def test_wordpiece_loses_no_word_whatever_the_vocabulary(case: tuple[list[str], 
     full = wordpiece(vocab)
     small = prune(full, train)
     kept = set(small.get_vocab())
-    assert pieces(small, train) == pieces(full, train)
+    assert tokens(small, train) == tokens(full, train)
     alphabet = sorted(set("".join(vocab)))
     words = ["".join(word) for n in range(1, 7) for word in itertools.product(alphabet, repeat=n)]
-    for word, before, after in zip(words, pieces(full, words), pieces(small, words), strict=True):
+    for word, before, after in zip(words, tokens(full, words), tokens(small, words), strict=True):
         if "[UNK]" not in before:
             assert "[UNK]" not in after, word
             if kept.issuperset(before):
@@ -58,9 +58,9 @@ def test_wordpiece_loses_no_word_whatever_the_vocabulary(case: tuple[list[str], 
 
 
 def test_a_gap_needs_more_than_the_pieces_that_cover_it() -> None:
-    """`xabc` is `xa ##bc`; without `xa` it would begin with `x ##ab`, and no piece begins with c."""
+    """`xabc` is `xa ##bc`; without `xa` it would begin with `x ##ab`, and no token begins with c."""
     vocab = ["x", "##a", "##b", "xa", "##ab", "##bc", "##x", "xx"]
-    assert pieces(wordpiece(vocab), ["xabc"]) == [["xa", "##bc"]]
+    assert tokens(wordpiece(vocab), ["xabc"]) == [["xa", "##bc"]]
     kept = close_wordpiece(vocab, "##", {"##ab"})
     assert kept == {"x", "##x", "##a", "##b", "##bc", "##ab", "xa"}
     assert close_wordpiece(vocab, "##", set()) == kept - {"##ab", "xa"}
@@ -69,10 +69,10 @@ def test_a_gap_needs_more_than_the_pieces_that_cover_it() -> None:
 def test_the_pieces_kept_for_a_gap_are_reached_themselves() -> None:
     """`zyxabc` is `zy ##xa ##bc`. `##ab` makes `##xa` needed, and `##yx` then `zy`, or `z ##yx ##ab` comes out."""
     vocab = ["z", "##y", "##x", "##a", "##b", "zy", "##xa", "##bc", "##ab", "##yx", "zz"]
-    assert pieces(wordpiece(vocab), ["zyxabc"]) == [["zy", "##xa", "##bc"]]
+    assert tokens(wordpiece(vocab), ["zyxabc"]) == [["zy", "##xa", "##bc"]]
     kept = close_wordpiece(vocab, "##", {"##ab", "##yx"})
-    assert pieces(wordpiece(sorted(kept)), ["zyxabc"]) == [["zy", "##xa", "##bc"]]
-    assert pieces(wordpiece(sorted(kept - {"zy"})), ["zyxabc"]) == [["[UNK]"]]
+    assert tokens(wordpiece(sorted(kept)), ["zyxabc"]) == [["zy", "##xa", "##bc"]]
+    assert tokens(wordpiece(sorted(kept - {"zy"})), ["zyxabc"]) == [["[UNK]"]]
 
 
 def test_a_character_without_a_form_keeps_its_pieces() -> None:
@@ -85,10 +85,10 @@ def test_unknown_words_of_the_texts_stay_unknown() -> None:
     """`ab?` finds `ab` and gives up. Without `ab` it would find `a ##b?`."""
     vocab = ["a", "b", "##a", "##b", "?", "ab", "##b?"]
     full = wordpiece(vocab)
-    assert pieces(full, ["ab? ba"]) == [["[UNK]", "b", "##a"]]
+    assert tokens(full, ["ab? ba"]) == [["[UNK]", "b", "##a"]]
     assert greedy_prefix("ab?", vocab, "##") == ["ab"]
     small = prune(full, ["ab? ba"])
-    assert pieces(small, ["ab? ba"]) == [["[UNK]", "b", "##a"]]
+    assert tokens(small, ["ab? ba"]) == [["[UNK]", "b", "##a"]]
 
 
 @st.composite
@@ -121,10 +121,10 @@ def test_bpe_keeps_every_segmentation_whatever_the_merges(
     merges, train = case
     full = bpe(merges, ignore_merges=ignore_merges)
     small = prune(full, train)
-    assert pieces(small, train) == pieces(full, train)
+    assert tokens(small, train) == tokens(full, train)
     kept = set(small.get_vocab())
     words = ["".join(word) for n in range(1, 6) for word in itertools.product("abc", repeat=n)] + ["é\n€"]
-    for before, after in zip(pieces(full, words), pieces(small, words), strict=True):
+    for before, after in zip(tokens(full, words), tokens(small, words), strict=True):
         assert "".join(before) == "".join(after)
         if kept.issuperset(before):
             assert after == before

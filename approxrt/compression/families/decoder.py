@@ -27,6 +27,7 @@ from approxrt.compression.options import CompressOptions
 from approxrt.compression.records import Baseline, Candidate, Clock, Origin, Preview, Provenance, about
 from approxrt.models.decoder import DecoderCheckpoint, load_any_decoder
 from approxrt.planning.decoder_options import HEAD
+from approxrt.planning.plan import Cost
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.significance.decoder_latency import decode_run, steps_of
 from approxrt.significance.workload import Run, Timing, take_turns
@@ -60,7 +61,7 @@ def read_inputs(model: str | os.PathLike[str], data: str | os.PathLike[str]) -> 
 class DecoderFamily:
     """See the module's text and `Family`.
 
-    cost      what a plan saves: "seconds" or "bytes"
+    cost      what a plan saves: "ms" or "bytes"
     allowed   nats a token that may be lost
     own       the checkpoint's own grids, where most of the weights in layers have some
     preview   a candidate whose head is previewed, and whose preview others take, too
@@ -72,7 +73,7 @@ class DecoderFamily:
 
     def __init__(self, job: Job, inputs: DecoderInputs) -> None:
         self.job, self.inputs = job, inputs
-        self.cost = "bytes" if job.options.objective == ("size",) else "seconds"
+        self.cost: Cost = "bytes" if job.options.objective == ("size",) else "ms"
         self.allowed = math.log1p(job.options.max_drop)
         self.own = _own_grids(inputs.checkpoint, self.cost)
         self.preview: InMemory | None = None
@@ -231,11 +232,11 @@ def describe(provenance: Provenance) -> str:
     return ", ".join(parts) + trained
 
 
-def _own_grids(checkpoint: DecoderCheckpoint, cost: str) -> Own | None:
+def _own_grids(checkpoint: DecoderCheckpoint, cost: Cost) -> Own | None:
     grouped, spec = checkpoint.grouped, checkpoint.spec
     sizes = {name: linear.out_features * linear.in_features for name, linear in spec.linears()}
     if 2 * sum(size for name, size in sizes.items() if name in grouped) < sum(sizes.values()):
         return None
     tied = spec.tied_embeddings
     head = {HEAD: grouped["embeddings.word"]} if tied and "embeddings.word" in grouped else {}
-    return Own({**grouped, **head}, tied, cost == "seconds")
+    return Own({**grouped, **head}, tied, cost == "ms")

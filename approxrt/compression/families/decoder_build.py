@@ -22,7 +22,8 @@ from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import to_tiles
 from approxrt.artifact.storage.groupwise import kind_of
-from approxrt.planning.decoder_options import HEAD, Choices, LinearOption, Plan, schemes_of
+from approxrt.planning.decoder_options import HEAD, DecoderOptions, schemes_of
+from approxrt.planning.plan import Cost, Option, Plan
 from approxrt.progress import Say
 from approxrt.pruning.obs import tile_curve
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
@@ -105,22 +106,24 @@ class Builder:
         self.scores = found
         return True
 
-    def choices(self, latency: DecoderLatency, say: Say, enough: Callable[[], bool], cost: str = "seconds") -> Choices:
+    def choices(
+        self, latency: DecoderLatency, say: Say, enough: Callable[[], bool], cost: Cost = "ms"
+    ) -> DecoderOptions:
         """The options of every linear. Dense kinds are rounded in earnest, kinds with tiles estimated by scores.
 
         enough   true when the time for this is over: the other linears are then judged by plain rounding
-        cost     "seconds" or "bytes": what takes no less of it than the checkpoint's own kind is no option
+        cost     "ms" or "bytes": what takes no less of it than the checkpoint's own kind is no option
         """
-        linears: dict[str, list[LinearOption]] = {}
+        linears: dict[str, list[Option]] = {}
         known = [(name, linear) for name, linear in self.spec.linears() if name in self.stats]
         for place, (name, linear) in enumerate(known):
             n, k = linear.out_features, linear.in_features
             weight, noise = self.tensors[f"{name}.weight"], dict[LinearKind, float]()
-            options: list[LinearOption] = []
+            options: list[Option] = []
             for scheme in self.schemes(name):
                 if scheme.sparse and name not in self.scores:
                     continue
-                option = LinearOption(scheme, 0.0, latency.seconds(name, linear, scheme), scheme.bytes(n, k))
+                option = Option(scheme, 0.0, latency.ms(name, linear, scheme), scheme.bytes(n, k))
                 if self.own is not None and options and getattr(option, cost) >= getattr(options[0], cost):
                     continue
                 if scheme.format not in noise:
@@ -141,7 +144,7 @@ class Builder:
                 options.append(replace(option, loss=loss))
             linears[name] = options
             say(f"rounding {place + 1} of {len(known)}")
-        return Choices(self.spec, linears)
+        return DecoderOptions(linears)
 
     def schemes(self, name: str) -> list[Scheme]:
         """Return what the linear may become."""

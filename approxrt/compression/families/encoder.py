@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec.formats import LinearKind
+from approxrt.artifact.writer import write_artifact
 from approxrt.compression.families.encoder_inputs import EncoderInputs
 from approxrt.compression.family import OWN_F32, Opened
 from approxrt.compression.job import Job
@@ -18,7 +20,7 @@ from approxrt.compression.measure import baseline_of, candidate_of
 from approxrt.compression.records import Baseline, Candidate, Provenance
 from approxrt.errors import CompressionError
 from approxrt.models.checkpoint import load_checkpoint
-from approxrt.planning.allocate import DENSITIES
+from approxrt.planning.encoder_options import DENSITIES
 from approxrt.progress import Progress
 from approxrt.quantization import build
 from approxrt.runtime.loading import load
@@ -253,16 +255,10 @@ class EncoderFamily:
         self.job.progress(1.0, "building and checking the artifact")
         work, inputs = self.job.work, self.inputs
         index = len(work.candidates())
-        build.write(
-            work.candidate_path(index),
-            model,
-            kinds,
-            inputs.embeddings,
-            inputs.tokenizer_json,
-            {"approxrt": "candidate"},
-            inputs.checkpoint.spec.inputs,
-            tensors_of,
-        )
+        spec, tensors = build.quantized(model, kinds, inputs.embeddings, tensors_of=tensors_of)
+        spec = dataclasses.replace(spec, inputs=inputs.checkpoint.spec.inputs)
+        card = {"approxrt": "candidate"}
+        write_artifact(work.candidate_path(index), spec, tensors, inputs.tokenizer_json, card, overwrite=True)
         candidate = candidate_of(self, index, provenance)
         if only_within is not None and candidate.drop > only_within:
             return None
@@ -343,13 +339,13 @@ def _vocabulary_note(inputs: EncoderInputs) -> str:
     shared, common = (inputs.vocabulary.shared, inputs.vocabulary.common) if inputs.vocabulary else (False, 0)
     if shared:
         return (
-            f"{rows} of the vocabulary's {all_rows} pieces have a row of the word table: those that the training "
-            f"texts use most{f' and {common} more common ones' if common else ''}; each other piece is read as the one "
+            f"{rows} of the vocabulary's {all_rows} tokens have a row of the word table: those that the training "
+            f"texts use most{f' and {common} more common ones' if common else ''}; each other token is read as the one "
             "of them that the model treats most alike"
         )
     return (
-        f"the vocabulary has {rows} of {all_rows} pieces: those that the training texts use, and all "
-        "single characters; other words are split into smaller pieces, none is lost"
+        f"the vocabulary has {rows} of {all_rows} tokens: those that the training texts use, and all "
+        "single characters; other words are split into smaller tokens, none is lost"
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
-from approxrt.planning.allocate import Block
+from approxrt.planning.encoder_options import Block
 from approxrt.pruning.obs import unit_errors
 from approxrt.pruning.reconstruct import refit
 from approxrt.pruning.structure import Structure, remove, selections
@@ -102,7 +102,7 @@ class PrunedEncoder:
             weight = tensors[f"{name}.weight"]
             gone = np.where(expand_mask(mask, *weight.shape), 0, weight)
             tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + gone @ self.means[name]
-        # The model stays the same object: who cuts it may hold it.
+        # The model stays the same object: who prunes it may hold it.
         old.spec, old.weights, old.masks = spec, TorchEncoder(spec, tensors, device=old.device).weights, {}
         old.set_masks(old_masks | dict(masks))
         self.kept = Structure(

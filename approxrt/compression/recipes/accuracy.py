@@ -73,10 +73,10 @@ def more_accurate(family: EncoderFamily) -> None:
     if job.work.candidates():
         return
     found = members(family)
-    model, mixed = _soup(family, found)
+    model, mixed = _weight_average(family, found)
     model, trials = _without_harm(family, model)
     hard = _hard_attention(family, model)
-    # The checkpoint teaches only where it is what the model begins with: see `_soup`.
+    # The checkpoint teaches only where it is what the model begins with: see `_weight_average`.
     teaching = [0] if mixed == [0] else _ensemble(family, found)
     history = _learn(family, model, [found[i] for i in teaching])
     offsets = _offsets(family, model)
@@ -170,7 +170,7 @@ def _hard_attention(family: EncoderFamily, model: TorchEncoder) -> list[int]:
     return taken
 
 
-def _soup(family: EncoderFamily, members: list[TorchEncoder]) -> tuple[TorchEncoder, list[int]]:
+def _weight_average(family: EncoderFamily, members: list[TorchEncoder]) -> tuple[TorchEncoder, list[int]]:
     """Return (what the model begins with, the members whose mean it is): of members and their means what validates
     best.
 
@@ -228,7 +228,7 @@ def _learn(family: EncoderFamily, model: TorchEncoder, members: list[TorchEncode
     epochs = min(family.job.options.epochs or STUDENT_EPOCHS, room / recovery_steps - len(teachers) / 3)
     if len(teachers) < 2 or epochs < min(1.0, family.job.options.epochs or 1.0):
         why = "one model is no ensemble" if len(teachers) < 2 else "the budget has no room for an epoch"
-        family.job.notes.add(f"the student does not learn from the ensemble: {why}")
+        family.job.notes.add(f"the model does not learn from the ensemble: {why}")
         return [_validated(family, model, 0)]
     teacher = teach(teachers, family.inputs.own.train, with_hidden=False)
     recovery = Distillation(model, family.inputs.pruned.train, teacher, round(epochs * recovery_steps), options)
@@ -243,7 +243,7 @@ def _learn(family: EncoderFamily, model: TorchEncoder, members: list[TorchEncode
         if recovery.step % recovery_steps == 0 or recovery.step == recovery.steps:
             history.append(_validated(family, model, recovery.step))
         if family.job.budget.elapsed() > family.job.options.budget:
-            family.job.notes.add(f"the budget ended after {recovery.step} of {recovery.steps} steps of the student")
+            family.job.notes.add(f"the budget ended after {recovery.step} of {recovery.steps} steps of the training")
             break
     learnt = _mean([*tail, _copy(model)])
     candidates += [learnt, _mean([candidates[0], learnt])]

@@ -75,7 +75,7 @@ def decoder(family: DecoderFamily) -> None:
 def _preview_head(family: DecoderFamily) -> None:
     """A candidate whose head is previewed, and what the others' heads are previewed with."""
     job = family.job
-    if family.cost != "seconds":
+    if family.cost != "ms":
         return
     done = next((c for c in job.work.candidates() if c.provenance.origin is Origin.PREVIEWED), None)
     if done is not None:

@@ -13,14 +13,14 @@ from approxrt.compression.families.decoder import DecoderFamily
 from approxrt.compression.families.decoder_build import Builder, build_in_sequence, refitted
 from approxrt.compression.records import Candidate, DecodeTimes, Learnt, Origin, Provenance
 from approxrt.compression.report import SLACK, choose, violation
+from approxrt.planning.allocate import allocate
 from approxrt.planning.decoder_options import (
     HEAD,
-    Choices,
-    LinearOption,
-    Plan,
+    DecoderOptions,
     block_options,
     with_measured_blocks,
 )
+from approxrt.planning.plan import Limits, Option, Plan
 from approxrt.progress import Progress
 from approxrt.pruning.structure import GROUPS
 from approxrt.quantization.calibration import calibration
@@ -122,7 +122,7 @@ class Search:
         schemes = {} if plan is None else plan.schemes
         return any(scheme != builder.own.scheme(name) for name, scheme in schemes.items() if name != HEAD)
 
-    def _check_reach(self, choices: Choices) -> None:
+    def _check_reach(self, choices: DecoderOptions) -> None:
         """Find out whether what is asked for lies beyond all plans: then say so, and be as good as `max_drop`
         allows."""
         target = self._target()
@@ -131,7 +131,7 @@ class Search:
         factor = 1.0 if self.family.cost == "bytes" else self._first_factor(choices)
         # What the model knows over one that knows nothing: a plan that is predicted to lose all of it is none.
         known = max(1.0, math.log(self.spec.vocab_size / self.baseline.metrics["perplexity"]))
-        end = choices.within(lambda plan: plan.loss <= known, self.family.cost)
+        end = self._allocate(choices, Limits(loss=known))
         cost = factor * getattr(end, self.family.cost)
         if cost <= target:
             return
@@ -140,14 +140,14 @@ class Search:
             first = self.job.work.candidates()[0]
             asked, most = self.job.options.shrink, self.baseline.f32_bytes / (first.bytes - self.linear_bytes + cost)
         else:
-            asked, most = self.job.options.speedup, self.baseline.ms / 1e3 / cost
+            asked, most = self.job.options.speedup, self.baseline.ms / cost
         self.job.notes.add(
             f"{asked:g}x is out of reach: the {'smallest' if self.family.cost == 'bytes' else 'fastest'} plan that "
             f"leaves anything of the model is predicted at {most:.1f}x; looking for the best within "
             f"{100 * self.job.options.max_drop:g} % of perplexity instead"
         )
 
-    def _choices(self) -> tuple[Builder, Choices]:
+    def _choices(self) -> tuple[Builder, DecoderOptions]:
         """Statistics, measured times, losses of removal, scores of tiles: the options."""
         spec, tensors, own = self.spec, self.tensors, self.family.own
         latency = self._latency(spec)
@@ -194,7 +194,7 @@ class Search:
         tables = [{named[name]: value for name, value in table.items()} for table in (known.per_byte, known.head)]
         return DecoderLatency(*tables)
 
-    def _measured_head(self, builder: Builder, options: list[LinearOption]) -> list[LinearOption]:
+    def _measured_head(self, builder: Builder, options: list[Option]) -> list[Option]:
         """With KL(dense || rounded) of the next token on text, nats: of outputs as many as words the Fisher information
         is not the same, so second-order losses say little."""
         text = self._other_text()
@@ -212,13 +212,13 @@ class Search:
             out.append(replace(option, loss=loss))
         return out
 
-    def _previewed_head(self, options: list[LinearOption]) -> list[LinearOption]:
+    def _previewed_head(self, options: list[Option]) -> list[Option]:
         """The checkpoint's own head reads, and loses, what its preview does."""
         cost = self.family.preview_facts()
         if cost is None:
             return options
         own = options[0]
-        return [replace(own, loss=cost.kl, seconds=own.seconds * cost.cost / own.bytes), *options[1:]]
+        return [replace(own, loss=cost.kl, ms=own.ms * cost.cost / own.bytes), *options[1:]]
 
     def _other_text(self) -> list[int]:
         """Other tokens than those of the statistics, where there are as many."""
@@ -254,7 +254,7 @@ class Search:
     # -- plans ---------------------------------------------------------------------
 
     def _target(self) -> float | None:
-        """Seconds a token, or bytes of linears, that are asked for; None: as good as max_drop allows."""
+        """Milliseconds a token, or bytes of linears, that are asked for; None: as good as max_drop allows."""
         if not self.reachable:
             return None
         if self.family.cost == "bytes":
@@ -263,18 +263,21 @@ class Search:
             first = self.job.work.candidates()[0]
             return max(1.0, self.baseline.f32_bytes / self.job.options.shrink - (first.bytes - self.linear_bytes))
         wanted = self.job.options.speedup
-        return None if wanted is None or wanted <= 1 else self.baseline.ms / 1e3 / wanted
+        return None if wanted is None or wanted <= 1 else self.baseline.ms / wanted
 
-    def _plan(self, choices: Choices, tries: list[Learnt], allowed: float) -> Plan:
+    def _plan(self, choices: DecoderOptions, tries: list[Learnt], allowed: float) -> Plan:
         """By what was learnt: the least loss within the target, or the least time within `allowed` nats."""
         target = self._target()
         if target is not None:
             factor = tries[-1].cost / tries[-1].predicted_cost if tries else self._first_factor(choices)
-            return choices.within(
-                lambda plan: getattr(plan, self.family.cost) * factor <= target, self.family.cost, cheapest=True
-            )
+            return self._allocate(choices, Limits(**{self.family.cost: target / factor}))
         scale, base = tries[-1].scale if tries else FIRST_SCALE, self._base()
-        return choices.within(lambda plan: base + scale * plan.loss <= allowed, self.family.cost)
+        return self._allocate(choices, Limits(loss=(allowed - base) / scale))
+
+    def _allocate(self, choices: DecoderOptions, limits: Limits) -> Plan:
+        plan = allocate(self.spec, choices.parts(), limits, self.family.cost)
+        assert plan is not None
+        return plan
 
     def _base(self) -> float:
         """Nats that activations cost where weights are the checkpoint's own: what no prediction knows of."""
@@ -287,19 +290,19 @@ class Search:
         scale = max(0.1, (loss - self._base()) / plan.loss) if plan.loss > 0 else FIRST_SCALE
         if self.family.cost == "bytes":
             return Learnt(scale, 1.0, 1.0, loss)
-        return Learnt(scale, self._seconds(candidate), plan.seconds, loss)
+        return Learnt(scale, self._ms(candidate), plan.ms, loss)
 
-    def _seconds(self, candidate: Candidate) -> float:
+    def _ms(self, candidate: Candidate) -> float:
         """A token's, as they would have been beside the baseline: the machine's own speed drifts."""
-        return self.baseline.ms / 1e3 / candidate.speedup
+        return self.baseline.ms / candidate.speedup
 
-    def _first_factor(self, choices: Choices) -> float:
+    def _first_factor(self, choices: DecoderOptions) -> float:
         """Measured over predicted cost of what is there before any plan: int8, or what the file has, previewed."""
         if self.family.cost == "bytes":
             return 1.0
-        predicted = sum(options[0].seconds for options in choices.linears.values())
+        predicted = sum(options[0].ms for options in choices.linears.values())
         unplanned = [c for c in self.job.work.candidates() if c.provenance.plan is None]
-        return self._seconds(unplanned[-1]) / predicted
+        return self._ms(unplanned[-1]) / predicted
 
     def _good_enough(self, candidate: Candidate, learnt: Learnt) -> bool:
         target = self._target()

@@ -20,7 +20,8 @@ from approxrt.compression.families.decoder_build import (
 )
 from approxrt.compression.recipes.decoder_rounds import ROUNDING_SEQUENCES
 from approxrt.compression.records import Origin, Provenance, from_json, to_json
-from approxrt.planning.decoder_options import HEAD, Plan
+from approxrt.planning.decoder_options import HEAD
+from approxrt.planning.plan import Plan
 from approxrt.quantization.calibration import calibration
 from approxrt.quantization.gptq import dequantized_linear
 from approxrt.quantization.grids import parts_of

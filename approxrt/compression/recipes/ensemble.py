@@ -1,7 +1,7 @@
 """Members of an ensemble: models of the checkpoint's size, practised on the task's texts and trained on its labels.
 
-All begin with the weights that practice (`approxrt.training.replaced_token`) left, and differ in the order of the
-examples and in dropout. They end near each other, so that the mean of their weights is a model, too.
+All begin with the weights that replaced-token detection (`approxrt.training.replaced_token`) left, and differ in the
+order of the examples and in dropout. They end near each other, so that the mean of their weights is a model, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from approxrt.training.teacher import Teacher
 
 PRACTICE_EPOCHS = 6.0
 PRACTICE_SHARE = 0.35  # of the budget, at most
-PRACTICE_TOKENS = 64  # of a text (or pair) in practice: changes show in the words around them
+DETECTION_TOKENS = 64  # of a text (or pair) whose replaced tokens are found: changes show in the words around them
 PACE_STEPS = 24  # after as many the pace is known
 MEMBERS = 4
 MEMBER_EPOCHS, LEAST_EPOCHS = 4.0, 3.0  # rather one member less than fewer epochs each
@@ -108,7 +108,7 @@ def _no_teacher(family: EncoderFamily) -> Teacher:
 
 
 def _practised(family: EncoderFamily) -> tuple[TorchEncoder, EnsemblePlan]:
-    """Return (the checkpoint after practice, how many steps there were and the seconds until then)."""
+    """Return (the checkpoint after replaced-token detection, how many steps there were and the seconds until then)."""
     job, model, inputs = family.job, family.model(), family.inputs
     known = job.work.load("ensemble", EnsemblePlan)
     if known is not None and load_weights(job.work, "practised", model):
@@ -116,21 +116,21 @@ def _practised(family: EncoderFamily) -> tuple[TorchEncoder, EnsemblePlan]:
         return model, known
     options = training_options(family, job.seed)
     steps = max(1, round(PRACTICE_EPOCHS * -(-len(inputs.pruned.train.ids) // options.batch_size)))
-    tokens = min(PRACTICE_TOKENS, inputs.source.length)
-    practice = ReplacedTokenDetection(model, inputs.data.train.texts, inputs.tokenizer_json, tokens, steps, options)
+    tokens = min(DETECTION_TOKENS, inputs.source.length)
+    detection = ReplacedTokenDetection(model, inputs.data.train.texts, inputs.tokenizer_json, tokens, steps, options)
     began, room = time.monotonic(), 0.0
-    while practice.step < practice.steps:
-        loss = practice.advance()
-        if practice.step == 1:
+    while detection.step < detection.steps:
+        loss = detection.advance()
+        if detection.step == 1:
             # The first step is slower than others.
             began = time.monotonic()
             room = PRACTICE_SHARE * job.options.budget - job.budget.elapsed()
-        elif practice.step <= PACE_STEPS:
-            pace = (time.monotonic() - began) / (practice.step - 1)
-            practice.steps = min(steps, max(practice.step, round(room / pace)))
-        job.progress(0.35 * practice.step / practice.steps, f"practice on the texts, loss {loss:.3f}")
+        elif detection.step <= PACE_STEPS:
+            pace = (time.monotonic() - began) / (detection.step - 1)
+            detection.steps = min(steps, max(detection.step, round(room / pace)))
+        job.progress(0.35 * detection.step / detection.steps, f"replaced-token detection on the texts, loss {loss:.3f}")
     save_weights(job.work, "practised", model)
-    plan = EnsemblePlan(practice.step, job.budget.elapsed())
+    plan = EnsemblePlan(detection.step, job.budget.elapsed())
     job.work.save("ensemble", plan)
     return model, plan
 

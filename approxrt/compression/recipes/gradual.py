@@ -23,7 +23,7 @@ from approxrt.compression.families.pruned_encoder import PrunedEncoder
 from approxrt.compression.records import Candidate, Origin, Provenance, StepPlan
 from approxrt.compression.rounds import Rounds, formats_of, rounds_towards
 from approxrt.compression.signs import match_signs
-from approxrt.planning.allocate import Block
+from approxrt.planning.encoder_options import Block
 from approxrt.random import Stream, generator
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import collect
@@ -204,7 +204,7 @@ class _Stages:
             subject.score(reorder=place == 0 and not self.model.masks)
             if len(rounds.formats) > 1:
                 rounds.noise = _trained(subject.rounding, rounds.formats)
-            rounds.cut(way)
+            rounds.prune(way)
             subject.refit()
 
     def _train(self, stage: Stage, trainer: Distillation, rounds: Rounds, few: bool) -> None:
@@ -217,7 +217,7 @@ class _Stages:
         while trainer.step < steps:
             if trainer.step in prunings:
                 self._rescore(trainer, rounds)
-                rounds.cut(prunings[trainer.step])
+                rounds.prune(prunings[trainer.step])
             if trainer.step >= round(steps * QAT_FROM) and trainer.quantizer is None:
                 trainer.quantize(self.family.kinds(trainer.model, rounds.kinds))
             trainer.advance()

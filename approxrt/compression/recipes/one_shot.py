@@ -47,7 +47,7 @@ def one_shot(family: EncoderFamily) -> None:
         job.progress(i / (ROUNDS + 1), f"round {i + 1}/{ROUNDS}: statistics and scores")
         subject.score(reorder=i == 0)
         job.progress((i + 0.6) / (ROUNDS + 1), f"round {i + 1}/{ROUNDS}: prune and refit")
-        rounds.cut((i + 1) / ROUNDS)
+        rounds.prune((i + 1) / ROUNDS)
         subject.refit()
     job.progress(ROUNDS / (ROUNDS + 1), "rounding")
     kinds = family.kinds(subject.model, rounds.kinds)

@@ -123,6 +123,7 @@ def decoder_config(spec: DecoderSpec) -> dict[str, Any]:
         frequencies = spec.rope.frequencies(dims.pop())
     return {
         "vocab_size": spec.vocab_size,
+        "embedding_size": spec.hidden_size,
         "hidden_size": spec.hidden_size,
         "max_positions": spec.max_positions,
         "norm": spec.norm,

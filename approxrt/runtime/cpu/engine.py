@@ -51,7 +51,7 @@ def suitable_isa(kinds: Iterable[LinearKind]) -> str:
 class CpuEngine:
     """Runs one model on CPU kernels. Safe to call from several threads and in forked children.
 
-    `tuning` overrides sizes that decide how work is divided (csrc/engine/plan.h): for benchmarks. Answers stay.
+    `tuning` overrides sizes that decide how work is divided (csrc/engine/encoder/plan.h): for benchmarks. Answers stay.
     """
 
     def __init__(
@@ -141,11 +141,14 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
         "hidden_size": spec.hidden_size,
         "max_positions": spec.max_positions,
         "type_vocab_size": spec.type_vocab_size,
-        "layer_norm_eps": spec.layer_norm_eps,
+        "norm": "layer",
+        "norm_eps": spec.layer_norm_eps,
         "activation": spec.activation,
+        "gated": False,
         "layers": [
             {
                 "num_heads": l.num_heads,
+                "num_kv_heads": l.num_heads,
                 "head_dim": l.head_dim,
                 "intermediate_size": l.intermediate_size,
                 "attention_keep": l.attention_keep,

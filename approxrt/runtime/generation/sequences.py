@@ -26,7 +26,7 @@ class Request:
     max_new_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
-    ends: frozenset[int]  # tokens that end a text
+    eos_token_ids: frozenset[int]
 
 
 class Sequence:
@@ -50,7 +50,7 @@ class Sequence:
     def accept(self, logits: np.ndarray) -> str:
         """Choose the next token from what the engine says of it; the text that may be shown now."""
         token = self._sampler.choose(logits, self.request.prompt + self.new)
-        if token in self.request.ends:
+        if token in self.request.eos_token_ids:
             return self._finish("eos")
         self.new.append(token)
         text = self._filter.add(self._stream.add(token))

@@ -9,11 +9,11 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from approxrt.runtime.activation import apply_activation
+from approxrt.serving.disconnect import while_connected
 from approxrt.serving.errors import RequestError
 from approxrt.serving.routes.body import Body, Integer, Neutral
 from approxrt.serving.routes.common import rank, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
-from approxrt.serving.watch import while_connected
 
 router = APIRouter(tags=["cohere"], route_class=JsonRoute)
 

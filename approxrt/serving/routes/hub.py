@@ -13,13 +13,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from approxrt.runtime.tokenize import Text
+from approxrt.serving.disconnect import while_connected
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import EmbedOptions, Served
 from approxrt.serving.routes.body import Body, Integer, Neutral, refuse_other_fields
 from approxrt.serving.routes.common import Side, as_texts, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.routes.tei import cosines, predictions, sequences
-from approxrt.serving.watch import while_connected
 
 router = APIRouter(tags=["hugging-face-hub"], route_class=JsonRoute)
 

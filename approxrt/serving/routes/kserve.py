@@ -15,12 +15,12 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from approxrt.runtime.tokenize import Text
+from approxrt.serving.disconnect import while_connected
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import Answer, EmbedOptions, Served
 from approxrt.serving.routes.body import refuse_other_fields
 from approxrt.serving.routes.common import registry_of, reply
 from approxrt.serving.routes.health import check_ready
-from approxrt.serving.watch import while_connected
 from approxrt.version import __version__
 
 router = APIRouter(prefix="/v2", tags=["open-inference-protocol"])

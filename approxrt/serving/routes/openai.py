@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 
+from approxrt.serving.disconnect import while_connected
 from approxrt.serving.registry import Answer, EmbedOptions, Served, ServedDecoder
 from approxrt.serving.routes.body import Body, Integer
 from approxrt.serving.routes.common import TokenId, as_texts, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
-from approxrt.serving.watch import while_connected
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from approxrt.runtime.generation.sequences import Request as TextRequest
+from approxrt.serving.disconnect import while_connected
 from approxrt.serving.errors import ContextOverflow, RequestError, TooLarge
 from approxrt.serving.generator import Growing, Piece
 from approxrt.serving.registry import ServedDecoder
@@ -22,7 +23,6 @@ from approxrt.serving.routes.common import registry_of, reply
 from approxrt.serving.routes.openai_bodies import ChatBody, CompletionBody, TextBody
 from approxrt.serving.routes.openai_messages import conversation
 from approxrt.serving.routes.route import JsonRoute
-from approxrt.serving.watch import while_connected
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 

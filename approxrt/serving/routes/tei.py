@@ -10,13 +10,13 @@ from fastapi import APIRouter, Request, Response
 
 from approxrt.runtime.activation import apply_activation
 from approxrt.runtime.tokenize import Text
+from approxrt.serving.disconnect import while_connected
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import EmbedOptions, Registry, Served, ServedDecoder
 from approxrt.serving.routes.body import Body, Integer, Neutral
 from approxrt.serving.routes.common import Side, TokenId, as_texts, rank, registry_of, relevance, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.settings import Settings
-from approxrt.serving.watch import while_connected
 from approxrt.version import __version__
 
 router = APIRouter(tags=["text-embeddings-inference"], route_class=JsonRoute)

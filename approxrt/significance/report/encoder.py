@@ -197,7 +197,7 @@ def _front(document: Mapping[str, Any]) -> str:
         "the significance and the times above. The table says what each block keeps: its heads or neurons, and of "
         "their weight tiles which share; the paler, the less.",
         escape(follows),
-        plots.front_curve(front),
+        plots.pareto_curve(front),
         f'<div class="scroll">{table(head, totals)}{table(head, rows, raw=True)}</div>',
     )
 

@@ -202,7 +202,7 @@ def latency_bars(latency: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     return _svg("latency", draw, 2.9, "Time of the model's parts")
 
 
-def front_curve(front: Sequence[Mapping[str, Any]]) -> str:
+def pareto_curve(front: Sequence[Mapping[str, Any]]) -> str:
     """Predicted loss increase over predicted speedup."""
 
     def draw(figure: Any) -> None:

@@ -1,0 +1,90 @@
+// What an encoder is made of, and what it is asked.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/common/transformer.h"
+
+namespace approxrt {
+
+enum class Pooling { kCls, kMean };
+
+// What is added to words. Tables stay where the caller has them, as the words do.
+struct Embeddings {
+    int32_t max_positions, types;
+    const float* position = nullptr;
+    const float* token_type = nullptr;
+    std::shared_ptr<const std::vector<float>> own_positions;  // what `position` points to, if it was stored otherwise
+    Norm norm;
+    std::optional<Linear> projection;
+};
+
+struct Head {
+    Pooling pooling;
+    Act dense_act = Act::kTanh;
+    std::optional<Linear> dense, out;
+};
+
+struct EncoderModel : Transformer {
+    std::vector<int32_t> always_kept;  // token ids whose keys sign matching keeps, as it does the first token's
+    Embeddings embeddings;
+    Head head;
+
+    // Every form that any linear reads. Set by `Encoder` once, when all are packed.
+    Forms forms;
+
+    template <class Body>
+    void each_linear(const Body& body) const {
+        each_layer_linear(body);
+        for (const auto* w : {&embeddings.projection, &head.dense, &head.out})
+            if (*w) body(**w);
+    }
+
+    // Blocks in the order of execution: 2 i is layer i's attention, 2 i + 1 its feed forward.
+    int32_t blocks() const { return 2 * static_cast<int32_t>(layers.size()); }
+    static bool is_attention(int32_t block) { return block % 2 == 0; }
+    const TransformerLayer& layer(int32_t block) const { return layers[block / 2]; }
+    bool removed(int32_t block) const {
+        return (is_attention(block) ? layer(block).num_heads : layer(block).intermediate) == 0;
+    }
+    const Norm& norm(int32_t block) const {
+        return is_attention(block) ? layer(block).attention_norm : layer(block).ffn_norm;
+    }
+    // The forms in which a block's input is read; none of removed blocks and behind the last.
+    Forms input_forms(int32_t block) const {
+        if (block == blocks() || removed(block)) return {};
+        const TransformerLayer& l = layer(block);
+        return is_attention(block) ? Forms{&l.query, &l.key, &l.value} : Forms{&l.up};
+    }
+    // The first block, or attention, from `block` on that is not removed; blocks() where there is none.
+    int32_t next_block(int32_t block) const {
+        while (block < blocks() && removed(block)) ++block;
+        return block;
+    }
+    int32_t next_attention(int32_t block) const {
+        while (block < blocks() && (!is_attention(block) || removed(block))) ++block;
+        return block;
+    }
+};
+
+// What a forward pass returns.
+enum class Output {
+    kHidden,  // [tokens, hidden]: the last hidden states
+    kPooled,  // [sequences, hidden]
+    kLogits,  // [sequences, outputs]
+};
+
+// tokens of all sequences one after the other; sequence i is cu_seqlens[i] .. cu_seqlens[i+1]-1.
+struct Batch {
+    const int32_t* ids;
+    const int32_t* types;  // null: all 0
+    const int32_t* cu_seqlens;
+    int32_t sequences;
+
+    int32_t tokens() const { return cu_seqlens[sequences]; }
+};
+
+}  // namespace approxrt

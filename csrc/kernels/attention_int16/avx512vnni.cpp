@@ -1,0 +1,10 @@
+// attention_int16 for avx512vnni: 8 queries a register block (body.h).
+#include "vec_int_avx512.h"
+
+#include "body.h"
+
+namespace approxrt {
+
+void attention_int16_avx512vnni(const AttentionArgs& args) { attention_int16<8>(args); }
+
+}  // namespace approxrt
