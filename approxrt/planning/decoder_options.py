@@ -2,8 +2,8 @@
 
 A linear has a scheme (`approxrt.quantization.scheme`): so many bits, so many of its 16x4 tiles. A block (attention or
 FFN of a layer) has a structure: so many key-value groups with so many query heads each, so many units, or nothing at
-all. Losses are in nats a token, from second-order statistics (`approxrt.quantization.calibration.Statistics`); those of
-whole blocks may be measured instead (`approxrt.significance.decoder_removal`).
+all. Losses are in nats a token, from second-order statistics (`approxrt.pruning.second_order`); those of whole blocks
+may be measured instead (`approxrt.significance.decoder_removal`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from approxrt.artifact.spec.formats import GROUP_WEIGHTS
 from approxrt.planning.allocate import Decision, Price
 from approxrt.planning.plan import Option, StructureOption
 from approxrt.pruning.obs import group_curve
-from approxrt.pruning.second_order import Statistics
+from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import GROUPS, channel_groups
 from approxrt.quantization.scheme import SCHEMES, Scheme
 
@@ -101,7 +101,7 @@ class DecoderOptions:
 def block_options(
     spec: DecoderSpec,
     weights: Mapping[str, np.ndarray],
-    stats: Mapping[str, Statistics],
+    stats: Mapping[str, LinearStatistics],
     say: Callable[[str], None] | None = None,
     groups: int = GROUPS,
 ) -> dict[str, list[StructureOption]]:

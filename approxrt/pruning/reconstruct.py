@@ -25,7 +25,7 @@ from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import TILE_N
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.progress import Progress
-from approxrt.pruning.second_order import Statistics
+from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import QKV, Structure, head_rows, mean_biases, selections, shrunk_spec
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
@@ -244,7 +244,7 @@ RIDGE = 1e-2
 
 
 def refit_kept(
-    weight: np.ndarray, kept: np.ndarray, stats: Statistics, ridge: float = RIDGE
+    weight: np.ndarray, kept: np.ndarray, stats: LinearStatistics, ridge: float = RIDGE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (weight f32[N, K], what its bias gains f32[N]) of a linear that keeps some of its weights; the others are
     0.
@@ -272,8 +272,8 @@ def refit_kept(
 
 
 def remove_and_refit(
-    spec: DecoderSpec, tensors: Mapping[str, np.ndarray], keep: Structure, stats: Mapping[str, Statistics]
-) -> tuple[DecoderSpec, dict[str, np.ndarray], dict[str, Statistics]]:
+    spec: DecoderSpec, tensors: Mapping[str, np.ndarray], keep: Structure, stats: Mapping[str, LinearStatistics]
+) -> tuple[DecoderSpec, dict[str, np.ndarray], dict[str, LinearStatistics]]:
     """Return (spec, tensors, statistics) of an all-f32 decoder without what `keep` leaves out.
 
     stats   of at least the output projections and `down` of layers that lose something

@@ -23,7 +23,8 @@ from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
 if TYPE_CHECKING:
     from approxrt.models.checkpoint import Checkpoint
-    from approxrt.significance.removal import HeldOutLoss, Removal
+    from approxrt.significance.encoder_removal import HeldOutLoss
+    from approxrt.significance.removal import Removal
     from approxrt.significance.statistics import Statistics
     from approxrt.tasks.examples import Examples
     from approxrt.torch_models.encoder import TorchEncoder
@@ -124,7 +125,7 @@ class _Analysis:
         progress: Show | None,
     ) -> None:
         from approxrt.models.checkpoint import find_folder, load_checkpoint
-        from approxrt.significance.removal import HeldOutLoss
+        from approxrt.significance.encoder_removal import HeldOutLoss
         from approxrt.tasks.examples import encode
         from approxrt.torch_models.encoder import TorchEncoder
         from approxrt.training.data import read_data
@@ -145,7 +146,7 @@ class _Analysis:
         self.examples = encode(self.held_out, self.checkpoint.tokenizer_json, length)
         self.statistics_rows = self._draw(len(self.data.train), samples)
         self.model: TorchEncoder = TorchEncoder(self.checkpoint.spec, self.checkpoint.tensors)
-        self.held: HeldOutLoss = HeldOutLoss(self.model, self.examples)
+        self.held: HeldOutLoss = HeldOutLoss(self.model, self.examples, task=self.data.task)
 
     def _draw(self, count: int, most: int) -> np.ndarray:
         return np.sort(self.rng.permutation(count)[:most])
@@ -173,8 +174,8 @@ class _Analysis:
         out["seconds"] = round(time.monotonic() - self.started, 1)
         return out
 
-    def _part(self, begin: float, end: float) -> Callable[[int, int, str], None]:
-        return lambda done, total, text: self.progress(begin + (end - begin) * done / max(1, total), text)
+    def _part(self, begin: float, end: float) -> Progress:
+        return Progress.of(self.progress).part(begin, end)
 
     def _data_facts(self) -> dict[str, Any]:
         data, lengths = self.data, self.examples.lengths
@@ -197,14 +198,11 @@ class _Analysis:
         }
 
     def _removals(self, stats: Statistics) -> dict[str, Any]:
-        from approxrt.significance.removal import (
-            HeldOutLoss,
-            elements_of,
-            measure_removals,
-            neuron_groups,
-            standard_error,
-        )
+        from approxrt.significance.elements import channel_parts, elements_of
+        from approxrt.significance.encoder_removal import HeldOutLoss
+        from approxrt.significance.removal import measure_removals, standard_error
         from approxrt.tasks.metrics import compute_metrics
+        from approxrt.torch_models.device import has_bf16
 
         held, spec = self.held, self.model.spec
         held.move(0)
@@ -213,12 +211,12 @@ class _Analysis:
         name, value = next(iter(compute_metrics(self.data.task, outputs, held.labels).items()))
         blocks = elements_of(spec, parts=False)
         parts = [element for element in elements_of(spec) if element.part is not None]
-        found = measure_removals(held, self.data.task, stats.means, blocks, self._part(0.15, 0.2))
-        zero = measure_removals(held, self.data.task, None, blocks, self._part(0.2, 0.25))
+        found = measure_removals(held, stats.means, blocks, self._part(0.15, 0.2)).removals
+        zero = measure_removals(held, None, blocks, self._part(0.2, 0.25)).removals
         # The samples were drawn and stand in the order of the file: some of them are drawn again.
         fewer = self._draw(len(held), PART_SAMPLES)
-        few = held if len(fewer) == len(held) else HeldOutLoss(self.model, self.examples, fewer)
-        found += measure_removals(few, self.data.task, stats.means, parts, self._part(0.25, 0.55))
+        few = HeldOutLoss(self.model, self.examples, fewer, self.data.task, has_bf16(self.model.device))
+        found += measure_removals(few, stats.means, parts, self._part(0.25, 0.55)).removals
         zeros = {removal.element: removal.change for removal in zero}
         out: dict[str, Any] = {
             "dense": {
@@ -235,11 +233,11 @@ class _Analysis:
             element = removal.element
             if element.part is None:
                 continue
-            entry = _entry(removal) | {"part": element.part}
+            entry = _entry(removal) | {"part": element.index}
             if element.kind == "attention":
                 out["heads"].append(entry)
             else:
-                neurons = neuron_groups(spec.layers[element.layer].intermediate_size)[element.part]
+                neurons = channel_parts(spec, spec.layers[element.layer].intermediate_size)[element.index]
                 out["groups"].append(entry | {"neurons": [int(neurons[0]), int(neurons[-1])]})
         out["ranking"] = [b["name"] for b in sorted(out["blocks"], key=lambda block: block["change"])]
         return out
@@ -261,7 +259,7 @@ class _Analysis:
         for entry in out["groups"]:
             i, (first, last) = entry["layer"], entry["neurons"]
             entry["second_order"] = float(units[i][first : last + 1].sum() * tokens)
-            entry["fisher"] = float(stats.units[i][first : last + 1].sum() / stats.examples)
+            entry["fisher"] = float(stats.channels[i][first : last + 1].sum() / stats.examples)
         for block in out["blocks"]:
             linear = "attention.output" if block["kind"] == "attention" else "ffn.down"
             weight, moment, gradient = self._problem(f"layers.{block['layer']}.{linear}", stats)
@@ -273,14 +271,14 @@ class _Analysis:
     def _problem(self, name: str, stats: Statistics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.model.weight(f"{name}.weight").detach().numpy(), stats.inputs[name], stats.gradients[name]
 
-    def _tiles(self, stats: Statistics, progress: Callable[[int, int, str], None]) -> dict[str, np.ndarray]:
+    def _tiles(self, stats: Statistics, progress: Progress) -> dict[str, np.ndarray]:
         """By linear, f64[strips, columns]: what the loss of a token gains when the tile goes."""
         from approxrt.pruning.obs import tile_curve
 
         names = [name for name, _ in self.model.spec.linears() if name.startswith("layers.")]
         out = {}
         for done, name in enumerate(names):
-            progress(done, len(names), f"scoring tiles of {name}")
+            progress.count(done, len(names), f"scoring tiles of {name}")
             out[name] = tile_curve(*self._problem(name, stats))
         return out
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from approxrt.errors import InputError, MissingDependencyError
+from approxrt.progress import Progress, Show
 
 if TYPE_CHECKING:
-    from approxrt.significance.decoder_removal import DecoderRemoval
+    from approxrt.significance.removal import Removal
 
 SEQUENCE = 512
 STATISTICS_SEQUENCES = 4
-
-# (share of everything that is done, what is going on)
-Progress = Callable[[float, str], None]
 
 
 def analyze_decoder(
@@ -28,7 +25,7 @@ def analyze_decoder(
     *,
     samples: int = 1000,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Show | None = None,
 ) -> dict[str, Any]:
     """Analyse a decoder on a plain text: its first four fifths give statistics, losses are measured on the last.
 
@@ -65,7 +62,7 @@ def analyze_decoder(
     count, before = resolve_threads(threads), torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        return _analyze(checkpoint, data, samples, progress or (lambda share, text: None))
+        return _analyze(checkpoint, data, samples, Progress.of(progress))
     finally:
         torch.set_num_threads(before)
 
@@ -75,9 +72,12 @@ def _analyze(
 ) -> dict[str, Any]:
     from approxrt.models.decoder import load_any_decoder
     from approxrt.quantization.calibration import calibration
-    from approxrt.significance.decoder_removal import elements_of, measure_removals
-    from approxrt.significance.decoder_statistics import statistics
+    from approxrt.significance.decoder_removal import HeldOutText
+    from approxrt.significance.decoder_statistics import collect_from_text
+    from approxrt.significance.elements import elements_of
+    from approxrt.significance.removal import measure_removals
     from approxrt.tasks.text import split, text_file, token_ids
+    from approxrt.torch_models.decoder import TorchDecoder
 
     started = time.monotonic()
     progress(0.0, "reading the checkpoint and the text")
@@ -88,25 +88,19 @@ def _analyze(
     calibrating, held_out = split(ids, sequence)
     sequence = min(sequence, len(held_out))
     held = calibration(held_out, -(-samples // sequence), sequence)
-    stats = statistics(
-        spec,
-        tensors,
-        calibration(calibrating, STATISTICS_SEQUENCES, min(SEQUENCE, spec.max_positions)),
-        lambda text: progress(0.02, text),
-    )
-    means = {name: found.mean for name, found in stats.items()}
+    decoder = TorchDecoder(spec, tensors)
+    texts = calibration(calibrating, STATISTICS_SEQUENCES, min(SEQUENCE, spec.max_positions))
+    found = collect_from_text(decoder, texts, progress=progress.part(0.02, 0.1))
+    stats, means = found.linears, found.means
     everything = elements_of(spec)
     blocks = [element for element in everything if element.part is None]
     parts = [element for element in everything if element.part is not None]
-    dense, removed = measure_removals(
-        spec, tensors, held, means, blocks, lambda done, total, text: progress(0.1 + 0.3 * done / total, text)
-    )
-    _, of_parts = measure_removals(
-        spec, tensors, held[:1], means, parts, lambda done, total, text: progress(0.4 + 0.6 * done / total, text)
-    )
+    removed = measure_removals(HeldOutText(decoder, held), means, blocks, progress.part(0.1, 0.4))
+    of_parts = measure_removals(HeldOutText(decoder, held[:1]), means, parts, progress.part(0.4, 1.0)).removals
+    dense = removed.baseline
     predicted = _second_order(spec, tensors, stats, everything)
 
-    def rows(found: list[DecoderRemoval], part: str | None) -> list[dict[str, Any]]:
+    def rows(found: list[Removal], part: str | None) -> list[dict[str, Any]]:
         return [_row(r, dense, predicted[r.element.name], spec) for r in found if r.element.part == part]
 
     document: dict[str, Any] = {
@@ -124,7 +118,7 @@ def _analyze(
             "part_samples": int(held[:1].numel()),
         },
         "dense": {"loss": dense, "metric": "perplexity", "value": float(np.exp(dense))},
-        "blocks": rows(removed, None),
+        "blocks": rows(removed.removals, None),
         "groups": rows(of_parts, "group"),
         "heads": rows(of_parts, "head"),
         "units": rows(of_parts, "units"),
@@ -138,7 +132,7 @@ def _analyze(
     return document | {"ranking": [row["name"] for row in ranked], "seconds": round(time.monotonic() - started, 1)}
 
 
-def _row(removal: DecoderRemoval, dense: float, predicted: float, spec: Any) -> dict[str, Any]:
+def _row(removal: Removal, dense: float, predicted: float, spec: Any) -> dict[str, Any]:
     from approxrt.pruning.structure import channel_groups
 
     element = removal.element

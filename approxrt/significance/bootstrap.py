@@ -9,19 +9,20 @@ loss, each time at the best temperature, falls in every fold of the held-out tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from approxrt.progress import Progress
 from approxrt.pruning.structure import Structure
 from approxrt.random import Stream, generator
-from approxrt.significance.removal import Element, HeldOutLoss, Means, measure_removals, removed, without
+from approxrt.significance.elements import Element, without
+from approxrt.significance.encoder_removal import HeldOutLoss, removed
+from approxrt.significance.removal import Means, measure_removals
 from approxrt.tasks.confusion import confusion, metric_of
-from approxrt.tasks.registry import Task
 from approxrt.torch_models.encoder import sample_losses
 
-Progress = Callable[[int, int, str], None]
 TEMPERATURES = 2.0 ** np.arange(-2, 5.25, 0.25)
 
 
@@ -36,39 +37,47 @@ class Trial:
     accepted: bool
 
 
-def gains(
-    held: HeldOutLoss,
-    task: str | Task,
-    means: Means,
-    folds: Sequence[np.ndarray],
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    ranking: HeldOutLoss | None = None,
-    most: int = 24,
-    patience: int = 8,
-    progress: Progress | None = None,
-) -> tuple[Structure, list[Trial]]:
-    """(what stays, all trials in order) of the held model, which is left as it was.
+@dataclass(frozen=True)
+class GainTest:
+    """When a removal is a gain, and how long one is looked for.
 
     folds        disjoint rows of the held-out texts
     confidence   that no element at all is accepted by chance
-    ranking      the same model with fewer texts, which give the order (each element takes a pass); default: all
     most         candidates that are tried
     patience     refusals in a row after which no more are tried
     """
+
+    folds: Sequence[np.ndarray]
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+    most: int = 24
+    patience: int = 8
+
+
+def gains(
+    held: HeldOutLoss,
+    means: Means,
+    test: GainTest,
+    ranking: HeldOutLoss | None = None,
+    progress: Progress | None = None,
+) -> tuple[Structure, list[Trial]]:
+    """Return (what stays, all trials in order) of the held model, which is left as it was.
+
+    ranking      the same model with fewer texts, which give the order (each element takes a pass); default: all
+    """
     spec = held.model.spec
-    found = measure_removals(ranking or held, task, means, progress=progress)
-    least = 1 - (1 - confidence) / max(1, len(found))
+    found = measure_removals(ranking or held, means, progress=progress).removals
+    least = 1 - (1 - test.confidence) / max(1, len(found))
     ranked = sorted(found, key=lambda removal: removal.change)
     keep = Structure.of(spec)
     held.move(0)
     losses = calibrated_losses(held.outputs(), held.labels)
-    rng = generator(seed, Stream.GAINS)
+    rng = generator(test.seed, Stream.GAINS)
     trials, refused = list[Trial](), 0
     for removal in ranked:
         # Those that do harm alone come last; together with what is out already they hardly ever help.
-        if removal.change >= 0 or len(trials) >= most or refused >= patience:
+        if removal.change >= 0 or len(trials) >= test.most or refused >= test.patience:
             break
         trial_keep = without(spec, keep, removal.element)
         if _same(trial_keep, keep):
@@ -76,8 +85,8 @@ def gains(
         with removed(held.model, trial_keep, means):
             trial = calibrated_losses(held.outputs(), held.labels)
         difference = trial - losses
-        worst = max(float(difference[fold].mean()) for fold in folds)
-        sure = bootstrap_share(difference, resamples, rng)
+        worst = max(float(difference[fold].mean()) for fold in test.folds)
+        sure = bootstrap_share(difference, test.resamples, rng)
         accepted = worst < 0 and sure >= least
         if accepted:
             keep, losses = trial_keep, trial

@@ -1,94 +1,99 @@
-"""What the loss says of an element of a decoder: it is taken out alone, and the model is run on held-out text.
+"""A decoder on held-out text, without one element at a time; and with another head.
 
-As `approxrt.significance.removal` for encoders (significance as in Nagarajan et al. 2020, arXiv 2010.03688). Elements
-are attention and FFN blocks, key-value groups with all of their query heads, query heads, and groups of FFN units. What
-is taken out leaves its mean output: its inputs of the output projection, or of `down`, are replaced by their means,
-which is what `approxrt.pruning.decoder_structure.remove` builds before its refit.
+Elements are blocks, key-value groups with all of their query heads, query heads, and groups of FFN channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from approxrt.artifact.spec.decoder import DecoderSpec
-from approxrt.pruning.structure import channel_groups, head_rows
+from approxrt.artifact.spec.decoder import AnySpec, DecoderSpec
+from approxrt.significance.elements import Element
+from approxrt.significance.removal import Means
 from approxrt.torch_models.decoder import TorchDecoder
 
 
-@dataclass(frozen=True)
-class DecoderElement:
-    """A block ("attention" or "ffn" of a layer), or a part: a "group" of keys and values, a "head", or "units"."""
+class HeldOutText:
+    """Held-out text i64[sequences, tokens], a sequence in a pass of its own, with the inputs of every block.
 
-    layer: int
-    kind: str
-    part: str | None = None
-    index: int = 0
+    Memory: 4 * hidden_size bytes a token, for each block.
+    """
 
-    @property
-    def name(self) -> str:
-        """As in "layers.3.ffn", "layers.3.attention.head.5", "layers.3.ffn.units.2"."""
-        block = f"layers.{self.layer}.{self.kind}"
-        return block if self.part is None else f"{block}.{self.part}.{self.index}"
+    def __init__(self, model: TorchDecoder, batch: torch.Tensor) -> None:
+        self.model, self.spec = model, model.spec
+        self.batch, self.stage = batch.to(model.device), 0
+        self._inputs: list[list[torch.Tensor]] = []
 
     @property
-    def linear(self) -> str:
-        """The linear that reads what the element puts out."""
-        return f"layers.{self.layer}." + ("attention.output" if self.kind == "attention" else "ffn.down")
+    def any_spec(self) -> AnySpec:
+        return self.spec
 
-    def inputs(self, spec: DecoderSpec) -> np.ndarray:
-        """bool over the inputs of `linear`: those that come from the element."""
-        layer = spec.layers[self.layer]
-        width = layer.num_heads * layer.head_dim if self.kind == "attention" else layer.intermediate_size
-        gone = np.zeros(width, bool)
-        if self.part is None:
-            gone[:] = True
-        elif self.part == "units":
-            gone[channel_groups(spec, width)[self.index]] = True
-        else:
-            per = layer.num_heads // layer.num_kv_heads if self.part == "group" else 1
-            gone[head_rows(np.arange(self.index * per, (self.index + 1) * per), layer.head_dim)] = True
-        return gone
+    def move(self, stage: int) -> None:
+        """Start from the block at `stage`."""
+        self.stage = stage
 
+    def outputs(self) -> np.ndarray:
+        """Return nats f64[all tokens that have one before them] of the whole model."""
+        with torch.inference_mode():
+            losses = [self._losses(self.stage, x[self.stage], i) for i, x in enumerate(self._kept())]
+        return self._together(losses)
 
-@dataclass(frozen=True)
-class DecoderRemoval:
-    """The model without one element, on n tokens: nats a token, their change and its standard error (paired)."""
+    def outputs_without(self, elements: Sequence[Element], means: Means) -> list[np.ndarray]:
+        """Return the same without each of `elements`, which are of one block."""
+        name = elements[0].linear
+        mean = 0.0 if means is None else self._there(np.asarray(means[name], np.float32))
+        found: list[list[torch.Tensor]] = [[] for _ in elements]
+        gone = [self._there(element.inputs(self.spec)) for element in elements]
+        with torch.inference_mode():
+            for i, kept in enumerate(self._kept()):
+                layer, x = elements[0].layer, kept[self.stage]
+                read = self.model.channels(layer, x) if self.stage % 2 else self.model.context(layer, x)
+                for element, its, out in zip(elements, gone, found, strict=True):
+                    y = self.model.linear(name, torch.where(its, mean, read))
+                    if element.part is None and means is None:
+                        y = torch.zeros_like(y)
+                    out.append(self._losses(self.stage + 1, x + y, i))
+        return [self._together(losses) for losses in found]
 
-    element: DecoderElement
-    loss: float
-    change: float
-    stderr: float
-    improved: float
+    def losses(self, outputs: np.ndarray) -> np.ndarray:
+        """Return nats of every token."""
+        return outputs
 
+    def metric(self, outputs: np.ndarray) -> float:
+        """Return perplexity."""
+        return float(np.exp(outputs.mean()))
 
-def elements_of(spec: DecoderSpec, parts: bool = True) -> list[DecoderElement]:
-    """Blocks that are there, in the order of execution, each followed by its parts."""
-    out: list[DecoderElement] = []
-    for i, layer in enumerate(spec.layers):
-        counts: list[tuple[str, str, int]] = []
-        if layer.has_attention:
-            out.append(DecoderElement(i, "attention"))
-            counts = [("attention", "group", layer.num_kv_heads)]
-            if layer.num_heads != layer.num_kv_heads:
-                counts.append(("attention", "head", layer.num_heads))
-        out += [DecoderElement(i, *part[:2], index) for part in counts for index in range(part[2]) if parts]
-        if layer.has_ffn:
-            out.append(DecoderElement(i, "ffn"))
-            groups = len(channel_groups(spec, layer.intermediate_size))
-            out += [DecoderElement(i, "ffn", "units", index) for index in range(groups) if parts]
-    return out
+    def _kept(self) -> list[list[torch.Tensor]]:
+        """Return the inputs of every block, by sequence."""
+        if not self._inputs:
+            for ids in self.batch:
+                x, kept = self.model.embed(ids[None]), []
+                for stage in range(2 * len(self.spec.layers)):
+                    kept.append(x)
+                    x = self._block(stage, x)
+                self._inputs.append([*kept, x])
+        return self._inputs
 
+    def _block(self, stage: int, x: torch.Tensor) -> torch.Tensor:
+        layer, second = divmod(stage, 2)
+        return self.model.ffn_block(layer, x) if second else self.model.attention_block(layer, x)
 
-def token_losses(model: TorchDecoder, x: torch.Tensor, ids: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """f32[tokens - 1] of one sequence i64[tokens] from the inputs of layer `first`."""
-    for layer in range(first, len(model.spec.layers)):
-        x = model.layer(layer, x)
-    return functional.cross_entropy(model.head(x)[0, :-1], ids[1:], reduction="none")
+    def _losses(self, stage: int, x: torch.Tensor, sequence: int) -> torch.Tensor:
+        """Return f32[tokens - 1] of one sequence from the inputs of a block on."""
+        for later in range(stage, 2 * len(self.spec.layers)):
+            x = self._block(later, x)
+        return functional.cross_entropy(self.model.head(x)[0, :-1], self.batch[sequence][1:], reduction="none")
+
+    def _together(self, losses: list[torch.Tensor]) -> np.ndarray:
+        together: np.ndarray = torch.cat(losses).double().cpu().numpy()
+        return together
+
+    def _there(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.model.device)
 
 
 def head_divergence(
@@ -120,64 +125,3 @@ def _last_hidden(model: TorchDecoder, ids: torch.Tensor) -> torch.Tensor:
     for layer in range(len(model.spec.layers)):
         x = model.layer(layer, x)
     return model.norm("head.norm", x)[0]
-
-
-def measure_removals(
-    spec: DecoderSpec,
-    tensors: Mapping[str, np.ndarray],
-    batch: torch.Tensor,
-    means: Mapping[str, np.ndarray],
-    elements: Iterable[DecoderElement] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-    enough: Callable[[], bool] | None = None,
-    device: str | torch.device = "cpu",
-) -> tuple[float, list[DecoderRemoval]]:
-    """(nats a token of the whole model, each of `elements` (default: all) taken out alone, in the order given).
-
-    batch   i64[sequences, tokens] of held-out text
-    means   E[x] of the inputs of "layers.i.attention.output" and "layers.i.ffn.down"
-    enough  asked after each element: true when the time for this is over
-
-    Memory: the inputs of every layer, 4 * hidden_size bytes a token each.
-    """
-    model = TorchDecoder(spec, tensors, device)
-    batch = batch.to(model.device)
-    chosen = list(elements_of(spec) if elements is None else elements)
-    out: list[DecoderRemoval] = []
-    with torch.inference_mode():
-        inputs, baseline = [], list[torch.Tensor]()
-        for ids in batch:
-            x, kept = model.embed(ids[None]), []
-            for layer in range(len(spec.layers)):
-                kept.append(x)
-                x = model.layer(layer, x)
-            inputs.append(kept)
-            baseline.append(functional.cross_entropy(model.head(x)[0, :-1], ids[1:], reduction="none"))
-        whole = torch.cat(baseline).double().cpu().numpy()
-        for done, element in enumerate(chosen):
-            gone = torch.from_numpy(element.inputs(spec)).to(model.device)
-            mean = torch.from_numpy(np.asarray(means[element.linear], np.float32)).to(model.device)
-
-            def linear(name: str, x: torch.Tensor) -> torch.Tensor:
-                return model.linear(name, torch.where(gone, mean, x) if name == element.linear else x)  # noqa: B023
-
-            losses = []
-            for ids, kept in zip(batch, inputs, strict=True):
-                x = model.layer(element.layer, kept[element.layer], linear)
-                losses.append(token_losses(model, x, ids, element.layer + 1))
-            trial = torch.cat(losses).double().cpu().numpy()
-            change = trial - whole
-            out.append(
-                DecoderRemoval(
-                    element,
-                    loss=float(trial.mean()),
-                    change=float(change.mean()),
-                    stderr=float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else 0.0,
-                    improved=float((change < 0).mean()),
-                )
-            )
-            if progress:
-                progress(done + 1, len(chosen), f"removing {element.name}")
-            if enough is not None and enough():
-                break
-    return float(whole.mean()), out

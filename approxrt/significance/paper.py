@@ -16,18 +16,17 @@ that is found for real.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from approxrt.progress import Progress
 from approxrt.pruning.structure import Structure
-from approxrt.significance.removal import Element, HeldOutLoss, Means, elements_of, removed, without
+from approxrt.significance.elements import Element, elements_of, without
+from approxrt.significance.encoder_removal import HeldOutLoss, removed
+from approxrt.significance.removal import Means
 
 DESCEND = 1.1
-
-# (tests done, tests at most, what is going on)
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -116,5 +115,5 @@ class _Search:
             self.keep, self.loss, self.best = trial_keep, loss, min(self.best, loss)
         self.trials.append(trial)
         if self.progress:
-            self.progress(len(self.trials), most, f"{element.name}: {'out' if trial.accepted else 'stays'}")
+            self.progress.count(len(self.trials), most, f"{element.name}: {'out' if trial.accepted else 'stays'}")
         return trial

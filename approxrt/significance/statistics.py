@@ -1,20 +1,16 @@
 """One pass over task data: what flows into every linear, and how much the loss cares about what comes out.
 
 The loss is that of labels drawn from the model's own prediction, so that squares of its gradients are the Fisher
-information and not an artefact of labels that the model already fits (Kunstner et al. 2019, arXiv 1905.12558). For a
-linear y = W x the loss then grows by about 1/2 sum_r G_rr dw_r A dw_r^T a token when W changes by dW (K-FAC, Martens &
-Grosse 2015, arXiv 1503.05671, with the diagonal of its second factor), with
+information and not an artefact of labels that the model already fits (Kunstner et al. 2019, arXiv 1905.12558). What is
+summed of linears is in `approxrt.significance.linear_sums`.
 
-    A = E[x x^T]        G_rr = E[(dL/dy_r)^2]        over tokens that are no padding.
-
-Heads and FFN units have the Fisher of a gate m = 1 on their output (Kwon et al. 2022, arXiv 2204.09656):
+Heads and FFN channels have the Fisher of a gate m = 1 on their output (Kwon et al. 2022, arXiv 2204.09656):
 sum over examples of (dL/dm)^2, where dL/dm of an example is the sum over its tokens of x . dL/dx.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from approxrt.artifact.spec.encoder import ModelSpec
+from approxrt.progress import Progress
+from approxrt.pruning.second_order import LinearStatistics
+from approxrt.significance.linear_sums import LinearSums
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import Batch, Output, TorchEncoder, make_batch
@@ -29,33 +28,44 @@ from approxrt.torch_models.encoder import Batch, Output, TorchEncoder, make_batc
 # What is kept of a batch until its gradients come: about 40 kB a token of MiniLM, 400 of BERT-base.
 LIMIT = BatchLimit(32, 2048)
 
-Progress = Callable[[int, int, str], None]
 
-
-@dataclass
+@dataclass(frozen=True)
 class Statistics:
-    """See the module's text. Linears under their artifact names; a removed block has none.
+    """What a pass found. Linears under their artifact names; a removed block has none.
 
-    inputs     A by linear, f32[in, in]; query, key and value share one array; empty without moments
-    means      E[x] by linear, f32[in]
-    gradients  G_rr by linear, f32[out]: a token's; the head's linears run once a text, there it is a text's
-    heads      by layer, f64[num_heads]: Fisher of gates, summed over texts
-    units      by layer, f64[intermediate_size]: the same
-    rows       f64[vocab]: sum over a row's occurrences of (e . dL/de)^2
-    counts     i64[vocab]: how often a row occurs
-    tokens     of all texts
-    examples   texts
+    linears   of each linear; the head's run once a text, there a mean is over texts
+    tokens    of all texts
+    examples  texts
+    heads     by layer, f64[num_heads]: Fisher of gates, summed over texts
+    channels  by layer, f64[intermediate_size]: the same
+    rows      f64[vocab]: sum over a row's occurrences of (e . dL/de)^2
+    counts    i64[vocab]: how often a row occurs
+
+    Those from `heads` on are an encoder's.
     """
 
-    inputs: dict[str, np.ndarray]
-    means: dict[str, np.ndarray]
-    gradients: dict[str, np.ndarray]
-    heads: dict[int, np.ndarray]
-    units: dict[int, np.ndarray]
-    rows: np.ndarray
-    counts: np.ndarray
+    linears: dict[str, LinearStatistics]
     tokens: int
     examples: int
+    heads: dict[int, np.ndarray] = field(default_factory=dict)
+    channels: dict[int, np.ndarray] = field(default_factory=dict)
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """A by linear, f32[in, in]; empty without moments."""
+        return {name: found.moments for name, found in self.linears.items() if found.moments.size}
+
+    @property
+    def means(self) -> dict[str, np.ndarray]:
+        """The constant that stands for a linear's inputs, f32[in]: E[x], or weighted as `LinearStatistics` says."""
+        return {name: found.mean for name, found in self.linears.items()}
+
+    @property
+    def gradients(self) -> dict[str, np.ndarray]:
+        """G_rr by linear, f32[out]: a token's (of the head: a text's)."""
+        return {name: found.gradients for name, found in self.linears.items()}
 
 
 def collect(
@@ -70,7 +80,6 @@ def collect(
 
     seed          of the labels that are drawn
     with_moments  also A, which takes 4 * in_features^2 bytes a linear
-    progress      called with (texts done, texts, what is going on)
     """
     if not len(rows):
         raise ValueError("statistics need at least one example")
@@ -88,7 +97,7 @@ def collect(
             pass_.end(loss)
             done += len(part)
             if progress:
-                progress(done, len(chosen), "collecting statistics")
+                progress.count(done, len(chosen), "collecting statistics")
     return pass_.result()
 
 
@@ -140,102 +149,65 @@ class _observed:
 
 
 class _Pass:
-    """Sums over batches, and what is kept of the batch at hand until its gradients come."""
+    """What is summed over batches."""
 
     def __init__(self, model: TorchEncoder, with_moments: bool) -> None:
-        spec = self.spec = model.spec
-        self.with_moments = with_moments
-        self.moments: dict[str, Tensor] = {}
-        self.sums: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
+        self.spec = model.spec
+        self.sums = LinearSums(self._real, self._real, with_moments)
         self.gates: dict[str, Tensor] = {}
-        self.rows = torch.zeros(spec.vocab_size, dtype=torch.float64, device=model.device)
-        self.counts = torch.zeros(spec.vocab_size, dtype=torch.int64, device=model.device)
-        self.seen: dict[str, int] = {}
+        self.rows = torch.zeros(self.spec.vocab_size, dtype=torch.float64, device=model.device)
+        self.counts = torch.zeros(self.spec.vocab_size, dtype=torch.int64, device=model.device)
         self.tokens = self.examples = 0
 
     def begin(self, batch: Batch) -> None:
         """Before the forward pass of a batch."""
         self.batch, self.mask = batch, batch.mask
-        self.kept: list[tuple[str, str, Tensor]] = []  # (what, linear, tensor)
-        self.last: tuple[Tensor | None, str] = (None, "")
 
-    def _real(self, x: Tensor) -> Tensor:
+    def _real(self, name: str, x: Tensor) -> Tensor:
         """[tokens, k] without padding; the head's [texts, k] as it is."""
-        return (x.detach()[self.mask] if x.ndim == 3 else x.detach()).float()
+        return (x[self.mask] if x.ndim == 3 else x).float()
 
     def input(self, name: str, x: Tensor) -> Tensor:
         """The input hook."""
-        previous, owner = self.last
-        real = self._real(x)
-        self.seen[name] = self.seen.get(name, 0) + len(real)
-        if previous is x:
-            # query, key and value read the same: one array stands for all.
-            self.sums[name] = self.sums[owner]
-            if self.with_moments:
-                self.moments[name] = self.moments[owner]
-        else:
-            self.last = (x, name)
-            self.sums[name] = self.sums.get(name, 0) + real.sum(0, dtype=torch.float64)
-            if self.with_moments:
-                if name not in self.moments:
-                    self.moments[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
-                self.moments[name].addmm_(real.T, real)
+        self.sums.reads(name, x)
         if name.endswith(("attention.output", "ffn.down")):
-            self.kept.append(("gate", name, x))
+            x.register_hook(lambda gradient: self._gate(name, x.detach(), gradient))
         return x
 
     def output(self, name: str, y: Tensor) -> Tensor:
         """The output hook."""
         if name == "embeddings.word":
             y = y.detach().requires_grad_()
-            self.kept.append(("word", name, y))
+            y.register_hook(lambda gradient: self._word(y.detach(), gradient))
         else:
-            self.kept.append(("linear", name, y))
+            self.sums.writes(name, y)
         return y
 
     def end(self, loss: Tensor) -> None:
         """Take the gradients of a batch."""
-        gradients = torch.autograd.grad(loss, [tensor for _, _, tensor in self.kept])
-        for (what, name, tensor), gradient in zip(self.kept, gradients, strict=True):
-            if what == "linear":
-                square = self._real(gradient).square().sum(0, dtype=torch.float64)
-                self.squares[name] = self.squares.get(name, 0) + square
-            elif what == "gate":
-                gates = (tensor.detach() * gradient).sum(1, dtype=torch.float64)
-                if name.endswith("attention.output"):
-                    heads = self.spec.layers[int(name.split(".")[1])].num_heads
-                    gates = gates.reshape(len(gates), heads, -1).sum(2)
-                self.gates[name] = self.gates.get(name, 0) + gates.square().sum(0)
-            else:
-                worth = (tensor.detach() * gradient).sum(2, dtype=torch.float64).square()
-                ids, size = self.batch.ids[self.mask], self.spec.vocab_size
-                self.rows += torch.bincount(ids, worth[self.mask], size)
-                self.counts += torch.bincount(ids, minlength=size)
+        loss.backward()
         self.tokens += int(self.mask.sum())
         self.examples += len(self.batch.ids)
-        self.kept = []
-        self.last = (None, "")
+        self.sums.forget()
+
+    def _gate(self, name: str, x: Tensor, gradient: Tensor) -> None:
+        gates = (x * gradient).sum(1, dtype=torch.float64)
+        if name.endswith("attention.output"):
+            heads = self.spec.layers[int(name.split(".")[1])].num_heads
+            gates = gates.reshape(len(gates), heads, -1).sum(2)
+        self.gates[name] = self.gates.get(name, 0) + gates.square().sum(0)
+
+    def _word(self, y: Tensor, gradient: Tensor) -> None:
+        worth = (y * gradient).sum(2, dtype=torch.float64).square()
+        ids, size = self.batch.ids[self.mask], self.spec.vocab_size
+        self.rows += torch.bincount(ids, worth[self.mask], size)
+        self.counts += torch.bincount(ids, minlength=size)
 
     def result(self) -> Statistics:
         """Means of the sums."""
-        # One array for each sum, so that what is shared stays shared.
-        own = {id(moment): (moment, self.seen[name]) for name, moment in self.moments.items()}
-        arrays = {key: moment.div_(count).cpu().numpy() for key, (moment, count) in own.items()}
-        by_layer = {
-            part: {int(n.split(".")[1]): g.cpu().numpy() for n, g in self.gates.items() if n.endswith(part)}
+        heads, channels = (
+            {int(n.split(".")[1]): g.cpu().numpy() for n, g in self.gates.items() if n.endswith(part)}
             for part in ("attention.output", "ffn.down")
-        }
-        return Statistics(
-            inputs={name: arrays[id(moment)] for name, moment in self.moments.items()},
-            means={name: (x / self.seen[name]).to("cpu", torch.float32).numpy() for name, x in self.sums.items()},
-            gradients={
-                name: (x / self.seen[name]).to("cpu", torch.float32).numpy() for name, x in self.squares.items()
-            },
-            heads=by_layer["attention.output"],
-            units=by_layer["ffn.down"],
-            rows=self.rows.cpu().numpy(),
-            counts=self.counts.cpu().numpy(),
-            tokens=self.tokens,
-            examples=self.examples,
         )
+        rows, counts = self.rows.cpu().numpy(), self.counts.cpu().numpy()
+        return Statistics(self.sums.statistics(), self.tokens, self.examples, heads, channels, rows, counts)

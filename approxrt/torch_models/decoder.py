@@ -51,24 +51,39 @@ class TorchDecoder:
 
     def layer(self, i: int, x: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
         """Layer `i`; its linears are called in the order of execution."""
+        return self.ffn_block(i, self.attention_block(i, x, linear), linear)
+
+    def attention_block(self, i: int, x: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
+        """x + attention(norm(x)); [batch, tokens, hidden]."""
+        at = f"layers.{i}.attention.output"
+        if not self.spec.layers[i].has_attention:
+            return x + self.weights[f"{at}.bias"]
+        return x + (linear or self.linear)(at, self.context(i, x, linear))
+
+    def ffn_block(self, i: int, x: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
+        """x + ffn(norm(x)); [batch, tokens, hidden]."""
+        at = f"layers.{i}.ffn.down"
+        if not self.spec.layers[i].has_ffn:
+            return x + self.weights[f"{at}.bias"]
+        return x + (linear or self.linear)(at, self.channels(i, x, linear))
+
+    def context(self, i: int, x: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
+        """[batch, tokens, heads * head_dim]: what the output projection of layer `i` reads."""
+        batch, tokens, _ = x.shape
+        q, k, v = self.queries_keys_values(i, x, linear)
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return attended.transpose(1, 2).reshape(batch, tokens, -1)
+
+    def channels(self, i: int, x: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
+        """[batch, tokens, intermediate_size]: what `down` of layer `i` reads."""
         run, spec, at = linear or self.linear, self.spec, f"layers.{i}"
-        layer = spec.layers[i]
-        if layer.has_attention:
-            batch, tokens, _ = x.shape
-            q, k, v = self.queries_keys_values(i, x, run)
-            attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            x = x + run(f"{at}.attention.output", attended.transpose(1, 2).reshape(batch, tokens, -1))
-        else:
-            x = x + self.weights[f"{at}.attention.output.bias"]
-        if not layer.has_ffn:
-            return x + self.weights[f"{at}.ffn.down.bias"]
         n = self.norm(f"{at}.ffn.norm", x)
         inner = _act(spec.activation, run(f"{at}.ffn.{'gate' if spec.gated else 'up'}", n))
         if spec.gated:
             inner = inner * run(f"{at}.ffn.up", n)
         if self._hadamard is not None:
             inner = (inner.unflatten(-1, (-1, spec.down_block)) @ self._hadamard).flatten(-2)
-        return x + run(f"{at}.ffn.down", inner)
+        return inner
 
     def queries_keys_values(
         self, i: int, x: torch.Tensor, linear: Linear | None = None

@@ -210,13 +210,23 @@ class TorchEncoder(nn.Module):
 
     def attention_block(self, i: int, x: Tensor, keys: Keys) -> Tensor:
         """norm(x + attention(x)); [b, t, hidden]."""
+        at = f"layers.{i}.attention.output"
+        y = self._drop(self.linear(at, self.context(i, x, keys))) if self.spec.layers[i].num_heads else self.bias(at)
+        return self.end_block(i, "attention", x, y)
+
+    def end_block(self, i: int, kind: str, x: Tensor, y: Tensor) -> Tensor:
+        """norm(x + y) with what layer `i`'s block of `kind`, "attention" or "ffn", puts out."""
+        return self._norm(f"layers.{i}.{kind}.norm", x + y, self.spec.hidden_size)
+
+    def context(self, i: int, x: Tensor, keys: Keys, queries: int | None = None) -> Tensor:
+        """[b, t, heads * head_dim]: what the output projection of layer `i` reads.
+
+        queries   only of so many first tokens; None: of all. A layer that matches signs has it for all alone.
+        """
         at, layer = f"layers.{i}.attention", self.spec.layers[i]
-        if layer.num_heads == 0:
-            return self._norm(f"{at}.norm", x + self.bias(f"{at}.output"), self.spec.hidden_size)
-        b, t, _ = x.shape
         q, k, v = (
-            self.linear(f"{at}.{part}", x).view(b, t, layer.num_heads, layer.head_dim).transpose(1, 2)
-            for part in ("query", "key", "value")
+            self.linear(f"{at}.{part}", rows).view(len(x), -1, layer.num_heads, layer.head_dim).transpose(1, 2)
+            for part, rows in (("query", x if queries is None else x[:, :queries]), ("key", x), ("value", x))
         )
         kept = _kept(q, k, layer, keys)
         if kept is None:
@@ -226,20 +236,19 @@ class TorchEncoder(nn.Module):
             context = sign_attention(q, k, v, scale, kept, layer.attention_rest, keys.valid).to(v.dtype)
         if at in self.gates:
             context = context * self.gates[at][:, None, None]
-        context = context.transpose(1, 2).reshape(b, t, -1)
-        y = self._drop(self.linear(f"{at}.output", context))
-        return self._norm(f"{at}.norm", x + y, self.spec.hidden_size)
+        return context.transpose(1, 2).flatten(2)
 
     def ffn_block(self, i: int, x: Tensor) -> Tensor:
         """norm(x + ffn(x)); [b, t, hidden]."""
+        at = f"layers.{i}.ffn.down"
+        y = self._drop(self.linear(at, self.channels(i, x))) if self.spec.layers[i].intermediate_size else self.bias(at)
+        return self.end_block(i, "ffn", x, y)
+
+    def channels(self, i: int, x: Tensor) -> Tensor:
+        """[b, t, intermediate_size]: what `down` of layer `i` reads."""
         at = f"layers.{i}.ffn"
-        if self.spec.layers[i].intermediate_size == 0:
-            return self._norm(f"{at}.norm", x + self.bias(f"{at}.down"), self.spec.hidden_size)
         inner = ACTIVATIONS[self.spec.activation](self.linear(f"{at}.up", x))
-        if at in self.gates:
-            inner = inner * self.gates[at]
-        y = self._drop(self.linear(f"{at}.down", inner))
-        return self._norm(f"{at}.norm", x + y, self.spec.hidden_size)
+        return inner * self.gates[at] if at in self.gates else inner
 
     def pool(self, x: Tensor, batch: Batch) -> Tensor:
         """[b, hidden]: the first token's state, or the mean over tokens."""
@@ -279,7 +288,7 @@ class TorchEncoder(nn.Module):
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v; all [b, heads, t, d]."""
-    if q.shape[2] > LONG:
+    if k.shape[2] > LONG:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
     # On CPUs the fused operator's backward pass is slow: forward and backward of 32 x 56 tokens, 12 heads of 32, in
     # bfloat16 on two cores: 19 ms this way, 89 ms fused.

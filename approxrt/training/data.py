@@ -18,6 +18,8 @@ from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.metrics import compute_metrics
 from approxrt.tasks.readers import TEXT_SUFFIXES, Dataset, read_task, read_texts, require_split
 from approxrt.tasks.registry import Task, get_task
+from approxrt.training.finetune import split_data
+from approxrt.training.options import FinetuneOptions
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,6 @@ def read_data(
         raise InputError(f"the data has {sort}; the checkpoint takes {spec.inputs} inputs")
     own = _finetuned_split(folder, task)
     if own is not None:
-        from approxrt.training.finetune import FinetuneOptions, split_data
-
         trained = FinetuneOptions(
             seed=own["seed"],
             val_fraction=own["val_fraction"],

@@ -1,4 +1,4 @@
-"""A compressed decoder learns from the dense one, on plain text: distillation through the structure, tiles and grids
+"""Teach a compressed decoder what the original says of plain text: distillation through the structure, tiles and grids
 that the artifact will have.
 
 The model starts from the plan's weights. Its linears compute on the artifact's int8 and int4 grids, activations and
@@ -18,7 +18,7 @@ perplexity there would say nothing of what was lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from approxrt.artifact.spec.decoder import DecoderSpec
-from approxrt.artifact.spec.formats import FORMATS, GROUP_WEIGHTS, LinearKind
+from approxrt.artifact.spec.formats import FORMATS, LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.quantization.fake_quantize import (
     REFRESH,
@@ -37,18 +37,17 @@ from approxrt.quantization.fake_quantize import (
     quantize_weight4,
     quantize_weight8,
 )
-from approxrt.quantization.gptq import steps_of
+from approxrt.quantization.gptq import dequantized_linear, steps_of
 from approxrt.quantization.grids import nearest
-from approxrt.quantization.groupwise import quantize_groups4
 from approxrt.quantization.rtn import dequantize, quantize_linear, quantize_rows
+from approxrt.quantization.trained_grids import CHANGE, GroupGrid, group_lines, on_lines
 from approxrt.torch_models.decoder import TorchDecoder
 from approxrt.training.objectives import LikelyTokens, likely_token_divergence
 from approxrt.training.optimizer import decay_groups
 from approxrt.training.trainer import Schedule, StepOptions, Trainer, shuffled_rows
 
 TOP = 64
-# What is trained of a grid, and how fast: a scale changes by a thousandth where a weight changes by a tenth of one.
-CHANGE = "_change"
+# How fast a grid is trained: a scale changes by a thousandth where a weight changes by a tenth of one.
 CHANGE_LR = 8.0
 
 # ids -> logits f32[tokens, vocab] of the baseline
@@ -67,6 +66,7 @@ class DecoderDistillationOptions:
     seed: int = 0
     bf16: bool = False
     trains_head: bool = False
+    device: str | torch.device = "cpu"
 
     def step_options(self) -> StepOptions:
         """Return what of this every trainer has."""
@@ -74,41 +74,54 @@ class DecoderDistillationOptions:
         return StepOptions(self.lr, schedule, betas=(0.9, 0.95), fused=False, bf16=self.bf16)
 
 
-class DecoderDistillation(Trainer):
-    """A model in training. Sequences of the text come in a shuffled order, each once an epoch.
+@dataclass(frozen=True)
+class StoredLinears:
+    """How the artifact will hold linears.
 
-    spec, tensors  all-f32 decoder as the plan cuts and refits it
-    masks          of tiles, by linear
-    kinds          by linear, as of `approxrt.quantization.gptq.round_weights`; what it does not name computes in float
-    pieces         i64[sequences, tokens] to learn from
-    grids          tensors of linears that start on a grid, for all of `kinds` or for none; the word table then is what
-                   it is, and not rounded to int8
+    kinds   by linear, as of `approxrt.quantization.gptq.round_weights`; what it does not name computes in float
+    masks   of tiles, by linear
+    grids   tensors of linears that start on a grid, for all of `kinds` or for none; the word table then is what it is,
+            and not rounded to int8
+    """
+
+    kinds: Mapping[str, LinearKind]
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    grids: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TeacherText:
+    """What is learnt from: token ids i64[sequences, tokens], and who says what comes next in them."""
+
+    token_ids: Tensor
+    teacher: Teacher
+
+
+class DecoderDistillation(Trainer):
+    """Train a model on sequences of text, which come in a shuffled order, each once an epoch.
+
+    spec, tensors  all-f32 decoder as the plan prunes and refits it
     """
 
     def __init__(
         self,
         spec: DecoderSpec,
         tensors: Mapping[str, np.ndarray],
-        masks: Mapping[str, np.ndarray],
-        kinds: Mapping[str, LinearKind],
-        pieces: Tensor,
-        teacher: Teacher,
+        stored: StoredLinears,
+        text: TeacherText,
         options: DecoderDistillationOptions,
-        grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-        device: str | torch.device = "cpu",
     ) -> None:
-        self.model = TorchDecoder(spec, tensors, device)
+        self.model = TorchDecoder(spec, tensors, options.device)
         super().__init__(self.model.device, options.step_options())
-        device = self.device
-        self.spec, self.kinds = spec, dict(kinds)
-        self._grids = {name: dict(parts) for name, parts in (grids or {}).items()}
-        self.teacher, self.options = teacher, options
-        self.masks = dict(masks)
+        device, kinds, masks = self.device, stored.kinds, stored.masks
+        self.spec, self.kinds, self.masks = spec, dict(kinds), dict(masks)
+        self._grids = {name: dict(parts) for name, parts in stored.grids.items()}
+        self.teacher, self.options = text.teacher, options
         self.done = 0.0  # share of the training that lies behind
         self._taught: dict[int, LikelyTokens] = {}
         self._steps: dict[str, Tensor] = {}
         self._lines: dict[str, tuple[Tensor, Tensor]] = {}
-        self.pieces = pieces.to(device)
+        self.token_ids = text.token_ids.to(device)
         weights = self.model.weights
         if not self._grids:
             q, scale = quantize_rows(weights["embeddings.word.weight"].cpu().numpy())
@@ -118,8 +131,6 @@ class DecoderDistillation(Trainer):
         elif spec.tied_embeddings:
             weights["head.out.weight"] = weights["embeddings.word.weight"]
         elif "head.out" in kinds:
-            from approxrt.quantization.gptq import dequantized_linear
-
             head = weights["head.out.weight"].cpu().numpy()
             _, parts = quantize_linear(head, kinds["head.out"])
             weights["head.out.weight"] = torch.from_numpy(dequantized_linear(parts, *head.shape)).to(device)
@@ -149,7 +160,7 @@ class DecoderDistillation(Trainer):
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, len(self.pieces) // self.options.sequences)
+        return max(1, len(self.token_ids) // self.options.sequences)
 
     def advance(self, done: float) -> float:
         """Take one optimiser step and return its loss in nats a token; `done` is the share of the training behind it.
@@ -166,10 +177,10 @@ class DecoderDistillation(Trainer):
         return self.step_options.schedule.at_share(self.done)
 
     def next_loss(self) -> Tensor:
-        rows = shuffled_rows(len(self.pieces), self.options.sequences, self.options.seed, self.step)
+        rows = shuffled_rows(len(self.token_ids), self.options.sequences, self.options.seed, self.step)
         taught = [self._teach(int(row)) for row in rows]
         # In one pass: weights are put on their grids once.
-        return likely_token_divergence(self.logits(self.pieces[torch.from_numpy(rows).to(self.device)]), taught)
+        return likely_token_divergence(self.logits(self.token_ids[torch.from_numpy(rows).to(self.device)]), taught)
 
     def after_step(self) -> None:
         self._mask_weights()
@@ -178,7 +189,7 @@ class DecoderDistillation(Trainer):
 
     def _teach(self, row: int) -> LikelyTokens:
         if row not in self._taught:
-            logits = np.array(self.teacher(self.pieces[row].cpu().tolist()), np.float32)
+            logits = np.array(self.teacher(self.token_ids[row].cpu().tolist()), np.float32)
             self._taught[row] = LikelyTokens.of(torch.from_numpy(logits).to(self.device), TOP)
         return self._taught[row]
 
@@ -214,7 +225,7 @@ class DecoderDistillation(Trainer):
             if name not in self._lines:
                 scale, offset = group_lines(weight.detach().cpu().numpy())
                 self._lines[name] = scale.to(self.device), offset.to(self.device)
-            x, weight = quantize_activations_in_groups(x), _on_lines(weight, *self._lines[name])
+            x, weight = quantize_activations_in_groups(x), on_lines(weight, *self._lines[name])
         return functional.linear(x, weight, bias)
 
     def _mask_weights(self) -> None:
@@ -259,92 +270,25 @@ class DecoderDistillation(Trainer):
             self._steps, self._lines = {}, {}
 
 
-class GroupGrid:
-    """A matrix's grid of groups in training: w -> d q + m, q the nearest of its integers.
-
-    d and m are float16, d0 (1 + a) and m0 + d0 b with a and b trained from 0 (`changes`); g6's m is -32 d and g8's 0.
-    """
-
-    def __init__(
-        self, parts: Mapping[str, np.ndarray], limits: tuple[int, int], device: str | torch.device = "cpu"
-    ) -> None:
-        self.first, self.limits = dict(parts), limits
-        self.scale = torch.from_numpy(parts["group_scale"].astype(np.float32)).to(device)
-        self.changes = {f"scale{CHANGE}": torch.zeros_like(self.scale).requires_grad_()}
-        self.offset = None
-        if "group_offset" in parts:
-            self.offset = torch.from_numpy(parts["group_offset"].astype(np.float32)).to(device)
-            self.changes[f"offset{CHANGE}"] = torch.zeros_like(self.scale).requires_grad_()
-
-    def _line(self) -> tuple[Tensor, Tensor]:
-        """(d, m) f32[n, groups], values of float16."""
-        d = _half(self.scale * (1 + self.changes[f"scale{CHANGE}"]))
-        if self.offset is None:
-            return d, d * (-32.0 if self.limits[0] == 0 else 0.0)
-        return d, _half(self.offset + self.scale * self.changes[f"offset{CHANGE}"])
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """f32[n, k] on the grid; gradients reach weights as if they were not, and scales and offsets with q fixed."""
-        k = weight.shape[1]
-        d, m = (line[..., None] for line in self._line())
-        groups = functional.pad(weight, (0, -k % GROUP_WEIGHTS)).unflatten(1, (-1, GROUP_WEIGHTS))
-        with torch.no_grad():
-            q = torch.round((groups - m) / torch.where(d == 0, 1.0, d)).clamp_(*self.limits)
-        return torch.addcmul(m + (groups - groups.detach()), q, d).flatten(1)[:, :k]
-
-    def parts(self) -> dict[str, np.ndarray]:
-        """The parts with the scales and offsets that were learnt, and the first integers."""
-        with torch.no_grad():
-            d, m = (line.cpu().numpy().astype(np.float16) for line in self._line())
-        return self.first | {"group_scale": d} | ({} if self.offset is None else {"group_offset": m})
-
-
-def _half(x: Tensor) -> Tensor:
-    """Rounded to float16; the gradient passes, in float32."""
-    return x + (x.detach().half().float() - x.detach())
-
-
-def group_lines(weight: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(scale, offset) f32[n, k] of each weight of f32[n, k] in kind g4 (`approxrt.quantization.groupwise`)."""
-    parts = quantize_groups4(weight)
-    scale, offset = (
-        np.repeat(parts[part].astype(np.float32), GROUP_WEIGHTS, axis=1)[:, : weight.shape[1]]
-        for part in ("group_scale", "group_offset")
-    )
-    return torch.from_numpy(np.ascontiguousarray(scale)), torch.from_numpy(np.ascontiguousarray(offset))
-
-
-def _on_lines(weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """f32[n, k] at the nearest of the sixteen points of its group's line; the gradient passes as if it were not."""
-    with torch.no_grad():
-        q = torch.round((weight - offset) / torch.where(scale == 0, 1.0, scale)).clamp_(0, 15)
-        change = q * scale + offset - weight
-    return weight + change
-
-
 def on_grid(
-    spec: DecoderSpec,
-    tensors: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray],
-    kinds: Mapping[str, LinearKind],
-    grids: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    spec: DecoderSpec, tensors: Mapping[str, np.ndarray], stored: StoredLinears
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """(spec, tensors) of the artifact that computes what the model did: plain rounding on the grids it trained on.
+    """Return (spec, tensors) of the artifact that computes what the model did: plain rounding on its grids.
 
-    grids   tensors of linears that have some already (`DecoderDistillation.grids`)
+    stored  with the grids that linears have by now (`DecoderDistillation.grids`)
     """
-    out, stored = dict(tensors), dict[str, LinearKind]()
-    for name, parts in (grids or {}).items():
+    out, kinds = dict(tensors), dict[str, LinearKind]()
+    for name, parts in stored.grids.items():
         del out[f"{name}.weight"]
-        stored[name] = kinds[name]
+        kinds[name] = stored.kinds[name]
         out |= {f"{name}.{part}": array for part, array in parts.items()}
-    for name, kind in kinds.items():
-        if name in stored:
+    for name, kind in stored.kinds.items():
+        if name in kinds:
             continue
         ratios = (1.0,) if name != "head.out" else None
-        weight, mask = out.pop(f"{name}.weight"), masks.get(name)
-        stored[name], parts = (
+        weight, mask = out.pop(f"{name}.weight"), stored.masks.get(name)
+        kinds[name], parts = (
             quantize_linear(weight, kind, mask) if ratios is None else quantize_linear(weight, kind, mask, ratios)
         )
         out |= {f"{name}.{part}": array for part, array in parts.items()}
-    return spec.with_linear_kinds(stored), out
+    return spec.with_linear_kinds(kinds), out

@@ -8,7 +8,6 @@ How a run trains, saves itself and resumes is in `approxrt.training.run`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,7 @@ from approxrt.models.weights import read_json
 from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
 from approxrt.tasks.registry import Task, labelled_task
-from approxrt.training.options import REPORT, STATE, FinetuneOptions
-
-# (steps done since the last call, what to show)
-Progress = Callable[[int, str], None]
+from approxrt.training.options import REPORT, STATE, Advance, FinetuneOptions
 
 __all__ = ["FinetuneOptions", "finetune", "split_data", "total_steps"]
 
@@ -37,7 +33,7 @@ def finetune(
     out: str | os.PathLike[str],
     options: FinetuneOptions | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> dict[str, Any]:
     """Fine-tune `checkpoint` on `data`/train and write a checkpoint to the folder `out`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from approxrt.errors import InputError
@@ -13,6 +14,9 @@ SPLITS = ("grouped", "random")
 # In the folder of the output: an unfinished run's state, a finished one's report.
 STATE = "training.pt"
 REPORT = "finetune.json"
+
+# Called with (steps done since the last call, what to show).
+Advance = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,11 @@ from approxrt.tasks.readers import Dataset
 from approxrt.tasks.registry import Task
 from approxrt.torch_models.device import random_state, resolve_device, set_random_state
 from approxrt.training.classifier import ClassifierTrainer, Encoded
-from approxrt.training.options import REPORT, STATE, FinetuneOptions
+from approxrt.training.options import REPORT, STATE, Advance, FinetuneOptions
 from approxrt.version import __version__
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
 RECENT = 20  # steps whose mean loss is shown
-
-# (steps done since the last call, what to show)
-Progress = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Job:
 class Run:
     """A training with its history, the best weights so far, and its files."""
 
-    def __init__(self, job: Job, options: FinetuneOptions, progress: Progress) -> None:
+    def __init__(self, job: Job, options: FinetuneOptions, progress: Advance) -> None:
         self.job, self.options, self.progress = job, options, progress
         torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
         torch.manual_seed(options.seed)

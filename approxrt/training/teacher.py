@@ -6,19 +6,19 @@ kept as float16 in memory, of as many layers as `budget_bytes` allows, the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from approxrt.progress import Progress
+from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import TorchEncoder, make_batch
 
 HIDDEN_BYTES = 2 << 30
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -50,14 +50,13 @@ class Teacher:
 
 def teach(
     models: Sequence[TorchEncoder],
-    ids: Sequence[Sequence[int]],
-    types: Sequence[Sequence[int]],
+    examples: Examples,
     budget_bytes: int = HIDDEN_BYTES,
     with_hidden: bool = True,
     progress: Progress | None = None,
 ) -> Teacher:
     """Run the teachers over all examples. The mean of their logits teaches; see the module's text."""
-    first = models[0]
+    first, ids, types = models[0], examples.ids, examples.types
     lengths = np.array([len(row) for row in ids])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     depth, hidden = len(first.spec.layers), first.spec.hidden_size
@@ -84,7 +83,7 @@ def teach(
                             states[j, offsets[row] : offsets[row + 1]] = values[i, : lengths[row]]
             done += len(rows)
             if progress:
-                progress(done, len(ids), "asking the teacher")
+                progress.count(done, len(ids), "asking the teacher")
     return Teacher(logits, pooled, layers, states, offsets)
 
 

@@ -41,10 +41,16 @@ from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.reference.decoder import DecoderReference
 from approxrt.runtime.reference.groupwise import dequantized_tokens
 from approxrt.significance import decoder_latency
-from approxrt.significance.decoder_statistics import statistics
+from approxrt.significance.decoder_statistics import collect_from_text
 from approxrt.torch_models.decoder import TorchDecoder
 from approxrt.training.budget import Budget
-from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
+from approxrt.training.decoder_distillation import (
+    DecoderDistillation,
+    DecoderDistillationOptions,
+    StoredLinears,
+    TeacherText,
+    on_grid,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def builder_of(checkpoint: DecoderCheckpoint, keeps_table: bool = True) -> tuple
     rng = np.random.default_rng(0)
     pieces = torch.from_numpy(rng.integers(0, spec.vocab_size, (6, 40)))
     grids = {**checkpoint.grouped, "head.out": checkpoint.grouped["embeddings.word"]}
-    stats = statistics(spec, tensors, pieces, grouped=True)
+    stats = collect_from_text(TorchDecoder(spec, tensors), pieces, grouped=True).linears
     return Builder(spec, tensors, stats, Own(grids, True, keeps_table)), pieces
 
 
@@ -216,7 +222,9 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
 
     kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
     options = DecoderDistillationOptions(lr=2e-4, trains_head=True)
-    recovery = DecoderDistillation(spec, tensors, {}, kinds, pieces, teacher, options, grids)
+    recovery = DecoderDistillation(
+        spec, tensors, StoredLinears(kinds, {}, grids), TeacherText(pieces, teacher), options
+    )
 
     def model() -> np.ndarray:
         with torch.no_grad():
@@ -229,7 +237,7 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     learnt = recovery.grids()
     _, whole = cut_without_statistics(builder.spec, builder.tensors, plan.keep, recovery.weights())
-    after = with_words(*on_grid(spec, whole, {}, kinds, learnt), builder.own)
+    after = with_words(*on_grid(spec, whole, StoredLinears(kinds, {}, learnt)), builder.own)
     assert not list(tensor_faults(after.decoder_spec, after.tensors))
     want = DecoderReference(after.decoder_spec, after.tensors).next_logits(ids)
     assert_equal_but_for_flips(model(), want)
@@ -240,7 +248,7 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
     changed = dequantize_groups(learnt[name] | {"group_scale": grids[name]["group_scale"]}, 128)
     assert (learnt[name]["q4"] != grids[name]["q4"]).mean() < 0.5 and changed.shape == (64, 128)
     state = recovery.state()
-    other = DecoderDistillation(spec, tensors, {}, kinds, pieces, teacher, options, grids)
+    other = DecoderDistillation(spec, tensors, StoredLinears(kinds, {}, grids), TeacherText(pieces, teacher), options)
     other.restore(state)
     for part, array in other.grids()[name].items():
         np.testing.assert_array_equal(array, learnt[name][part])
@@ -327,10 +335,10 @@ def test_what_looks_harmless_is_measured_again(data: Path, tmp_path: Path, monke
     calls: list[tuple[list[str], torch.Tensor, dict[str, float]]] = []
     original = decoder_rounds.measure_removals
 
-    def measure(spec: Any, tensors: Any, batch: torch.Tensor, means: Any, elements: Any, *args: Any) -> Any:
-        dense, found = original(spec, tensors, batch, means, elements, *args)
-        calls.append(([e.name for e in elements], batch, {r.element.name: r.change for r in found}))
-        return dense, found
+    def measure(held: Any, means: Any, elements: Any, *args: Any) -> Any:
+        found = original(held, means, elements, *args)
+        calls.append(([e.name for e in elements], held.batch, {r.element.name: r.change for r in found.removals}))
+        return found
 
     monkeypatch.setattr(decoder_rounds, "measure_removals", measure)
     monkeypatch.setattr(decoder_rounds, "AGAIN", 2)

@@ -30,18 +30,26 @@ from approxrt.planning.allocate import Price, allocate
 from approxrt.planning.decoder_options import DecoderOptions, block_options, with_measured_blocks
 from approxrt.planning.plan import Limits, Option, Plan, StructureOption
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
-from approxrt.pruning.second_order import Statistics
+from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import Structure, channel_groups, kept_groups
 from approxrt.quantization.rotation import rotate
 from approxrt.quantization.scheme import SCHEMES, Scheme, scheme_named
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.reference.decoder import DecoderReference
 from approxrt.significance.decoder_latency import measure_latency, random_decoder
-from approxrt.significance.decoder_removal import DecoderElement, elements_of, measure_removals
-from approxrt.significance.decoder_statistics import statistics
+from approxrt.significance.decoder_removal import HeldOutText
+from approxrt.significance.decoder_statistics import collect_from_text
+from approxrt.significance.elements import Element, elements_of
+from approxrt.significance.removal import measure_removals
 from approxrt.significance.report.decoder import decoder_findings
 from approxrt.torch_models.decoder import TorchDecoder
-from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
+from approxrt.training.decoder_distillation import (
+    DecoderDistillation,
+    DecoderDistillationOptions,
+    StoredLinears,
+    TeacherText,
+    on_grid,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +98,7 @@ def test_removal_is_real(shape: str, part: str) -> None:
     The refit's own gain is taken out: with inputs that do not vary together there would be none.
     """
     spec, tensors = model(shape)
-    stats = statistics(spec, tensors, pieces())
+    stats = collect_from_text(TorchDecoder(spec, tensors), pieces()).linears
     keep = structure(spec, part)
     small, weights, left = remove_and_refit(spec, tensors, keep, stats)
     assert not list(tensor_faults(small, weights)) and set(left) == {n for n, _ in small.linears()} | (
@@ -113,7 +121,7 @@ def test_removed_inputs_leave_their_mean_and_the_rest_adjusts() -> None:
     x = rng.standard_normal((4000, 6)) @ rng.standard_normal((6, 20)) + rng.standard_normal(20)
     weight = rng.standard_normal((8, 20)).astype(np.float32)
     kept, moments = np.arange(20) < 14, x.T @ x / len(x)
-    stats = Statistics(0.25 * moments, moments, x.mean(0), 0.25)
+    stats = LinearStatistics(moments, x.mean(0), weighted=0.25 * moments, weight=0.25)
     new, bias = refit_kept(weight, kept, stats, ridge=1e-6)
     assert not new[:, ~kept].any()
     # Six directions: the fourteen inputs that stay hold all that the others knew.
@@ -125,7 +133,7 @@ def test_removed_inputs_leave_their_mean_and_the_rest_adjusts() -> None:
 
 def test_wrong_structures_are_refused() -> None:
     spec, tensors = model("rotated")
-    stats = statistics(spec, tensors, pieces(1))
+    stats = collect_from_text(TorchDecoder(spec, tensors), pieces(1)).linears
     with pytest.raises(ValueError, match="same number"):
         kept_groups(spec.layers[0], np.array([0, 1, 2]))
     whole = Structure.of(spec)
@@ -135,13 +143,15 @@ def test_wrong_structures_are_refused() -> None:
 
 def test_measured_removals_are_those_of_the_removed_model() -> None:
     spec, tensors = model("llama")
-    stats = statistics(spec, tensors, pieces())
+    stats = collect_from_text(TorchDecoder(spec, tensors), pieces()).linears
     means = {name: found.mean for name, found in stats.items()}
     elements = elements_of(spec)
     wanted = ("layers.0.attention", "layers.1.attention.group.1", "layers.0.attention.head.3", "layers.1.ffn.units.2")
     assert set(wanted) <= {element.name for element in elements}
     batch = pieces(2)
-    dense, found = measure_removals(spec, tensors, batch, means, elements)
+    held = HeldOutText(TorchDecoder(spec, tensors), batch)
+    measured = measure_removals(held, means, elements)
+    dense, found = measured.baseline, measured.removals
     assert [removal.element for removal in found] == elements
     by_name = {removal.element.name: removal for removal in found}
 
@@ -159,11 +169,12 @@ def test_measured_removals_are_those_of_the_removed_model() -> None:
         removal = by_name[name]
         assert removal.loss == pytest.approx(loss(small, weights), rel=1e-5)
         assert removal.change == pytest.approx(removal.loss - dense) and removal.stderr > 0
-    gone = DecoderElement(0, "attention", "group", 1).inputs(spec)
+    gone = Element(0, "attention", "group", 1).inputs(spec)
     np.testing.assert_array_equal(gone, np.arange(64) >= 32)
     asked = []
-    measure_removals(spec, tensors, batch, means, elements, enough=lambda: bool(asked.append(1)) or len(asked) == 3)
-    assert len(asked) == 3
+    some = measure_removals(held, means, elements, enough=lambda: bool(asked.append(1)) or len(asked) == 3)
+    assert len(asked) == 3 and some.removals == found[: len(some.removals)]
+    assert {removal.element.stage for removal in some.removals} == {0, 1, 2}
 
 
 # -- plans --------------------------------------------------------------------
@@ -220,7 +231,7 @@ def test_plans_keep_to_their_limits(seed: int, share: float) -> None:
 
 def test_block_options_are_structures_that_can_be_built() -> None:
     spec, tensors = model("rotated")
-    stats = statistics(spec, tensors, pieces(2))
+    stats = collect_from_text(TorchDecoder(spec, tensors), pieces(2)).linears
     blocks = block_options(spec, tensors, stats)
     assert set(blocks) == {f"layers.{i}.{kind}" for i in range(2) for kind in ("attention", "ffn")}
     whole = Structure.of(spec)
@@ -242,7 +253,7 @@ def test_block_options_are_structures_that_can_be_built() -> None:
 def test_every_kind_is_built_and_has_its_bytes(kind: Scheme) -> None:
     assert scheme_named(kind.name) == kind
     spec, tensors = model("rotated")
-    stats = statistics(spec, tensors, pieces(2))
+    stats = collect_from_text(TorchDecoder(spec, tensors), pieces(2)).linears
     builder = Builder(spec, tensors, stats)
     assert builder.score(lambda share: True, lambda text: None)
     names = [name for name, _ in spec.linears()]
@@ -299,7 +310,7 @@ def test_the_model_in_training_computes_what_the_artifact_will() -> None:
             return np.asarray(dense.head(x)[0].numpy())
 
     options = DecoderDistillationOptions(lr=2e-3)
-    recovery = DecoderDistillation(spec, tensors, masks, kinds, pieces(8), teacher, options)
+    recovery = DecoderDistillation(spec, tensors, StoredLinears(kinds, masks), TeacherText(pieces(8), teacher), options)
     before = [recovery.advance(i / 40) for i in range(40)]
     assert np.mean(before[-8:]) < 0.7 * np.mean(before[:8])
     weights = recovery.weights()
@@ -309,13 +320,13 @@ def test_the_model_in_training_computes_what_the_artifact_will() -> None:
     with torch.no_grad():
         got = recovery.logits(pieces(1)).numpy()[0]
     rest = {name: array for name, array in tensors.items() if not name.startswith("layers.")}
-    built = with_words(*on_grid(spec, rest | weights, masks, kinds), None)
+    built = with_words(*on_grid(spec, rest | weights, StoredLinears(kinds, masks)), None)
     assert {linear.kind for _, linear in built.decoder_spec.linears()} == {"s8", "s4", "g4", "bsr_s8", "bsr_s4"}
     want = DecoderReference(built.decoder_spec, built.tensors).next_logits(pieces(1)[0].tolist())
     np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
     # A state that is put back takes the same next step.
     state = copy.deepcopy(recovery.state())
-    other = DecoderDistillation(spec, tensors, masks, kinds, pieces(8), teacher, options)
+    other = DecoderDistillation(spec, tensors, StoredLinears(kinds, masks), TeacherText(pieces(8), teacher), options)
     other.restore(state)
     assert other.advance(0.5) == recovery.advance(0.5)
     for name, value in recovery.weights().items():

@@ -23,7 +23,7 @@ from approxrt.quantization.gptq import dequantized_linear
 from approxrt.quantization.rotation import can_rotate, orthogonal, rotate
 from approxrt.quantization.rtn import quantize_linear
 from approxrt.runtime.reference.decoder import DecoderReference
-from approxrt.significance.decoder_statistics import statistics
+from approxrt.significance.decoder_statistics import collect_from_text
 from approxrt.torch_models.decoder import TorchDecoder
 
 
@@ -93,7 +93,7 @@ def test_statistics_predict_the_loss() -> None:
     spec = small_decoder_spec("f32", count=1)
     tensors = random_tensors(spec)
     batch = torch.from_numpy(np.random.default_rng(0).integers(0, 70, (6, 40)))
-    stats = statistics(spec, tensors, batch)
+    stats = collect_from_text(TorchDecoder(spec, tensors), batch).linears
     assert set(stats) == {name for name, _ in spec.linears()} | {"head.out"}
     name = "layers.0.ffn.up"
     change = np.random.default_rng(1).standard_normal(tensors[f"{name}.weight"].shape).astype(np.float32)

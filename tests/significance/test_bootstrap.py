@@ -12,14 +12,9 @@ torch = pytest.importorskip("torch", reason="models need torch")
 from small_encoder import labelled_by, random_examples, small_encoder  # noqa: E402
 
 from approxrt.pruning.structure import Structure  # noqa: E402
-from approxrt.significance.bootstrap import bootstrap_share, calibrated_loss, gains  # noqa: E402
-from approxrt.significance.removal import (  # noqa: E402
-    Element,
-    HeldOutLoss,
-    shrunk,
-    without,
-)
-from approxrt.tasks.registry import get_task  # noqa: E402
+from approxrt.significance.bootstrap import GainTest, bootstrap_share, calibrated_loss, gains  # noqa: E402
+from approxrt.significance.elements import Element, without  # noqa: E402
+from approxrt.significance.encoder_removal import HeldOutLoss, shrunk  # noqa: E402
 from approxrt.torch_models.encoder import sample_losses  # noqa: E402
 from approxrt.training.data import folds  # noqa: E402
 
@@ -43,7 +38,7 @@ def test_what_harms_goes_and_what_helps_stays() -> None:
     harmful = Element(1, "ffn")
     right = shrunk(model, without(model.spec, Structure.of(model.spec), harmful), None)
     held = HeldOutLoss(model, labelled_by(right, 120))
-    keep, trials = gains(held, get_task("sst2"), None, folds(len(held), 3, 0), seed=0)
+    keep, trials = gains(held, None, GainTest(folds(len(held), 3, 0), seed=0))
     accepted = [trial.element.name for trial in trials if trial.accepted]
     changes = [trial.change for trial in trials]
     assert trials and all(change < 0 for t, change in zip(trials, changes, strict=True) if t.accepted)
@@ -58,7 +53,7 @@ def test_noise_is_no_reason() -> None:
     examples = random_examples(60)
     labels = np.random.default_rng(3).integers(0, 2, 60)
     held = HeldOutLoss(model, dataclasses.replace(examples, labels=labels))
-    strict = gains(held, get_task("sst2"), None, folds(60, 4, 0), confidence=1.01, seed=0)
+    strict = gains(held, None, GainTest(folds(60, 4, 0), confidence=1.01, seed=0))
     assert not any(trial.accepted for trial in strict[1])
     assert all(len(a) == len(b) for a, b in zip(strict[0].heads, Structure.of(model.spec).heads, strict=True))
 
@@ -71,7 +66,7 @@ def test_the_more_are_looked_at_the_surer_each_must_be() -> None:
         examples = random_examples(60, seed)
         labels = np.random.default_rng(seed).integers(0, 2, 60)
         held = HeldOutLoss(model, dataclasses.replace(examples, labels=labels))
-        _, trials = gains(held, get_task("sst2"), None, folds(60, 2, seed), seed=seed)
+        _, trials = gains(held, None, GainTest(folds(60, 2, seed), seed=seed))
         at_fixed += sum(t.worst_fold < 0 and t.confidence >= 0.95 for t in trials)
         accepted += sum(t.accepted for t in trials)
     assert at_fixed > 0 == accepted
@@ -81,7 +76,7 @@ def test_after_refusals_in_a_row_no_more_are_tried() -> None:
     model = small_encoder()
     labels = np.random.default_rng(3).integers(0, 2, 60)
     held = HeldOutLoss(model, dataclasses.replace(random_examples(60), labels=labels))
-    _, trials = gains(held, get_task("sst2"), None, folds(60, 4, 0), confidence=1.01, patience=2)
+    _, trials = gains(held, None, GainTest(folds(60, 4, 0), confidence=1.01, patience=2))
     assert len(trials) == 2
 
 

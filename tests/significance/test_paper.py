@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch", reason="models need torch")
 from families import build_checkpoint  # noqa: E402
 from small_encoder import random_examples, small_encoder  # noqa: E402
 
+from approxrt.significance.encoder_removal import HeldOutLoss, shrunk  # noqa: E402
 from approxrt.significance.paper import Found, Test, search  # noqa: E402
-from approxrt.significance.removal import HeldOutLoss, shrunk  # noqa: E402
 from approxrt.torch_models.encoder import TorchEncoder, predict, sample_losses  # noqa: E402
 
 

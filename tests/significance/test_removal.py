@@ -11,17 +11,11 @@ torch = pytest.importorskip("torch", reason="models need torch")
 
 from small_encoder import random_examples, small_encoder  # noqa: E402
 
+from approxrt.progress import Progress  # noqa: E402
 from approxrt.pruning.structure import Structure, remove  # noqa: E402
-from approxrt.significance.removal import (  # noqa: E402
-    Element,
-    HeldOutLoss,
-    elements_of,
-    measure_removals,
-    neuron_groups,
-    removed,
-    shrunk,
-    without,
-)
+from approxrt.significance.elements import Element, channel_parts, elements_of, without  # noqa: E402
+from approxrt.significance.encoder_removal import HeldOutLoss, removed, shrunk  # noqa: E402
+from approxrt.significance.removal import measure_removals  # noqa: E402
 from approxrt.significance.statistics import collect  # noqa: E402
 from approxrt.torch_models.encoder import TorchEncoder, predict, sample_losses  # noqa: E402
 
@@ -54,14 +48,14 @@ def test_every_element_is_listed_once(model: TorchEncoder) -> None:
     assert len(elements) == len({e.name for e in elements}) == 3 * (1 + 3 + 1 + 12)
     assert [e.stage for e in elements] == sorted(e.stage for e in elements)
     assert elements_of(model.spec, parts=False) == [Element(i, k) for i in range(3) for k in ("attention", "ffn")]
-    assert np.array_equal(np.concatenate(neuron_groups(36)), np.arange(36))
-    assert len(neuron_groups(5)) == 5 and neuron_groups(0) == []
+    assert np.array_equal(np.concatenate(channel_parts(model.spec, 36)), np.arange(36))
+    assert len(channel_parts(model.spec, 5)) == 5 and channel_parts(model.spec, 0) == []
 
 
 @pytest.mark.parametrize("mean", [True, False], ids=["mean", "zero"])
 @pytest.mark.parametrize(
     "element",
-    [Element(0, "attention"), Element(1, "ffn"), Element(2, "attention", 1), Element(1, "ffn", 11)],
+    [Element(0, "attention"), Element(1, "ffn"), Element(2, "attention", "head", 1), Element(1, "ffn", "group", 11)],
     ids=lambda e: e.name,
 )
 def test_it_equals_a_model_built_without_it(model: TorchEncoder, element: Element, mean: bool) -> None:
@@ -82,7 +76,12 @@ def test_it_equals_a_model_built_without_it(model: TorchEncoder, element: Elemen
 def test_the_mean_is_the_one_that_structure_removes_with(model: TorchEncoder) -> None:
     means = means_of(model)
     keep = Structure.of(model.spec)
-    for element in (Element(0, "ffn"), Element(1, "attention", 0), Element(1, "attention", 2), Element(2, "ffn", 3)):
+    for element in (
+        Element(0, "ffn"),
+        Element(1, "attention", "head", 0),
+        Element(1, "attention", "head", 2),
+        Element(2, "ffn", "group", 3),
+    ):
         keep = without(model.spec, keep, element)
     spec, tensors, _ = remove(model.spec, model.tensors(), keep, means)
     other = shrunk(model, keep, means)
@@ -105,18 +104,23 @@ def test_masks_of_tiles_shrink_along() -> None:
     mask = np.ones((3, 6), bool)
     mask[1] = False  # units 16 to 31
     model.set_masks({"layers.0.ffn.up": mask})
-    keep = without(model.spec, Structure.of(model.spec), Element(0, "ffn", 0))
+    keep = without(model.spec, Structure.of(model.spec), Element(0, "ffn", "group", 0))
     assert shrunk(model, keep, None).masks["layers.0.ffn.up"].shape == (3, 6)  # 33 units are left
 
 
 def test_measured_losses_are_those_of_the_built_models(model: TorchEncoder) -> None:
     examples, means = random_examples(), means_of(model)
-    held = HeldOutLoss(model, examples)
-    chosen = [Element(2, "ffn"), Element(0, "attention"), Element(1, "attention", 2), Element(0, "ffn", 4)]
-    seen: list[tuple[int, int]] = []
-    found = measure_removals(held, "csv", means, chosen, lambda done, total, text: seen.append((done, total)))
+    held = HeldOutLoss(model, examples, task="csv")
+    chosen = [
+        Element(2, "ffn"),
+        Element(0, "attention"),
+        Element(1, "attention", "head", 2),
+        Element(0, "ffn", "group", 4),
+    ]
+    seen: list[float] = []
+    found = measure_removals(held, means, chosen, Progress(lambda share, text: seen.append(share))).removals
     assert [r.element.stage for r in found] == sorted(e.stage for e in chosen)
-    assert seen == [(i + 1, 4) for i in range(4)]
+    assert seen == [(i + 1) / 4 for i in range(4)]
     dense = sample_losses(logits(model), examples.labels)
     for removal in found:
         keep = without(model.spec, Structure.of(model.spec), removal.element)
@@ -133,7 +137,9 @@ def test_scores_have_squared_errors() -> None:
     model = small_encoder(task_type="regression", labels=("score",))
     examples = random_examples()
     examples = dataclasses.replace(examples, labels=np.linspace(0, 5, len(examples.ids)).astype(np.float32))
-    found = measure_removals(HeldOutLoss(model, examples), "stsb", None, elements_of(model.spec, parts=False))
+    found = measure_removals(
+        HeldOutLoss(model, examples, task="stsb"), None, elements_of(model.spec, parts=False)
+    ).removals
     dense = np.square(logits(model)[:, 0] - examples.labels).mean()
     assert all(r.loss - r.change == pytest.approx(dense, rel=1e-5) for r in found)
     assert all(-1 <= r.metric <= 1 for r in found)
@@ -144,7 +150,7 @@ def test_a_removed_block_has_no_elements() -> None:
     keep = Structure((np.arange(0), np.arange(3)), (np.arange(36), np.arange(0)))
     model = shrunk(whole, keep, means_of(whole))
     assert {(e.layer, e.kind) for e in elements_of(model.spec)} == {(0, "ffn"), (1, "attention")}
-    found = measure_removals(HeldOutLoss(model, random_examples()), "csv", means_of(model))
+    found = measure_removals(HeldOutLoss(model, random_examples()), means_of(model)).removals
     assert len(found) == 13 + 4
 
 

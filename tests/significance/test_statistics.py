@@ -82,7 +82,7 @@ def test_gradients_gates_and_rows_are_those_of_each_text(fixed_labels):
         np.testing.assert_allclose(found.gradients[name], squares[name] / count, rtol=1e-3, atol=1e-9)
     for layer in range(2):
         np.testing.assert_allclose(found.heads[layer], heads[layer], rtol=1e-3, atol=1e-9)
-        np.testing.assert_allclose(found.units[layer], units[layer], rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(found.channels[layer], units[layer], rtol=1e-3, atol=1e-9)
     np.testing.assert_allclose(found.rows, worth, rtol=1e-3, atol=1e-9)
     assert found.counts.sum() == tokens
 

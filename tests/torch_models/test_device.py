@@ -33,15 +33,22 @@ from approxrt.quantization.rotation import rotate  # noqa: E402
 from approxrt.quantization.rtn import quantize_linear  # noqa: E402
 from approxrt.sign_attention.calibrate import calibrate  # noqa: E402
 from approxrt.sign_attention.codes import fit_codes  # noqa: E402
-from approxrt.significance.decoder_removal import measure_removals as decoder_removals  # noqa: E402
-from approxrt.significance.decoder_statistics import statistics  # noqa: E402
-from approxrt.significance.removal import HeldOutLoss, measure_removals  # noqa: E402
+from approxrt.significance.decoder_removal import HeldOutText  # noqa: E402
+from approxrt.significance.decoder_statistics import collect_from_text  # noqa: E402
+from approxrt.significance.encoder_removal import HeldOutLoss  # noqa: E402
+from approxrt.significance.removal import measure_removals  # noqa: E402
 from approxrt.significance.statistics import collect  # noqa: E402
 from approxrt.tasks.readers import Dataset  # noqa: E402
+from approxrt.torch_models.decoder import TorchDecoder  # noqa: E402
 from approxrt.torch_models.device import resolve_device  # noqa: E402
 from approxrt.torch_models.encoder import TorchEncoder, predict  # noqa: E402
 from approxrt.training.classifier import ClassifierTrainer, Encoded  # noqa: E402
-from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions  # noqa: E402
+from approxrt.training.decoder_distillation import (  # noqa: E402
+    DecoderDistillation,
+    DecoderDistillationOptions,
+    StoredLinears,
+    TeacherText,
+)
 from approxrt.training.distillation import Distillation, DistillationOptions, encoder_linears  # noqa: E402
 from approxrt.training.options import FinetuneOptions  # noqa: E402
 from approxrt.training.replaced_token import ReplacedTokenDetection  # noqa: E402
@@ -95,7 +102,7 @@ def test_statistics() -> None:
     wanted = collect(base, examples, rows)
     with one_device() as device:
         found = collect(TorchEncoder(base.spec, base.tensors(), device=device), examples, rows)
-    for part in ("inputs", "means", "gradients", "heads", "units"):
+    for part in ("inputs", "means", "gradients", "heads", "channels"):
         mine, theirs = getattr(found, part), getattr(wanted, part)
         assert all(np.array_equal(mine[key], theirs[key]) for key in theirs), part
     assert np.array_equal(found.rows, wanted.rows) and np.array_equal(found.counts, wanted.counts)
@@ -113,11 +120,10 @@ def test_statistics_of_other_tasks(sort: dict) -> None:
 def test_removals(mean: bool) -> None:
     base, examples = small_encoder(), random_examples()
     means = collect(base, examples, np.arange(20), with_moments=False).means if mean else None
-    wanted = measure_removals(HeldOutLoss(base, examples), "csv", means)
+    wanted = measure_removals(HeldOutLoss(base, examples, task="csv"), means)
     with one_device() as device:
-        found = measure_removals(
-            HeldOutLoss(TorchEncoder(base.spec, base.tensors(), device=device), examples), "csv", means
-        )
+        model = TorchEncoder(base.spec, base.tensors(), device=device)
+        found = measure_removals(HeldOutLoss(model, examples, task="csv"), means)
     assert found == wanted
 
 
@@ -140,7 +146,7 @@ def trained(device: torch.device | str, quantised: bool) -> tuple[dict[str, np.n
     resplit = ([[*row, 3] for row in examples.ids], [[0] * (len(row) + 1) for row in examples.ids])
     examples = dataclasses.replace(examples, resplit=resplit, labelled=40)
     models = [TorchEncoder(teacher.spec, teacher.tensors(), device=device) for _ in range(2)]
-    taught = teach([models[0]], examples.ids, examples.types)
+    taught = teach([models[0]], examples)
     base = small_encoder()
     runs = [
         Distillation(
@@ -267,9 +273,11 @@ def test_a_decoder_s_statistics_and_removals(shape: str) -> None:
     spec, tensors = decoder(shape)
 
     def measured(device: torch.device | str) -> tuple:
-        stats = statistics(spec, tensors, token_ids(), device=device)
+        decoder_model = TorchDecoder(spec, tensors, device)
+        stats = collect_from_text(decoder_model, token_ids()).linears
         means = {name: found.mean for name, found in stats.items()}
-        return stats, decoder_removals(spec, tensors, token_ids(2), means, device=device)
+        found = measure_removals(HeldOutText(decoder_model, token_ids(2)), means)
+        return stats, (found.baseline, found.removals)
 
     wanted, losses = measured("cpu")
     with one_device() as device:
@@ -317,9 +325,9 @@ def test_a_decoder_s_distillation(grids: bool) -> None:
         return np.random.default_rng(ids[0]).standard_normal((len(ids), spec.vocab_size)).astype(np.float32)
 
     def learnt(device: torch.device | str) -> tuple[list[float], dict, dict]:
-        options = DecoderDistillationOptions(lr=2e-3, trains_head=grids)
-        arguments = (spec, weights, masks, kinds, token_ids(4), teacher, options, parts)
-        run, other = (DecoderDistillation(*arguments, device=device) for _ in range(2))
+        options = DecoderDistillationOptions(lr=2e-3, trains_head=grids, device=device)
+        stored, text = StoredLinears(kinds, masks, parts), TeacherText(token_ids(4), teacher)
+        run, other = (DecoderDistillation(spec, weights, stored, text, options) for _ in range(2))
         losses = [run.advance(i / 6) for i in range(4)]
         other.restore(run.state())
         losses += [other.advance(i / 6) for i in (4, 5)]

@@ -66,7 +66,7 @@ def test_labels_of_unlabelled_examples_teach_nothing() -> None:
     whole = small_encoder()
     data = random_examples(32)
     options = DistillationOptions(batch_size=32, teacher_share=0.5)
-    teacher = teach([whole], data.ids, data.types)
+    teacher = teach([whole], data)
 
     def loss(labels: np.ndarray, labelled: int | None) -> float:
         lesson = replace(data, labels=labels, labelled=labelled)

@@ -40,7 +40,7 @@ def examples() -> Examples:
 
 def recovery(spec: ModelSpec, examples: Examples, steps: int = 40, **options: Any) -> Distillation:
     dense = TorchEncoder(spec, random_tensors(spec))
-    teacher = teach([dense], examples.ids, examples.types)
+    teacher = teach([dense], examples)
     settings = {"lr": 3e-3, "batch_size": 16, "teacher_share": 1.0} | options
     return Distillation(
         TorchEncoder(spec, random_tensors(spec)), examples, teacher, steps, DistillationOptions(**settings)
@@ -49,7 +49,7 @@ def recovery(spec: ModelSpec, examples: Examples, steps: int = 40, **options: An
 
 def test_teacher_remembers_every_token(spec: ModelSpec, examples: Examples) -> None:
     dense = TorchEncoder(spec, random_tensors(spec))
-    teacher = teach([dense], examples.ids, examples.types)
+    teacher = teach([dense], examples)
     np.testing.assert_allclose(teacher.logits, predict(dense, examples.ids, examples.types), atol=1e-5)
     assert teacher.layers == (0, 1)
     rows = np.array([3, 40])
@@ -62,16 +62,14 @@ def test_teacher_remembers_every_token(spec: ModelSpec, examples: Examples) -> N
             n = len(examples.ids[row])
             np.testing.assert_allclose(got[i, :n], full[i, :n].detach(), atol=2e-3)  # kept as float16
             assert not got[i, n:].any()
-    little = teach([dense], examples.ids, examples.types, budget_bytes=2 * 48 * int(teacher.offsets[-1]))
+    little = teach([dense], examples, budget_bytes=2 * 48 * int(teacher.offsets[-1]))
     assert little.layers == (1,)
 
 
 def test_ensemble_is_the_mean(spec: ModelSpec, examples: Examples) -> None:
     models = [TorchEncoder(spec, random_tensors(spec, seed)) for seed in (0, 1)]
     both = [predict(model, examples.ids, examples.types) for model in models]
-    np.testing.assert_allclose(
-        teach(models, examples.ids, examples.types, with_hidden=False).logits, (both[0] + both[1]) / 2, atol=1e-5
-    )
+    np.testing.assert_allclose(teach(models, examples, with_hidden=False).logits, (both[0] + both[1]) / 2, atol=1e-5)
 
 
 def test_learns_back_what_a_cut_lost(spec: ModelSpec, examples: Examples) -> None:
@@ -192,7 +190,7 @@ def test_scores_and_embedders(examples: Examples) -> None:
         ),
     ):
         data = Examples(examples.ids, examples.types, labels)
-        teacher = teach([TorchEncoder(spec, random_tensors(spec))], data.ids, data.types)
+        teacher = teach([TorchEncoder(spec, random_tensors(spec))], data)
         model = TorchEncoder(spec, random_tensors(spec, 1))
         run = Distillation(model, data, teacher, 60, DistillationOptions(lr=3e-3, batch_size=16))
         losses = [run.advance() for _ in range(60)]

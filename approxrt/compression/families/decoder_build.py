@@ -27,7 +27,7 @@ from approxrt.planning.plan import Cost, Option, Plan
 from approxrt.progress import Say
 from approxrt.pruning.obs import tile_curve
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
-from approxrt.pruning.second_order import Statistics, predicted_loss
+from approxrt.pruning.second_order import LinearStatistics, predicted_loss
 from approxrt.pruning.structure import Structure, selected, selections, shrunk_spec
 from approxrt.quantization.calibration import round_decoder
 from approxrt.quantization.gptq import dequantized_linear, round_weights
@@ -65,7 +65,7 @@ class Cut:
 
     spec: DecoderSpec
     tensors: Tensors
-    stats: Mapping[str, Statistics]
+    stats: Mapping[str, LinearStatistics]
     masks: Mapping[str, np.ndarray]
     grids: Mapping[str, Mapping[str, np.ndarray]]
 
@@ -81,7 +81,7 @@ class Builder:
     """See the module's text. `scores` of tiles by linear (`approxrt.pruning.obs`); empty: no kinds with tiles."""
 
     def __init__(
-        self, spec: DecoderSpec, tensors: Tensors, stats: Mapping[str, Statistics], own: Own | None = None
+        self, spec: DecoderSpec, tensors: Tensors, stats: Mapping[str, LinearStatistics], own: Own | None = None
     ) -> None:
         self.spec, self.tensors, self.stats, self.own = spec, tensors, stats, own
         self.scores: dict[str, np.ndarray] = {}
@@ -278,7 +278,7 @@ def with_words(spec: DecoderSpec, tensors: Tensors, own: Own | None) -> InMemory
 
 
 def _put_on_grid(
-    name: str, tensors: dict[str, np.ndarray], grid: dict[str, np.ndarray], stats: Statistics, kind: LinearKind,
+    name: str, tensors: dict[str, np.ndarray], grid: dict[str, np.ndarray], stats: LinearStatistics, kind: LinearKind,
     alone: np.ndarray,
 ) -> None:  # fmt: skip
     """A refitted linear's weights in `tensors` to `grid`, whose integers change; or as they were, with bias `alone`."""
@@ -304,7 +304,7 @@ def cut_without_statistics(
     return shrunk_spec(spec, keep), rest | dict(weights)
 
 
-def _round(weight: np.ndarray, mask: np.ndarray | None, stats: Statistics, kind: LinearKind) -> _Rounded:
+def _round(weight: np.ndarray, mask: np.ndarray | None, stats: LinearStatistics, kind: LinearKind) -> _Rounded:
     bias = np.zeros(len(weight), np.float32)
     if mask is not None:
         weight, bias = refit_kept(weight, mask, stats)

@@ -21,6 +21,7 @@ from approxrt.compression.records import Baseline, Candidate, Provenance
 from approxrt.errors import CompressionError
 from approxrt.models.checkpoint import load_checkpoint
 from approxrt.planning.encoder_options import DENSITIES
+from approxrt.progress import Progress
 from approxrt.quantization import build
 from approxrt.runtime.loading import load
 from approxrt.significance.latency import MeasuredTable, measure_table, typical_lengths
@@ -227,9 +228,8 @@ class EncoderFamily:
         learnt = self.inputs.own.learnt
         return teach(
             self.teachers(),
-            learnt.ids,
-            learnt.types,
-            progress=lambda done, total, text: self.job.progress(0.0, f"{text} ({done}/{total})"),
+            learnt,
+            progress=Progress(lambda share, text: self.job.progress(0.0, f"{text} ({share:.0%})")),
         )
 
     def training_options(self) -> DistillationOptions:

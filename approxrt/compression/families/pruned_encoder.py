@@ -67,8 +67,8 @@ class PrunedEncoder:
             if layer.intermediate_size:
                 weight = self.model.weight(f"{down}.weight").detach().cpu().numpy()
                 order = np.argsort(-unit_errors(weight, found.inputs[down], found.gradients[down]), kind="stable")
-                found.inputs[down] = found.inputs[down][np.ix_(order, order)]
-                found.means[down], found.gradients[up] = found.means[down][order], found.gradients[up][order]
+                found.linears[down] = found.linears[down].select(order)
+                found.linears[up] = found.linears[up].select_outputs(order)
             orders.append(order)
         self.prune(Structure(Structure.of(spec).heads, tuple(orders)), {})
         self.means = dict(found.means)

@@ -34,6 +34,7 @@ from approxrt.errors import UnsupportedTaskError
 from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import SignKind, with_sign_attention
 from approxrt.significance.bootstrap import (
+    GainTest,
     Trial,
     bootstrap_share,
     calibrated_loss,
@@ -41,7 +42,8 @@ from approxrt.significance.bootstrap import (
     gains,
     metric_gain,
 )
-from approxrt.significance.removal import HeldOutLoss, elements_of, shrunk
+from approxrt.significance.elements import elements_of
+from approxrt.significance.encoder_removal import HeldOutLoss, shrunk
 from approxrt.significance.statistics import collect
 from approxrt.significance.threshold import gain_of_offsets, logit_offsets
 from approxrt.tasks.metrics import compute_metrics
@@ -123,12 +125,10 @@ def _without_harm(family: EncoderFamily, model: TorchEncoder) -> tuple[TorchEnco
     parts = folds(len(held), FOLDS, family.job.seed)
     keep, trials = gains(
         held,
-        family.inputs.data.task,
         means,
-        parts,
-        seed=family.job.seed,
-        ranking=HeldOutLoss(model, family.inputs.validation, np.sort(few)),
-        progress=lambda done, total, text: family.job.progress(0.8 + 0.05 * done / total, text),
+        GainTest(parts, seed=family.job.seed),
+        HeldOutLoss(model, family.inputs.validation, np.sort(few)),
+        family.job.progress.part(0.8, 0.85),
     )
     return (shrunk(model, keep, means) if any(t.accepted for t in trials) else model), trials
 
@@ -230,7 +230,7 @@ def _learn(family: EncoderFamily, model: TorchEncoder, members: list[TorchEncode
         why = "one model is no ensemble" if len(teachers) < 2 else "the budget has no room for an epoch"
         family.job.notes.add(f"the model does not learn from the ensemble: {why}")
         return [_validated(family, model, 0)]
-    teacher = teach(teachers, family.inputs.own.train.ids, family.inputs.own.train.types, with_hidden=False)
+    teacher = teach(teachers, family.inputs.own.train, with_hidden=False)
     recovery = Distillation(model, family.inputs.pruned.train, teacher, round(epochs * recovery_steps), options)
     history = [_validated(family, model, 0)]
     candidates, tail = [_copy(model)], list[dict[str, torch.Tensor]]()

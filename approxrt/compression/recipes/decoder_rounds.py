@@ -21,12 +21,16 @@ from approxrt.planning.decoder_options import (
     with_measured_blocks,
 )
 from approxrt.planning.plan import Limits, Option, Plan
+from approxrt.progress import Progress
 from approxrt.pruning.structure import GROUPS
 from approxrt.quantization.calibration import calibration
 from approxrt.quantization.scheme import SCHEMES, Scheme
 from approxrt.significance.decoder_latency import DecoderLatency, measure_latency
-from approxrt.significance.decoder_removal import DecoderElement, head_divergence, measure_removals
-from approxrt.significance.decoder_statistics import statistics
+from approxrt.significance.decoder_removal import HeldOutText, head_divergence
+from approxrt.significance.decoder_statistics import collect_from_text
+from approxrt.significance.elements import Element
+from approxrt.significance.removal import measure_removals
+from approxrt.torch_models.decoder import TorchDecoder
 from approxrt.training.budget import BudgetSpent
 
 STATISTICS_SEQUENCES, ROUNDING_SEQUENCES, REMOVAL_SEQUENCES, HEAD_SEQUENCES = 8, 12, 2, 2
@@ -148,8 +152,10 @@ class Search:
         spec, tensors, own = self.spec, self.tensors, self.family.own
         latency = self._latency(spec)
         batch = calibration(self.family.inputs.calibrating, STATISTICS_SEQUENCES, self.family.inputs.sequence)
-        enough = self.job.budget.share(SHARES["statistics"])
-        stats = statistics(spec, tensors, batch, self.job.tick, enough, own is not None, self.job.device)
+        stats = collect_from_text(
+            TorchDecoder(spec, tensors, self.job.device), batch, own is not None,
+            Progress(lambda share, text: self.job.tick(text)), self.job.budget.share(SHARES["statistics"]),
+        ).linears  # fmt: skip
         builder = Builder(spec, tensors, stats, own)
         begun, allowed = self.job.budget.elapsed(), TILES_SHARE * self.job.options.budget
 
@@ -224,18 +230,18 @@ class Search:
         known = self.job.work.load("removals", dict[str, float])
         if known is not None:
             return known
-        elements = {f"layers.{i}.{kind}": DecoderElement(i, kind) for i in range(len(spec.layers))
+        elements = {f"layers.{i}.{kind}": Element(i, kind) for i in range(len(spec.layers))
                     for kind in ("attention", "ffn")}  # fmt: skip
         order = sorted(blocks, key=lambda name: blocks[name][-1].loss)
         text = self._other_text()
 
         def measure(names: list[str], batch: Any) -> dict[str, float]:
-            _, found = measure_removals(
-                spec, tensors, batch, means, [elements[name] for name in names],
-                lambda done, total, text: self.job.tick(text), self.job.budget.share(SHARES["removal"]),
-                self.job.device,
+            found = measure_removals(
+                HeldOutText(TorchDecoder(spec, tensors, self.job.device), batch), means,
+                [elements[name] for name in names],
+                Progress(lambda share, text: self.job.tick(text)), self.job.budget.share(SHARES["removal"]),
             )  # fmt: skip
-            return {removal.element.name: removal.change for removal in found}
+            return {removal.element.name: removal.change for removal in found.removals}
 
         measured = measure(order, calibration(text, REMOVAL_SEQUENCES, self.family.inputs.sequence))
         middle = text[len(text) // 8 : len(text) - len(text) // 8]

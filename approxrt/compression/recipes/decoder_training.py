@@ -28,7 +28,13 @@ from approxrt.quantization.grids import parts_of
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.torch_models.device import has_bf16
 from approxrt.training.budget import BudgetSpent
-from approxrt.training.decoder_distillation import DecoderDistillation, DecoderDistillationOptions, on_grid
+from approxrt.training.decoder_distillation import (
+    DecoderDistillation,
+    DecoderDistillationOptions,
+    StoredLinears,
+    TeacherText,
+    on_grid,
+)
 
 LR_SHARE = 0.5  # of an encoder's learning rate: there is little text
 LEAST_STEPS = 8  # to be worth it
@@ -88,11 +94,11 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
         own is not None and own.keeps_table and HEAD in plan.schemes and plan.schemes[HEAD] != own.scheme(HEAD)
     )
     options = DecoderDistillationOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(job.device),
-                                     trains_head=trains_head)  # fmt: skip
+                                         trains_head=trains_head, device=job.device)  # fmt: skip
     if own is not None and own.tied and not own.keeps_table:
         cut_tensors["embeddings.word.weight"] = cut_tensors[f"{HEAD}.weight"]
-    recovery = DecoderDistillation(cut_spec, cut_tensors, masks, kinds, pieces, family.teach, options, grids,
-                                   job.device)  # fmt: skip
+    text = TeacherText(pieces, family.teach)
+    recovery = DecoderDistillation(cut_spec, cut_tensors, StoredLinears(kinds, masks, grids), text, options)
     # Perplexity, step, weights, grids.
     best: tuple[float, int, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]] | None = None
     if state["recovery"] is not None:
@@ -104,7 +110,7 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
 
     def build(weights: dict[str, np.ndarray], grids: dict[str, dict[str, np.ndarray]]) -> InMemory:
         _, whole = cut_without_statistics(spec, tensors, plan.keep, weights)
-        return with_words(*on_grid(cut_spec, whole, masks, kinds, grids), own)
+        return with_words(*on_grid(cut_spec, whole, StoredLinears(kinds, masks, grids)), own)
 
     def save() -> None:
         kept = None

@@ -15,8 +15,8 @@ from approxrt.compression.families.encoder import EncoderFamily
 from approxrt.compression.records import Origin, Provenance
 from approxrt.errors import UnsupportedTaskError
 from approxrt.random import Stream, generator
+from approxrt.significance.encoder_removal import HeldOutLoss, shrunk
 from approxrt.significance.paper import Found, Test, search
-from approxrt.significance.removal import HeldOutLoss, shrunk
 from approxrt.significance.statistics import collect
 
 TESTS = {"accuracy": Test(), "speed": Test(1.1, None), "size": Test(1.1, None)}
@@ -37,7 +37,7 @@ def paper(family: EncoderFamily) -> None:
     means = collect(model, train, rows, job.seed, with_moments=False).means
     validation = family.inputs.validation
     held = HeldOutLoss(model, validation, _drawn(len(validation.ids), HELD, job.seed))
-    found = search(held, means, test, lambda done, most, text: job.progress(0.1 + 0.8 * min(1.0, done / most), text))
+    found = search(held, means, test, job.progress.part(0.1, 0.9))
     small = shrunk(model, found.keep, means)
     facts = {"method": "paper", "test": asdict(test), **log_of(found, len(held))}
     family.build(small, family.kinds(small, {}), Provenance(Origin.PLANNED, facts=facts))
