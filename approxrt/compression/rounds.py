@@ -158,7 +158,7 @@ class Rounds:
         for block, scored in self.scored.items():
             scheme = plan.schemes.get(block.linears[0])
             if scheme is not None:
-                kept = (plan.keep.heads if block.kind == "attention" else plan.keep.units)[block.layer]
+                kept = (plan.keep.heads if block.kind == "attention" else plan.keep.channels)[block.layer]
                 masks |= scored.masks(len(kept), scheme.density)
                 kinds |= dict.fromkeys(block.linears, scheme.format)
         recovery.prune(plan.keep, masks)

@@ -80,7 +80,7 @@ def allocate(spec: AnySpec, parts: Sequence[Part], limits: Limits, saves: Cost =
 
 def _plan(spec: AnySpec, decisions: Sequence[Decision]) -> Plan:
     whole = Structure.of(spec)
-    heads, channels = list(whole.heads), list(whole.units)
+    heads, channels = list(whole.heads), list(whole.channels)
     schemes: dict[str, Scheme] = {}
     for decision in decisions:
         schemes |= decision.schemes

@@ -1,7 +1,7 @@
 """List what each part of a decoder may become, with its cost in loss and time, and choose a plan.
 
 A linear has a scheme (`approxrt.quantization.scheme`): so many bits, so many of its 16x4 tiles. A block (attention or
-FFN of a layer) has a structure: so many key-value groups with so many query heads each, so many units, or nothing at
+FFN of a layer) has a structure: so many key-value groups with so many query heads each, so many channels, or nothing at
 all. Losses are in nats a token, from second-order statistics (`approxrt.pruning.second_order`); those of whole blocks
 may be measured instead (`approxrt.significance.decoder_removal`).
 """
@@ -107,7 +107,7 @@ def block_options(
 ) -> dict[str, list[StructureOption]]:
     """The structures of every block with the second-order loss of what goes (`approxrt.pruning.obs.group_curve`).
 
-    groups   of FFN units a layer
+    groups   of FFN channels a layer
     """
     out = {}
     for i, layer in enumerate(spec.layers):
@@ -123,9 +123,9 @@ def block_options(
                 losses = group_curve(weight, weighted, np.ones(len(weight)), layer.head_dim)
                 out[block] = list(_head_options(losses, layer.num_kv_heads))
             else:
-                units = channel_groups(spec, layer.intermediate_size, groups)
-                losses = group_curve(weight, weighted, np.ones(len(weight)), len(units[0]))
-                out[block] = list(_unit_options(losses, units))
+                channels = channel_groups(spec, layer.intermediate_size, groups)
+                losses = group_curve(weight, weighted, np.ones(len(weight)), len(channels[0]))
+                out[block] = list(_channel_options(losses, channels))
     return out
 
 
@@ -144,12 +144,12 @@ def _head_options(losses: np.ndarray, groups: int) -> Iterator[StructureOption]:
     yield StructureOption(np.arange(0), 0.0, float(losses.sum()))
 
 
-def _unit_options(losses: np.ndarray, groups: Sequence[np.ndarray]) -> Iterator[StructureOption]:
+def _channel_options(losses: np.ndarray, groups: Sequence[np.ndarray]) -> Iterator[StructureOption]:
     order = np.argsort(-losses, kind="stable")
-    units = sum(len(group) for group in groups)
+    channels = sum(len(group) for group in groups)
     for count in range(len(groups), -1, -1):
         kept = np.concatenate([np.arange(0), *(groups[g] for g in np.sort(order[:count]))]).astype(np.int64)
-        yield StructureOption(kept, len(kept) / units, float(losses[order[count:]].sum()))
+        yield StructureOption(kept, len(kept) / channels, float(losses[order[count:]].sum()))
 
 
 def with_measured_blocks(

@@ -49,7 +49,7 @@ class LatencyTable(Protocol):
     """Measured milliseconds of one block on the task's workload."""
 
     def ms(self, block: str, size: int, density: float, kind: LinearKind) -> float:
-        """Return those of an attention with `size` heads or an FFN with `size` units, `density` of its tiles kept."""
+        """Return those of an attention with `size` heads or an FFN of `size` channels, `density` of its tiles kept."""
         ...
 
 
@@ -92,7 +92,7 @@ class BlockScores:
             groups = strips_of(layer.intermediate_size)
             parts = np.minimum(*(np.bincount(groups, x) for x in (column, row)))
             self.count = len(parts)
-        # A part: a head, or a group of 16 units.
+        # A part: a head, or a group of 16 channels.
         self.order = np.argsort(-parts, kind="stable")
         self.lost = np.concatenate([np.cumsum(parts[self.order][::-1])[::-1], [0.0]])
 
@@ -101,8 +101,8 @@ class BlockScores:
         kept = np.sort(self.order[:parts])
         if self.block.kind == "attention":
             return head_rows(kept, self.head_dim)
-        units = self.scores[self.block.linears[0]].shape[0]
-        return np.flatnonzero(np.isin(strips_of(units), kept))
+        channels = self.scores[self.block.linears[0]].shape[0]
+        return np.flatnonzero(np.isin(strips_of(channels), kept))
 
     def inner(self, scores: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         """The scores of what remains: rows of the first linears, columns of the last."""

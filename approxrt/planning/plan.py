@@ -69,7 +69,7 @@ class Plan:
         return {
             "kinds": {name: scheme.name for name, scheme in self.schemes.items()},
             "heads": [kept.tolist() for kept in self.keep.heads],
-            "units": [kept.tolist() for kept in self.keep.units],
+            "units": [kept.tolist() for kept in self.keep.channels],
             "loss": self.loss,
             "seconds": self.ms / 1e3,
             "bytes": self.bytes,

@@ -85,7 +85,7 @@ def group_curve(
     dampening: float = 1e-2,
     at_once: int | None = 1,
 ) -> np.ndarray:
-    """f64[ceil(K / size)]: the same for groups of `size` neighbouring inputs of all outputs: heads, FFN units.
+    """f64[ceil(K / size)]: the same for groups of `size` neighbouring inputs of all outputs: heads, FFN channels.
 
     at_once   groups that go in a step; None: a share, see the module's text; 1: the exact greedy order
     """
@@ -99,10 +99,10 @@ def group_curve(
     return _curve(w, p, torch.from_numpy(np.asarray(row_weights)).double(), size, at_once)
 
 
-def unit_errors(
+def channel_errors(
     weight: np.ndarray, hessian: np.ndarray, row_weights: np.ndarray, dampening: float = 1e-2
 ) -> np.ndarray:
-    """f64[K]: rho of each single input of all outputs (an FFN unit's column of `ffn.down`), all others still there."""
+    """f64[K]: rho of each single input of all outputs (an FFN channel's column of `ffn.down`), all others still in."""
     diagonal = inverse_moments(hessian, dampening).diagonal()
     energy = np.asarray(row_weights, np.float64) @ np.square(weight, dtype=np.float64)
     result: np.ndarray = 0.5 * energy / diagonal.numpy()

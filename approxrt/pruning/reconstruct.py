@@ -107,7 +107,7 @@ def refit(
 
     baseline    the model that it came from
     rows     i64[n]: the examples that are used; hidden states of all their tokens are kept, twice
-    keep     which of the baseline's heads and units the model has, in the model's order; None: all
+    keep     which of the baseline's heads and FFN channels the model has, in the model's order; None: all
     follow   a block's output also makes up for what its residual input has drifted from the baseline's: the target
              of its last linear is y + (x_baseline - x). Otherwise it is the baseline's y alone
     """
@@ -115,7 +115,7 @@ def refit(
     refitter = _Refitter(model, baseline, examples, np.asarray(rows), ridge, follow)
     depth = len(model.spec.layers)
     for i in range(depth):
-        refitter.layer(i, keep.heads[i], keep.units[i])
+        refitter.layer(i, keep.heads[i], keep.channels[i])
         if progress:
             progress.count(i + 1, depth, "refitting")
 
@@ -139,7 +139,7 @@ class _Refitter:
             self.states = [model.embed(batch) for batch in self.batches]
             self.baseline_states = [baseline.embed(batch) for batch in self.batches]
 
-    def layer(self, i: int, heads: np.ndarray, units: np.ndarray) -> None:
+    def layer(self, i: int, heads: np.ndarray, channels: np.ndarray) -> None:
         """Refit layer `i` and go past it."""
         at, layer = f"layers.{i}", self.baseline.spec.layers[i]
         with _plain(self.model), _plain(self.baseline), torch.inference_mode():
@@ -148,8 +148,8 @@ class _Refitter:
                 self._first({f"{at}.attention.{part}": rows for part in QKV})
             self._last(i, f"{at}.attention.output", len(heads), bool(layer.num_heads))
             if layer.intermediate_size:
-                self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(units)).to(self.baseline.device)})
-            self._last(i, f"{at}.ffn.down", len(units), bool(layer.intermediate_size))
+                self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(channels)).to(self.baseline.device)})
+            self._last(i, f"{at}.ffn.down", len(channels), bool(layer.intermediate_size))
 
     def _first(self, outputs: dict[str, Tensor]) -> None:
         """Refit the linears that read the hidden state: `outputs` has the baseline's rows by name."""

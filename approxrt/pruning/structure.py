@@ -1,7 +1,7 @@
-"""Taking heads, FFN units and whole blocks out of a model for real: the matrices shrink.
+"""Taking heads, FFN channels and whole blocks out of a model for real: the matrices shrink.
 
 What is taken out leaves its mean output as a bias: with x the inputs of a block's second linear (a head's context,
-an FFN unit's activation), removing columns R of W adds W[:, R] E[x_R] to the bias. That is the best constant in the
+an FFN channel's activation), removing columns R of W adds W[:, R] E[x_R] to the bias. That is the best constant in the
 least-squares sense, and where x_R is constant (a head or unit whose own weights are all pruned) it is exact.
 """
 
@@ -28,10 +28,10 @@ AnyLayer = LayerSpec | DecoderLayerSpec
 
 @dataclass(frozen=True)
 class Structure:
-    """Hold what stays, by layer: indices of heads and of FFN units in their present order; empty removes the block."""
+    """Hold what stays, by layer: indices of heads and FFN channels in their present order; empty removes the block."""
 
     heads: tuple[np.ndarray, ...]
-    units: tuple[np.ndarray, ...]
+    channels: tuple[np.ndarray, ...]
 
     @staticmethod
     def of(spec: AnySpec) -> Structure:
@@ -46,7 +46,7 @@ class Structure:
         whole = Structure.of(spec)
         return all(
             np.array_equal(a, b)
-            for mine, theirs in ((self.heads, whole.heads), (self.units, whole.units))
+            for mine, theirs in ((self.heads, whole.heads), (self.channels, whole.channels))
             for a, b in zip(mine, theirs, strict=True)
         )
 
@@ -91,7 +91,7 @@ def selections(spec: AnySpec, keep: Structure) -> dict[str, Selection]:
     """
     out: dict[str, Selection] = {}
     layers: tuple[Any, ...] = spec.layers
-    for i, (layer, heads, units) in enumerate(zip(layers, keep.heads, keep.units, strict=True)):
+    for i, (layer, heads, channels) in enumerate(zip(layers, keep.heads, keep.channels, strict=True)):
         at = f"layers.{i}"
         if layer.num_heads and not _same(heads, layer.num_heads):
             groups = kept_groups(layer, heads)
@@ -102,22 +102,22 @@ def selections(spec: AnySpec, keep: Structure) -> dict[str, Selection]:
                 1, head_rows(heads, layer.head_dim) if len(heads) else None
             )
             out |= {} if len(heads) else _norms(spec, f"{at}.attention.norm")
-        if layer.intermediate_size and not _same(units, layer.intermediate_size):
-            if spec.down_block and not _whole_blocks(units, spec.down_block):
+        if layer.intermediate_size and not _same(channels, layer.intermediate_size):
+            if spec.down_block and not _whole_blocks(channels, spec.down_block):
                 raise ValueError(f"layer {i}: FFN channels must leave by whole blocks of {spec.down_block}")
-            channels = units if len(units) else None
+            selected = channels if len(channels) else None
             for part in ("gate", "up") if spec.gated else ("up",):
-                out |= {f"{at}.ffn.{part}.{tensor}": Selection(0, channels) for tensor in ("weight", "bias")}
-            out[f"{at}.ffn.down.weight"] = Selection(1, channels)
-            out |= {} if len(units) else _norms(spec, f"{at}.ffn.norm")
+                out |= {f"{at}.ffn.{part}.{tensor}": Selection(0, selected) for tensor in ("weight", "bias")}
+            out[f"{at}.ffn.down.weight"] = Selection(1, selected)
+            out |= {} if len(channels) else _norms(spec, f"{at}.ffn.norm")
     return out
 
 
 def shrunk_spec(spec: Spec, keep: Structure) -> Spec:
     """Return the spec of what stays."""
-    kept = zip(spec.layers, keep.heads, keep.units, strict=True)
+    kept = zip(spec.layers, keep.heads, keep.channels, strict=True)
     layers = tuple(
-        layer.with_sizes(len(heads), len(kept_groups(layer, heads)), len(units)) for layer, heads, units in kept
+        layer.with_sizes(len(heads), len(kept_groups(layer, heads)), len(channels)) for layer, heads, channels in kept
     )
     return dataclasses.replace(spec, layers=layers)
 
@@ -125,16 +125,16 @@ def shrunk_spec(spec: Spec, keep: Structure) -> Spec:
 def mean_biases(
     spec: AnySpec, tensors: Mapping[str, np.ndarray], keep: Structure, means: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """New output biases: what the removed heads and units put out on average.
+    """New output biases: what the removed heads and FFN channels put out on average.
 
     means   E[x] of the inputs of "layers.i.attention.output" and "layers.i.ffn.down", f32[in_features]
     """
     out: dict[str, np.ndarray] = {}
     layers: tuple[Any, ...] = spec.layers
-    for i, (layer, heads, units) in enumerate(zip(layers, keep.heads, keep.units, strict=True)):
+    for i, (layer, heads, channels) in enumerate(zip(layers, keep.heads, keep.channels, strict=True)):
         for name, kept, count in (
             (f"layers.{i}.attention.output", head_rows(heads, layer.head_dim), layer.num_heads * layer.head_dim),
-            (f"layers.{i}.ffn.down", np.asarray(units), layer.intermediate_size),
+            (f"layers.{i}.ffn.down", np.asarray(channels), layer.intermediate_size),
         ):
             gone = np.setdiff1d(np.arange(count), kept)
             if len(gone):
@@ -200,9 +200,9 @@ def channel_groups(spec: AnySpec, channels: int, groups: int = GROUPS) -> list[n
 def dead_structure(
     spec: ModelSpec, masks: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]
 ) -> Structure:
-    """Return what still has an effect that is not constant: heads and groups of units that some kept tile reads and
+    """Return what still has an effect that is not constant: heads and groups of channels that some kept tile reads and
     feeds."""
-    heads, units = [], []
+    heads, channels = [], []
     for i, layer in enumerate(spec.layers):
         at, inner = f"layers.{i}.", layer.num_heads * layer.head_dim
         alive = np.ones(inner, bool)
@@ -216,8 +216,8 @@ def dead_structure(
                 alive &= expand_mask(masks[name], *shapes[name]).any(axis=axis)
         groups = strips_of(layer.intermediate_size)
         living = np.unique(groups[alive])
-        units.append(np.flatnonzero(np.isin(groups, living)) if layer.intermediate_size else _NONE)
-    return Structure(tuple(heads), tuple(units))
+        channels.append(np.flatnonzero(np.isin(groups, living)) if layer.intermediate_size else _NONE)
+    return Structure(tuple(heads), tuple(channels))
 
 
 _NONE = np.arange(0)
@@ -255,8 +255,8 @@ def _norms(spec: AnySpec, name: str) -> dict[str, Selection]:
     return {f"{name}.{part}": Selection(0, None) for part in parts}
 
 
-def _whole_blocks(units: np.ndarray, block: int) -> bool:
-    return len(units) % block == 0 and bool(
-        (np.asarray(units).reshape(-1, block) == np.asarray(units)[::block, None] + np.arange(block)).all()
-        and (np.asarray(units)[::block] % block == 0).all()
+def _whole_blocks(channels: np.ndarray, block: int) -> bool:
+    return len(channels) % block == 0 and bool(
+        (np.asarray(channels).reshape(-1, block) == np.asarray(channels)[::block, None] + np.arange(block)).all()
+        and (np.asarray(channels)[::block] % block == 0).all()
     )

@@ -1,6 +1,6 @@
 """What of a fine-tuned model its task needs: all measures of significance together, as one JSON document.
 
-Coarse to fine: blocks, heads and groups of FFN neurons by the loss without them (`approxrt.significance.removal`),
+Coarse to fine: blocks, heads and groups of FFN channels by the loss without them (`approxrt.significance.removal`),
 tiles of weights by second-order scores (`approxrt.pruning.obs`), rows of the embedding table by the gradient at the
 embedding (`approxrt.significance.statistics`). Beside them what each block costs (`approxrt.significance.latency`), and
 from both what a speedup would cost and which parts would pay for it (`approxrt.significance.pareto`).
@@ -70,7 +70,7 @@ def analyze(
                   second_order}], in the order of execution. A block is taken out alone and leaves its mean output;
                   zero_change is the loss's change when it leaves nothing (the paper's way)
       heads       the same of each head, with `part` for zero_change, second_order and `fisher`
-      groups      the same of each of up to 12 groups of FFN neurons, with `neurons` [first, last]
+      groups      the same of each of up to 12 groups of FFN channels, with `neurons` [first, last]
       ranking     names of the blocks, the least significant first
       linears     [{name, tiles, loss, curve}]: curve [[share of tiles kept, share of significance kept]], the best
                   tiles first; loss: predicted increase of the loss when all go
@@ -244,21 +244,21 @@ class _Analysis:
 
     def _second_order(self, out: dict[str, Any], stats: Statistics, tokens: float) -> None:
         """Adds what the statistics predict to blocks, heads and groups."""
-        from approxrt.pruning.obs import group_curve, unit_errors
+        from approxrt.pruning.obs import channel_errors, group_curve
 
-        spec, errors, units = self.model.spec, {}, {}
+        spec, errors, channels = self.model.spec, {}, {}
         for i, layer in enumerate(spec.layers):
             if layer.num_heads:
                 errors[i] = group_curve(*self._problem(f"layers.{i}.attention.output", stats), layer.head_dim)
             if layer.intermediate_size:
-                units[i] = unit_errors(*self._problem(f"layers.{i}.ffn.down", stats))
+                channels[i] = channel_errors(*self._problem(f"layers.{i}.ffn.down", stats))
         for entry in out["heads"]:
             i, part = entry["layer"], entry["part"]
             entry["second_order"] = float(errors[i][part] * tokens)
             entry["fisher"] = float(stats.heads[i][part] / stats.examples)
         for entry in out["groups"]:
             i, (first, last) = entry["layer"], entry["neurons"]
-            entry["second_order"] = float(units[i][first : last + 1].sum() * tokens)
+            entry["second_order"] = float(channels[i][first : last + 1].sum() * tokens)
             entry["fisher"] = float(stats.channels[i][first : last + 1].sum() / stats.examples)
         for block in out["blocks"]:
             linear = "attention.output" if block["kind"] == "attention" else "ffn.down"

@@ -1,4 +1,4 @@
-"""What of a decoder a text needs: blocks, key-value groups, query heads and groups of FFN units, as a JSON document."""
+"""Analyze what of a decoder a text needs: blocks, key-value groups, heads, groups of FFN channels; a JSON document."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def analyze_decoder(
                 change when all other weights make up for it
       groups    the same of each key-value group with its query heads, with `part` (its number)
       heads     the same of each query head, where several share keys and values
-      units     the same of each group of FFN units, with `units` [first, last]
+      units     the same of each group of FFN channels, with `units` [first, last]
       weights   of "attention", "ffn" and "head": how many are read for each token that is written
       ranking   names of the blocks, the least significant first
       seconds   of the whole analysis
@@ -144,8 +144,8 @@ def _row(removal: Removal, dense: float, predicted: float, spec: Any) -> dict[st
     row |= {"metric": value, "metric_change": value - float(np.exp(removal.loss - removal.change))}
     row["second_order"] = predicted
     if element.part == "units":
-        units = channel_groups(spec, spec.layers[element.layer].intermediate_size)[element.index]
-        row["units"] = [int(units[0]), int(units[-1])]
+        channels = channel_groups(spec, spec.layers[element.layer].intermediate_size)[element.index]
+        row["units"] = [int(channels[0]), int(channels[-1])]
     if element.part is not None:
         row["part"] = element.index
     return row

@@ -136,6 +136,6 @@ def metric_gain(
 def _same(a: Structure, b: Structure) -> bool:
     return all(
         len(x) == len(y)
-        for mine, theirs in ((a.heads, b.heads), (a.units, b.units))
+        for mine, theirs in ((a.heads, b.heads), (a.channels, b.channels))
         for x, y in zip(mine, theirs, strict=True)
     )

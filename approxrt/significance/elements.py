@@ -96,10 +96,10 @@ def elements_of(spec: AnySpec, parts: bool = True) -> list[Element]:
 
 def without(spec: ModelSpec, keep: Structure, element: Element) -> Structure:
     """Return `keep` less one element; parts are numbered in the model of `spec`, whatever of it is gone already."""
-    heads, units, i = list(keep.heads), list(keep.units), element.layer
+    heads, channels, i = list(keep.heads), list(keep.channels), element.layer
     gone = np.flatnonzero(element.inputs(spec))
     if element.kind == "attention":
         heads[i] = np.setdiff1d(heads[i], np.unique(gone // spec.layers[i].head_dim))
     else:
-        units[i] = np.setdiff1d(units[i], gone)
-    return Structure(tuple(heads), tuple(units))
+        channels[i] = np.setdiff1d(channels[i], gone)
+    return Structure(tuple(heads), tuple(channels))

@@ -43,7 +43,7 @@ def left_biases(model: TorchEncoder, keep: Structure, means: Means) -> dict[str,
     for i, layer in enumerate(spec.layers):
         for name, kept, count in (
             (f"layers.{i}.attention.output.bias", keep.heads[i], layer.num_heads),
-            (f"layers.{i}.ffn.down.bias", keep.units[i], layer.intermediate_size),
+            (f"layers.{i}.ffn.down.bias", keep.channels[i], layer.intermediate_size),
         ):
             if count and not len(kept):
                 out[name] = np.zeros(spec.hidden_size, np.float32)
@@ -56,9 +56,9 @@ def removed(model: TorchEncoder, keep: Structure, means: Means) -> Iterator[None
     spec, gates, biases = model.spec, model.gates, model.biases
     new = {name: torch.from_numpy(bias).to(model.device) for name, bias in left_biases(model, keep, means).items()}
     layers, model.gates = [], dict(gates)
-    for i, (layer, heads, units) in enumerate(zip(spec.layers, keep.heads, keep.units, strict=True)):
+    for i, (layer, heads, channels) in enumerate(zip(spec.layers, keep.heads, keep.channels, strict=True)):
         sizes = {"num_heads": layer.num_heads, "intermediate_size": layer.intermediate_size}
-        for field, kept, at in (("num_heads", heads, "attention"), ("intermediate_size", units, "ffn")):
+        for field, kept, at in (("num_heads", heads, "attention"), ("intermediate_size", channels, "ffn")):
             if not len(kept):
                 sizes |= {field: 0} | (DENSE_ATTENTION if at == "attention" else {})
             elif len(kept) < sizes[field]:

@@ -172,9 +172,9 @@ def _runner(
 def _measure(
     spec: ModelSpec, lengths: Sequence[int], kinds: Sequence[LinearKind], threads: int, progress: Progress | None
 ) -> MeasuredTable:
-    heads, units = max(l.num_heads for l in spec.layers), max(l.intermediate_size for l in spec.layers)
+    heads, channels = max(l.num_heads for l in spec.layers), max(l.intermediate_size for l in spec.layers)
     dim = max(l.head_dim for l in spec.layers)
-    sizes = {"attention": _sizes(heads, 1), "ffn": _sizes(units, 16)}
+    sizes = {"attention": _sizes(heads, 1), "ffn": _sizes(channels, 16)}
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, VOCABULARY, n) for n in lengths]
     jobs: list[tuple[str, int, LinearKind, float]] = [("none", 0, "s8", 1.0)]

@@ -99,7 +99,7 @@ def predicted_pareto(
         blocks = {}
         for block in scored:
             scheme = plan.schemes.get(block.linears[0])
-            kept = (plan.keep.heads if block.kind == "attention" else plan.keep.units)[block.layer]
+            kept = (plan.keep.heads if block.kind == "attention" else plan.keep.channels)[block.layer]
             density = 0.0 if scheme is None else scheme.density
             blocks[block.name] = {"size": len(kept), "of": full_size(spec, block), "density": density}
         out.append({"speedup": int8 / ms, "ms": ms, "loss": plan.loss, "blocks": blocks})

@@ -1,6 +1,6 @@
 """Scores of every weight of a model as it is: block OBS of its tiles, spread over their weights.
 
-One currency for heads, FFN units and tiles: half the loss of a text, by the Fisher information of its own predictions
+One currency for heads, FFN channels and tiles: half the loss of a text, by the Fisher matrix of its own predictions
 (`approxrt.significance.statistics`) and the input moments of each linear (`approxrt.pruning.obs`).
 """
 

@@ -1,7 +1,7 @@
 """An encoder in PyTorch, built from an artifact's spec and float32 tensors: what is analysed, pruned and trained.
 
 It speaks the artifact's names, so every family of checkpoints is one kind of model here, and it runs what is
-there: a pruned head or FFN unit is not computed, a removed block is its bias and its norm. Tiles that are pruned
+there: a pruned head or FFN channel is not computed, a removed block is its bias and its norm. Tiles that are pruned
 inside a linear are zeros, held at zero by `apply_masks`; the engine leaves them out for real.
 
 Embeddings are frozen: rows that a task's training text does not touch must not drift apart from those that it does.
@@ -120,7 +120,7 @@ class TorchEncoder(nn.Module):
         self.input_hook: InputHook | None = None
         self.output_hook: OutputHook | None = None
         self.weight_hook: WeightHook | None = None
-        # Factors of heads ("layers.0.attention", [heads]) and FFN units ("layers.0.ffn", [units]), for their gradients.
+        # Factors of heads ("layers.0.attention", [heads]) and channels ("layers.0.ffn", [channels]), for gradients.
         self.gates: dict[str, Tensor] = {}
         # Biases that stand for the parameters of the same names: what a removed part of a block leaves.
         self.biases: dict[str, Tensor] = {}

@@ -236,7 +236,7 @@ class Distillation(Trainer):
         whole = Structure.of(model.spec)
         keep = Structure(
             tuple(h[:n] for h, (n, _) in zip(whole.heads, state["layers"], strict=True)),
-            tuple(u[:n] for u, (_, n) in zip(whole.units, state["layers"], strict=True)),
+            tuple(u[:n] for u, (_, n) in zip(whole.channels, state["layers"], strict=True)),
         )
         model.spec = shrunk_spec(model.spec, keep)
         frozen = {name for name in model.names() if not model.weight(name).requires_grad}

@@ -19,7 +19,7 @@ from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.storage.groupwise import dequantize_groups
 from approxrt.artifact.tensors import tensor_faults
 from approxrt.compression.families import decoder as family
-from approxrt.compression.families.decoder_build import Builder, Own, cut_without_statistics, untied, with_words
+from approxrt.compression.families.decoder_build import Builder, Own, pruned_without_statistics, untied, with_words
 from approxrt.compression.job import Job
 from approxrt.compression.recipes import decoder as recipe
 from approxrt.compression.recipes import decoder_rounds, decoder_training
@@ -110,7 +110,7 @@ def some_gone(builder: Builder) -> Structure:
     """A head of the first layer, two of four groups of units of the second."""
     whole = Structure.of(builder.spec)
     units = np.concatenate([np.arange(32, 64), np.arange(96, 128)])
-    return Structure((np.array([1]), *whole.heads[1:]), (whole.units[0], units, *whole.units[2:]))
+    return Structure((np.array([1]), *whole.heads[1:]), (whole.channels[0], units, *whole.channels[2:]))
 
 
 # -- parts -----------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
     state = starting_state(builder, plan)
     weights = {name: value.numpy() for name, value in state["weights"].items()}
     grids = {name: {p: v.numpy() for p, v in parts.items()} for name, parts in state["grids"].items()}
-    spec, tensors = cut_without_statistics(builder.spec, builder.tensors, plan.keep, weights)
+    spec, tensors = pruned_without_statistics(builder.spec, builder.tensors, plan.keep, weights)
     dense = TorchDecoder(builder.spec, builder.tensors)
 
     def teacher(ids: list[int]) -> np.ndarray:
@@ -236,7 +236,7 @@ def test_the_model_in_training_starts_and_ends_on_the_grids(checkpoint: DecoderC
     losses = [recovery.advance(i / 40) for i in range(40)]
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     learnt = recovery.grids()
-    _, whole = cut_without_statistics(builder.spec, builder.tensors, plan.keep, recovery.weights())
+    _, whole = pruned_without_statistics(builder.spec, builder.tensors, plan.keep, recovery.weights())
     after = with_words(*on_grid(spec, whole, StoredLinears(kinds, {}, learnt)), builder.own)
     assert not list(tensor_faults(after.decoder_spec, after.tensors))
     want = DecoderReference(after.decoder_spec, after.tensors).next_logits(ids)
@@ -270,7 +270,7 @@ def test_as_fast_as_the_limit_allows(checkpoint: DecoderCheckpoint, data: Path, 
         assert not artifact.decoder_spec.down_block  # nothing is rotated
         for name, kind in plan.schemes.items():
             layer = int(name.split(".")[1]) if name != "head.out" else -1
-            untouched = len(plan.keep.heads[layer]) == 2 and len(plan.keep.units[layer]) == 128
+            untouched = len(plan.keep.heads[layer]) == 2 and len(plan.keep.channels[layer]) == 128
             if name != "head.out" and kind == Scheme("g4") and untouched:
                 for part, array in checkpoint.grouped[name].items():
                     np.testing.assert_array_equal(artifact.tensors[f"{name}.{part}"], array)

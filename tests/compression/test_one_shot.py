@@ -153,7 +153,7 @@ def test_a_cut_follows_to_scores_and_to_the_dense_models_indices():
     before = predict(dense, examples.ids, examples.types)
     subject.score(reorder=True)
     np.testing.assert_allclose(predict(subject.model, examples.ids, examples.types), before, atol=1e-5)
-    order = subject.kept.units[0]
+    order = subject.kept.channels[0]
     assert sorted(order) == list(range(36))
     again = PrunedEncoder(subject.model, dense, examples, np.arange(60), 0)
     again.score()  # on the reordered model: what was found before has been reordered rightly
@@ -164,13 +164,13 @@ def test_a_cut_follows_to_scores_and_to_the_dense_models_indices():
     keep = Structure((np.array([2, 0]), np.arange(0)), (np.arange(16, 36), np.arange(36)))
     subject.prune(keep, {})
     assert list(subject.kept.heads[0]) == [2, 0]
-    assert np.array_equal(subject.kept.units[0], order[16:])
+    assert np.array_equal(subject.kept.channels[0], order[16:])
     assert np.array_equal(subject.scores["layers.0.ffn.up"], scores["layers.0.ffn.up"][16:])
     assert np.array_equal(
         subject.scores["layers.0.attention.output"][:, :8], scores["layers.0.attention.output"][:, 16:]
     )
     assert not [name for name in subject.scores if name.startswith("layers.1.attention")]
-    unit = subject.kept.units[0][3]
+    unit = subject.kept.channels[0][3]
     up = "layers.0.ffn.up.weight"
     np.testing.assert_array_equal(subject.model.weight(up).detach()[3], dense.weight(up).detach()[unit])
 

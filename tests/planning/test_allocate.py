@@ -102,7 +102,7 @@ def test_byte_limit(raw: list[list[tuple[float, float, int]]], limit: int) -> No
 def test_without_limits_everything_stays(spec: ModelSpec) -> None:
     got = allocate(spec, parts_of(spec, random_scores(spec)), Limits())
     assert got is not None
-    assert [len(kept) for kept in got.keep.heads] == [4, 2] and [len(kept) for kept in got.keep.units] == [128, 96]
+    assert [len(kept) for kept in got.keep.heads] == [4, 2] and [len(kept) for kept in got.keep.channels] == [128, 96]
     assert got.schemes == {name: Scheme("s8") for name, _ in spec.linears() if name.startswith("layers.")}
 
 
@@ -116,7 +116,7 @@ def test_unimportant_block_goes_first(spec: ModelSpec) -> None:
     assert whole is not None
     got = allocate(spec, parts, Limits(ms=whole.ms - Table().ms("ffn", 96, 1.0, "s8")))
     assert got is not None
-    assert len(got.keep.units[1]) == 0 and len(got.keep.heads[0]) == 4
+    assert len(got.keep.channels[1]) == 0 and len(got.keep.heads[0]) == 4
     assert not [name for name in got.schemes if name.startswith("layers.1.ffn")]
 
 

@@ -86,7 +86,7 @@ def structure(spec: DecoderSpec, name: str) -> Structure:
     whole = Structure.of(spec)
     return Structure(
         (whole.heads[0] if heads is None else heads, *whole.heads[1:]),
-        (whole.units[0] if units is None else units[units < spec.layers[0].intermediate_size], *whole.units[1:]),
+        (whole.channels[0] if units is None else units[units < spec.layers[0].intermediate_size], *whole.channels[1:]),
     )
 
 
@@ -105,7 +105,7 @@ def test_removal_is_real(shape: str, part: str) -> None:
         {"head.out"} if spec.tied_embeddings else set()
     )
     layer = small.layers[0]
-    assert layer.num_heads == len(keep.heads[0]) and layer.intermediate_size == len(keep.units[0])
+    assert layer.num_heads == len(keep.heads[0]) and layer.intermediate_size == len(keep.channels[0])
     for name, linear in small.linears():
         assert weights[f"{name}.weight"].shape == (linear.out_features, linear.in_features)
         assert left[name].weighted.shape == (linear.in_features,) * 2 and len(left[name].mean) == linear.in_features
@@ -138,7 +138,7 @@ def test_wrong_structures_are_refused() -> None:
         kept_groups(spec.layers[0], np.array([0, 1, 2]))
     whole = Structure.of(spec)
     with pytest.raises(ValueError, match="blocks of 32"):
-        remove_and_refit(spec, tensors, Structure(whole.heads, (np.arange(40), whole.units[1])), stats)
+        remove_and_refit(spec, tensors, Structure(whole.heads, (np.arange(40), whole.channels[1])), stats)
 
 
 def test_measured_removals_are_those_of_the_removed_model() -> None:
@@ -223,7 +223,7 @@ def test_plans_keep_to_their_limits(seed: int, share: float) -> None:
         assert loss > limit or ms >= plan.ms - 1e-12
         assert ms > target or loss >= timed.loss - 1e-12
     gone = {f"layers.{i}.{kind}" for i in range(2) for kind, kept in (("attention", plan.keep.heads[i]),
-            ("ffn", plan.keep.units[i])) if not len(kept)}  # fmt: skip
+            ("ffn", plan.keep.channels[i])) if not len(kept)}  # fmt: skip
     assert all(name.rsplit(".", 1)[0] not in gone for name in plan.schemes)
     again = from_json(json.loads(json.dumps(to_json(plan))), Plan)
     assert again.schemes == plan.schemes and again.to_report() == plan.to_report()
@@ -240,7 +240,7 @@ def test_block_options_are_structures_that_can_be_built() -> None:
         assert options[0].share == 1 and losses[0] == pytest.approx(0, abs=1e-12)
         assert not len(options[-1].kept) and max(losses) == losses[-1]
         for option in options:
-            heads, units = list(whole.heads), list(whole.units)
+            heads, units = list(whole.heads), list(whole.channels)
             (heads if "attention" in name else units)[int(name.split(".")[1])] = option.kept
             remove_and_refit(spec, tensors, Structure(tuple(heads), tuple(units)), stats)
     assert [len(g) for g in channel_groups(spec, 96)] == [32, 32, 32]
@@ -355,6 +355,6 @@ def test_analyze_a_decoder(tmp_path: Path) -> None:
     html = (tmp_path / "r.html").read_text()
     page = read_page(html)
     assert page.headings == ["In short", "What a token costs", "Blocks", "Key-value groups", "Query heads",
-                             "Groups of FFN units", "How it was measured"]  # fmt: skip
+                             "Groups of FFN channels", "How it was measured"]  # fmt: skip
     for sentence in decoder_findings(document):
         assert escape(sentence) in html and sentence[:40] in result.output

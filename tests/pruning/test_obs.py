@@ -7,7 +7,7 @@ import pytest
 import torch
 from levels import SUPPORTED
 
-from approxrt.pruning.obs import dampened, group_curve, inverse_moments, tile_curve, unit_errors
+from approxrt.pruning.obs import channel_errors, dampened, group_curve, inverse_moments, tile_curve
 
 
 def problem(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,5 +157,5 @@ def test_heads_and_groups_of_units_cost_what_least_squares_says(n, k, size):
 def test_single_units_cost_what_least_squares_says():
     weight, hessian, rows = problem(20, 12, 4)
     alone = [least_loss(weight, hessian, rows, [i]) for i in range(12)]
-    np.testing.assert_allclose(unit_errors(weight, hessian, rows), alone, rtol=1e-9)
+    np.testing.assert_allclose(channel_errors(weight, hessian, rows), alone, rtol=1e-9)
     np.testing.assert_allclose(group_curve(weight, hessian, rows, 1).min(), min(alone), rtol=1e-9)

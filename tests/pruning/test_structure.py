@@ -48,7 +48,7 @@ def test_equals_gates(spec: ModelSpec) -> None:
     model.gates = {
         "layers.0.attention": torch.tensor([1.0, 0.0, 1.0]),
         "layers.1.attention": torch.zeros(2),
-        "layers.0.ffn": torch.from_numpy(np.isin(np.arange(64), keep.units[0]).astype(np.float32)),
+        "layers.0.ffn": torch.from_numpy(np.isin(np.arange(64), keep.channels[0]).astype(np.float32)),
     }
     small, out, _ = remove(spec, tensors, keep, zero_means(spec))
     assert [(l.num_heads, l.intermediate_size) for l in small.layers] == [(2, 35), (0, 48)]
@@ -62,7 +62,7 @@ def test_mean_goes_to_the_bias(spec: ModelSpec) -> None:
     tensors, means = random_tensors(spec), zero_means(spec)
     means["layers.0.ffn.down"][:] = np.linspace(-1, 1, 64)
     keep = Structure.of(spec)
-    keep = Structure(keep.heads, (np.arange(16, 64), keep.units[1]))
+    keep = Structure(keep.heads, (np.arange(16, 64), keep.channels[1]))
     _, out, _ = remove(spec, tensors, keep, means)
     weight = tensors["layers.0.ffn.down.weight"]
     want = tensors["layers.0.ffn.down.bias"] + weight[:, :16] @ means["layers.0.ffn.down"][:16]
@@ -84,7 +84,7 @@ def test_masks_follow(spec: ModelSpec) -> None:
     tensors = random_tensors(spec)
     masks = {"layers.0.ffn.down": np.random.default_rng(0).random(grid(48, 64)) < 0.5}
     whole = Structure.of(spec)
-    keep = Structure(whole.heads, (np.arange(16, 48), whole.units[1]))
+    keep = Structure(whole.heads, (np.arange(16, 48), whole.channels[1]))
     got = shrink_masks(spec, masks, selections(spec, keep), tensors)
     np.testing.assert_array_equal(got["layers.0.ffn.down"], masks["layers.0.ffn.down"][:, 4:12])
 
@@ -100,7 +100,7 @@ def test_dead_structure(spec: ModelSpec) -> None:
     shapes = {"layers.0.attention.output": (48, 48), "layers.1.ffn.up": (48, 48)}
     keep = dead_structure(spec, masks, shapes)
     assert keep.heads[0].tolist() == [0, 2] and keep.heads[1].tolist() == [0, 1]
-    assert keep.units[0].tolist() == list(range(64)) and keep.units[1].tolist() == list(range(32))
+    assert keep.channels[0].tolist() == list(range(64)) and keep.channels[1].tolist() == list(range(32))
     model = TorchEncoder(spec, tensors)
     model.set_masks(masks)
     masked = model.tensors()

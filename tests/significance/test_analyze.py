@@ -133,7 +133,7 @@ def test_the_page(written: tuple[dict[str, Any], str, Result]) -> None:
         "In short",
         "Blocks",
         "Attention heads",
-        "Groups of FFN neurons",
+        "Groups of FFN channels",
         "Weights within blocks",
         "Embedding rows",
         "Time",

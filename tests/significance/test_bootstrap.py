@@ -44,7 +44,7 @@ def test_what_harms_goes_and_what_helps_stays() -> None:
     assert trials and all(change < 0 for t, change in zip(trials, changes, strict=True) if t.accepted)
     assert all(t.worst_fold < 0 and t.confidence >= 0.95 for t in trials if t.accepted)
     assert any(name.startswith("layers.1.ffn") for name in accepted)
-    assert len(keep.units[1]) < model.spec.layers[1].intermediate_size
+    assert len(keep.channels[1]) < model.spec.layers[1].intermediate_size
 
 
 def test_noise_is_no_reason() -> None:

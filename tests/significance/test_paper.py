@@ -66,14 +66,14 @@ def test_from_top_to_bottom_the_ffn_first() -> None:
     found, tried = run({})
     assert tried == ["layers.1.ffn", "layers.1.attention", "layers.0.ffn", "layers.0.attention"]
     assert not any(trial.accepted for trial in found.trials) and found.loss == found.baseline_loss == 1
-    assert [len(x) for x in (*found.keep.heads, *found.keep.units)] == [3, 3, 36, 36]
+    assert [len(x) for x in (*found.keep.heads, *found.keep.channels)] == [3, 3, 36, 36]
 
 
 def test_a_harmful_block_goes_and_raises_the_bar() -> None:
     """After layer 1's FFN the best loss is 0.7: an attention that would leave 0.9 is no gain any more."""
     found, tried = run({"layers.1.ffn": [-0.3] * 4, "layers.1.attention": [0.2] * 4})
     assert [t.accepted for t in found.trials] == [True, False, False, False] and len(tried) == 4
-    assert found.keep.units[1].size == 0 and found.loss == pytest.approx(0.7)
+    assert found.keep.channels[1].size == 0 and found.loss == pytest.approx(0.7)
     assert [t.best for t in found.trials] == pytest.approx([1.0, 0.7, 0.7, 0.7])
 
 
@@ -100,7 +100,7 @@ def test_it_descends_where_a_block_nearly_passes() -> None:
 def test_groups_of_neurons_go_alone() -> None:
     effects = {"layers.0.ffn": [0.0] * 4, "layers.0.ffn.group.3": [-0.1] * 4, "layers.0.ffn.group.7": [-0.1] * 4}
     found, _ = run(effects)
-    assert found.keep.units[0].tolist() == [i for i in range(36) if i // 3 not in (3, 7)]
+    assert found.keep.channels[0].tolist() == [i for i in range(36) if i // 3 not in (3, 7)]
     assert found.loss == pytest.approx(0.8)
 
 
@@ -109,7 +109,7 @@ def test_a_larger_threshold_allows_a_loss_but_only_once() -> None:
     assert run(effects)[0].loss == 1
     found, _ = run(effects, Test(threshold=1.1, share=None))
     # 1.04, 1.08, then 1.12 is over 1.1 times the best, which never rose
-    assert [len(x) for x in (*found.keep.heads, *found.keep.units)] == [3, 0, 36, 0]
+    assert [len(x) for x in (*found.keep.heads, *found.keep.channels)] == [3, 0, 36, 0]
     assert found.loss == pytest.approx(1.08)
 
 
@@ -149,7 +149,7 @@ def test_a_harmful_ffn_is_found_and_built_out() -> None:
     found = search(HeldOutLoss(model, examples))
     first = found.trials[0]
     assert first.element.name == "layers.1.ffn" and first.accepted
-    assert found.keep.units[1].size == 0
+    assert found.keep.channels[1].size == 0
     assert first.loss == pytest.approx(sample_losses(good, examples.labels).mean(), rel=1e-4)
     small = shrunk(model, found.keep, None)
     outputs = predict(small, examples.ids, examples.types)
@@ -167,7 +167,7 @@ def test_a_harmless_ffn_stays_unless_speed_is_asked_for() -> None:
     strict = search(HeldOutLoss(model, examples))
     assert not strict.trials[0].accepted and strict.trials[0].share == 1.0
     loose = search(HeldOutLoss(model, examples), None, Test(threshold=1.1, share=None))
-    assert loose.trials[0].accepted and loose.keep.units[1].size == 0
+    assert loose.trials[0].accepted and loose.keep.channels[1].size == 0
 
 
 # -- as a compression ----------------------------------------------------------

@@ -166,7 +166,7 @@ def trained(device: torch.device | str, quantised: bool) -> tuple[dict[str, np.n
     whole = Structure.of(run.model.spec)
     mask = np.ones((2, 6), bool)
     mask[0, :3] = False
-    run.prune(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
+    run.prune(Structure((np.array([0, 2]), whole.heads[1]), whole.channels), {"layers.1.attention.query": mask})
     if quantised:
         names = encoder_linears(run.model)
         run.quantize({name: "s4" if i % 2 else "s8" for i, name in enumerate(names)})

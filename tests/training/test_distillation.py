@@ -111,7 +111,7 @@ def test_cut_keeps_moments_scores_and_means(spec: ModelSpec, examples: Examples)
     moments = run.optimizer.state[run.model.weight(f"{name}.weight")]["exp_avg"].clone()
     scores, mean = run.scores[name].clone(), run.means[name].clone()
     whole = Structure.of(spec)
-    run.prune(Structure((whole.heads[0], np.arange(0)), (np.arange(16, 64), whole.units[1])), {})
+    run.prune(Structure((whole.heads[0], np.arange(0)), (np.arange(16, 64), whole.channels[1])), {})
     weight = run.model.weight(f"{name}.weight")
     assert weight.shape == (48, 48)
     assert torch.equal(run.optimizer.state[weight]["exp_avg"], moments[:, 16:])
@@ -128,7 +128,7 @@ def test_goes_on_exactly(spec: ModelSpec, examples: Examples, quantised: bool) -
         for linear in encoder_linears(run.model):
             run.means[linear] = torch.ones(run.model.weight(f"{linear}.weight").shape[1])
         whole = Structure.of(run.model.spec)
-        run.prune(Structure((np.array([0, 2]), whole.heads[1]), whole.units), {"layers.1.attention.query": mask})
+        run.prune(Structure((np.array([0, 2]), whole.heads[1]), whole.channels), {"layers.1.attention.query": mask})
         if quantised:
             run.quantize(dict.fromkeys(encoder_linears(run.model), "s8"))
 

@@ -1,4 +1,4 @@
-"""Make a decoder's weights from its statistics and a plan: cut, refitted, rounded.
+"""Make a decoder's weights from its statistics and a plan: pruned, refitted, rounded.
 
 Rounded linears are kept by name and kind, so that a plan that differs from the last in a few of them is built in
 seconds. `build_in_sequence` rounds each linear with the inputs that the rounded ones before it give.
@@ -57,7 +57,7 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Pruned:
     """A decoder after a plan's structure was taken out: all f32; masks of tiles that its kinds keep.
 
     `grids`: what is left of a checkpoint's own, of linears whose weights are on it still or may be put on it again.
@@ -150,7 +150,7 @@ class Builder:
         """Return what the linear may become."""
         return schemes_of(name, None if self.own is None else self.own.scheme(name) or Scheme("g8"))
 
-    def cut(self, plan: Plan) -> Cut:
+    def prune(self, plan: Plan) -> Pruned:
         """The plan's structure and masks."""
         masks = {name: self._mask(name, scheme) for name, scheme in plan.schemes.items() if scheme.sparse}
         of_plan = [
@@ -158,7 +158,7 @@ class Builder:
         ]
         grids = {name: dict(self.own.parts[name]) for name in of_plan if self.own is not None}
         if plan.keep.is_all_of(self.spec):
-            return Cut(self.spec, self.tensors, self.stats, masks, grids)
+            return Pruned(self.spec, self.tensors, self.stats, masks, grids)
         chosen = selections(self.spec, plan.keep)
         for name in list(grids):
             if f"{name}.weight" in chosen:
@@ -178,27 +178,27 @@ class Builder:
                 mean = self.tensors[f"{name}.weight"][:, gone] @ self.stats[name].mean[gone]
                 alone = self.tensors[f"{name}.bias"] + mean.astype(np.float32)
                 _put_on_grid(name, tensors, grid, stats[name], plan.schemes[name].format, alone)
-        return Cut(spec, tensors, stats, masks, grids)
+        return Pruned(spec, tensors, stats, masks, grids)
 
     def build(self, plan: Plan) -> InMemory:
         """The artifact's spec and tensors, each linear rounded by the statistics of the dense model."""
-        return with_words(*self.linears(plan, self.cut(plan)), self.own)
+        return with_words(*self.linears(plan, self.prune(plan)), self.own)
 
-    def linears(self, plan: Plan, cut: Cut) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
+    def linears(self, plan: Plan, pruned: Pruned) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
         """The same before the word table gets its form."""
-        out, kinds = dict(cut.tensors), dict[str, LinearKind]()
+        out, kinds = dict(pruned.tensors), dict[str, LinearKind]()
         for name, scheme in plan.schemes.items():
             weight = out.pop(f"{name}.weight")
-            if name in cut.grids:
-                found = _Rounded(scheme.stored, dict(cut.grids[name]), np.float32(0))
+            if name in pruned.grids:
+                found = _Rounded(scheme.stored, dict(pruned.grids[name]), np.float32(0))
             elif weight is self.tensors.get(f"{name}.weight"):
                 found = self._round(name, scheme)
             else:
-                found = _round(weight, cut.masks.get(name), cut.stats[name], scheme.format)
+                found = _round(weight, pruned.masks.get(name), pruned.stats[name], scheme.format)
             kinds[name] = found.kind
             out |= {f"{name}.{part}": array for part, array in found.parts.items()}
             out[f"{name}.bias"] = out[f"{name}.bias"] + found.bias
-        return cut.spec.with_linear_kinds(kinds), out
+        return pruned.spec.with_linear_kinds(kinds), out
 
     def rounded(self, name: str, scheme: Scheme) -> np.ndarray:
         """Return what a linear of the whole decoder stands for in a kind, f32[N, K]."""
@@ -225,11 +225,12 @@ class Builder:
         return spread[:n, :k]
 
 
-def refitted(cut: Cut) -> dict[str, np.ndarray]:
-    """The cut's tensors, where linears that lose tiles are refitted over those that stay; the others are zero."""
-    out = dict(cut.tensors)
-    for name, mask in cut.masks.items():
-        out[f"{name}.weight"], more = refit_kept(out[f"{name}.weight"], mask, cut.stats[name])
+def refitted(pruned: Pruned) -> dict[str, np.ndarray]:
+    """Return the pruned decoder's tensors, where linears that lose tiles are refitted over those that stay; the others
+    are zero."""
+    out = dict(pruned.tensors)
+    for name, mask in pruned.masks.items():
+        out[f"{name}.weight"], more = refit_kept(out[f"{name}.weight"], mask, pruned.stats[name])
         out[f"{name}.bias"] = out[f"{name}.bias"] + more
     return out
 
@@ -245,7 +246,7 @@ def build_in_sequence(
     say: Say | None = None,
     device: str | torch.device = "cpu",
 ) -> InMemory:
-    """Build a decoder that was cut and refitted, with linears of `grids` as they are: see `round_decoder`."""
+    """Build a decoder that was pruned and refitted, with linears of `grids` as they are: see `round_decoder`."""
     kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
     return with_words(*round_decoder(spec, tensors, batch, kinds, masks, say, grids, device), own)
 
@@ -296,10 +297,10 @@ def _put_on_grid(
         grid.update(parts)
 
 
-def cut_without_statistics(
+def pruned_without_statistics(
     spec: DecoderSpec, tensors: Tensors, keep: Structure, weights: Tensors
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """A decoder that was cut before: (spec, tensors) with `weights` for all that lies in layers."""
+    """Return a decoder that was pruned before: (spec, tensors) with `weights` for all that lies in layers."""
     rest = {name: array for name, array in tensors.items() if not name.startswith("layers.")}
     return shrunk_spec(spec, keep), rest | dict(weights)
 

@@ -10,7 +10,7 @@ import torch
 from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.planning.encoder_options import Block
-from approxrt.pruning.obs import unit_errors
+from approxrt.pruning.obs import channel_errors
 from approxrt.pruning.reconstruct import refit
 from approxrt.pruning.structure import Structure, remove, selections
 from approxrt.quantization import build
@@ -24,7 +24,7 @@ from approxrt.torch_models.encoder import TorchEncoder
 class PrunedEncoder:
     """A model that is pruned and refitted, never trained; see `approxrt.compression.rounds.Subject`.
 
-    `kept` says which of the dense model's heads and units the model has; `formats` are those to choose from.
+    `kept` says which of the dense model's heads and FFN channels the model has; `formats` are those to choose from.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class PrunedEncoder:
     def score(self, reorder: bool = False) -> None:
         """Take statistics of the model as it is, and score its tiles with them.
 
-        With `reorder`, FFN units come by falling error of their removal first, so that weak ones share tiles.
+        With `reorder`, FFN channels come by falling error of their removal first, so that weak ones share tiles.
         """
         found = self.statistics = collect(self.model, self.examples, self.rows, self.seed + self.rounds)
         self.rounds += 1
         self.means, self.scores = dict(found.means), {}
         if reorder:
-            self._reorder_units(found)
+            self._reorder_channels(found)
         self.scores = element_scores(self.model, found, self._linears())
         if len(self.formats) > 1:
             self.rounding = rounding_errors(self.model, found, self._linears(), self.formats)
 
-    def _reorder_units(self, found: Statistics) -> None:
+    def _reorder_channels(self, found: Statistics) -> None:
         """The model's units and what was found of them."""
         spec, orders = self.model.spec, []
         for i, layer in enumerate(spec.layers):
@@ -66,7 +66,7 @@ class PrunedEncoder:
             order = np.arange(0)
             if layer.intermediate_size:
                 weight = self.model.weight(f"{down}.weight").detach().cpu().numpy()
-                order = np.argsort(-unit_errors(weight, found.inputs[down], found.gradients[down]), kind="stable")
+                order = np.argsort(-channel_errors(weight, found.inputs[down], found.gradients[down]), kind="stable")
                 found.linears[down] = found.linears[down].select(order)
                 found.linears[up] = found.linears[up].select_outputs(order)
             orders.append(order)
@@ -107,7 +107,7 @@ class PrunedEncoder:
         old.set_masks(old_masks | dict(masks))
         self.kept = Structure(
             tuple(mine[kept] for mine, kept in zip(self.kept.heads, keep.heads, strict=True)),
-            tuple(mine[kept] for mine, kept in zip(self.kept.units, keep.units, strict=True)),
+            tuple(mine[kept] for mine, kept in zip(self.kept.channels, keep.channels, strict=True)),
         )
 
     def refit(self) -> None:

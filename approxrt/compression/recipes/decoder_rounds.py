@@ -37,7 +37,7 @@ STATISTICS_SEQUENCES, ROUNDING_SEQUENCES, REMOVAL_SEQUENCES, HEAD_SEQUENCES = 8,
 # Of the blocks whose removal costs least, the first so many are measured again, on text of their own: the least of many
 # noisy numbers is too small.
 AGAIN, AGAIN_SEQUENCES = 12, 6
-FINE_GROUPS = 48  # of FFN units a layer, where no transform binds them together and no tiles are scored
+FINE_GROUPS = 48  # of FFN channels a layer, where no transform binds them together and no tiles are scored
 TRIES_UNTIL = 0.45  # of the budget, where training follows
 TRIES = 3
 # Shares of the budget that steps may take at most, where they have a choice.
@@ -86,12 +86,12 @@ class Search:
         if best is not None and not again and self.job.budget.left() > 2 * self.family.last_check:
             self.job.tick("rounding in sequence")
             batch = calibration(self.family.inputs.calibrating, ROUNDING_SEQUENCES, self.family.inputs.sequence)
-            cut = builder.cut(best)
+            pruned = builder.prune(best)
             built = build_in_sequence(
-                cut.spec,
-                refitted(cut),
-                cut.masks,
-                cut.grids,
+                pruned.spec,
+                refitted(pruned),
+                pruned.masks,
+                pruned.grids,
                 best,
                 batch,
                 builder.own,
@@ -322,6 +322,6 @@ class Search:
 def _same(a: Plan, b: Plan) -> bool:
     return all(
         np.array_equal(x, y)
-        for mine, theirs in ((a.keep.heads, b.keep.heads), (a.keep.units, b.keep.units))
+        for mine, theirs in ((a.keep.heads, b.keep.heads), (a.keep.channels, b.keep.channels))
         for x, y in zip(mine, theirs, strict=True)
     )

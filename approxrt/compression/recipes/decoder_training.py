@@ -14,7 +14,7 @@ from approxrt.compression.families.decoder import DecoderFamily
 from approxrt.compression.families.decoder_build import (
     Builder,
     build_in_sequence,
-    cut_without_statistics,
+    pruned_without_statistics,
     refitted,
     with_words,
 )
@@ -48,19 +48,21 @@ def starting_state(builder: Builder, plan: Plan) -> dict[str, Any]:
     With grids of a checkpoint the model starts on the artifact's, rounded by statistics where that is not the
     checkpoint's own; else from floats.
     """
-    cut, grids = builder.cut(plan), dict[str, dict[str, np.ndarray]]()
+    pruned, grids = builder.prune(plan), dict[str, dict[str, np.ndarray]]()
     if builder.own is None:
-        weights = {name: array for name, array in refitted(cut).items() if name.startswith("layers.")}
+        weights = {name: array for name, array in refitted(pruned).items() if name.startswith("layers.")}
     else:
-        _, tensors = builder.linears(plan, cut)
-        weights = {name: tensors.get(name, array) for name, array in cut.tensors.items() if name.startswith("layers.")}
+        _, tensors = builder.linears(plan, pruned)
+        weights = {
+            name: tensors.get(name, array) for name, array in pruned.tensors.items() if name.startswith("layers.")
+        }
         for name in plan.schemes:
             grids[name] = parts_of(name, tensors)
-            weight = dequantized_linear(grids[name], *cut.tensors[f"{name}.weight"].shape)
+            weight = dequantized_linear(grids[name], *pruned.tensors[f"{name}.weight"].shape)
             weights[f"{name}.weight"] = weight
     return {
         "plan": to_json(plan),
-        "masks": {name: torch.from_numpy(mask) for name, mask in cut.masks.items()},
+        "masks": {name: torch.from_numpy(mask) for name, mask in pruned.masks.items()},
         "weights": _torch(weights),
         "grids": {name: _torch(parts) for name, parts in grids.items()},
         "recovery": None,
@@ -86,7 +88,7 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
     masks = _numpy(state["masks"])
     kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
     grids = {name: _numpy(parts) for name, parts in state["grids"].items()}
-    cut_spec, cut_tensors = cut_without_statistics(spec, tensors, plan.keep, _numpy(state["weights"]))
+    pruned_spec, pruned_tensors = pruned_without_statistics(spec, tensors, plan.keep, _numpy(state["weights"]))
     count = len(inputs.calibrating) // inputs.sequence
     pieces = torch.tensor(inputs.calibrating[: count * inputs.sequence]).reshape(count, inputs.sequence)
     # A head that leaves the checkpoint's grid is a matrix of its own, and learns; one that is the table does not.
@@ -96,9 +98,9 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
     options = DecoderDistillationOptions(LR_SHARE * job.options.lr, seed=job.options.seed, bf16=has_bf16(job.device),
                                          trains_head=trains_head, device=job.device)  # fmt: skip
     if own is not None and own.tied and not own.keeps_table:
-        cut_tensors["embeddings.word.weight"] = cut_tensors[f"{HEAD}.weight"]
+        pruned_tensors["embeddings.word.weight"] = pruned_tensors[f"{HEAD}.weight"]
     text = TeacherText(pieces, family.teach)
-    recovery = DecoderDistillation(cut_spec, cut_tensors, StoredLinears(kinds, masks, grids), text, options)
+    recovery = DecoderDistillation(pruned_spec, pruned_tensors, StoredLinears(kinds, masks, grids), text, options)
     # Perplexity, step, weights, grids.
     best: tuple[float, int, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]] | None = None
     if state["recovery"] is not None:
@@ -109,8 +111,8 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
     limit = (job.options.epochs or MOST_EPOCHS) * recovery.steps_per_epoch
 
     def build(weights: dict[str, np.ndarray], grids: dict[str, dict[str, np.ndarray]]) -> InMemory:
-        _, whole = cut_without_statistics(spec, tensors, plan.keep, weights)
-        return with_words(*on_grid(cut_spec, whole, StoredLinears(kinds, masks, grids)), own)
+        _, whole = pruned_without_statistics(spec, tensors, plan.keep, weights)
+        return with_words(*on_grid(pruned_spec, whole, StoredLinears(kinds, masks, grids)), own)
 
     def save() -> None:
         kept = None
@@ -160,7 +162,7 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
     family.build(build(best[2], best[3]), provenance)
     if own is None and job.budget.left() > 2 * family.last_check:
         job.tick("rounding in sequence")
-        _, whole = cut_without_statistics(spec, tensors, plan.keep, best[2])
+        _, whole = pruned_without_statistics(spec, tensors, plan.keep, best[2])
         batch = calibration(inputs.calibrating, ROUNDING_SEQUENCES, inputs.sequence)
-        built = build_in_sequence(cut_spec, whole, masks, {}, plan, batch, None, job.tick, job.device)
+        built = build_in_sequence(pruned_spec, whole, masks, {}, plan, batch, None, job.tick, job.device)
         family.build(built, replace(provenance, in_sequence=True))

@@ -55,7 +55,7 @@ def log_of(found: Found, texts: int) -> dict[str, Any]:
         "dense_loss": found.baseline_loss,
         "loss": found.loss,
         "heads": [len(heads) for heads in found.keep.heads],
-        "units": [len(units) for units in found.keep.units],
+        "units": [len(channels) for channels in found.keep.channels],
         "trials": [
             {"element": t.element.name, "loss": t.loss, "best": t.best, "share": t.share, "accepted": t.accepted}
             for t in found.trials

@@ -21,7 +21,7 @@ from approxrt.version import __version__
 PARTS = {
     "groups": ("key-value group", "Key-value groups", "a key and a value head with the query heads that read them"),
     "heads": ("query head", "Query heads", "one of the query heads that share keys and values"),
-    "units": ("group of FFN units", "Groups of FFN units", "some neighbouring units of a feed-forward block"),
+    "units": ("group of FFN channels", "Groups of FFN channels", "some neighbouring channels of a feed-forward block"),
 }
 
 

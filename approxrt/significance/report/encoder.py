@@ -96,7 +96,7 @@ def _summary(document: Mapping[str, Any]) -> str:
 def _parts(document: Mapping[str, Any]) -> list[str]:
     cut = "The neurons of each FFN are cut into up to 12 groups of neighbours; each cell is one group"
     heads = {"what": "head", "title": "Attention heads", "cells": "Each cell is one attention head"}
-    groups = {"what": "group", "title": "Groups of FFN neurons", "cells": cut}
+    groups = {"what": "group", "title": "Groups of FFN channels", "cells": cut}
     return [
         parts_section(document, "heads", **heads, samples="texts"),
         parts_section(document, "groups", **groups, samples="texts"),
