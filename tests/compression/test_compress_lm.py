@@ -135,7 +135,7 @@ def test_interrupt_goes_on(checkpoint: Path, data: Path, tmp_path: Path, monkeyp
         return original(self, done)
 
     monkeypatch.setattr(decoder_training.DecoderDistillation, "advance", counted)
-    monkeypatch.setattr(decoder_rounds, "statistics", None)  # the search is not done again
+    monkeypatch.setattr(decoder_rounds, "collect_from_text", None)  # the search is not done again
     report = compress(checkpoint, data, tmp_path / "a", **wanted)
     assert resumed[0] == 6 and resumed == list(range(6, resumed[-1] + 1))
     after = kept_candidates(tmp_path / "a.work")
