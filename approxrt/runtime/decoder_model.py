@@ -89,7 +89,7 @@ class DecoderModel(Model):
         if max(ids) >= rows:
             token = self._tokenizer.id_to_token(max(ids))
             raise InputError(
-                f"the prompt has the token {token!r} (id {max(ids)}), for which the word table of {rows} rows has "
+                f"the prompt has the token {token!r} (id {max(ids)}), for which the embedding table of {rows} rows has "
                 "none: leave it out"
             )
         return ids

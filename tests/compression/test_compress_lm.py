@@ -184,7 +184,7 @@ def test_one_shot_does_not_train(checkpoint: Path, data: Path, tmp_path: Path) -
 
 
 def test_layer_norms_are_not_rotated(data: Path, tmp_path: Path) -> None:
-    """A GPT-2, whose head is the word table: its blocks have options all the same."""
+    """A GPT-2, whose head is the embedding table: its blocks have options all the same."""
     folder = build_decoder("gpt2", tmp_path / "checkpoint", positions=64)
     report = compress(folder, data, tmp_path / "a", max_drop=0.3, recipe="one-shot")
     assert any("not rotated" in note for note in report.notes)
