@@ -118,8 +118,8 @@ def convert(
     settings.check()
     if head_preview is not None and (bits, table_bits) != (5, 8):
         raise InputError(
-            f"head_preview with bits={bits}, table_bits={table_bits}: a previewed head needs an embedding table in int8 "
-            "with scales of groups; use bits=5 and table_bits=8, or leave the preview out"
+            f"head_preview with bits={bits}, table_bits={table_bits}: a previewed head needs an embedding table in "
+            "int8 with scales of groups; use bits=5 and table_bits=8, or leave the preview out"
         )
     text = None if head_preview is None else read_text(Path(head_preview))
     check_target(Path(out), overwrite)
