@@ -1,4 +1,4 @@
-"""What can be taken out of a model by itself: blocks, heads, groups of heads, groups of FFN channels.
+"""Name what can be taken out of a model by itself: blocks, heads, groups of heads, groups of FFN channels.
 
 An element is known by the inputs that it feeds: those of its block's last linear, the output projection or `down`.
 """

@@ -1,4 +1,4 @@
-"""What the loss says of an element: it is taken out alone, and the model is run on texts that it has not learnt from.
+"""Measure what the loss is without an element: it is taken out alone, and the model reads texts that are new to it.
 
 This is the significance of Nagarajan et al. 2020 (arXiv 2010.03688): an attention or FFN block, a head, or a group of
 FFN channels is insignificant if the loss without it is no larger. What is taken out leaves either its mean output, as
@@ -71,7 +71,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Removals:
-    """What was measured: the mean loss of the whole model, and every removal."""
+    """Hold what was measured: the mean loss of the whole model, and every removal."""
 
     baseline: float
     removals: list[Removal]

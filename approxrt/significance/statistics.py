@@ -31,7 +31,7 @@ LIMIT = BatchLimit(32, 2048)
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a pass found. Linears under their artifact names; a removed block has none.
+    """Hold what a pass found. Linears under their artifact names; a removed block has none.
 
     linears   of each linear; the head's run once a text, there a mean is over texts
     tokens    of all texts
@@ -149,7 +149,7 @@ class _observed:
 
 
 class _Pass:
-    """What is summed over batches."""
+    """Sum over batches, as the hooks of a model."""
 
     def __init__(self, model: TorchEncoder, with_moments: bool) -> None:
         self.spec = model.spec

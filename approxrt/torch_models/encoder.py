@@ -72,7 +72,7 @@ def make_batch(
 
 @dataclass
 class Keys:
-    """What a batch's queries may attend to.
+    """Say what a batch's queries may attend to.
 
     bias      f32[b, 1, 1, t]: 0 for tokens, a large negative number for padding; None where nothing is padded
     valid     bool[b, t]: tokens
@@ -194,7 +194,7 @@ class TorchEncoder(nn.Module):
         return Output(self.head(pooled) if self.spec.labels else None, pooled, hidden)
 
     def keys(self, batch: Batch) -> Keys:
-        """What `layer` and `attention_block` need to know of the batch."""
+        """Return what `layer` and `attention_block` need to know of the batch."""
         valid = batch.mask
         kept = torch.tensor(self.spec.always_kept, dtype=batch.ids.dtype).to(batch.ids.device)
         always = torch.isin(batch.ids, kept) & valid

@@ -76,7 +76,7 @@ class DecoderDistillationOptions:
 
 @dataclass(frozen=True)
 class StoredLinears:
-    """How the artifact will hold linears.
+    """Say how the artifact will hold linears.
 
     kinds   by linear, as of `approxrt.quantization.gptq.round_weights`; what it does not name computes in float
     masks   of tiles, by linear
@@ -91,7 +91,7 @@ class StoredLinears:
 
 @dataclass(frozen=True)
 class TeacherText:
-    """What is learnt from: token ids i64[sequences, tokens], and who says what comes next in them."""
+    """Hold what is learnt from: token ids i64[sequences, tokens], and who says what comes next in them."""
 
     token_ids: Tensor
     teacher: Teacher

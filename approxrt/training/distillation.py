@@ -140,7 +140,7 @@ class Distillation(Trainer):
         return loss
 
     def element_scores(self) -> dict[str, np.ndarray]:
-        """What each weight is worth, f32[out, in] by linear, as it was last told."""
+        """Return what each weight is worth, f32[out, in] by linear, as it was last told."""
         return {name: score.cpu().numpy() for name, score in self.scores.items()}
 
     # -- cuts -------------------------------------------------------------------

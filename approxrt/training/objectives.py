@@ -1,4 +1,4 @@
-"""What trainings make small: errors to labels, and divergences from a teacher.
+"""Define what trainings make small: errors to labels, and divergences from a teacher.
 
 Distillation by Hinton et al. 2015 (arXiv 1503.02531), with errors of hidden states as in Kurtic et al. 2022 (arXiv
 2203.07259).
@@ -42,7 +42,7 @@ def state_error(states: Tensor, taught: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LikelyTokens:
-    """What a teacher says of a sequence: its likeliest next tokens i32[tokens, n] and their log probabilities."""
+    """Hold what a teacher says of a sequence: its likeliest next tokens i32[tokens, n] and their log probabilities."""
 
     ids: Tensor
     log_probabilities: Tensor

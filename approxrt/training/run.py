@@ -41,7 +41,7 @@ RECENT = 20  # steps whose mean loss is shown
 
 @dataclass(frozen=True)
 class Job:
-    """What is fine-tuned: the checkpoint in `folder`, on data of `task`, into the folder `out`."""
+    """Say what is fine-tuned: the checkpoint in `folder`, on data of `task`, into the folder `out`."""
 
     folder: Path
     task: Task
@@ -180,7 +180,7 @@ class Run:
         self.progress(step, f"resumed at step {step}")
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to be the same run."""
+        """Return what must be the same for a resumed run to be the same run."""
         options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in ("save_seconds", "device")}
         if self.options.data_format == PLAIN:
             options.pop("data_format")  # runs from before there was a choice go on

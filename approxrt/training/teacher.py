@@ -1,4 +1,4 @@
-"""What a model is taught with: the baseline's logits and hidden states on the training texts, computed once.
+"""Compute once what a model is taught with: the baseline's logits and hidden states on the training texts.
 
 Several teachers of one task may be averaged: their logits as an ensemble, hidden states from the first. States are
 kept as float16 in memory, of as many layers as `budget_bytes` allows, the last layer always among them.

@@ -1,4 +1,4 @@
-"""What every training here does alike: in which order examples come, when the learning rate is what, and one step.
+"""Do what every training does alike: put examples in order, set the learning rate, take a step.
 
 A step computes the loss of a batch, in bfloat16 where that is asked for, and stops the training if it is not a number;
 gradients are clipped to norm 1 and AdamW moves the weights. The rate rises in a line over the warm-up and falls in a
