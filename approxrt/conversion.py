@@ -51,7 +51,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for; see `convert`."""
+    """Hold what is asked for; see `convert`."""
 
     bits: int = 8
     density: float = 1.0

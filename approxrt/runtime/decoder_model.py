@@ -205,7 +205,8 @@ class DecoderModel(Model):
         return self._sequence(request)
 
     def forward(self, input_ids: ListOf[ListOf[int]], type_ids: ListOf[ListOf[int]] | None = None) -> np.ndarray:
-        """For those who bring their own tokenizer: logits float32 [n, vocab] of the token after each sequence."""
+        """Return logits float32 [n, vocab] of the token after each sequence, for those who bring their own
+        tokenizer."""
         if type_ids is not None:
             raise InputError("type_ids: a decoder has no token types; leave them out")
         if isinstance(input_ids, str | bytes) or not isinstance(input_ids, ListOf | np.ndarray) or not len(input_ids):

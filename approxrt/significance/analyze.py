@@ -1,4 +1,4 @@
-"""What of a fine-tuned model its task needs: all measures of significance together, as one JSON document.
+"""Find what of a fine-tuned model its task needs: all measures of significance together, as one JSON document.
 
 Coarse to fine: blocks, heads and groups of FFN channels by the loss without them (`approxrt.significance.removal`),
 tiles of weights by second-order scores (`approxrt.pruning.obs`), rows of the embedding table by the gradient at the
@@ -247,7 +247,7 @@ class _Analysis:
         return out
 
     def _second_order(self, out: dict[str, Any], stats: Statistics, tokens: float) -> None:
-        """Adds what the statistics predict to blocks, heads and groups."""
+        """Add what the statistics predict to blocks, heads and groups."""
         from approxrt.pruning.obs import channel_errors, group_curve
 
         spec, errors, channels = self.model.spec, {}, {}
@@ -276,7 +276,7 @@ class _Analysis:
         return self.model.weight(f"{name}.weight").detach().cpu().numpy(), stats.inputs[name], stats.gradients[name]
 
     def _tiles(self, stats: Statistics, progress: Progress) -> dict[str, np.ndarray]:
-        """By linear, f64[strips, columns]: what the loss of a token gains when the tile goes."""
+        """Return, by linear, f64[strips, columns] what the loss of a token gains when the tile goes."""
         from approxrt.pruning.obs import tile_curve
 
         names = [name for name, _ in self.model.spec.linears() if name.startswith("layers.")]

@@ -141,7 +141,7 @@ class GpuDecoder:
     def _normalize(
         self, z: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor | None], consumer: DeviceLinear
     ) -> Activations:
-        """In the form that the consumer reads: int8, or float32 rows."""
+        """Return rows in the form that the consumer reads: int8, or float32 rows."""
         gamma, beta = norm
         if consumer.quantizes:
             x = Activations(z, quantized_like(z))
