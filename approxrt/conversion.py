@@ -33,7 +33,7 @@ from approxrt.version import __version__
 
 _METHODS = {
     4: "int4 with 8-bit scales of groups of 32 and one scale an output channel, chosen by squared error",
-    5: "int4 with float16 scales and offsets of groups of 32, word table and head int8 with such scales",
+    5: "int4 with float16 scales and offsets of groups of 32, embedding table and head int8 with such scales",
     8: "int8 per output channel, clip ratio by squared error",
     32: "f32",
 }
@@ -51,7 +51,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for; see `convert`."""
+    """Hold what is asked for; see `convert`."""
 
     bits: int = 8
     density: float = 1.0
@@ -97,11 +97,11 @@ def convert(
     """Turn the checkpoint `model` (a folder, a hub id or, of a decoder, a .gguf file) into an artifact at `out`.
 
     bits      8: linears and word embeddings int8, an encoder's head f32. 4: the same in int4. 32: all f32.
-              5: int4 with a float16 scale and offset for 32 weights, 5 bits a weight; a decoder's word table and head
-              int8 with such scales. Q4_0, Q4_1 and Q8_0 tensors of a .gguf file have this form and stay as they are.
-    table_bits  with bits=5, what the word table and head get: 8, or 6, which are faster to read and round.
-    head_preview  a text file, UTF-8: a decoder whose head is its word table (bits=5, table_bits=8) gets a preview that
-              is fitted to it (`approxrt.quantization.low_rank_head`), and reads half of its head a token.
+              5: int4 with a float16 scale and offset for 32 weights, 5 bits a weight; a decoder's embedding table and
+              head int8 with such scales. Q4_0, Q4_1 and Q8_0 tensors of a .gguf file have this form and stay as they
+    are. table_bits  with bits=5, what the embedding table and head get: 8, or 6, which are faster to read and round.
+    head_preview  a text file, UTF-8: a decoder whose head is its embedding table (bits=5, table_bits=8) gets a preview
+              that is fitted to it (`approxrt.quantization.low_rank_head`), and reads half of its head a token.
     density   share of tiles that each linear of the layers keeps, in (0, 1]; below 1 it needs bits=8 or 4.
     overwrite replace an artifact at `out`.
     inputs    "single", "pair" or "any": what an encoder accepts; None takes the checkpoint's word.
@@ -118,8 +118,8 @@ def convert(
     settings.check()
     if head_preview is not None and (bits, table_bits) != (5, 8):
         raise InputError(
-            f"head_preview with bits={bits}, table_bits={table_bits}: a previewed head needs a word table in int8 with "
-            "scales of groups; use bits=5 and table_bits=8, or leave the preview out"
+            f"head_preview with bits={bits}, table_bits={table_bits}: a previewed head needs an embedding table in "
+            "int8 with scales of groups; use bits=5 and table_bits=8, or leave the preview out"
         )
     text = None if head_preview is None else read_text(Path(head_preview))
     check_target(Path(out), overwrite)

@@ -104,7 +104,7 @@ def linear_summary(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarr
 
 
 def mac_share(linears: list[dict[str, Any]], decoder: bool = False) -> dict[str, float]:
-    """By kind of linear, its share of the dense model's MACs: the part of the work that its kernel takes over.
+    """Return, by kind of linear, its share of the dense model's MACs: the part of the work that its kernel takes over.
 
     All 0 when every block is removed.
     """

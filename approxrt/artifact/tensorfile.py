@@ -69,7 +69,7 @@ class TensorFile:
 
 
 def reject_constant(token: str) -> Any:
-    """For json.loads(parse_constant=...): NaN and Infinity are not JSON."""
+    """Refuse NaN and Infinity, which are not JSON, as `parse_constant` of json.loads."""
     raise ValueError(f"{token} is not JSON")
 
 

@@ -36,6 +36,7 @@ def command(
     label_column: str | None = data_options.LABEL_COLUMN,
     regression: bool | None = data_options.REGRESSION,
     quotes: bool | None = data_options.QUOTES,
+    device: str = output.TORCH_DEVICE_OPTION,
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Rank blocks, heads, neurons, weights and embedding rows by what the task loses without them; write a report."""
@@ -50,7 +51,7 @@ def command(
         if task == "lm":
             from approxrt.significance.analyze_decoder import analyze_decoder
 
-            document = analyze_decoder(checkpoint, data, samples=samples, threads=threads, progress=show)
+            document = analyze_decoder(checkpoint, data, samples=samples, threads=threads, device=device, progress=show)
         else:
             document = analyze(
                 checkpoint,
@@ -62,6 +63,7 @@ def command(
                 max_length=max_length,
                 val_fraction=val_fraction,
                 data_format=form,
+                device=device,
                 progress=show,
             )
         written = [] if out is None else write(document, out)

@@ -16,7 +16,9 @@ def command(
     bits: int = typer.Option(
         8, "--bits", help="8 (int8 weights), 5 (int4 as in Q4_1 files), 4 (int4) or 32 (float32)."
     ),
-    table_bits: int = typer.Option(8, "--table-bits", help="With --bits 5: 8, or 6, for the word table and the head."),
+    table_bits: int = typer.Option(
+        8, "--table-bits", help="With --bits 5: 8, or 6, for the embedding table and the head."
+    ),
     head_preview: Path | None = typer.Option(
         None, "--head-preview", help="With --bits 5: a text file to fit a preview of a decoder's head to."
     ),

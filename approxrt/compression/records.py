@@ -133,7 +133,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class VocabularyChoice:
-    """Say whether tokens without a row of the word table stand for others (else they are spelled with smaller ones)."""
+    """Say whether tokens without a row of the embedding table stand for others (else they are spelled with smaller
+    ones)."""
 
     shared: bool
 

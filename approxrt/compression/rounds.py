@@ -39,7 +39,7 @@ class Subject(Protocol):
     model: TorchEncoder
 
     def element_scores(self) -> dict[str, np.ndarray]:
-        """By linear, f32[out, in]: what each weight is worth."""
+        """Return, by linear, f32[out, in] what each weight is worth."""
         ...
 
     def prune(self, keep: Structure, masks: Mapping[str, np.ndarray]) -> None:

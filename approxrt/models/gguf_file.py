@@ -239,7 +239,7 @@ class _Header:
         self._entries = [self._entry() for _ in range(tensors)]
 
     def tensors(self) -> dict[str, GgufTensor]:
-        """By name; raises CheckpointError for any that lies outside the file or on another one."""
+        """Return the tensors by name; raises CheckpointError for any that lies outside the file or on another one."""
         sizes = _type_sizes(self.path.name)
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -399,7 +399,7 @@ def _map(path: Path) -> mmap.mmap | bytes:
 
 
 def _type_sizes(name: str) -> dict[int, tuple[str, tuple[int, int]]]:
-    """By ggml's number of a type its name and (weights, bytes) of a block."""
+    """Return, by ggml's number of a type, its name and (weights, bytes) of a block."""
     try:
         from gguf.constants import GGML_QUANT_SIZES
     except ImportError as error:

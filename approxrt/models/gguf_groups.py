@@ -56,7 +56,7 @@ def _parts(file: GgufFile, spec: DecoderSpec) -> Iterator[tuple[str, dict[str, n
 
 
 def artifact_name(name: str) -> str | None:
-    """The artifact's name of a linear or of the word table; None of all other tensors."""
+    """The artifact's name of a linear or of the embedding table; None of all other tensors."""
     if name in _TABLES:
         return _TABLES[name]
     found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)

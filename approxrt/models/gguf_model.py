@@ -192,7 +192,7 @@ class _Tensors:
                     self.makers[f"{target}.{part}"] = _slice(tensor, i * shape[0], shape[0])
 
     def head(self, vocab: int, hidden: int, bias: bool) -> bool:
-        """Take the head's matrix; whether there is none, which means that the word table is it."""
+        """Take the head's matrix; whether there is none, which means that the embedding table is it."""
         if "output.weight" not in self.file.tensors:
             return True
         self.linear("head.out", "output", (vocab, hidden), None if bias else False)

@@ -1,4 +1,4 @@
-"""The word table and the head of a decoder: one matrix, or two."""
+"""The embedding table and the head of a decoder: one matrix, or two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HEAD = "lm_head.weight"
 
 
 def take_words(weights: Weights, table: str, vocab: int, hidden: int, tied: bool) -> bool:
-    """Take the word table `table` and, where it is a matrix of its own, the head; whether they are one.
+    """Take the embedding table `table` and, where it is a matrix of its own, the head; whether they are one.
 
     As transformers 5 does: where config.json says that they are `tied` and the checkpoint has both, they are one if
     they are equal; with one of them alone, that is both.

@@ -29,7 +29,7 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Price:
-    """What a millisecond and a byte are worth, in units of the loss."""
+    """Hold what a millisecond and a byte are worth, in units of the loss."""
 
     ms: float = 0.0
     bytes: float = 0.0
@@ -41,7 +41,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one part becomes: its costs, the schemes of its linears, and of a block (layer, kind) what is kept."""
+    """Hold what one part becomes: its costs, the schemes of its linears, and of a block (layer, kind) what is kept."""
 
     loss: float
     ms: float

@@ -110,7 +110,7 @@ class BlockScores:
         return {name: scores[name][rows] for name in first} | {last: scores[last][:, rows]}
 
     def tile_scores(self, parts: int) -> dict[str, np.ndarray]:
-        """By linear, f32[strips, columns] over the tiles of what remains."""
+        """Return, by linear, f32[strips, columns] over the tiles of what remains."""
         kept = self.inner(self.scores, self.elements(parts))
         return {name: to_tiles(score).sum(axis=(2, 3), dtype=np.float64) for name, score in kept.items()}
 

@@ -17,7 +17,7 @@ Cost = Literal["ms", "bytes"]
 
 @dataclass(frozen=True)
 class Option:
-    """What a linear, or all linears of a block, may become.
+    """Hold what a linear, or all linears of a block, may become.
 
     scheme   how they are stored
     loss     what the task's loss gains: nats a text (encoders) or a token (decoders)
@@ -47,7 +47,7 @@ class StructureOption:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan may cost, in the units of its options; None: anything."""
+    """Hold what a plan may cost, in the units of its options; None: anything."""
 
     ms: float | None = None
     bytes: float | None = None
@@ -56,7 +56,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is chosen: schemes of the linears that stay, the structure that is kept, and predicted totals."""
+    """Hold what is chosen: schemes of the linears that stay, the structure that is kept, and predicted totals."""
 
     schemes: Mapping[str, Scheme]
     keep: Structure

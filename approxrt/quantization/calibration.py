@@ -44,7 +44,8 @@ def round_decoder(
     kept: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """Return (spec, tensors) with the linears of `kinds` rounded (see `round_weights`); the word table stays as it is.
+    """Return (spec, tensors) with the linears of `kinds` rounded (see `round_weights`); the embedding table stays as it
+    is.
 
     masks   tiles to keep, by linear (`approxrt.pruning.magnitude`)
     kept    tensors of linears that stay on the grid they have, which their weights are on

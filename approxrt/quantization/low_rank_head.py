@@ -68,7 +68,7 @@ class Preview:
 def build_preview(
     table: Mapping[str, np.ndarray], hidden: np.ndarray, check: np.ndarray, max_kl: float = MAX_KL
 ) -> Preview:
-    """A preview of the head whose matrix is `table`, the parts of a g8 word table [vocab, K] (q and group_scale).
+    """A preview of the head whose matrix is `table`, the parts of a g8 embedding table [vocab, K] (q and group_scale).
 
     hidden   float32 [tokens, K], what the head reads, to fit to: at least K tokens
     check    float32 [tokens, K], others, to measure on
@@ -78,7 +78,7 @@ def build_preview(
     the head itself. Deterministic.
     """
     if set(table) != {"q", "group_scale"}:
-        raise InputError(f"the word table has parts {sorted(table)}; a preview needs kind g8 (q, group_scale)")
+        raise InputError(f"the embedding table has parts {sorted(table)}; a preview needs kind g8 (q, group_scale)")
     k = table["q"].shape[1]
     _check_states(hidden, check, k)
     if not max_kl > 0:
@@ -114,7 +114,7 @@ def with_preview(
 
     `built` has `decoder_spec` and `tensors`, as an artifact. The text runs through the CPU engine in pieces of SEQUENCE
     tokens; the last eighth of the pieces checks. Raises InputError, as `build_preview` and where the model's head is no
-    tied word table of kind g8.
+    tied embedding table of kind g8.
     """
     spec = built.decoder_spec
     check_previewable(spec)
@@ -139,9 +139,9 @@ def with_preview(
 def check_previewable(spec: DecoderSpec) -> None:
     """Raise InputError unless the decoder's head can be previewed."""
     if not spec.tied_embeddings or spec.embedding_kind != "g8":
-        table = f"a word table of kind {spec.embedding_kind!r}"
-        head = f"the head is {table}" if spec.tied_embeddings else f"the head is not the word table ({table})"
-        raise InputError(f"{head}; a preview needs a head that is a word table of kind 'g8': convert with bits=5")
+        table = f"an embedding table of kind {spec.embedding_kind!r}"
+        head = f"the head is {table}" if spec.tied_embeddings else f"the head is not the embedding table ({table})"
+        raise InputError(f"{head}; a preview needs a head that is an embedding table of kind 'g8': convert with bits=5")
     if spec.head_preview is not None:
         raise InputError("the head has a preview already: start from the model without")
 

@@ -5,14 +5,14 @@ one scale a token leaves the others few of its 127 steps. An orthogonal matrix R
 Ashkboos et al. 2024, arXiv 2404.00456), and costs nothing at run time, because it is part of the weights:
 
   residual stream   x' = x R. An RMS norm without its weights commutes with R, so these go into the linears behind it
-                    first; linears that read x become W R, those that add to it R^T W, the word table E R.
+                    first; linears that read x become W R, those that add to it R^T W, the embedding table E R.
   values            v' = v H a head, with H a Hadamard matrix over sqrt(head_dim); the output projection's columns of
                     the head become W H.
   FFN               the inputs of `down` are products, and nothing can be moved past them: there H is computed, on
                     blocks of up to 128 elements (`DecoderSpec.down_block`), and W becomes W H.
 
-The head then differs from the word table (its norm's weights, the other side of R): it has a matrix of its own. Layer
-norms subtract a mean and do not commute with R: models that have them stay as they are.
+The head then differs from the embedding table (its norm's weights, the other side of R): it has a matrix of its own.
+Layer norms subtract a mean and do not commute with R: models that have them stay as they are.
 """
 
 from __future__ import annotations

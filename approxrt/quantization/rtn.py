@@ -22,7 +22,8 @@ from approxrt.artifact.storage.groupwise import kind_of
 from approxrt.quantization.groupwise import quantize_groups4, quantize_groups6, quantize_groups8
 from approxrt.quantization.int4 import quantize_rows4, quantize_tiles4
 
-# What linears of a whole model may be rounded to without data, and with scales of groups what its word table and head.
+# What linears of a whole model may be rounded to without data, and with scales of groups what its embedding table and
+# head.
 MODEL_KINDS: tuple[LinearKind, ...] = ("s8", "s4", "g4", "f32")
 TABLE_KINDS: tuple[LinearKind, ...] = ("g8", "g6")
 Spec = TypeVar("Spec", ModelSpec, DecoderSpec)
@@ -98,7 +99,7 @@ def quantize_model(
     and is a thousandth of the model. With "f32" the model is returned as it
     is. `grouped` gives, with "g4", matrices that are of kind g4 or g8 already
     (their parts by name), which are taken as they are: 8-bit ones, too. With
-    `table_kind` "g6" word table and head are rounded to 6 bits unless they have 4.
+    `table_kind` "g6" embedding table and head are rounded to 6 bits unless they have 4.
     `progress(elements, name)` is called after each tensor. Raises ValueError for
     a kind that is none of `MODEL_KINDS`, and for masks with "g4".
     """
@@ -151,7 +152,7 @@ def quantize_model(
 def _grouped_table(
     weight: np.ndarray, given: Mapping[str, np.ndarray] | None, kind: LinearKind
 ) -> dict[str, np.ndarray]:
-    """A word table or head with float16 scales: as given if that is no wider than asked for, else rounded."""
+    """An embedding table or head with float16 scales: as given if that is no wider than asked for, else rounded."""
     if given is not None and (kind == "g8" or kind_of(given) == "g4"):
         return dict(given)
     return quantize_groups6(weight) if kind == "g6" else quantize_groups8(weight)

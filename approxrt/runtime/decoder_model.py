@@ -89,7 +89,7 @@ class DecoderModel(Model):
         if max(ids) >= rows:
             token = self._tokenizer.id_to_token(max(ids))
             raise InputError(
-                f"the prompt has the token {token!r} (id {max(ids)}), for which the word table of {rows} rows has "
+                f"the prompt has the token {token!r} (id {max(ids)}), for which the embedding table of {rows} rows has "
                 "none: leave it out"
             )
         return ids
@@ -205,7 +205,8 @@ class DecoderModel(Model):
         return self._sequence(request)
 
     def forward(self, input_ids: ListOf[ListOf[int]], type_ids: ListOf[ListOf[int]] | None = None) -> np.ndarray:
-        """For those who bring their own tokenizer: logits float32 [n, vocab] of the token after each sequence."""
+        """Return logits float32 [n, vocab] of the token after each sequence, for those who bring their own
+        tokenizer."""
         if type_ids is not None:
             raise InputError("type_ids: a decoder has no token types; leave them out")
         if isinstance(input_ids, str | bytes) or not isinstance(input_ids, ListOf | np.ndarray) or not len(input_ids):

@@ -133,7 +133,7 @@ class EncoderModel(Model):
     def forward(
         self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None
     ) -> np.ndarray:
-        """For those who bring their own tokenizer: token ids (specials included, no padding) to float32.
+        """Turn token ids (specials included, no padding) into float32 outputs, for those who bring their own tokenizer.
 
         Returns logits [n, n_labels], or pooled hidden states [n, hidden_size] of a model without labels.
         """

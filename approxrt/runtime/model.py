@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from approxrt.artifact.reader import Artifact
 from approxrt.errors import UnsupportedTaskError
@@ -41,6 +41,8 @@ class Model(ABC):
     DECODERS: ClassVar[frozenset[str]] = frozenset(
         ("generate", "generate_async", "generate_many", "tokenize", "request", "begin", "engine", "decoder_spec")
     )
+
+    PROPERTIES: ClassVar[frozenset[str]] = frozenset(("spec", "engine", "decoder_spec"))
 
     def __init__(self, artifact: Artifact) -> None:
         self.path = artifact.path
@@ -80,9 +82,16 @@ class Model(ABC):
     def __getattr__(self, name: str) -> Any:
         # Reached for names that this kind of model lacks.
         if name in self.ENCODERS | self.DECODERS:
-            raise _Lacking(f"{name}: {os.fspath(self.path)!r} is {self._instead()}")
+            message = f"{name}: {os.fspath(self.path)!r} is {self._instead()}"
+            if name in self.PROPERTIES:
+                raise _Lacking(message)
+
+            def refuse(*args: Any, **options: Any) -> NoReturn:
+                raise UnsupportedTaskError(message)
+
+            return refuse
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 class _Lacking(UnsupportedTaskError, AttributeError):
-    """An attribute error, too, so that `hasattr` says no."""
+    """An attribute error, too, so that `hasattr` and `getattr` with a default see a property that is not there."""

@@ -69,7 +69,7 @@ def application(
 
 
 def build(args: dict[str, str]) -> Any:
-    """For `serve run approxrt.serving.ray:build artifacts=A,B threads=2 max_replicas=4`."""
+    """Build the application for `serve run approxrt.serving.ray:build artifacts=A,B threads=2 max_replicas=4`."""
     given = dict(args)
     artifacts = [path for path in given.pop("artifacts", "").split(",") if path]
     known = ("threads", "min_replicas", "max_replicas", "target_ongoing_requests")
@@ -84,7 +84,8 @@ def build(args: dict[str, str]) -> Any:
 
 
 class BatchPredictor:
-    """For `dataset.map_batches(BatchPredictor, fn_constructor_args=(ARTIFACT,), concurrency=2, batch_format="numpy")`.
+    """Predict in `dataset.map_batches(BatchPredictor, fn_constructor_args=(ARTIFACT,), concurrency=2,
+    batch_format="numpy")`.
 
     A batch's column `text` (and `pair`, if that is given) is read; a classifier adds `label` (str) and `score`
     (float32), a regressor `score`, an embedder `embedding` (float32 [n, hidden]).

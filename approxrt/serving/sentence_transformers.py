@@ -1,4 +1,4 @@
-"""In place of sentence-transformers' objects: the same calls, pooling, normalisation and order of results.
+"""Stand in for sentence-transformers' objects: the same calls, pooling, normalisation and order of results.
 
     from approxrt.serving.sentence_transformers import SentenceTransformer, CrossEncoder
 

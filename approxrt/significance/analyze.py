@@ -1,4 +1,4 @@
-"""What of a fine-tuned model its task needs: all measures of significance together, as one JSON document.
+"""Find what of a fine-tuned model its task needs: all measures of significance together, as one JSON document.
 
 Coarse to fine: blocks, heads and groups of FFN channels by the loss without them (`approxrt.significance.removal`),
 tiles of weights by second-order scores (`approxrt.pruning.obs`), rows of the embedding table by the gradient at the
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from approxrt.errors import InputError, MissingDependencyError, UnsupportedTaskError
-from approxrt.progress import Progress
+from approxrt.progress import Progress, Show
 from approxrt.random import Stream, generator
 from approxrt.tasks.format import PLAIN, DataFormat, check_format
 
@@ -34,8 +34,14 @@ LEAST_SAMPLES = 20
 PART_SAMPLES = 400  # heads and groups are many: what they cost is measured on so many of the samples, at most
 CURVE = tuple(i / 20 for i in range(21))
 
-# (share of everything that is done, what is going on)
-Show = Callable[[float, str], None]
+
+@dataclass(frozen=True)
+class _Settings:
+    samples: int
+    reading: DataOptions
+    max_length: int
+    threads: int
+    device: str
 
 
 def analyze(
@@ -49,6 +55,7 @@ def analyze(
     max_length: int = 128,
     val_fraction: float = 0.1,
     data_format: DataFormat = PLAIN,
+    device: str = "auto",
     progress: Show | None = None,
 ) -> dict[str, Any]:
     """Analyse a fine-tuned checkpoint on the training data of its task; a document of plain data.
@@ -56,8 +63,8 @@ def analyze(
     samples       texts held out of training that losses are measured on (those without heads or groups of neurons on
                   at most 400 of them); as many training texts give statistics
     val_fraction  share of train to hold out, where the checkpoint does not name the texts that it has not learnt from
-
     data_format   how the data files are laid out, where otherwise than their task's own
+    device        where torch computes: "cpu", "cuda" or "auto"; times are the CPU's
 
     Keys of the document:
       model       name, architecture, task_type, layers, hidden_size, heads and units (by layer), parameters,
@@ -107,7 +114,8 @@ def analyze(
     torch.set_num_threads(count)
     try:
         reading = DataOptions(seed, val_fraction, None, data_format)
-        return _Analysis(checkpoint, task, data, samples, reading, count, max_length, progress).run()
+        settings = _Settings(samples, reading, max_length, count, device)
+        return _Analysis(checkpoint, task, data, settings, Progress.of(progress)).run()
     finally:
         torch.set_num_threads(before)
 
@@ -118,34 +126,33 @@ class _Analysis:
         checkpoint: str | os.PathLike[str],
         task: str,
         data: str | os.PathLike[str],
-        samples: int,
-        reading: DataOptions,
-        threads: int,
-        max_length: int,
-        progress: Show | None,
+        settings: _Settings,
+        progress: Progress,
     ) -> None:
         from approxrt.models.checkpoint import find_folder, load_checkpoint
         from approxrt.significance.encoder_removal import HeldOutLoss
         from approxrt.tasks.examples import encode
+        from approxrt.torch_models.device import resolve_device
         from approxrt.torch_models.encoder import TorchEncoder
         from approxrt.training.data import read_data
 
         self.started = time.monotonic()
-        seed = reading.seed
-        self.progress, self.seed, self.threads = progress or (lambda share, text: None), seed, threads
+        reading, samples = settings.reading, settings.samples
+        self.progress, self.seed, self.threads = progress, reading.seed, settings.threads
+        device = resolve_device(settings.device)
         self.progress(0.0, "reading the checkpoint and the data")
         folder = find_folder(checkpoint)
         self.checkpoint: Checkpoint = load_checkpoint(folder)
         _require_labels(self.checkpoint, folder)
         self.data: TaskData = read_data(task, data, self.checkpoint, folder, reading)
-        length = min(max_length, self.checkpoint.spec.max_length)
-        self.rng = generator(seed, Stream.ANALYSIS)
+        length = min(settings.max_length, self.checkpoint.spec.max_length)
+        self.rng = generator(self.seed, Stream.ANALYSIS)
         chosen = self._draw(len(self.data.validation), samples)
         self.held_out = self.data.validation.subset(chosen)
         self.train = encode(self.data.train, self.checkpoint.tokenizer_json, length)
         self.examples = encode(self.held_out, self.checkpoint.tokenizer_json, length)
         self.statistics_rows = self._draw(len(self.data.train), samples)
-        self.model: TorchEncoder = TorchEncoder(self.checkpoint.spec, self.checkpoint.tensors)
+        self.model: TorchEncoder = TorchEncoder(self.checkpoint.spec, self.checkpoint.tensors, device=device)
         self.held: HeldOutLoss = HeldOutLoss(self.model, self.examples, task=self.data.task)
 
     def _draw(self, count: int, most: int) -> np.ndarray:
@@ -156,12 +163,12 @@ class _Analysis:
         from approxrt.significance.statistics import collect
 
         rows, model = self.statistics_rows, self.model
-        stats = collect(model, self.train, rows, self.seed, progress=self._part(0.02, 0.15))
+        stats = collect(model, self.train, rows, self.seed, progress=self.progress.part(0.02, 0.15))
         out: dict[str, Any] = {"model": _model_facts(self.checkpoint), "data": self._data_facts()}
         out |= self._removals(stats)
         # What a token's loss gains, times the tokens of a text, is what a text's does.
         tokens = stats.tokens / stats.examples
-        tiles = self._tiles(stats, self._part(0.55, 0.8))
+        tiles = self._tiles(stats, self.progress.part(0.55, 0.8))
         self._second_order(out, stats, tokens)
         out["linears"] = [_linear(name, scores, tokens) for name, scores in tiles.items()]
         out["embeddings"] = _embeddings(self.checkpoint, self.train, self.examples, stats)
@@ -169,13 +176,10 @@ class _Analysis:
             name: spread(scores, *model.weight(f"{name}.weight").shape) * tokens for name, scores in tiles.items()
         }
         out["latency"], out["front"] = costs(
-            model, elements, self.train.ids, self.threads, self.seed, Progress.of(self.progress).part(0.8, 1.0)
+            model, elements, self.train.ids, self.threads, self.seed, self.progress.part(0.8, 1.0)
         )
         out["seconds"] = round(time.monotonic() - self.started, 1)
         return out
-
-    def _part(self, begin: float, end: float) -> Progress:
-        return Progress.of(self.progress).part(begin, end)
 
     def _data_facts(self) -> dict[str, Any]:
         data, lengths = self.data, self.examples.lengths
@@ -211,12 +215,12 @@ class _Analysis:
         name, value = next(iter(compute_metrics(self.data.task, outputs, held.labels).items()))
         blocks = elements_of(spec, parts=False)
         parts = [element for element in elements_of(spec) if element.part is not None]
-        found = measure_removals(held, stats.means, blocks, self._part(0.15, 0.2)).removals
-        zero = measure_removals(held, None, blocks, self._part(0.2, 0.25)).removals
+        found = measure_removals(held, stats.means, blocks, self.progress.part(0.15, 0.2)).removals
+        zero = measure_removals(held, None, blocks, self.progress.part(0.2, 0.25)).removals
         # The samples were drawn and stand in the order of the file: some of them are drawn again.
         fewer = self._draw(len(held), PART_SAMPLES)
         few = HeldOutLoss(self.model, self.examples, fewer, self.data.task, has_bf16(self.model.device))
-        found += measure_removals(few, stats.means, parts, self._part(0.25, 0.55)).removals
+        found += measure_removals(few, stats.means, parts, self.progress.part(0.25, 0.55)).removals
         zeros = {removal.element: removal.change for removal in zero}
         out: dict[str, Any] = {
             "dense": {
@@ -243,7 +247,7 @@ class _Analysis:
         return out
 
     def _second_order(self, out: dict[str, Any], stats: Statistics, tokens: float) -> None:
-        """Adds what the statistics predict to blocks, heads and groups."""
+        """Add what the statistics predict to blocks, heads and groups."""
         from approxrt.pruning.obs import channel_errors, group_curve
 
         spec, errors, channels = self.model.spec, {}, {}
@@ -269,10 +273,10 @@ class _Analysis:
             block["second_order"] = float(0.5 * (gradient * np.maximum(spread, 0)).sum() * tokens)
 
     def _problem(self, name: str, stats: Statistics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.model.weight(f"{name}.weight").detach().numpy(), stats.inputs[name], stats.gradients[name]
+        return self.model.weight(f"{name}.weight").detach().cpu().numpy(), stats.inputs[name], stats.gradients[name]
 
     def _tiles(self, stats: Statistics, progress: Progress) -> dict[str, np.ndarray]:
-        """By linear, f64[strips, columns]: what the loss of a token gains when the tile goes."""
+        """Return, by linear, f64[strips, columns] what the loss of a token gains when the tile goes."""
         from approxrt.pruning.obs import tile_curve
 
         names = [name for name, _ in self.model.spec.linears() if name.startswith("layers.")]

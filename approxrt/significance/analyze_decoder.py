@@ -25,12 +25,14 @@ def analyze_decoder(
     *,
     samples: int = 1000,
     threads: int | None = None,
+    device: str = "auto",
     progress: Show | None = None,
 ) -> dict[str, Any]:
     """Analyse a decoder on a plain text: its first four fifths give statistics, losses are measured on the last.
 
     samples   tokens that losses without a block are measured on, in whole pieces of 512 (of the model's context, if
               that is less), as far as the text goes; those without parts of a block are measured on one piece
+    device    where torch computes: "cpu", "cuda" or "auto"
 
     Keys of the document:
       model     name, architecture, layers, hidden_size, parameters
@@ -62,13 +64,13 @@ def analyze_decoder(
     count, before = resolve_threads(threads), torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        return _analyze(checkpoint, data, samples, Progress.of(progress))
+        return _analyze(checkpoint, data, samples, device, Progress.of(progress))
     finally:
         torch.set_num_threads(before)
 
 
 def _analyze(
-    checkpoint: str | os.PathLike[str], data: str | os.PathLike[str], samples: int, progress: Progress
+    checkpoint: str | os.PathLike[str], data: str | os.PathLike[str], samples: int, device: str, progress: Progress
 ) -> dict[str, Any]:
     from approxrt.models.decoder import load_any_decoder
     from approxrt.quantization.calibration import calibration
@@ -78,6 +80,7 @@ def _analyze(
     from approxrt.significance.removal import measure_removals
     from approxrt.tasks.text import split, text_file, token_ids
     from approxrt.torch_models.decoder import TorchDecoder
+    from approxrt.torch_models.device import resolve_device
 
     started = time.monotonic()
     progress(0.0, "reading the checkpoint and the text")
@@ -88,7 +91,7 @@ def _analyze(
     calibrating, held_out = split(ids, sequence)
     sequence = min(sequence, len(held_out))
     held = calibration(held_out, -(-samples // sequence), sequence)
-    decoder = TorchDecoder(spec, tensors)
+    decoder = TorchDecoder(spec, tensors, resolve_device(device))
     texts = calibration(calibrating, STATISTICS_SEQUENCES, min(SEQUENCE, spec.max_positions))
     found = collect_from_text(decoder, texts, progress=progress.part(0.02, 0.1))
     stats, means = found.linears, found.means
@@ -152,18 +155,15 @@ def _row(removal: Removal, dense: float, predicted: float, spec: Any) -> dict[st
 
 
 def _second_order(spec: Any, tensors: Any, stats: Any, elements: Any) -> dict[str, float]:
-    """Of the last linear of a block: what removing the element's inputs costs once the others have adjusted."""
-    import torch
-
-    from approxrt.pruning.obs import dampened
+    """Return, of the last linear of a block, what removing the element's inputs costs once the others have adjusted."""
+    from approxrt.pruning.obs import inverse_moments
 
     inverses: dict[str, np.ndarray] = {}
     out = {}
     for element in elements:
         name = element.linear
         if name not in inverses:
-            factor = torch.linalg.cholesky(dampened(stats[name].weighted, 1e-2))
-            inverses[name] = torch.cholesky_inverse(factor).numpy()
+            inverses[name] = inverse_moments(stats[name].weighted, 1e-2).numpy()
         gone = element.inputs(spec)
         weight = tensors[f"{name}.weight"][:, gone].astype(np.float64)
         solved = np.linalg.solve(inverses[name][np.ix_(gone, gone)], weight.T)

@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class GainTest:
-    """When a removal is a gain, and how long one is looked for.
+    """Say when a removal is a gain, and how long one is looked for.
 
     folds        disjoint rows of the held-out texts
     confidence   that no element at all is accepted by chance

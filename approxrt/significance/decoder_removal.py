@@ -106,7 +106,7 @@ def head_divergence(
 ) -> float:
     """KL(model || model with the head's matrix `head` f32[vocab, hidden]) of the next token, nats, mean over `batch`.
 
-    with_table   the word table becomes the same
+    with_table   the embedding table becomes the same
     """
     whole = TorchDecoder(spec, tensors, device)
     other = TorchDecoder(spec, {**tensors, "embeddings.word.weight": head}, device) if with_table else whole

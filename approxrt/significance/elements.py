@@ -38,7 +38,7 @@ class Element:
 
     @property
     def name(self) -> str:
-        """As in "layers.3.ffn", "layers.3.attention.head.5", "layers.3.ffn.group.2"."""
+        """Return the name, as in "layers.3.ffn", "layers.3.attention.head.5", "layers.3.ffn.group.2"."""
         return self.block if self.part is None else f"{self.block}.{self.part}.{self.index}"
 
     @property

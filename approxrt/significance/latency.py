@@ -73,7 +73,7 @@ class MeasuredTable:
         return MeasuredTable(points, self.base_ms * factor)
 
     def to_json(self) -> dict[str, Any]:
-        """For cache and report."""
+        """Return plain data for cache and report."""
         points = [
             {"block": b, "kind": k, "sizes": s.tolist(), "densities": d.tolist(), "ms": t.tolist()}
             for (b, k), (s, d, t) in self.points.items()

@@ -31,7 +31,7 @@ DESCEND = 1.1
 
 @dataclass(frozen=True)
 class Test:
-    """When an element may go; the defaults are the published ones.
+    """Say when an element may go; the defaults are the published ones.
 
     threshold   the loss must be under `threshold` times the best so far
     share       over this share of the texts must have a loss that is no larger than the whole model's; None: any may
@@ -65,7 +65,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """What stays, the log in order, and the mean loss before and after."""
+    """Hold what stays, the log in order, and the mean loss before and after."""
 
     keep: Structure
     trials: list[Trial]

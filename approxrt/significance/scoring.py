@@ -33,7 +33,7 @@ def element_scores(model: TorchEncoder, found: Statistics, names: Sequence[str])
 def rounding_errors(
     model: TorchEncoder, found: Statistics, names: Sequence[str], kinds: Sequence[LinearKind]
 ) -> dict[tuple[str, LinearKind], float]:
-    """By linear and kind: what plain rounding of its weights dw costs, 1/2 sum_r G_rr dw_r A dw_r^T.
+    """Return, by linear and kind, what plain rounding of its weights dw costs, 1/2 sum_r G_rr dw_r A dw_r^T.
 
     In the unit of `element_scores`.
     """

@@ -21,7 +21,7 @@ MOST_TOKENS = 1 << 17
 
 @dataclass(frozen=True)
 class BatchLimit:
-    """How much a batch may hold: `texts`, and padded `tokens` (None: any number)."""
+    """Say how much a batch may hold: `texts`, and padded `tokens` (None: any number)."""
 
     texts: int
     tokens: int | None = None

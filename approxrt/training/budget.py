@@ -49,7 +49,7 @@ class Budget:
             self.measured += self.elapsed() - begun
 
     def may_measure(self, seconds: float) -> bool:
-        """Whether measurements of so many seconds more are within their share."""
+        """Tell whether measurements of so many seconds more are within their share."""
         return self.measured + seconds <= MEASURING * self.seconds
 
     def share(self, fraction: float) -> Callable[[], bool]:

@@ -54,7 +54,7 @@ class TaskData:
 
 
 def vector_agreement(vectors: np.ndarray, baseline: np.ndarray) -> dict[str, float]:
-    """How alike two embeddings [n, hidden] of the same texts are.
+    """Return how alike two embeddings [n, hidden] of the same texts are.
 
     cosine        mean cosine of each text's two vectors
     top1, top10   retrieval: share of each text's nearest (10 nearest) other texts by `baseline` that `vectors` finds

@@ -3,7 +3,7 @@ that the artifact will have.
 
 The model starts from the plan's weights. Its linears compute on the artifact's int8 and int4 grids, activations and
 weights, with straight-through gradients (`approxrt.quantization.fake_quantize`); pruned tiles stay zero. Norms, and
-weights and biases of the layers' linears, are trained (AdamW); the word table and the head are not.
+weights and biases of the layers' linears, are trained (AdamW); the embedding table and the head are not.
 
 Linears that come with a grid (float16 scales and offsets of groups, or int4 with its steps) start on it, to the bit.
 Scales and offsets of groups are trained as shares of what they were (as in PEQA, Kim et al. 2023, arXiv 2305.14152),
@@ -80,8 +80,8 @@ class StoredLinears:
 
     kinds   by linear, as of `approxrt.quantization.gptq.round_weights`; what it does not name computes in float
     masks   of tiles, by linear
-    grids   tensors of linears that start on a grid, for all of `kinds` or for none; the word table then is what it is,
-            and not rounded to int8
+    grids   tensors of linears that start on a grid, for all of `kinds` or for none; the embedding table then is what it
+            is, and not rounded to int8
     """
 
     kinds: Mapping[str, LinearKind]

@@ -36,7 +36,7 @@ RESPLIT_SHARE = 0.3  # of a batch's texts that are split into smaller pieces, wh
 
 @dataclass(frozen=True)
 class DistillationOptions:
-    """How a model is trained. `lr` is the highest; the last is `lr * final_lr`."""
+    """Say how a model is trained. `lr` is the highest; the last is `lr * final_lr`."""
 
     lr: float = 1e-4
     final_lr: float = 0.02
@@ -199,7 +199,7 @@ class Distillation(Trainer):
                     self.model.weight(f"{name}.bias").add_((weight * gone) @ self.means[name])
 
     def quantize(self, kinds: Mapping[str, LinearKind]) -> None:
-        """From now on linears compute as the artifact's will."""
+        """Let linears compute as the artifact's will from now on."""
         self.quantizer = FakeQuantizer(self.model, kinds)
 
     # -- optimiser and state ----------------------------------------------------

@@ -1,4 +1,4 @@
-"""How a fine-tuning run trains; torch is not needed to check it."""
+"""Say how a fine-tuning run trains; torch is not needed to check it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Advance = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How to train. `limit` caps the training examples (a quick trial); lengths are in tokens."""
+    """Say how to train. `limit` caps the training examples (a quick trial); lengths are in tokens."""
 
     epochs: int = 3
     lr: float = 5e-5

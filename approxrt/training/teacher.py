@@ -88,6 +88,6 @@ def teach(
 
 
 def _layers(depth: int, affordable: int) -> tuple[int, ...]:
-    """As many layers as can be kept, evenly spread, the last always; none if not even one can."""
+    """Return as many layers as can be kept, evenly spread, the last always; none if not even one can."""
     count = min(depth, affordable)
     return tuple(sorted({depth - 1 - round(i * depth / count) for i in range(count)})) if count else ()

@@ -53,7 +53,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How every step is taken; `schedule` says which share of `lr`, the highest rate, it takes."""
+    """Say how every step is taken; `schedule` says which share of `lr`, the highest rate, it takes."""
 
     lr: float
     schedule: Schedule

@@ -104,7 +104,9 @@ def apply_vocabulary(
     """
     kept = vocabulary.kept
     if spec.embedding_kind == "s2":
-        raise InputError("the vocabulary of a word table of kind s2 cannot be pruned: prune it before it is quantised")
+        raise InputError(
+            "the vocabulary of an embedding table of kind s2 cannot be pruned: prune it before it is quantised"
+        )
     if not len(kept) or kept[0] < 0 or kept[-1] >= spec.vocab_size:
         span = f"rows {kept[0]} to {kept[-1]}" if len(kept) else "no rows"
         raise InputError(

@@ -3,11 +3,11 @@
 A vocabulary that is pruned to the tokens of the training texts spells all other words with smaller tokens, which a
 fine-tuned model has hardly learnt to read: on SST-2's dev file a third of all texts change, and 1.8 % of the answers of
 a model that is otherwise the same. Here every token keeps its name in the tokenizer, so texts are split into tokens as
-ever, and the name stands for another token's row of the word table: `reused` for `recycled`, at the price of one
+ever, and the name stands for another token's row of the embedding table: `reused` for `recycled`, at the price of one
 line of tokenizer.json. What is alike is for the model to say. It reads each token by itself, and the states in its
 upper middle, where a task's meaning is made up but not yet its answer, are compared: they are better judges than the
-word table (mean divergence of answers on unseen sentences of SST-2: 0.024 by small tokens, 0.025 by neighbours in the
-table, 0.011 by neighbours in layer 4 of 6).
+embedding table (mean divergence of answers on unseen sentences of SST-2: 0.024 by small tokens, 0.025 by neighbours in
+the table, 0.011 by neighbours in layer 4 of 6).
 
     features = token_states(TorchEncoder(spec, tensors), tokenizer_json)
     vocabulary = share_rows(tokenizer_json, train_texts, features)

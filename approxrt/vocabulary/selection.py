@@ -1,4 +1,4 @@
-"""The words of a small artifact: which tokens keep a row of the word table, and in how many bits.
+"""The words of a small artifact: which tokens keep a row of the embedding table, and in how many bits.
 
 A vocabulary for the task (`task_vocabulary`) either spells the tokens that the training texts do not use with smaller
 ones (`approxrt.vocabulary.prune`) or reads them as kept ones that the model treats alike
@@ -179,7 +179,8 @@ def resplit_texts(
 def stored_embeddings(
     words: np.ndarray, bits: int, texts: Sequence[Sequence[int]], wide_share: float | None
 ) -> build.EmbeddingParts:
-    """The word table f32[V, E] in `bits`; or in two, and in four those that are `wide_share` of the words of `texts`.
+    """The embedding table f32[V, E] in `bits`; or in two, and in four those that are `wide_share` of the words of
+    `texts`.
 
     texts   token ids
     """

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import approxrt
+from approxrt.runtime.decoder_model import DecoderModel
 
 WRITTEN = Path(__file__).resolve().parent / "written"
 ANSWERS = json.loads((WRITTEN / "answers.json").read_text())
@@ -22,7 +23,7 @@ TEXTS = ["a gripping film", "two hours that nobody will get back", "good bad gre
 @pytest.mark.parametrize("name", sorted(ANSWERS))
 def test_answers_are_what_they_were(name: str) -> None:
     model: Any = approxrt.load(WRITTEN / name, threads=1)
-    if isinstance(model, approxrt.Model) and hasattr(model, "generate"):
+    if isinstance(model, DecoderModel):
         found = model.forward([model.tokenize("the quick")])[0]
     else:
         found = model.logits(TEXTS) if model.labels else model.embed(TEXTS)

@@ -116,7 +116,7 @@ def test_artifact_equals_the_emulation(
 ) -> None:
     """Pruned structure, missing tiles, int4, int8 and rows of two bits, small vocabulary: engine against reference."""
     monkeypatch.setattr(words, "TIGHT_SHARE", 0.0)
-    # Smaller pieces are measured first, then synonyms.
+    # Smaller tokens are measured first, then synonyms.
     strays = iter((1.0, 2.0 - 2 * shared))
     monkeypatch.setattr(words, "divergence", lambda *_, **__: next(strays))
     report = approxrt.compress(
@@ -133,7 +133,7 @@ def test_artifact_equals_the_emulation(
     assert (artifact.spec.position_kind, artifact.spec.embedding_kind) == ("s8", "s2")
     assert 0 < artifact.spec.wide_words < artifact.spec.vocab_size
     assert any("two bits a weight" in note for note in report.notes)
-    how = "treats most alike" if shared else "split into smaller pieces"
+    how = "treats most alike" if shared else "split into smaller tokens"
     assert any(how in note for note in report.notes)
     names = json.loads((tmp_path / "a" / "tokenizer.json").read_text())["model"]["vocab"]
     assert (len(names) > artifact.spec.vocab_size) == shared

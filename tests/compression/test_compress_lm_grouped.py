@@ -278,7 +278,8 @@ def test_as_fast_as_the_limit_allows(checkpoint: DecoderCheckpoint, data: Path, 
 
 
 def test_the_head_is_previewed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fitted once; every later candidate whose head still is the word table has the same, and plans know its price."""
+    """Fitted once; every later candidate whose head still is the embedding table has the same, and plans know its
+    price."""
     monkeypatch.setattr(recipe, "PREVIEW_KL", 0.1)
     # Of this few words 4 bits each are less still than a preview.
     monkeypatch.setattr(decoder_rounds.Search, "_measured_head", lambda self, builder, options: options[:1])

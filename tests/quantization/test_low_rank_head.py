@@ -122,7 +122,7 @@ def test_a_decoder_with_a_preview(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the text has 50 tokens"):
         with_preview(built, ids[:50])
     untied = previewed(1.0, tied_embeddings=False)
-    with pytest.raises(InputError, match="not the word table"):
+    with pytest.raises(InputError, match="not the embedding table"):
         with_preview(InMemory(dataclasses.replace(untied.decoder_spec, head_preview=None), untied.tensors), ids)
 
 
@@ -153,6 +153,6 @@ def test_convert_refuses_what_cannot_have_one(tmp_path: Path) -> None:
             convert(folder, tmp_path / "a", head_preview=words, **wrong)
     with pytest.raises(DataError, match="cannot be read"):
         convert(folder, tmp_path / "a", bits=5, head_preview=tmp_path / "none.txt")
-    with pytest.raises(InputError, match="not the word table"):
+    with pytest.raises(InputError, match="not the embedding table"):
         convert(folder, tmp_path / "a", bits=5, head_preview=words)
     assert not (tmp_path / "a").exists()

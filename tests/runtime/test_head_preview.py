@@ -208,7 +208,7 @@ def test_what_is_no_preview_is_refused(value: Any) -> None:
 )
 def test_a_head_that_cannot_be_previewed_is_refused(change: dict[str, Any]) -> None:
     spec = dataclasses.replace(previewed(1.0).decoder_spec, **change)
-    assert any("must be a tied word table of kind 'g8'" in fault for fault in decoder_faults(spec))
+    assert any("must be a tied embedding table of kind 'g8'" in fault for fault in decoder_faults(spec))
 
 
 def test_tensors_must_fit() -> None:

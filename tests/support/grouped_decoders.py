@@ -11,7 +11,8 @@ from approxrt.quantization.groupwise import quantize_groups4, quantize_groups8
 
 
 def grouped_checkpoint(folder: Path) -> DecoderCheckpoint:
-    """The checkpoint at `folder` with linears in g4 and the word table in g8: `tensors` are what these stand for."""
+    """The checkpoint at `folder` with linears in g4 and the embedding table in g8: `tensors` are what these stand
+    for."""
     loaded = load_decoder(folder, folder)
     grouped, tensors = {}, dict(loaded.tensors)
     for name in ("embeddings.word", *(name for name, _ in loaded.spec.linears())):

@@ -8,9 +8,9 @@
 H is the identity, or where `down_block` is not 0 a Hadamard matrix over its root (Sylvester's construction), applied to
 every block of so many elements.
 
-Linear kinds and their tensors are those of `approxrt.artifact.spec.encoder`. The word table is also the head's matrix
-where `tied_embeddings` says so: it then has no tensors of its own, int4 tables keep group scales that a linear can
-have, and the head has no bias.
+Linear kinds and their tensors are those of `approxrt.artifact.spec.encoder`. The embedding table is also the head's
+matrix where `tied_embeddings` says so: it then has no tensors of its own, int4 tables keep group scales that a linear
+can have, and the head has no bias.
 
 A layer's attention is removed where num_heads is 0, its FFN where intermediate_size is 0. What a removed block leaves
 is its mean output b, `layers.i.attention.output.bias` or `layers.i.ffn.down.bias`: x = x + b. Its norm is not stored.
@@ -156,7 +156,7 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class HeadPreviewSpec:
-    """A head in two steps (after SVD-softmax, Shim et al. 2017), over a tied word table E of kind g8:
+    """A head in two steps (after SVD-softmax, Shim et al. 2017), over a tied embedding table E of kind g8:
 
         logits = out(project(h)), linears hidden -> width -> vocab, `head.preview.project` and `head.preview.out`;
         words whose logit is at least the largest less `margin` get the head's, E h, instead
@@ -222,7 +222,8 @@ class DecoderSpec:
 
     @property
     def embedding_group_scale(self) -> int:
-        """The largest group scale of an int4 word table: a table that is the head's matrix, too, has a linear's."""
+        """The largest group scale of an int4 embedding table: a table that is the head's matrix, too, has a
+        linear's."""
         return MAX_GROUP_SCALE if self.tied_embeddings else MAX_ROW_GROUP_SCALE
 
     def linears(self) -> Iterator[tuple[str, LinearSpec]]:

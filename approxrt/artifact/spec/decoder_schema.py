@@ -212,14 +212,14 @@ def _range_faults(spec: DecoderSpec) -> Iterator[str]:
 
 
 def _preview_faults(spec: DecoderSpec) -> Iterator[str]:
-    """A preview stands before a head that can be had a word at a time, out of the word table's rows."""
+    """A preview stands before a head that can be had a word at a time, out of the embedding table's rows."""
     preview, where = spec.head_preview, "model.head_preview"
     if preview is None:
         return
     if not spec.tied_embeddings or spec.embedding_kind != "g8":
-        table = f"{'tied' if spec.tied_embeddings else 'not tied'}, the word table {show(spec.embedding_kind)}"
+        table = f"{'tied' if spec.tied_embeddings else 'not tied'}, the embedding table {show(spec.embedding_kind)}"
         yield (
-            f"{where} is there, and the head is {table}; it must be a tied word table of kind 'g8' "
+            f"{where} is there, and the head is {table}; it must be a tied embedding table of kind 'g8' "
             "(convert with bits=5, or leave the preview out)"
         )
     if not (GROUP_WEIGHTS <= preview.width <= MAX_DIM and preview.width % GROUP_WEIGHTS == 0):
@@ -271,7 +271,7 @@ def _choice_faults(spec: DecoderSpec) -> Iterator[str]:
     yield from one_of("model.embedding_kind", spec.embedding_kind, TABLE_KINDS)
     yield from one_of("model.head_kind", spec.head_kind, LINEAR_KINDS)
     if spec.tied_embeddings and spec.head_kind != "f32":
-        yield f"model.head_kind is {show(spec.head_kind)}; it must be 'f32' where the head is the word table"
+        yield f"model.head_kind is {show(spec.head_kind)}; it must be 'f32' where the head is the embedding table"
     if (spec.rope is None) != (spec.positions != "rope"):
         yield f"model.rope must be there for rotary positions, and only then; positions is {show(spec.positions)}"
     if spec.rope is not None:

@@ -154,7 +154,7 @@ class ModelSpec:
     """An encoder with its task head. Sizes in elements; `max_length` in tokens, specials included.
 
     `always_kept`: ids of tokens (separators) whose keys sign-matching attention never drops.
-    `wide_words`: how many rows of a word table of kind s2 have four bits; 0 for other kinds.
+    `wide_words`: how many rows of an embedding table of kind s2 have four bits; 0 for other kinds.
     """
 
     architecture: str
@@ -216,7 +216,7 @@ class ModelSpec:
 
     @property
     def embedding_group_scale(self) -> int:
-        """The largest group scale of an int4 word table."""
+        """The largest group scale of an int4 embedding table."""
         return MAX_ROW_GROUP_SCALE
 
     def stays_f32(self, name: str) -> bool:

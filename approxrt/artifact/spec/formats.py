@@ -102,7 +102,7 @@ FORMATS: dict[LinearKind, LinearFormat] = {
 }
 TILED: dict[LinearKind, LinearKind] = {"s8": "bsr_s8", "s4": "bsr_s4"}
 
-# Of word tables: a decoder's may be its head, too, so it is of a kind that linears have.
+# Of embedding tables: a decoder's may be its head, too, so it is of a kind that linears have.
 TableKind = Literal["f32", "s8", "s4", "g4", "g6", "g8"]
 
 
@@ -131,7 +131,8 @@ class LinearSpec:
 
 
 def embedding_tensors(kind: EmbeddingKind, v: int, e: int, wide: int = 0) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Return (name, dtype, shape) of the word table of `v` rows of `e`, `wide` of which have four bits in kind s2."""
+    """Return (name, dtype, shape) of the embedding table of `v` rows of `e`, `wide` of which have four bits in kind
+    s2."""
     if kind == "f32":
         yield "embeddings.word.weight", "F32", (v, e)
     elif kind == "s4":

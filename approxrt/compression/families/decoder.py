@@ -194,7 +194,7 @@ class DecoderFamily:
         return next((provenance.preview for provenance in found), None)
 
     def _previewed(self, built: InMemory) -> InMemory:
-        """With the preview, where the head still is the word table that it was fitted to."""
+        """Return it with the preview, where the head still is the embedding table that it was fitted to."""
         spec = built.decoder_spec
         if self.preview is None or spec.head_preview is not None or not spec.tied_embeddings:
             return built

@@ -185,7 +185,7 @@ class Builder:
         return with_words(*self.linears(plan, self.prune(plan)), self.own)
 
     def linears(self, plan: Plan, pruned: Pruned) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-        """The same before the word table gets its form."""
+        """The same before the embedding table gets its form."""
         out, kinds = dict(pruned.tensors), dict[str, LinearKind]()
         for name, scheme in plan.schemes.items():
             weight = out.pop(f"{name}.weight")
@@ -260,7 +260,8 @@ def untied(spec: DecoderSpec, tensors: Tensors) -> tuple[DecoderSpec, dict[str, 
 
 
 def with_words(spec: DecoderSpec, tensors: Tensors, own: Own | None) -> InMemory:
-    """The word table as the checkpoint has it, in int8 where that is float32; one with the head again where it was."""
+    """The embedding table as the checkpoint has it, in int8 where that is float32; one with the head again where it
+    was."""
     out = dict(tensors)
     words = out.pop("embeddings.word.weight")
     if own is None or "embeddings.word" not in own.parts:

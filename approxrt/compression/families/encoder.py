@@ -312,8 +312,8 @@ class EncoderFamily:
         if inputs.wide_share is not None:
             wide, rows = len(inputs.embeddings[1]["embeddings.word.wide"]), inputs.spec.vocab_size
             out.append(
-                f"{rows - wide} of the word table's {rows} rows have two bits a weight; the other {wide}, with four, "
-                f"are {inputs.wide_share:.0%} of the words in the training texts"
+                f"{rows - wide} of the embedding table's {rows} rows have two bits a weight; the other {wide}, with "
+                f"four, are {inputs.wide_share:.0%} of the words in the training texts"
             )
         if inputs.spec.vocab_size < inputs.checkpoint.spec.vocab_size:
             out.append(_vocabulary_note(inputs))
@@ -339,7 +339,7 @@ def _vocabulary_note(inputs: EncoderInputs) -> str:
     shared, common = (inputs.vocabulary.shared, inputs.vocabulary.common) if inputs.vocabulary else (False, 0)
     if shared:
         return (
-            f"{rows} of the vocabulary's {all_rows} tokens have a row of the word table: those that the training "
+            f"{rows} of the vocabulary's {all_rows} tokens have a row of the embedding table: those that the training "
             f"texts use most{f' and {common} more common ones' if common else ''}; each other token is read as the one "
             "of them that the model treats most alike"
         )

@@ -73,7 +73,7 @@ class EncoderInputs:
     pruned      texts by the artifact's tokenizer
     validation  by the artifact's
     spec, tensors, embeddings   the baseline in float32 with tables' rows as they will be stored, and these tables
-    tight       the word table takes most of the bytes that are allowed
+    tight       the embedding table takes most of the bytes that are allowed
     wide_share  of all uses of tokens: those whose rows have four bits, while others have two; None for no such table
     """
 

@@ -195,8 +195,8 @@ class Search:
         return DecoderLatency(*tables)
 
     def _measured_head(self, builder: Builder, options: list[Option]) -> list[Option]:
-        """With KL(dense || rounded) of the next token on text, nats: of outputs as many as words the Fisher information
-        is not the same, so second-order losses say little."""
+        """Return the options with KL(dense || rounded) of the next token on text, nats: of outputs as many as words the
+        Fisher information is not the same, so second-order losses say little."""
         text = self._other_text()
         batch = calibration(text, HEAD_SEQUENCES, self.family.inputs.sequence)
         assert builder.own is not None
@@ -266,7 +266,7 @@ class Search:
         return None if wanted is None or wanted <= 1 else self.baseline.ms / wanted
 
     def _plan(self, choices: DecoderOptions, tries: list[Learnt], allowed: float) -> Plan:
-        """By what was learnt: the least loss within the target, or the least time within `allowed` nats."""
+        """Plan by what was learnt: the least loss within the target, or the least time within `allowed` nats."""
         target = self._target()
         if target is not None:
             factor = tries[-1].cost / tries[-1].predicted_cost if tries else self._first_factor(choices)

@@ -141,7 +141,7 @@ class GpuDecoder:
     def _normalize(
         self, z: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor | None], consumer: DeviceLinear
     ) -> Activations:
-        """In the form that the consumer reads: int8, or float32 rows."""
+        """Return rows in the form that the consumer reads: int8, or float32 rows."""
         gamma, beta = norm
         if consumer.quantizes:
             x = Activations(z, quantized_like(z))
@@ -183,7 +183,7 @@ class GpuDecoder:
     def _head(self) -> DeviceLinear:
         if not self.spec.tied_embeddings:
             return self._linear("head.out")
-        # The word table read as a linear of one output a token.
+        # The embedding table read as a linear of one output a token.
         table = LinearSpec(self.spec.hidden_size, self.spec.vocab_size, self.spec.embedding_kind)
         return self._build("head", [("embeddings.word", table)])
 

@@ -28,7 +28,7 @@ class DecoderReference(Reference):
         self.decoder = spec
         self.head = "head.out"
         if spec.tied_embeddings:
-            # The word table read as a linear of one output a token.
+            # The embedding table read as a linear of one output a token.
             self.head = "embeddings.word"
             self.linears = {**self.linears, self.head: _table_linear(spec)}
             self.weights[f"{self.head}.bias"] = torch.zeros(spec.vocab_size, dtype=dtype)

@@ -93,7 +93,7 @@ class TextBody(Body):
             self.stream_options.refuse_unknown(f"{place}stream_options.")
 
     def sampling(self) -> Sampling:
-        """With OpenAI's defaults. Raises InputError for what is out of range."""
+        """Return the sampling with OpenAI's defaults. Raises InputError for what is out of range."""
         temperature = 1.0 if self.temperature is None else self.temperature
         top_p = 1.0 if self.top_p is None else self.top_p
         if top_p == 0:

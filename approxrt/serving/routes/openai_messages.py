@@ -110,7 +110,7 @@ def _content(message: ChatMessage, place: str) -> str:
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    """With arguments as an object, which templates write in their own way."""
+    """Return the call with its arguments as an object, which templates write in their own way."""
     arguments: Any = call.function.arguments
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError):  # what a model wrote may be no JSON; then it is shown as it is
