@@ -9,6 +9,8 @@ import numpy as np
 
 from approxrt.errors import InputError
 
+METRICS = ("accuracy", "f1", "matthews")
+
 
 def confusion(predictions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """f64[..., classes, classes] by label and prediction; predictions and labels i64[..., n] broadcast."""
@@ -34,7 +36,7 @@ def metric_of(name: str, matrix: np.ndarray) -> np.ndarray:
         covariance = right * total - (labelled * predicted).sum(-1)
         variances = (total**2 - (labelled**2).sum(-1)) * (total**2 - (predicted**2).sum(-1))
         return _ratio(covariance, np.sqrt(np.maximum(variances, 0)))
-    raise InputError(f"{name} is no metric of a confusion matrix: accuracy, f1 and matthews are")
+    raise InputError(f"{name} is no metric of a confusion matrix; those are {', '.join(METRICS)}")
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

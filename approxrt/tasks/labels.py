@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from approxrt.errors import DataError, InputError
-from approxrt.tasks.registry import Task
+from approxrt.tasks.registry import Task, plain_label
 
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?", re.ASCII)
 _GENERIC = re.compile(r"(label_)?([0-9]+)", re.ASCII)
@@ -94,10 +94,10 @@ def class_numbers(file: Path, labels: Labels, classes: Classes) -> np.ndarray:
 
 def classes_of(task: Task, label_names: Sequence[str] | None, file: Path, labels: Labels) -> Classes:
     """The classes of a task, of a model, or of the file's own labels."""
-    if task.labels is not None and task.raw_labels is not None:
+    if task.labels is not None:
         names = _in_order_of(task, label_names)
         words = {name: names.index(name) for name in task.labels}
-        raw = {raw: words[name] for raw, name in zip(task.raw_labels, task.labels, strict=True)}
+        raw = {raw: words[name] for raw, name in zip(task.raw_labels or task.labels, task.labels, strict=True)}
         return Classes(names, words | raw)
     if label_names is None:
         return _own_classes(file, labels)
@@ -145,9 +145,10 @@ def _in_order_of(task: Task, label_names: Sequence[str] | None) -> tuple[str, ..
             f"task {task.name} has {len(task.labels)} classes ({', '.join(task.labels)}), "
             f"the model has {len(label_names)} labels ({shown})"
         )
-    given = tuple(re.sub(r"[\s_-]+", "_", name.strip().lower()) for name in label_names)
-    if sorted(given) == sorted(task.labels):
-        return given
+    given = tuple(plain_label(name) for name in label_names)
+    own = {plain_label(name): name for name in task.labels}
+    if sorted(given) == sorted(own):
+        return tuple(own[name] for name in given)
     numbers = [_GENERIC.fullmatch(name) for name in given]
     if all(match is not None and int(match[2]) == i for i, match in enumerate(numbers)):
         return task.labels

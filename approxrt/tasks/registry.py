@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from approxrt.errors import InputError
+
+# What `approxrt.tasks.metrics` computes of labels; vectors and texts have measures of their own.
+METRIC_NAMES = ("accuracy", "f1", "matthews", "spearman", "pearson", "cosine", "top1", "top10", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,10 @@ class Task:
     `text` (and `text_pair`) and `label` name columns; `columns` names those of a
     file without a header. `labels` are the class names in the order of the
     logits, None for regression or where the data decides; `raw_labels` are the
-    words that stand for them in the file. The first of `metrics` is the one that
+    words that stand for them in the file, None where it has the names. The first of `metrics` is the one that
     selects a model. `truth` is what answers are compared with: labels of a file,
-    the vectors of the model before it is changed, or the text itself.
+    the vectors of the model before it is changed, or the text itself. Raises
+    InputError for a value that could not be meant.
     """
 
     name: str
@@ -32,10 +37,32 @@ class Task:
     regression: bool | None = False
     truth: Literal["labels", "vectors", "text"] = "labels"
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z0-9]+", self.name):
+            raise InputError(f"a task is called {self.name!r}: use lower-case letters and digits, nothing else")
+        unknown = [name for name in self.metrics if name not in METRIC_NAMES]
+        if unknown:
+            raise InputError(f"task {self.name} has the metrics {list(self.metrics)}; known: {', '.join(METRIC_NAMES)}")
+        if self.labels is None and self.raw_labels is not None:
+            raise InputError(f"task {self.name} has raw_labels without labels: name the classes that they stand for")
+        if self.labels is None:
+            return
+        if self.raw_labels is not None and len(self.raw_labels) != len(self.labels):
+            raise InputError(f"task {self.name} has {len(self.labels)} labels and {len(self.raw_labels)} raw_labels")
+        if len({plain_label(name) for name in self.labels}) != len(self.labels):
+            raise InputError(f"two labels of task {self.name} differ in capitals, spaces, - and _ alone: {self.labels}")
+        if "f1" in self.metrics and len(self.labels) != 2:
+            raise InputError(f"task {self.name} has {len(self.labels)} classes, and f1 is that of class 1 of two")
+
     @property
     def unquoted_tsv(self) -> bool:
         """Tell whether a quotation mark in its .tsv files is a part of the text, as in GLUE's own."""
         return self.labels is not None or self.regression is True
+
+
+def plain_label(name: str) -> str:
+    """Return a class name as it is compared: lower case, with _ for spaces and -."""
+    return re.sub(r"[\s_-]+", "_", name.strip().lower())
 
 
 _ENTAILS = ("entailment", "not_entailment")

@@ -28,6 +28,7 @@ from approxrt.errors import CompressionError, DataError, InputError, Unsupported
 from approxrt.planning.encoder_options import blocks_of  # noqa: E402
 from approxrt.runtime.reference.encoder import reference_logits  # noqa: E402
 from approxrt.significance import workload  # noqa: E402
+from approxrt.tasks.registry import Task  # noqa: E402
 from approxrt.training.budget import Budget  # noqa: E402
 from approxrt.training.finetune import FinetuneOptions, finetune  # noqa: E402
 from approxrt.vocabulary import selection as words  # noqa: E402
@@ -88,6 +89,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 def options(**changes: Any) -> CompressOptions:
     return CompressOptions(**{"epochs": 20.0, "lr": 4e-3, "max_drop": 0.2, "budget": 120.0, "threads": 1, **changes})
+
+
+def test_a_metric_that_no_gain_is_looked_for_in_is_refused_first(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    task = Task("mood", "single", "text", None, "label", ("spearman",))
+    with pytest.raises(InputError, match="measured by spearman"):
+        approxrt.compress(checkpoint, data, out=tmp_path / "a", task=task, options=options(objective=("accuracy",)))
 
 
 def test_speed(checkpoint: Path, data: Path, tmp_path: Path) -> None:

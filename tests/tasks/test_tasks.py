@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from paths import ROOT
 
 from approxrt.errors import DataError, InputError, MissingDependencyError
-from approxrt.tasks.metrics import compute_metrics, flip_rate
+from approxrt.tasks.metrics import METRICS, compute_metrics, flip_rate
 from approxrt.tasks.readers import find_split, read_task, require_split
-from approxrt.tasks.registry import TASKS, get_task
+from approxrt.tasks.registry import METRIC_NAMES, TASKS, Task, get_task
 
 SHARED = Path(os.environ.get("APPROXRT_SHARED", ROOT.parent / "shared"))
 GLUE = SHARED / "data" / "glue"
@@ -237,3 +238,42 @@ def test_accuracy_needs_no_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None
     for task in ("mrpc", "cola", "stsb"):
         with pytest.raises(MissingDependencyError, match=r"approxrt\[compress\]"):
             compute_metrics(task, labels, labels)
+
+
+# -- tasks of one's own -------------------------------------------------------------
+
+
+def own_task(**changes: Any) -> Task:
+    facts: dict[str, Any] = {"name": "headlines", "inputs": "single", "text": "title", "text_pair": None}
+    facts |= {"label": "topic", "metrics": ("accuracy",), "labels": ("World", "Sports")}
+    return Task(**(facts | changes))
+
+
+def test_labels_of_a_task_stand_in_its_order_and_match_a_models_in_any_writing(tmp_path: Path) -> None:
+    file = write(tmp_path, "train.csv", "title,topic\na goal,Sports\na vote,World\n")
+    for names, order in ((None, ("World", "Sports")), (("sports", "WORLD"), ("Sports", "World"))):
+        found = read_task(own_task(), file, names)
+        assert found.label_names == order
+        assert [order[i] for i in found.labels] == ["Sports", "World"]
+    raw = write(tmp_path, "raw.csv", "title,topic\na goal,2\na vote,1\n")
+    assert read_task(own_task(raw_labels=("1", "2")), raw).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "head-lines"}, "letters and digits"),
+        ({"metrics": ("f2",)}, "known: accuracy"),
+        ({"labels": None, "raw_labels": ("1", "2")}, "raw_labels without labels"),
+        ({"raw_labels": ("1", "2", "3")}, "2 labels and 3 raw_labels"),
+        ({"labels": ("a b", "a-b")}, "differ in capitals"),
+        ({"labels": ("a", "b", "c"), "metrics": ("accuracy", "f1")}, "class 1 of two"),
+    ],
+)
+def test_a_task_that_could_not_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        own_task(**changes)
+
+
+def test_every_metric_of_labels_is_computed() -> None:
+    assert set(METRICS) == {name for name in METRIC_NAMES if name not in ("cosine", "top1", "top10", "perplexity")}

@@ -18,10 +18,12 @@ from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.compression.job import Job
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.records import VocabularyChoice
+from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
 from approxrt.quantization import build
 from approxrt.quantization.rtn import quantize_rows
 from approxrt.significance.workload import sample_texts
+from approxrt.tasks.confusion import METRICS
 from approxrt.tasks.examples import Examples, encode
 from approxrt.tasks.registry import Task
 from approxrt.torch_models.encoder import dequantized
@@ -106,6 +108,12 @@ def read_source(
     loaded = load_checkpoint(folder)
     reading = DataOptions(options.seed, options.val_fraction, options.limit, options.data_format)
     found = read_data(task, data, loaded, folder, reading)
+    measured = found.task.metrics[0]
+    if "accuracy" in options.objective and found.classifies and measured not in METRICS:
+        raise InputError(
+            f"objective accuracy looks for gains of a metric that confusion matrices give ({', '.join(METRICS)}), and "
+            f"task {found.task.name} is measured by {measured}: use another objective, or another first metric"
+        )
     learns = options.method == "ours" and options.recipe == "train" and "accuracy" not in options.objective
     # What a model learns from; what it is pruned by, and timed on, are the training texts alone.
     more = with_more_pairs(found.train, options.seed) if learns else found.train
