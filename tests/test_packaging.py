@@ -18,13 +18,13 @@ def run(*command: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> s
     )
 
 
-def test_kernels_package_comes_from_its_own_folder() -> None:
+def test_kernels_package_comes_from_its_own_folder(tmp_path: Path) -> None:
     """In an editable install `approxrt.kernels` maps to kernels/; from the source tree alone it is absent."""
     pytest.importorskip("approxrt.kernels", reason="approxrt is not installed (run from the source tree)")
     import approxrt.kernels
 
     assert "Triton" in (approxrt.kernels.__doc__ or "")
-    done = run(sys.executable, "-c", "import kernels", cwd=ROOT / "tests")
+    done = run(sys.executable, "-c", "import kernels", cwd=tmp_path)
     assert done.returncode != 0, "`kernels` must not be a top-level package"
 
 
