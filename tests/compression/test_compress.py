@@ -375,7 +375,7 @@ def test_few_steps_cut_before_they_train(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With few steps all cuts are refitted, none is left to a training that could not make up for it."""
-    advance, cut = stages.Distillation.advance, stages.Rounds.cut
+    advance, cut = stages.Distillation.advance, stages.Rounds.prune
     order: list[str] = []
 
     def step(self: Any) -> float:
