@@ -371,7 +371,7 @@ def test_a_budget_shortens_the_training(
 
 
 @pytest.mark.slow
-def test_few_steps_cut_before_they_train(
+def test_few_steps_prune_before_they_train(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With few steps all cuts are refitted, none is left to a training that could not make up for it."""
@@ -388,7 +388,7 @@ def test_few_steps_cut_before_they_train(
         return cut(self, progress)
 
     monkeypatch.setattr(stages.Distillation, "advance", step)
-    monkeypatch.setattr(stages.Rounds, "cut", counted)
+    monkeypatch.setattr(stages.Rounds, "prune", counted)
     monkeypatch.setattr(stages, "FEW_STEPS", 100_000)
     wanted = options(speedup=4.0, max_drop=0.9, epochs=None, budget=30.0)
     report = approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", options=wanted)
