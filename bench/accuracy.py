@@ -1,4 +1,4 @@
-"""What a plain conversion costs in accuracy: f32 against int8 and magnitude-pruned artifacts on labelled data.
+"""Measure what a plain conversion costs in accuracy: f32 against int8 and magnitude-pruned artifacts on labelled data.
 
     python bench/accuracy.py --out bench/results/accuracy-minilm.json \
         sst2=path/to/checkpoint,path/to/dev.tsv mrpc=path/to/checkpoint,path/to/dev.tsv

@@ -37,7 +37,7 @@ TEXT = "A warm, patient film about two brothers who stop talking."
 
 @dataclass(frozen=True)
 class Contestant:
-    """What one kind of process runs; `size_mb` is all that it deploys."""
+    """Hold what one kind of process runs; `size_mb` is all that it deploys."""
 
     name: str
     engine: str
@@ -106,7 +106,7 @@ def row(contestant: Contestant, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def document(rows: list[dict[str, Any]], threads: int, **extra: Any) -> dict[str, Any]:
-    """What is written: the run's circumstances, then the rows."""
+    """Return what is written: the run's circumstances, then the rows."""
     return {
         "schema": SCHEMA,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

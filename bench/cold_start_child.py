@@ -12,7 +12,7 @@ import sys  # noqa: E402
 
 
 def approxrt_answer(folder, threads, text):
-    """What a user of approxrt writes: (the model, the logits)."""
+    """Do what a user of approxrt writes, and return (the model, the logits)."""
     import approxrt
 
     model = approxrt.load(folder, threads=threads)

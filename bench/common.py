@@ -1,4 +1,4 @@
-"""What the microbenchmarks of the kernels share: shapes, levels, peaks, and what is recorded of a run.
+"""Share what the microbenchmarks of kernels need: shapes, levels, peaks, and what is recorded of a run.
 
 All times are of one call on one core, through the binding: a call from Python and the result's allocation are in them,
 one to two microseconds that matter with a token or a 16 x 16 matrix and hardly elsewhere.

@@ -121,7 +121,7 @@ def shares_rows(artifact: Path) -> bool:
 
 
 def full_vocabulary_bytes(dense: Checkpoint, artifact: Path, size: int) -> int:
-    """What the artifact of `size` bytes would take with the words that were pruned: rows as its rarest, and names."""
+    """Estimate the artifact's bytes (now `size`) with the words that were pruned: rows as its rarest, and names."""
     spec = read_artifact(artifact).spec
     missing = dense.spec.vocab_size - spec.vocab_size
     if not missing:

@@ -294,7 +294,7 @@ def _made_by(engines: Iterable[str]) -> str:
 
 
 def _ids(sizes: dict[str, Any]) -> str:
-    """What is read: a preview of the head depends on it."""
+    """Return what is read: a preview of the head depends on it."""
     return "random ids" if sizes.get("ids", "random") == "random" else "WikiText-2's test text"
 
 

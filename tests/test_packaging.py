@@ -1,4 +1,4 @@
-"""What gets installed: packages, the extension, metadata; and a build's errors that say what is missing."""
+"""An installation holds packages, the extension, metadata; and a build's errors that say what is missing."""
 
 from __future__ import annotations
 

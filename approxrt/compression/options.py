@@ -161,6 +161,8 @@ def options_from(objective: str, options: CompressOptions | None, given: dict[st
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise InputError(f"unknown options: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if not isinstance(objective, str):
+        raise InputError(f"objective is {objective!r}; it must be a string: {', '.join(OBJECTIVES)}, joined by commas")
     if options is None:
         return CompressOptions(objective=tuple(o.strip() for o in objective.split(",")), **given)
     twice = sorted(given) + (["objective"] if objective != "speed" else [])

@@ -19,6 +19,8 @@ import numpy as np
 
 from approxrt.artifact.memory import Memory
 from approxrt.artifact.spec.encoder import ModelSpec
+from approxrt.peers.engines import family_module
+from approxrt.peers.source import Source, pad
 from approxrt.random import Stream, generator
 
 PEERS = ("torch-eager", "onnxruntime-f32")
@@ -79,9 +81,6 @@ def peer_runs(
     peers: Sequence[str] = PEERS,
 ) -> dict[str, Run]:
     """The peers that are installed, ready to run. One that cannot be built is left out and logged."""
-    from approxrt.peers.engines import family_module
-    from approxrt.peers.source import Source
-
     exact, padded = equal_length_batches(texts), sorted_batches(texts)
     runs: dict[str, Run] = {}
     with tempfile.TemporaryDirectory(prefix="approxrt-baseline-") as folder:
@@ -102,8 +101,6 @@ def peer_runs(
 
 def sorted_batches(texts: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (ids, mask) i64[b, t] of texts in the order of their lengths."""
-    from approxrt.peers.source import pad
-
     ordered = sorted((list(text) for text in texts), key=len)
     return [pad(ordered[i : i + PEER_BATCH]) for i in range(0, len(ordered), PEER_BATCH)]
 

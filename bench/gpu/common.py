@@ -1,4 +1,4 @@
-"""What the GPU's benchmarks share: rows that are written as they come, and timings side by side.
+"""Share what the GPU's benchmarks need: rows that are written as they come, and timings side by side.
 
 `--smoke` runs a script without a GPU, under triton's interpreter on tiny sizes: its numbers mean nothing, its code is
 the same but for CUDA graphs and the peers that need a GPU.

@@ -101,7 +101,7 @@ def run_part(part: Part, folder: Path, limit: float, site: Path) -> dict[str, An
 
 
 def read_rows(path: Path) -> list[Any]:
-    """What a part wrote; nothing if it wrote nothing that can be read."""
+    """Return what a part wrote; nothing if it wrote nothing that can be read."""
     try:
         rows = json.loads(path.read_text())
     except (OSError, ValueError):

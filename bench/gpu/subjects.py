@@ -18,7 +18,7 @@ POSITIONS = 512
 
 @dataclass
 class Subject:
-    """What an engine is built from."""
+    """Hold what an engine is built from."""
 
     spec: ModelSpec
     tensors: dict[str, np.ndarray]
@@ -75,7 +75,7 @@ def hugging_face(subject: Subject, dtype: object) -> object:
 
 @dataclass
 class DecoderSubject:
-    """What a decoder's engine is built from."""
+    """Hold what a decoder's engine is built from."""
 
     decoder_spec: DecoderSpec
     tensors: dict[str, np.ndarray]

@@ -92,7 +92,7 @@ def test_corruption_of_int4_is_named(tmp_path: Path, case: str) -> None:
 
 @given(kind=st.sampled_from(["s4", "bsr_s4"]), seed=st.integers(0, 2**32 - 1), count=st.integers(1, 40))
 def test_random_bytes_in_int4_tensors_are_sound_or_refused(kind: str, seed: int, count: int) -> None:
-    """What passes has only weights and scales in range: looked at one by one."""
+    """Tensors that pass have only weights and scales in range: looked at one by one."""
     rng = np.random.default_rng(seed)
     spec = small_spec(kind)
     tensors = {name: array.copy() for name, array in random_tensors(spec, seed).items()}

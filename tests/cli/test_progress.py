@@ -1,4 +1,4 @@
-"""What a long command says of its progress where stderr is no terminal."""
+"""A long command reports its progress in lines where stderr is no terminal."""
 
 from __future__ import annotations
 

@@ -299,6 +299,8 @@ def test_head_that_does_not_fit(checkpoint: Path, data: Path, tmp_path: Path) ->
         approxrt.compress(plain, data, out=tmp_path / "a", task="csv", options=options())
     with pytest.raises(InputError, match="unknown options: sped"):
         approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", sped=4)
+    with pytest.raises(InputError, match="it must be a string: speed, size, accuracy"):
+        approxrt.compress(checkpoint, data, out=tmp_path / "a", task="csv", objective=("size",))
 
 
 def test_report_is_json(checkpoint: Path, data: Path, tmp_path: Path) -> None:

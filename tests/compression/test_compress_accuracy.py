@@ -47,7 +47,7 @@ def test_interrupts_go_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is finished is not done again, and the artifact is the one that it would have been."""
+    """Finished steps are not done again, and the artifact is the one that it would have been."""
 
     def compress(name: str) -> Any:
         wanted = options(objective=("accuracy",), epochs=1.0)

@@ -1,4 +1,4 @@
-"""What a compression is asked for, and which candidate it chooses."""
+"""Options of a compression, and the candidate that it chooses."""
 
 from __future__ import annotations
 

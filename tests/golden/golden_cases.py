@@ -8,15 +8,16 @@ compares. While code moves, nothing here may change; a number that must change d
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from golden_facts import of_arrays, of_artifact, of_compression, of_json, rounded
+from golden_inputs import embedder, gpt2, llama, lm_text, once, pairs, scores, sentences, tuned
 
 # Before any of these libraries is loaded: what they choose by the CPU would change the last bits.
 ENVIRONMENT = {
@@ -41,148 +42,6 @@ def case(function: Callable[[Path], Any]) -> Callable[[Path], Any]:
     """Register a case under its name; it gets a folder that all cases share."""
     CASES[function.__name__] = function
     return function
-
-
-# -- what is written down ----------------------------------------------------------
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def of_json(data: Any) -> str:
-    return digest(json.dumps(data, sort_keys=True).encode())
-
-
-def of_arrays(tensors: Mapping[str, Any]) -> str:
-    """One hash of names, dtypes, shapes and bytes."""
-    import numpy as np
-
-    whole = hashlib.sha256()
-    for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        whole.update(f"{name} {array.dtype} {array.shape};".encode() + array.tobytes())
-    return whole.hexdigest()[:16]
-
-
-def of_artifact(folder: Path) -> dict[str, Any]:
-    """Spec and tensors apart, with a sketch that a reader of a difference can use."""
-    from approxrt.artifact.reader import read_artifact
-
-    artifact = read_artifact(folder)
-    spec = artifact.any_spec
-    return {
-        "spec": of_json(spec.to_json()),
-        "tensors": of_arrays(artifact.tensors),
-        "layers": [[layer.num_heads, layer.intermediate_size] for layer in spec.layers],
-        "kinds": of_json({name: linear.kind for name, linear in spec.linears()}),
-    }
-
-
-def rounded(data: Any) -> Any:
-    """Floats to six digits; paths to their last part."""
-    if isinstance(data, float):
-        return float(f"{data:.6g}")
-    if isinstance(data, Mapping):
-        return {str(key): rounded(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [rounded(value) for value in data]
-    return Path(data).name if isinstance(data, str) and data.startswith("/") else data
-
-
-def of_compression(out: Path, report: Any) -> dict[str, Any]:
-    """The report less its time, and every candidate's artifact."""
-    data = report.to_json()
-    del data["seconds"]
-    for candidate in (data["chosen"], *data["pareto"]):
-        candidate["about"].get("practice", {}).pop("seconds", None)  # how often the clock was looked at
-    work = out.with_name(out.name + ".work")
-    found = sorted((p for p in work.glob("candidate-*") if p.is_dir()), key=lambda p: int(p.name.split("-")[1]))
-    return {"report": rounded(data), "candidates": {p.name: of_artifact(p) for p in found}, "out": of_artifact(out)}
-
-
-# -- inputs -------------------------------------------------------------------------
-
-
-def once(folder: Path, make: Callable[[Path], Any]) -> Path:
-    if not folder.exists():
-        make(folder)
-    return folder
-
-
-def sentences(root: Path) -> Path:
-    """Short texts in two classes."""
-    from sentences import write_data
-
-    return once(root / "sentences", lambda folder: write_data(folder, train=160, dev=24))
-
-
-def pairs(root: Path) -> Path:
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        lines = (sentences(root) / "train.csv").read_text().splitlines()[1:]
-        rows = [line.rsplit(",", 1) for line in lines]
-        text = ["text,text_pair,label"] + [f"{a},{b},{label}" for (a, label), (b, _) in itertools.pairwise(rows)]
-        (folder / "train.csv").write_text("\n".join(text) + "\n")
-
-    return once(root / "pairs", make)
-
-
-def scores(root: Path) -> Path:
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        lines = (sentences(root) / "train.csv").read_text().splitlines()[1:]
-        rows = [line.rsplit(",", 1) for line in lines]
-        text = ["text,label"] + [f"{a},{len(a) / 10 + (1.0 if label == 'pos' else 0.5)}" for a, label in rows]
-        (folder / "train.csv").write_text("\n".join(text) + "\n")
-
-    return once(root / "scores", make)
-
-
-def base(root: Path) -> Path:
-    from families import build_checkpoint
-
-    sizes = {"hidden": 64, "heads": 4, "layers": 2, "ffn": 192, "positions": 64}
-    return once(root / "base", lambda folder: build_checkpoint("bert", folder, plain=True, **sizes))
-
-
-def embedder(root: Path) -> Path:
-    from families import build_checkpoint
-
-    sizes = {"hidden": 64, "heads": 4, "layers": 2, "ffn": 192, "positions": 64}
-    return once(root / "embedder", lambda f: build_checkpoint("bert", f, plain=True, pooling="mean", **sizes))
-
-
-def tuned(root: Path, data: Callable[[Path], Path] = sentences) -> Path:
-    """A classifier (or what the data asks for) of a few steps."""
-    from approxrt.training.finetune import FinetuneOptions, finetune
-
-    options = FinetuneOptions(epochs=3, lr=5e-3, batch_size=16, seed=3, val_fraction=0.2, precision="f32")
-    name = f"tuned-{data.__name__}"
-    return once(root / name, lambda folder: finetune(base(root), "csv", data(root), folder, options))
-
-
-def lm_text(root: Path) -> Path:
-    from lm_checkpoints import text
-
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "train.txt").write_text(text())
-        (folder / "dev.txt").write_text(text()[:1500])
-
-    return once(root / "lm-text", make)
-
-
-def llama(root: Path) -> Path:
-    from lm_checkpoints import trained_llama
-
-    return once(root / "llama", trained_llama)
-
-
-def gpt2(root: Path) -> Path:
-    from decoders import build_decoder
-
-    return once(root / "gpt2", lambda folder: build_decoder("gpt2", folder, positions=64, hidden=32, inner=64))
 
 
 # -- compress, encoders ------------------------------------------------------------------

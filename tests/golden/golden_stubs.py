@@ -39,7 +39,7 @@ class Timed(SimpleNamespace):
 
 
 def milliseconds(tensors: Mapping[str, np.ndarray]) -> float:
-    """What a model with these tensors is said to take."""
+    """Return the milliseconds that a model with these tensors is said to take."""
     size = sum(
         np.asarray(a).nbytes for name, a in tensors.items() if name.startswith("layers.") and ".norm." not in name
     )

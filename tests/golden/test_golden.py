@@ -25,7 +25,7 @@ RECORDED = json.loads((HERE / "golden.json").read_text())
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What today's code makes of the cases."""
+    """Run the cases with today's code, and return the facts of each."""
     path = tmp_path_factory.mktemp("golden") / "found.json"
     subprocess.run([sys.executable, str(HERE / "golden_cases.py"), str(path)], check=True, timeout=900)
     facts: dict[str, Any] = json.loads(path.read_text())

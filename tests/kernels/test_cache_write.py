@@ -1,4 +1,4 @@
-"""What the cache keeps: every level writes the same, seen through one level's attention."""
+"""Keys and values written to a cache: every level writes the same, seen through one level's attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What config.json and the weights say of each other: transformers' answer, or a refusal that names the difference."""
+"""Where config.json and the weights disagree: transformers' answer, or a refusal that names the difference."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def random_masks(model: TorchEncoder, density: float, seed: int = 0) -> dict[str
 
 
 def tokens_of(model: TorchEncoder, examples, hook: str, name: str) -> np.ndarray:
-    """What goes into or comes out of a linear, text by text."""
+    """Return what goes into or comes out of a linear, text by text."""
     kept = []
 
     def keep(at, value):

@@ -41,7 +41,7 @@ def zero_means(spec: ModelSpec) -> dict[str, np.ndarray]:
 
 
 def test_equals_gates(spec: ModelSpec) -> None:
-    """What is removed with means of zero is what a gate of zero computes."""
+    """Removal with means of zero gives what a gate of zero computes."""
     tensors = random_tensors(spec)
     keep = Structure((np.array([0, 2]), np.arange(0)), (np.arange(5, 40), np.arange(48)))
     model = TorchEncoder(spec, tensors)

@@ -1,4 +1,4 @@
-"""What a decoder's step on a GPU is made of: buckets, tables, rows of the cache."""
+"""The parts of a decoder's step on a GPU: buckets, tables, rows of the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the GPU runtime decides on the host: buckets, tiles of queries, the block of integers, graphs, errors."""
+"""The GPU runtime's decisions on the host: buckets, tiles of queries, the block of integers, graphs, errors."""
 
 from __future__ import annotations
 

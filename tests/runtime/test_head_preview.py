@@ -236,7 +236,7 @@ def test_inspect_shows_it(tmp_path: Path) -> None:
 
 
 def test_the_float32_model_behind_it_has_none() -> None:
-    """What match-signs fits signs with: its own artifact keeps the preview."""
+    """The artifact that match-signs writes keeps the preview."""
     model = previewed(1.0)
     spec, tensors = dense(model.decoder_spec, model.tensors)
     assert decoder_faults(spec) == [] and tensor_faults(spec, tensors) == []

@@ -146,7 +146,7 @@ def mapped_kilobytes(path: Path) -> tuple[int, int]:
 
 
 def test_the_weights_are_hashed_before_numpy_is_imported() -> None:
-    """What makes the overlap possible: `load`'s own module imports nothing heavy."""
+    """Overlap is possible, since `load`'s own module imports nothing heavy."""
     code = "import sys, approxrt; approxrt.load; print([m for m in ('numpy', 'tokenizers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""How a batch is divided among threads: complete, in order, and balanced, or else shared by all."""
+"""A batch is divided among threads: complete, in order, and balanced, or else shared by all."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def serving(arguments: list[str], folder: Path) -> Iterator[str]:
 
 
 def curl(line: str, address: str) -> bytes:
-    """What a line of the document asks, and no option that this does not know."""
+    """Return what a line of the document asks, and no option that this does not know."""
     words = shlex.split(line.replace(ADDRESS, address))[1:]
     url, headers, data = "", {}, None
     while words:

@@ -1,4 +1,4 @@
-"""What a request may say: every field is obeyed, asks for what is done anyway, or is refused by name."""
+"""Fields of requests: every one is obeyed, asks for what is done anyway, or is refused by name."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_no_request_is_a_server_error(server: Address) -> None:
 
 
 def _statuses(operation: Any) -> set[int]:
-    """What requests that are drawn for one route are answered with."""
+    """Return the answers to requests that are drawn for one route."""
     seen = set()
 
     @given(case=operation.as_strategy())

@@ -1,4 +1,4 @@
-"""What a cache of each kind keeps of its values."""
+"""Round values as a cache of each kind keeps them."""
 
 from __future__ import annotations
 

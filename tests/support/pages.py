@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """What a page is made of."""
+    """Hold the parts of a page."""
 
     def __init__(self) -> None:
         super().__init__()

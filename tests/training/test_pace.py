@@ -1,4 +1,4 @@
-"""How training keeps to its budget."""
+"""Training keeps to its budget."""
 
 from __future__ import annotations
 

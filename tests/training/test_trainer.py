@@ -1,4 +1,4 @@
-"""What every training does alike: schedules, steps, the order of examples, and the errors that they make small."""
+"""All trainings share schedules, steps, the order of examples, and the errors that they make small."""
 
 from __future__ import annotations
 
