@@ -171,14 +171,17 @@ class _Pass:
         """The input hook."""
         self.sums.reads(name, x)
         if name.endswith(("attention.output", "ffn.down")):
-            x.register_hook(lambda gradient: self._gate(name, x.detach(), gradient))
+            # The hook belongs to x: one that holds x itself would keep it, and the batch's graph, for good.
+            values = x.detach()
+            x.register_hook(lambda gradient: self._gate(name, values, gradient))
         return x
 
     def output(self, name: str, y: Tensor) -> Tensor:
         """The output hook."""
         if name == "embeddings.word":
+            values = y.detach()
             y = y.detach().requires_grad_()
-            y.register_hook(lambda gradient: self._word(y.detach(), gradient))
+            y.register_hook(lambda gradient: self._word(values, gradient))
         else:
             self.sums.writes(name, y)
         return y

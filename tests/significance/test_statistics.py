@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +48,16 @@ def test_moments_are_those_of_real_tokens():
     assert found.inputs["layers.0.attention.query"] is found.inputs["layers.0.attention.value"]
     assert found.tokens == sum(len(examples.ids[i]) for i in rows)
     assert found.examples == 15
+
+
+def test_nothing_of_a_pass_is_kept():
+    """A hook that held its own tensor would keep every batch's activations, out of the garbage collector's reach."""
+    model, examples = small_encoder(), random_examples()
+    seen: list[weakref.ref] = []
+    model.input_hook = lambda name, x: (seen.append(weakref.ref(x)), x)[1]
+    collect(model, examples, np.arange(20))
+    gc.collect()
+    assert seen and not [ref for ref in seen if ref() is not None]
 
 
 def test_gradients_gates_and_rows_are_those_of_each_text(fixed_labels):
