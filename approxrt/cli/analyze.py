@@ -48,24 +48,19 @@ def command(
     if out is not None:
         _check_target(out)
     with output.shares("preparing") as show:
-        if task == "lm":
-            from approxrt.significance.analyze_decoder import analyze_decoder
-
-            document = analyze_decoder(checkpoint, data, samples=samples, threads=threads, device=device, progress=show)
-        else:
-            document = analyze(
-                checkpoint,
-                task,
-                data,
-                samples=samples,
-                seed=seed,
-                threads=threads,
-                max_length=max_length,
-                val_fraction=val_fraction,
-                data_format=form,
-                device=device,
-                progress=show,
-            )
+        document = analyze(
+            checkpoint,
+            task,
+            data,
+            samples=samples,
+            seed=seed,
+            threads=threads,
+            max_length=max_length,
+            val_fraction=val_fraction,
+            data_format=form,
+            device=device,
+            progress=show,
+        )
         written = [] if out is None else write(document, out)
     if json:
         output.emit_json(document)
@@ -81,10 +76,8 @@ def write(document: dict[str, Any], out: Path) -> list[Path]:
         out.with_suffix(".json"): json_format.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     }
     if out.suffix == ".html":
-        if document["data"]["task"] == "lm":
-            from approxrt.significance.report.decoder import render_decoder as render
-        else:
-            from approxrt.significance.report.encoder import render
+        from approxrt.significance.report.document import render
+
         files = {out: render(document), **files}
     for path, text in files.items():
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -130,8 +123,7 @@ def _unwritable(path: Path, error: OSError) -> Exception:
 def _show(document: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from approxrt.significance.report.decoder import decoder_findings
-    from approxrt.significance.report.encoder import findings
+    from approxrt.significance.report.document import findings
 
     dense = document["dense"]
     names = {block["name"]: block for block in document["blocks"]}
@@ -146,5 +138,5 @@ def _show(document: dict[str, Any]) -> None:
             f"{block['metric']:.4f}",
         )
     output.stdout.print(table)
-    for text in findings(document) if "embeddings" in document else decoder_findings(document):
+    for text in findings(document):
         output.stdout.print(f"- {text}", highlight=False, markup=False, soft_wrap=True)

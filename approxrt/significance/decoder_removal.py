@@ -32,6 +32,10 @@ class HeldOutText:
     def any_spec(self) -> AnySpec:
         return self.spec
 
+    @property
+    def metric_name(self) -> str:
+        return "perplexity"
+
     def move(self, stage: int) -> None:
         """Start from the block at `stage`."""
         self.stage = stage

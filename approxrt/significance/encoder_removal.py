@@ -21,7 +21,7 @@ from approxrt.pruning.structure import Structure, mean_biases, remove
 from approxrt.significance.elements import Element
 from approxrt.significance.removal import Means
 from approxrt.tasks.examples import Examples
-from approxrt.tasks.metrics import compute_metrics, primary
+from approxrt.tasks.metrics import compute_metrics, metric_names, primary
 from approxrt.tasks.registry import Task
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.device import autocast
@@ -134,6 +134,10 @@ class HeldOutLoss:
     @property
     def any_spec(self) -> AnySpec:
         return self.model.spec
+
+    @property
+    def metric_name(self) -> str:
+        return "" if self.task is None else metric_names(self.task, self.labels)[0]
 
     def move(self, stage: int) -> None:
         """Keep the inputs of the block at `stage`, by the model as it is now below that."""

@@ -34,6 +34,9 @@ class HeldOutModel(Protocol):
     @property
     def any_spec(self) -> AnySpec: ...
 
+    @property
+    def metric_name(self) -> str: ...
+
     def move(self, stage: int) -> None:
         """Keep the inputs of the block at `stage`."""
 
@@ -71,9 +74,11 @@ class Removal:
 
 @dataclass(frozen=True)
 class Removals:
-    """Hold what was measured: the mean loss of the whole model, and every removal."""
+    """Hold what was measured: the whole model's mean loss, its standard error and metric, and every removal."""
 
     baseline: float
+    stderr: float
+    metric: float
     removals: list[Removal]
 
 
@@ -116,7 +121,7 @@ def measure_removals(
             progress.count(len(out), len(chosen), f"removing {element.name}")
         if enough is not None and enough():
             break
-    return Removals(float(losses.mean()), out)
+    return Removals(float(losses.mean()), standard_error(losses), metric, out)
 
 
 def standard_error(values: np.ndarray) -> float:

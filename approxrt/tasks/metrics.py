@@ -26,10 +26,18 @@ def compute_metrics(task: str | Task, outputs: np.ndarray, labels: np.ndarray) -
     outputs, labels = np.asarray(outputs), np.asarray(labels)
     if len(outputs) != len(labels) or not len(labels) or outputs.ndim not in (1, 2):
         raise InputError(f"outputs {list(outputs.shape)} do not fit {len(labels)} labels")
-    regression = task.regression if task.regression is not None else labels.dtype.kind == "f"
-    names = task.metrics if task.regression is not None or not regression else REGRESSION_METRICS
-    predictions = scores(outputs) if regression else classes(outputs)
-    return {name: _defined(METRICS[name](predictions, labels)) for name in names}
+    predictions = scores(outputs) if _has_scores(task, labels) else classes(outputs)
+    return {name: _defined(METRICS[name](predictions, labels)) for name in metric_names(task, labels)}
+
+
+def metric_names(task: str | Task, labels: np.ndarray) -> tuple[str, ...]:
+    """Return the names of the task's metrics, the selecting one first; `labels` as in `compute_metrics`."""
+    task = get_task(task)
+    return REGRESSION_METRICS if task.regression is None and _has_scores(task, labels) else task.metrics
+
+
+def _has_scores(task: Task, labels: np.ndarray) -> bool:
+    return task.regression if task.regression is not None else labels.dtype.kind == "f"
 
 
 def classes(outputs: np.ndarray) -> np.ndarray:

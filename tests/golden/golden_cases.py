@@ -217,9 +217,9 @@ def analysis(root: Path) -> Any:
 
 @case
 def decoder_analysis(root: Path) -> Any:
-    from approxrt.significance.analyze_decoder import analyze_decoder
+    from approxrt.significance.analyze import analyze
 
-    document = analyze_decoder(llama(root), lm_text(root), samples=120, threads=1)
+    document = analyze(llama(root), "lm", lm_text(root), samples=120, threads=1)
     return {key: of_json(rounded(value)) for key, value in document.items() if key != "seconds"}
 
 

@@ -5,25 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from html import escape
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from decoders import build_decoder, small_decoder_spec
-from families import CORPUS
+from decoders import small_decoder_spec
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import read_page
 from random_decoders import gpt_like
 from specs import random_tensors
-from typer.testing import CliRunner
 
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import FORMATS
 from approxrt.artifact.tensors import tensor_faults
-from approxrt.cli.main import app
 from approxrt.compression.families.decoder_build import Builder, with_words
 from approxrt.compression.records import from_json, to_json
 from approxrt.planning.allocate import Price, allocate
@@ -41,7 +35,6 @@ from approxrt.significance.decoder_removal import HeldOutText
 from approxrt.significance.decoder_statistics import collect_from_text
 from approxrt.significance.elements import Element, elements_of
 from approxrt.significance.removal import measure_removals
-from approxrt.significance.report.decoder import decoder_findings
 from approxrt.torch_models.decoder import TorchDecoder
 from approxrt.training.decoder_distillation import (
     DecoderDistillation,
@@ -331,30 +324,3 @@ def test_the_model_in_training_computes_what_the_artifact_will() -> None:
     assert other.advance(0.5) == recovery.advance(0.5)
     for name, value in recovery.weights().items():
         np.testing.assert_array_equal(other.weights()[name], value)
-
-
-def test_analyze_a_decoder(tmp_path: Path) -> None:
-    folder = build_decoder("llama", tmp_path / "checkpoint", positions=64)
-    rng = np.random.default_rng(0)
-    (tmp_path / "train.txt").write_text(" ".join(CORPUS[i] for i in rng.integers(0, len(CORPUS), 60)))
-    arguments = ["analyze", str(folder), "--task", "lm", "--data", str(tmp_path), "--samples", "100", "--threads", "1"]
-    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "r.html")])
-    assert result.exit_code == 0, result.output
-    document = json.loads((tmp_path / "r.json").read_text())
-    assert {row["name"] for row in document["blocks"]} == set(document["ranking"])
-    assert len(document["heads"]) == 8 and len(document["groups"]) == 4 and document["units"][0]["units"][0] == 0
-    changes = {row["name"]: row["change"] for row in document["blocks"]}
-    assert [changes[name] for name in document["ranking"]] == sorted(changes.values())
-    dense = document["dense"]
-    for row in document["blocks"]:
-        assert row["loss"] == pytest.approx(dense["loss"] + row["change"]) and row["second_order"] >= 0
-        assert row["metric"] == pytest.approx(np.exp(row["loss"]))
-    assert [row["part"] for row in document["units"][:2]] == [0, 1]
-    layers, hidden = document["model"]["layers"], document["model"]["hidden_size"]
-    assert document["weights"]["head"] % hidden == 0 and document["weights"]["ffn"] % (3 * layers * hidden) == 0
-    html = (tmp_path / "r.html").read_text()
-    page = read_page(html)
-    assert page.headings == ["In short", "What a token costs", "Blocks", "Key-value groups", "Query heads",
-                             "Groups of FFN channels", "How it was measured"]  # fmt: skip
-    for sentence in decoder_findings(document):
-        assert escape(sentence) in html and sentence[:40] in result.output

@@ -21,8 +21,9 @@ from approxrt.artifact.storage.bsr import to_tiles  # noqa: E402
 from approxrt.cli.main import app  # noqa: E402
 from approxrt.errors import ApproxrtError, InputError, MissingDependencyError  # noqa: E402
 from approxrt.significance import analyze as significance  # noqa: E402
+from approxrt.significance.families import encoder as encoder_family  # noqa: E402
 from approxrt.significance.pareto import spread  # noqa: E402
-from approxrt.significance.report import encoder as report  # noqa: E402
+from approxrt.significance.report import document as report  # noqa: E402
 from approxrt.significance.report import plots  # noqa: E402
 
 HOSTILE = "<script>alert('x')</script> & $co$"
@@ -79,7 +80,7 @@ def written(
     out = tmp_path_factory.mktemp("out") / "new" / "report.html"
     options = ("--task", "csv", "--data", data, "--samples", 48, "--val-fraction", 0.4, "--threads", 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(significance, "PART_SAMPLES", 40)
+        patch.setattr(encoder_family, "PART_SAMPLES", 40)
         patch.setenv("XDG_CACHE_HOME", str(out.parent.parent / "cache"))
         result = run(checkpoint, *options, "--out", out, "--json")
     assert result.exit_code == 0, result.output
@@ -90,7 +91,8 @@ def written(
 def test_the_document(written: tuple[dict[str, Any], str, Result]) -> None:
     document, _, result = written
     assert json.loads(result.stdout) == document
-    documented = re.findall(r"^      (\w+)  ", significance.analyze.__doc__ or "", re.MULTILINE)
+    of_encoders = (significance.analyze.__doc__ or "").partition("Of decoders alone:")[0]
+    documented = re.findall(r"^      (\w+)  ", of_encoders, re.MULTILINE)
     assert set(document) == set(documented)
     assert document["data"]["samples"] == 48 and document["data"]["seen"]
     assert set(document["data"]["labels"]) == {HOSTILE, "fine"}
@@ -167,7 +169,7 @@ def test_json_alone(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: p
 def minimal() -> dict[str, Any]:
     embeddings = {"rows": 10, "used": 5, "used_share": 0.5, "parameter_share": 0.5}
     dense = {"loss": 0.1, "metric": "accuracy", "value": 0.9}
-    return {"blocks": [], "heads": [], "ranking": [], "dense": dense, "embeddings": embeddings}
+    return {"blocks": [], "heads": [], "groups": [], "ranking": [], "dense": dense, "embeddings": embeddings}
 
 
 @pytest.mark.parametrize(
@@ -260,9 +262,9 @@ def test_errors_are_input_errors() -> None:
 
 
 def test_concentration() -> None:
-    curve = dict(map(tuple, significance.concentration(np.array([[1.0, 0.0], [3.0, 0.0]]))))
+    curve = dict(map(tuple, encoder_family.concentration(np.array([[1.0, 0.0], [3.0, 0.0]]))))
     assert curve[0.0] == 0 and curve[0.25] == 0.75 and curve[0.5] == 1 and curve[1.0] == 1
-    assert significance.concentration(np.zeros(3))[-1] == [1.0, 0.0]
+    assert encoder_family.concentration(np.zeros(3))[-1] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("shape", [(16, 4), (33, 5), (15, 3), (48, 51)])

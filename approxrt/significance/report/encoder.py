@@ -1,8 +1,4 @@
-"""An analysis as one HTML page that needs nothing else: figures are inline SVG, there are no scripts and no links out.
-
-It is written for a reader who knows what a transformer is and nothing of the method. Every text that comes from a model
-or from data is escaped.
-"""
+"""Words and sections of an encoder's report: weight tiles, embedding rows, time, and what a speedup would cost."""
 
 from __future__ import annotations
 
@@ -11,95 +7,27 @@ from html import escape
 from typing import Any
 
 from approxrt.significance.report import plots
-from approxrt.significance.report.page import block_name, details, number, page, percent, section, table
-from approxrt.significance.report.sections import (
-    block_title,
-    blocks_section,
-    harmless,
-    most_needed,
-    parts_section,
-    verdict,
-)
-from approxrt.version import __version__
+from approxrt.significance.report.kind import PartWords, ReportKind
+from approxrt.significance.report.page import block_name, details, number, percent, section, table
 
 
-def render(document: Mapping[str, Any]) -> str:
-    """The page of an `approxrt.significance.analyze.analyze` document. Needs matplotlib."""
+def _facts(document: Mapping[str, Any]) -> dict[str, str]:
     model, data = document["model"], document["data"]
-    title = f"What {model['name']} needs for {data['task']}"
-    sections = [
-        _summary(document),
-        blocks_section(document, judge="task", samples="texts"),
-        *_parts(document),
-        _tiles(document),
-        _embeddings(document),
-        _latency(document),
-        _front(document),
-        _method(document),
-    ]
-    return page(title, sections)
-
-
-# -- what follows for this model --------------------------------------------------
-
-
-def findings(document: Mapping[str, Any]) -> list[str]:
-    """Plain sentences on what can go, the most useful first; not escaped."""
-    dense, blocks = document["dense"], {b["name"]: b for b in document["blocks"]}
-    out = []
-    for name in document["ranking"][:3]:
-        block = blocks[name]
-        out.append(f"{block_title(block)}: {verdict(block, dense)}")
-    if document["ranking"]:
-        out.append(most_needed(document, 3))
-    heads = document["heads"]
-    if heads:
-        out.append(
-            f"{harmless(heads)} of {len(heads)} attention heads can each be removed without a loss that stands out "
-            "from the noise."
-        )
-    e = document["embeddings"]
-    out.append(
-        f"The training texts use {e['used']:,} of {e['rows']:,} embedding rows ({percent(e['used_share'])}); "
-        f"the table is {percent(e['parameter_share'])} of all parameters."
-    )
-    return out
-
-
-def _summary(document: Mapping[str, Any]) -> str:
-    model, data, dense = document["model"], document["data"], document["dense"]
     labels = ", ".join(f"{escape(name)} {percent(share)}" for name, share in data["labels"].items()) or "scores"
-    facts = {
+    return {
         "Model": f"{escape(model['architecture'])}, {model['layers']} layers, hidden size {model['hidden_size']}, "
         f"{model['parameters'] / 1e6:.1f} M parameters, {model['embedding_parameters'] / 1e6:.1f} M of them embeddings",
         "Texts": f"{data['samples']:,} held out of {data['train'] + data['validation']:,} training examples, "
         f"{data['tokens']['mean']:.0f} tokens on average, 95 % of them up to {data['tokens']['p95']:.0f}",
         "Labels": labels,
-        "Whole model": f"loss {dense['loss']:.4f} ± {2 * dense['stderr']:.4f}, "
-        f"{escape(dense['metric'])} {dense['value']:.4f}",
     }
-    items = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items())
-    seen = (
-        '<p class="note">The checkpoint does not say which texts it was trained on, so it may have learnt from those '
-        "that were held out here. The loss is then too small, and what removals cost looks larger against it.</p>"
-        if data["seen"]
-        else ""
-    )
-    points = "".join(f"<li>{escape(text)}</li>" for text in findings(document))
-    return (
-        '<p class="lead">A model that is fine-tuned for one task carries much that the task does not need. This page '
-        "shows where: parts are taken out one at a time, on texts that are held out, and the loss is measured.</p>"
-        f'<dl class="facts">{items}</dl>{seen}<h2>In short</h2><ul>{points}</ul>'
-    )
 
 
-def _parts(document: Mapping[str, Any]) -> list[str]:
-    cut = "The neurons of each FFN are cut into up to 12 groups of neighbours; each cell is one group"
-    heads = {"what": "head", "title": "Attention heads", "cells": "Each cell is one attention head"}
-    groups = {"what": "group", "title": "Groups of FFN channels", "cells": cut}
+def _findings(document: Mapping[str, Any]) -> list[str]:
+    e = document["embeddings"]
     return [
-        parts_section(document, "heads", **heads, samples="texts"),
-        parts_section(document, "groups", **groups, samples="texts"),
+        f"The training texts use {e['used']:,} of {e['rows']:,} embedding rows ({percent(e['used_share'])}); "
+        f"the table is {percent(e['parameter_share'])} of all parameters."
     ]
 
 
@@ -202,19 +130,6 @@ def _front(document: Mapping[str, Any]) -> str:
     )
 
 
-def _method(document: Mapping[str, Any]) -> str:
-    return section(
-        "How it was measured",
-        "Removal follows Nagarajan et al. 2020 (arXiv 2010.03688): a block that is taken out keeps its residual path "
-        "and its layer norm. “Predicted” is the second-order estimate of the increase (optimal brain surgeon with the "
-        "Fisher information of outputs, statistics from as many training texts): for heads, neurons and tiles after "
-        "all other weights have made up for them as well as they can. “Fisher” is the mean square of the gradient of "
-        "a gate on the output. Losses are cross entropies in nats, or squared errors, a text. Noise is twice the "
-        "standard error over texts, of differences text by text.",
-        f"Made by approxrt {escape(__version__)} in {document['seconds']:.0f} s, seed {document['data']['seed']}.",
-    )
-
-
 def _choice(choice: Mapping[str, Any], heads: bool) -> str:
     """A cell whose blue is the share of the block's weights that stay."""
     if not choice["size"]:
@@ -228,3 +143,32 @@ def _choice(choice: Mapping[str, Any], heads: bool) -> str:
 
 def _held(curve: Sequence[Sequence[float]], share: float) -> float:
     return float(min(curve, key=lambda point: abs(point[0] - share))[1])
+
+
+ENCODER = ReportKind(
+    title="What {name} needs for {task}",
+    lead="A model that is fine-tuned for one task carries much that the task does not need. This page shows where: "
+    "parts are taken out one at a time, on texts that are held out, and the loss is measured.",
+    judge="task",
+    samples="texts",
+    parts=(
+        PartWords("heads", "head", "attention heads", "Attention heads", "Each cell is one attention head"),
+        PartWords(
+            "groups",
+            "group",
+            "groups of FFN channels",
+            "Groups of FFN channels",
+            "The channels of each FFN are cut into up to 12 groups of neighbours; each cell is one group",
+        ),
+    ),
+    facts=_facts,
+    findings=_findings,
+    before=(),
+    after=(_tiles, _embeddings, _latency, _front),
+    method="Removal follows Nagarajan et al. 2020 (arXiv 2010.03688): a block that is taken out keeps its residual "
+    "path and its layer norm. “Predicted” is the second-order estimate of the increase (optimal brain surgeon with the "
+    "Fisher information of outputs, statistics from as many training texts): for heads, channels and tiles after all "
+    "other weights have made up for them as well as they can. “Fisher” is the mean square of the gradient of a gate on "
+    "the output. Losses are cross entropies in nats, or squared errors, a text. Noise is twice the standard error over "
+    "texts, of differences text by text.",
+)

@@ -1,4 +1,4 @@
-"""Render what removals cost as sections of a report's page: shared by encoders' reports and decoders'."""
+"""Render what removals cost as sections of a report's page, for encoders and decoders alike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from approxrt.significance.report import plots
+from approxrt.significance.report.kind import PartWords, ReportKind
 from approxrt.significance.report.page import block_name, details, number, percent, section, table
 
 
@@ -27,13 +28,13 @@ def verdict(block: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
     return f"{ease}: the loss rises by {number(change)} ± {number(noise)} ({value})."
 
 
-def most_needed(document: Mapping[str, Any], digits: int) -> str:
-    """The sentence on the block that matters most, its metric to so many digits; not escaped."""
+def most_needed(document: Mapping[str, Any]) -> str:
+    """The sentence on the block that matters most; not escaped."""
     dense, name = document["dense"], document["ranking"][-1]
     block = next(b for b in document["blocks"] if b["name"] == name)
     return (
         f"{block_title(block)} matters most: without it the loss rises by {number(block['change'])} "
-        f"({dense['metric']} {dense['value']:.{digits}f} → {block['metric']:.{digits}f})."
+        f"({dense['metric']} {dense['value']:.3f} → {block['metric']:.3f})."
     )
 
 
@@ -42,63 +43,50 @@ def harmless(entries: Sequence[Mapping[str, Any]]) -> int:
     return sum(entry["change"] <= 2 * entry["stderr"] for entry in entries)
 
 
-def blocks_section(document: Mapping[str, Any], *, judge: str, samples: str) -> str:
-    """Attention and feed-forward blocks, each taken out alone.
-
-    Args:
-        document: of `analyze` or `analyze_decoder`.
-        judge: What does or does not need a block: "task".
-        samples: What losses are measured on: "texts".
-    """
+def blocks_section(document: Mapping[str, Any], kind: ReportKind) -> str:
+    """Attention and feed-forward blocks, each taken out alone."""
     blocks, dense = document["blocks"], document["dense"]
     by_name = {b["name"]: b for b in blocks}
     least = [by_name[name] for name in document["ranking"][:1]]
     follows = "".join(f"<strong>{escape(block_title(b))}</strong>: {escape(verdict(b, dense))} " for b in least)
-    zeroed = all("zero_change" in b for b in blocks)
     rows = [
         [
             block_title(b),
             number(b["change"], True),
             "± " + number(2 * b["stderr"]),
-            *([number(b["zero_change"], True)] if zeroed else []),
+            number(b["zero_change"], True),
             f"{b['metric']:.4f}",
             percent(b["improved"]),
             number(b["second_order"], True),
         ]
         for b in sorted(blocks, key=lambda b: b["change"])
     ]
-    without = ["loss, no mean kept"] if zeroed else []
-    head = ["block", "loss", "noise", *without, dense["metric"], f"{samples} better", "predicted"]
+    head = ["block", "loss", "noise", "loss, no mean kept", dense["metric"], f"{kind.samples} better", "predicted"]
     return section(
         "Blocks",
         "Each bar is the change of the mean loss when one attention or feed-forward block is taken out and leaves only "
         "its average output; whiskers are two standard errors. A bar whose whisker reaches zero is a block that this "
-        f"{judge} does not need by itself. Several such blocks together can still matter: each was tried alone.",
+        f"{kind.judge} does not need by itself. Several such blocks together can still matter: each was tried alone.",
         follows,
         plots.block_bars(blocks),
         details("All numbers", table(head, rows)),
     )
 
 
-def parts_section(document: Mapping[str, Any], key: str, *, what: str, title: str, cells: str, samples: str) -> str:
-    """Parts of blocks (`document[key]`), each taken out alone; nothing where there are none.
+def parts_section(document: Mapping[str, Any], words: PartWords, samples: str) -> str:
+    """Parts of blocks, each taken out alone; nothing where there are none.
 
-    Args:
-        document: of `analyze` or `analyze_decoder`.
-        key: Which parts: "heads", "groups", "units".
-        what: A part's name: "head".
-        title: The section's.
-        cells: The sentence on what a cell of the figure is, without its full stop.
-        samples: What losses are measured on: "texts".
+    samples   what losses are measured on: "texts"
     """
-    entries = document[key]
+    what = words.what
+    entries = document[words.key]
     if not entries:
         return ""
     ranked = sorted(entries, key=lambda e: e["change"])
     least, most = ranked[0], ranked[-1]
     text = (
-        f"{cells}. Its number or colour is the change of the loss without it, in {plots.part_unit(entries)}: orange "
-        "rises, blue falls, white is no effect."
+        f"{words.cells}. Its number or colour is the change of the loss without it, in {plots.part_unit(entries)}: "
+        "orange rises, blue falls, white is no effect."
     )
     follows = (
         f"{harmless(entries)} of {len(entries)} have no effect beyond two standard errors. Most needed is {what} "
@@ -119,4 +107,4 @@ def parts_section(document: Mapping[str, Any], key: str, *, what: str, title: st
     ]
     head = [what, "loss", "noise", f"{samples} better", "predicted", *(["Fisher"] if fisher else [])]
     figure = plots.part_heatmap(entries, document["model"]["layers"], what)
-    return section(title, text, escape(follows), figure, details("All numbers", table(head, rows)))
+    return section(words.title, text, escape(follows), figure, details("All numbers", table(head, rows)))
