@@ -175,9 +175,10 @@ BERT_LAYER = LayerNames(
 
 
 def take_layers(
-    weights: Weights, names: LayerNames, count: int, hidden: int, heads: tuple[int, int], ffn: int
+    weights: Weights, names: LayerNames, hidden: int, layer: LayerSpec, count: int
 ) -> tuple[LayerSpec, ...]:
-    """Take `count` layers and return their specs."""
+    """Take `count` layers, all of the sizes of `layer`, and return their specs."""
+    ffn = layer.intermediate_size
     for i in range(count):
         at = f"layers.{i}"
         for part in ("query", "key", "value"):
@@ -187,7 +188,7 @@ def take_layers(
         weights.linear(f"{at}.ffn.up", names.ffn_up.format(i=i), ffn, hidden)
         weights.linear(f"{at}.ffn.down", names.ffn_down.format(i=i), hidden, ffn)
         weights.norm(f"{at}.ffn.norm", names.ffn_norm.format(i=i), hidden)
-    return tuple(LayerSpec(*heads, ffn) for _ in range(count))
+    return (layer,) * count
 
 
 @dataclass(frozen=True)
@@ -207,16 +208,23 @@ class Task:
     head: HeadSpec
 
 
-def classifier_task(
-    config: Config, weights: Weights, dense: str, out: str, activation: str, dense_in_encoder: bool = False
-) -> Task:
-    """The head `out(activation(dense(cls)))`, all of whose families pool the first token."""
-    hidden = config.size("hidden_size")
-    weights.linear("head.dense", dense, hidden, hidden, encoder=dense_in_encoder)
-    rows = weights.shape(f"{out}.weight")
+@dataclass(frozen=True)
+class HeadNames:
+    """A classifier's head `out(activation(dense(first token)))`; `pooled`: its dense layer is the encoder's pooler."""
+
+    dense: str
+    out: str
+    activation: str
+    pooled: bool = False
+
+
+def classifier_task(config: Config, weights: Weights, hidden: int, names: HeadNames) -> Task:
+    """Take a classifier's head."""
+    weights.linear("head.dense", names.dense, hidden, hidden, encoder=names.pooled)
+    rows = weights.shape(f"{names.out}.weight")
     labels = read_labels(config, rows[0] if rows else None)
-    weights.linear("head.out", out, len(labels), hidden, encoder=False)
-    return Task(task_type(config, len(labels)), labels, HeadSpec("cls", hidden, activation))
+    weights.linear("head.out", names.out, len(labels), hidden, encoder=False)
+    return Task(task_type(config, len(labels)), labels, HeadSpec("cls", hidden, names.activation))
 
 
 def encoder_task(pooling: Pooling) -> Task:

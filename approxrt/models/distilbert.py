@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.models.base import Config, LayerNames, Pooling, Weights, classifier_task, encoder_task, take_layers
+from approxrt.models.base import Config, HeadNames, LayerNames, Pooling, Weights
+from approxrt.models.post_norm import ConfigKeys, PostNormFamily, build_post_norm
 
 MODEL_TYPES = ("distilbert",)
 PREFIX = "distilbert."
@@ -23,9 +24,6 @@ DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 512,
     "pad_token_id": 0,
 }
-# transformers has it as a constant, not in the config
-LAYER_NORM_EPS = 1e-12
-
 LAYER = LayerNames(
     query="transformer.layer.{i}.attention.q_lin",
     key="transformer.layer.{i}.attention.k_lin",
@@ -37,34 +35,17 @@ LAYER = LayerNames(
     ffn_norm="transformer.layer.{i}.output_layer_norm",
 )
 
+# Sinusoidal positions are a table in the checkpoint like learned ones.
+FAMILY = PostNormFamily(
+    "distilbert",
+    HeadNames("pre_classifier", "classifier", "relu"),
+    LAYER,
+    ConfigKeys("dim", "n_layers", "n_heads", "hidden_dim", embedding_size="dim", activation=ACTIVATION_KEY),
+    layer_norm_eps=1e-12,  # a constant in transformers, not in the config
+    token_types=TOKEN_TYPES,
+)
+
 
 def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """Return (all-f32 spec, tensors). Sinusoidal positions are a table in the checkpoint like learned ones."""
-    config.data["hidden_size"] = hidden = config.size("dim")
-    vocab, positions = config.size("vocab_size"), config.size("max_position_embeddings")
-    weights.take("embeddings.word.weight", "embeddings.word_embeddings.weight", (vocab, hidden))
-    weights.take("embeddings.position.weight", "embeddings.position_embeddings.weight", (positions, hidden))
-    weights.norm("embeddings.norm", "embeddings.LayerNorm", hidden)
-    heads = config.heads("dim", "n_heads")
-    layers = take_layers(weights, LAYER, config.layers("n_layers"), hidden, heads, config.size("hidden_dim"))
-    if pooling is None:
-        task = classifier_task(config, weights, "pre_classifier", "classifier", "relu")
-    else:
-        task = encoder_task(pooling)
-    spec = ModelSpec(
-        architecture="distilbert",
-        task_type=task.task_type,
-        vocab_size=vocab,
-        embedding_size=hidden,
-        hidden_size=hidden,
-        max_positions=positions,
-        type_vocab_size=0,
-        layer_norm_eps=LAYER_NORM_EPS,
-        activation=config.activation(ACTIVATION_KEY),
-        layers=layers,
-        head=task.head,
-        labels=task.labels,
-        max_length=positions,
-        pad_token_id=config.size("pad_token_id", 0),
-    )
-    return spec, weights.finish()
+    """Return (all-f32 spec, tensors). `pooling` is None for a classifier."""
+    return build_post_norm(FAMILY, config, weights, pooling)

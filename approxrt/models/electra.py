@@ -11,15 +11,8 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.models.base import (
-    BERT_LAYER,
-    Config,
-    Pooling,
-    Weights,
-    classifier_task,
-    encoder_task,
-    take_layers,
-)
+from approxrt.models.base import Config, HeadNames, Pooling, Weights
+from approxrt.models.post_norm import ConfigKeys, PostNormFamily, build_post_norm
 
 MODEL_TYPES = ("electra",)
 PREFIX = "electra."
@@ -37,41 +30,13 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "pad_token_id": 0,
 }
+FAMILY = PostNormFamily(
+    "electra",
+    HeadNames("classifier.dense", "classifier.out_proj", "gelu"),
+    keys=ConfigKeys(embedding_size="embedding_size"),
+)
 
 
 def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """Return (all-f32 spec, tensors)."""
-    hidden, embedding, vocab = config.size("hidden_size"), config.size("embedding_size"), config.size("vocab_size")
-    positions, types = config.size("max_position_embeddings"), config.size("type_vocab_size", 0)
-    weights.take("embeddings.word.weight", "embeddings.word_embeddings.weight", (vocab, embedding))
-    weights.take("embeddings.position.weight", "embeddings.position_embeddings.weight", (positions, embedding))
-    if types:
-        weights.take("embeddings.token_type.weight", "embeddings.token_type_embeddings.weight", (types, embedding))
-    weights.norm("embeddings.norm", "embeddings.LayerNorm", embedding)
-    if embedding != hidden:
-        weights.linear("embeddings.projection", "embeddings_project", hidden, embedding)
-    heads = config.heads("hidden_size", "num_attention_heads")
-    layers = take_layers(
-        weights, BERT_LAYER, config.layers("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
-    )
-    if pooling is None:
-        task = classifier_task(config, weights, "classifier.dense", "classifier.out_proj", "gelu")
-    else:
-        task = encoder_task(pooling)
-    spec = ModelSpec(
-        architecture="electra",
-        task_type=task.task_type,
-        vocab_size=vocab,
-        embedding_size=embedding,
-        hidden_size=hidden,
-        max_positions=positions,
-        type_vocab_size=types,
-        layer_norm_eps=config.number("layer_norm_eps"),
-        activation=config.activation(ACTIVATION_KEY),
-        layers=layers,
-        head=task.head,
-        labels=task.labels,
-        max_length=positions,
-        pad_token_id=config.size("pad_token_id", 0),
-    )
-    return spec, weights.finish()
+    """Return (all-f32 spec, tensors). `pooling` is None for a classifier."""
+    return build_post_norm(FAMILY, config, weights, pooling)

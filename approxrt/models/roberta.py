@@ -13,16 +13,8 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.errors import CheckpointError
-from approxrt.models.base import (
-    BERT_LAYER,
-    Config,
-    Pooling,
-    Weights,
-    classifier_task,
-    encoder_task,
-    take_layers,
-)
+from approxrt.models.base import Config, HeadNames, Pooling, Weights
+from approxrt.models.post_norm import PostNormFamily, build_post_norm
 
 MODEL_TYPES = ("roberta", "camembert", "xlm-roberta")
 PREFIX = "roberta."
@@ -39,56 +31,14 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "pad_token_id": 1,
 }
+FAMILY = PostNormFamily(
+    "roberta",
+    HeadNames("classifier.dense", "classifier.out_proj", "tanh"),
+    positions_after_pad=True,
+    fold_single_type=True,
+)
 
 
 def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """Return (all-f32 spec, tensors). `max_positions` is the rows of the table less padding_idx + 1."""
-    hidden, vocab = config.size("hidden_size"), config.size("vocab_size")
-    rows, types = config.size("max_position_embeddings"), config.size("type_vocab_size", 0)
-    padding = config.size("pad_token_id", 0)
-    first = padding + 1
-    if rows <= first:
-        raise CheckpointError(
-            f"config.json: max_position_embeddings is {rows}; RoBERTa's positions start at pad_token_id + 1 = {first}"
-        )
-    weights.take("embeddings.word.weight", "embeddings.word_embeddings.weight", (vocab, hidden))
-    table = weights.take("embeddings.position.weight", "embeddings.position_embeddings.weight", (rows, hidden))
-    type_row = None
-    if types:
-        type_row = weights.take(
-            "embeddings.token_type.weight", "embeddings.token_type_embeddings.weight", (types, hidden)
-        )
-    if table.size:
-        table = table[first:]
-        if type_row is not None and types == 1 and type_row.size:
-            table = table + type_row[0]
-        weights.out["embeddings.position.weight"] = np.ascontiguousarray(table)
-    if types == 1:
-        del weights.out["embeddings.token_type.weight"]
-        types = 0
-    weights.norm("embeddings.norm", "embeddings.LayerNorm", hidden)
-    heads = config.heads("hidden_size", "num_attention_heads")
-    layers = take_layers(
-        weights, BERT_LAYER, config.layers("num_hidden_layers"), hidden, heads, config.size("intermediate_size")
-    )
-    if pooling is None:
-        task = classifier_task(config, weights, "classifier.dense", "classifier.out_proj", "tanh")
-    else:
-        task = encoder_task(pooling)
-    spec = ModelSpec(
-        architecture="roberta",
-        task_type=task.task_type,
-        vocab_size=vocab,
-        embedding_size=hidden,
-        hidden_size=hidden,
-        max_positions=rows - first,
-        type_vocab_size=types,
-        layer_norm_eps=config.number("layer_norm_eps"),
-        activation=config.activation(ACTIVATION_KEY),
-        layers=layers,
-        head=task.head,
-        labels=task.labels,
-        max_length=rows - first,
-        pad_token_id=padding,
-    )
-    return spec, weights.finish()
+    """Return (all-f32 spec, tensors). `pooling` is None for a classifier."""
+    return build_post_norm(FAMILY, config, weights, pooling)

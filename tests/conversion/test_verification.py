@@ -3,6 +3,7 @@ is said."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -40,7 +41,7 @@ def test_a_sound_conversion_is_measured(tmp_path: Path, family: str, plain: bool
 def test_what_the_engine_computes_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A converter that reads something wrong, here a layer norm's epsilon, writes nothing."""
     folder = build_checkpoint("distilbert", tmp_path / "c")
-    monkeypatch.setattr(distilbert, "LAYER_NORM_EPS", 0.05)
+    monkeypatch.setattr(distilbert, "FAMILY", dataclasses.replace(distilbert.FAMILY, layer_norm_eps=0.05))
     with pytest.raises(CheckpointError, match=r"answers differ from transformers' by .* nothing was written"):
         approxrt.convert(folder, tmp_path / "a")
     assert [item.name for item in tmp_path.iterdir()] == ["c"]
@@ -50,7 +51,8 @@ def test_an_artifact_that_is_there_outlives_a_refusal(tmp_path: Path, monkeypatc
     folder = build_checkpoint("bert", tmp_path / "c")
     out = approxrt.convert(folder, tmp_path / "a", bits=32)
     before = approxrt.load(out).logits("a film")
-    monkeypatch.setattr(bert, "ACTIVATION_KEY", "other_act")
+    keys = dataclasses.replace(bert.FAMILY.keys, activation="other_act")
+    monkeypatch.setattr(bert, "FAMILY", dataclasses.replace(bert.FAMILY, keys=keys))
     edit_json(folder / "config.json", other_act="relu")
     with pytest.raises(CheckpointError, match="differ from transformers'"):
         approxrt.convert(folder, tmp_path / "a", bits=32, overwrite=True)
