@@ -44,6 +44,10 @@ class Progress:
         """The same of `done` things of `total`."""
         self(done / max(1, total), text)
 
+    def named(self, what: str) -> Progress:
+        """Return the same bar, whose texts begin with `what`."""
+        return Progress(lambda share, text: self(share, f"{what}: {text}"))
+
     def part(self, begin: float, end: float) -> Progress:
         """Return the part between two shares of this one."""
         return Progress(self, begin, end)

@@ -174,7 +174,7 @@ def _bsr_faults(name: str, linear: LinearSpec, parts: Mapping[str, np.ndarray]) 
             yield f"tensor '{name}.indices' does not ascend strictly within strip {strip}"
     if linear.kind == "bsr_s4":
         yield from _group_scale_faults(name, parts["group_scale"], int4.group_count(indptr))
-        yield from int4.tile_padding_faults(name, tiles, indices, indptr, n, k)
+        yield from int4.tile_padding_faults(name, tiles, indices, indptr, (n, k))
         return
     if n % TILE_N and np.any(tiles[indptr[-2] :, n % TILE_N :, :]):
         yield f"tensor '{name}.tiles' has nonzero values in rows past output {n}; padding must be zero"

@@ -109,6 +109,9 @@ def shares(description: str) -> Iterator[Show]:
         yield show
 
 
+LEAST_SHARE = 0.05  # of the work that must be done before the time left is more than a guess
+
+
 class ProgressLines:
     """A line every `EVERY_S` seconds, none for what is over before: "42 %, 3:10 left: rounding"."""
 
@@ -128,7 +131,7 @@ class ProgressLines:
             return
         self.last = now
         share = min(1.0, self.done / self.total) if self.total else 0.0
-        left = f", {_minutes((now - self.begun) * (1 - share) / share)} left" if 0.01 <= share < 1 else ""
+        left = f", {_minutes((now - self.begun) * (1 - share) / share)} left" if LEAST_SHARE <= share < 1 else ""
         self.write(f"{share:.0%}{left}{': ' if self.text else ''}{self.text}")
 
 

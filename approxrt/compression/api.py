@@ -59,14 +59,14 @@ def compress(
     check_target(target, overwrite)
     # torch is loaded here and not before: refusals cost no second.
     from approxrt.compression.driver import run
-    from approxrt.compression.families.opening import open_family, refuse_for_decoders
+    from approxrt.compression.families.opening import Request, open_family, refuse_for_decoders
     from approxrt.compression.report import artifact_card, choose, report_of
 
     known = get_task(task)
     if known.truth == "text":
         refuse_for_decoders(options, teachers)
     started = time.monotonic()
-    family = open_family(model, known, train, target, options, teachers, progress, log)
+    family = open_family(Request(model, known, train, target, teachers), options, progress, log)
     candidates = run(family)
     best = choose(candidates, family.job.options)
     dev = family.evaluate(Path(best.path), _eval_file(train, eval, known))

@@ -16,6 +16,9 @@ from approxrt.training.budget import Budget
 
 Log = Callable[[str], None]
 
+# Shares of the bar: the float32 model is measured until the one, blocks until the other.
+BASELINE_ENDS, RECIPE_BEGINS = 0.05, 0.15
+
 
 class Notes:
     """Sentences for the log now and for the report in the end; lasting ones also for a run that goes on after this."""
@@ -49,6 +52,11 @@ class Job:
     log: Log
     threads: int
     device: torch.device
+
+    @property
+    def recipe_progress(self) -> Progress:
+        """Return the recipe's part of the bar: what is measured before takes the first of it."""
+        return self.progress.part(RECIPE_BEGINS, 1.0)
 
     @property
     def seed(self) -> int:

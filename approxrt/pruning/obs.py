@@ -16,6 +16,8 @@ their own. Early steps take many groups that cost nothing, the last ones take on
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,12 +49,23 @@ def inverse_moments(hessian: np.ndarray, dampening: float) -> Tensor:
     return (inverse + inverse.T) / 2
 
 
+@dataclass(frozen=True)
+class CurveOptions:
+    """Say how groups go.
+
+    dampening   lambda as a share of the mean of A's diagonal
+    at_once     groups that go in a step; None: a share, see the module's text; 1: the exact greedy order
+    """
+
+    dampening: float = 1e-2
+    at_once: int | None = None
+
+
 def tile_curve(
     weight: np.ndarray,
     hessian: np.ndarray,
     row_weights: np.ndarray,
-    dampening: float = 1e-2,
-    at_once: int | None = None,
+    options: CurveOptions = CurveOptions(),
     threads: int | None = None,
 ) -> np.ndarray:
     """f64[strips, columns]: the rho at which each tile of f32[N, K] goes, never less than that of one before it.
@@ -63,15 +76,15 @@ def tile_curve(
     a thread and takes about N K^3 / 48 multiply-adds.
 
     hessian   A f32[K, K]
-    at_once   tiles a strip loses in a step; None: a share, see the module's text; 1: the exact greedy order
+    options   `at_once` is a strip's
     threads   None: all that the process may use
     """
     return _C.tile_curve(
         np.ascontiguousarray(weight, np.float32),
-        inverse_moments(hessian, dampening).numpy(),
+        inverse_moments(hessian, options.dampening).numpy(),
         np.ascontiguousarray(row_weights, np.float64),
         SHARE,
-        at_once or 0,
+        options.at_once or 0,
         forced_isa(),
         resolve_threads(threads),
     )
@@ -82,21 +95,17 @@ def group_curve(
     hessian: np.ndarray,
     row_weights: np.ndarray,
     size: int,
-    dampening: float = 1e-2,
-    at_once: int | None = 1,
+    options: CurveOptions = CurveOptions(at_once=1),
 ) -> np.ndarray:
-    """f64[ceil(K / size)]: the same for groups of `size` neighbouring inputs of all outputs: heads, FFN channels.
-
-    at_once   groups that go in a step; None: a share, see the module's text; 1: the exact greedy order
-    """
+    """f64[ceil(K / size)]: the same for groups of `size` neighbouring inputs of all outputs: heads, FFN channels."""
     n, k = weight.shape
     count = -(-k // size)
     w = torch.zeros(n, count * size, dtype=torch.float64)
     w[:, :k] = torch.from_numpy(np.asarray(weight))
     # Inputs past K are independent of all others, and their weights are zero.
     p = torch.eye(count * size, dtype=torch.float64)
-    p[:k, :k] = inverse_moments(hessian, dampening)
-    return _curve(w, p, torch.from_numpy(np.asarray(row_weights)).double(), size, at_once)
+    p[:k, :k] = inverse_moments(hessian, options.dampening)
+    return _curve(w, p, torch.from_numpy(np.asarray(row_weights)).double(), size, options.at_once)
 
 
 def channel_errors(

@@ -16,6 +16,7 @@ sees inputs that are refitted already (as in AdaPrune and OBC, Frantar & Alistar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -93,47 +94,46 @@ def solve(
     return rounded.cpu().numpy(), (mean_y - rounded.double() @ mean_x).to("cpu", torch.float32).numpy()
 
 
+@dataclass(frozen=True)
+class RefitOptions:
+    """Say what a refit leads to.
+
+    keep     which of the baseline's heads and FFN channels the model has, in the model's order; None: all
+    ridge    lambda as a share of an input's mean variance
+    follow   a block's output also makes up for what its residual input has drifted from the baseline's: the target
+             of its last linear is y + (x_baseline - x). Otherwise it is the baseline's y alone
+    """
+
+    keep: Structure | None = None
+    ridge: float = 1e-2
+    follow: bool = True
+
+
 def refit(
     model: TorchEncoder,
     baseline: TorchEncoder,
     examples: Examples,
-    rows: np.ndarray,
-    keep: Structure | None = None,
-    ridge: float = 1e-2,
-    follow: bool = True,
+    options: RefitOptions = RefitOptions(),
     progress: Progress | None = None,
 ) -> None:
     """Refit all linears of `model`'s layers in place; weights of pruned tiles stay zero.
 
-    baseline    the model that it came from
-    rows     i64[n]: the examples that are used; hidden states of all their tokens are kept, twice
-    keep     which of the baseline's heads and FFN channels the model has, in the model's order; None: all
-    follow   a block's output also makes up for what its residual input has drifted from the baseline's: the target
-             of its last linear is y + (x_baseline - x). Otherwise it is the baseline's y alone
+    baseline   the model that it came from
+    examples   hidden states of all their tokens are kept, twice
     """
-    keep = keep or Structure.of(baseline.spec)
-    refitter = _Refitter(model, baseline, examples, np.asarray(rows), ridge, follow)
-    depth = len(model.spec.layers)
+    keep, depth, progress = options.keep or Structure.of(baseline.spec), len(model.spec.layers), progress or Progress()
+    refitter = _Refitter(model, baseline, examples, options)
     for i in range(depth):
+        progress.count(i, depth, f"refitting layer {i}")
         refitter.layer(i, keep.heads[i], keep.channels[i])
-        if progress:
-            progress.count(i + 1, depth, "refitting")
 
 
 class _Refitter:
     """Hidden states of both models before the block at hand, by batch."""
 
-    def __init__(
-        self,
-        model: TorchEncoder,
-        baseline: TorchEncoder,
-        examples: Examples,
-        rows: np.ndarray,
-        ridge: float,
-        follow: bool,
-    ) -> None:
-        self.model, self.baseline, self.ridge, self.follow = model, baseline, ridge, follow
-        self.batches = list(_batches(examples, rows, model))
+    def __init__(self, model: TorchEncoder, baseline: TorchEncoder, examples: Examples, options: RefitOptions) -> None:
+        self.model, self.baseline, self.options = model, baseline, options
+        self.batches = list(_batches(examples, model))
         self.keys = [model.keys(batch) for batch in self.batches]
         with _plain(model), _plain(baseline), torch.inference_mode():
             self.states = [model.embed(batch) for batch in self.batches]
@@ -146,10 +146,10 @@ class _Refitter:
             if layer.num_heads:
                 rows = torch.from_numpy(head_rows(heads, layer.head_dim)).to(self.baseline.device)
                 self._first({f"{at}.attention.{part}": rows for part in QKV})
-            self._last(i, f"{at}.attention.output", len(heads), bool(layer.num_heads))
+            self._last(f"{at}.attention.output", len(heads), bool(layer.num_heads))
             if layer.intermediate_size:
                 self._first({f"{at}.ffn.up": torch.from_numpy(np.asarray(channels)).to(self.baseline.device)})
-            self._last(i, f"{at}.ffn.down", len(channels), bool(layer.intermediate_size))
+            self._last(f"{at}.ffn.down", len(channels), bool(layer.intermediate_size))
 
     def _first(self, outputs: dict[str, Tensor]) -> None:
         """Refit the linears that read the hidden state: `outputs` has the baseline's rows by name."""
@@ -165,19 +165,19 @@ class _Refitter:
             self._solve(name, moments, slice(start, start + len(rows)))
             start += len(rows)
 
-    def _last(self, i: int, name: str, size: int, whole: bool) -> None:
+    def _last(self, name: str, size: int, whole: bool) -> None:
         """Refit the linear that ends a block, or its bias if no more is left of the block; both models go past it."""
         moments = Moments()
         for j, (batch, keys) in enumerate(zip(self.batches, self.keys, strict=True)):
             mask, x, y = batch.mask, self.states[j], self.baseline_states[j]
-            wanted, self.baseline_states[j] = _record(self.baseline, i, name, y, keys, "output_hook")
+            wanted, self.baseline_states[j] = _record(self.baseline, name, y, keys, "output_hook")
             if not whole:
                 continue
             assert wanted is not None
             target = wanted[mask]
-            if self.follow:
+            if self.options.follow:
                 target = target + (y - x)[mask]
-            given = _record(self.model, i, name, x, keys, "input_hook")[0] if size else None
+            given = _record(self.model, name, x, keys, "input_hook")[0] if size else None
             # A removed block has no inputs: its bias becomes the target's mean.
             moments.add(target[:, :0] if given is None else given[mask], target)
         if size:
@@ -186,28 +186,28 @@ class _Refitter:
             mean = torch.as_tensor(moments.y) / moments.count
             self.model.weight(f"{name}.bias").copy_(mean)
         for j, keys in enumerate(self.keys):
-            self.states[j] = _run(self.model, i, name, self.states[j], keys)
+            self.states[j] = _run(self.model, name, self.states[j], keys)
 
     def _solve(self, name: str, moments: Moments, outputs: slice) -> None:
         weight, bias = self.model.weight(f"{name}.weight"), self.model.weight(f"{name}.bias")
         mask = self.model.masks.get(name)
-        new, new_bias = solve(weight.detach().cpu().numpy(), mask, moments, self.ridge, outputs)
+        new, new_bias = solve(weight.detach().cpu().numpy(), mask, moments, self.options.ridge, outputs)
         weight.copy_(torch.from_numpy(new))
         bias.copy_(torch.from_numpy(new_bias))
 
 
-def _batches(examples: Examples, rows: np.ndarray, model: TorchEncoder) -> Iterator[Batch]:
-    for places in batches_by_length(examples.lengths[rows], LIMIT.on(model.device, model.spec.hidden_size)):
-        part = rows[places]
+def _batches(examples: Examples, model: TorchEncoder) -> Iterator[Batch]:
+    for part in batches_by_length(examples.lengths, LIMIT.on(model.device, model.spec.hidden_size)):
         yield make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part], model.device)
 
 
-def _run(model: TorchEncoder, i: int, name: str, x: Tensor, keys: Keys) -> Tensor:
-    """The block of layer `i` that ends with the linear `name`."""
-    return model.attention_block(i, x, keys) if name.endswith("attention.output") else model.ffn_block(i, x)
+def _run(model: TorchEncoder, name: str, x: Tensor, keys: Keys) -> Tensor:
+    """The block that ends with the linear `name`."""
+    layer = int(name.split(".")[1])
+    return model.attention_block(layer, x, keys) if name.endswith("attention.output") else model.ffn_block(layer, x)
 
 
-def _record(model: TorchEncoder, i: int, name: str, x: Tensor, keys: Keys, hook: str) -> tuple[Tensor | None, Tensor]:
+def _record(model: TorchEncoder, name: str, x: Tensor, keys: Keys, hook: str) -> tuple[Tensor | None, Tensor]:
     """Return (what goes into (`input_hook`) or comes out of (`output_hook`) the linear `name`, the block's output)."""
     found: list[Tensor] = []
 
@@ -217,7 +217,7 @@ def _record(model: TorchEncoder, i: int, name: str, x: Tensor, keys: Keys, hook:
         return value
 
     setattr(model, hook, keep)
-    y = _run(model, i, name, x, keys)
+    y = _run(model, name, x, keys)
     setattr(model, hook, None)
     return (found[0] if found else None), y
 

@@ -13,6 +13,7 @@ information for the Hessian, the same for all outputs (`predicted_loss`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,24 +35,33 @@ def calibration(ids: list[int], sequences: int, tokens: int) -> torch.Tensor:
     return torch.tensor([ids[start : start + tokens] for start in starts])
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """Say what linears become.
+
+    kinds   by linear; others stay as they are
+    masks   tiles to keep, by linear (`approxrt.pruning.magnitude`)
+    grids   tensors of linears that stay on the grid they have, which their weights are on
+    """
+
+    kinds: Mapping[str, LinearKind]
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    grids: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+
 def round_decoder(
     spec: DecoderSpec,
     tensors: Mapping[str, np.ndarray],
+    rounding: Rounding,
     batch: torch.Tensor,
-    kinds: Mapping[str, LinearKind],
-    masks: Mapping[str, np.ndarray] | None = None,
     progress: Say | None = None,
-    kept: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-    device: str | torch.device = "cpu",
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """Return (spec, tensors) with the linears of `kinds` rounded (see `round_weights`); the embedding table stays as it
-    is.
+    """Return (spec, tensors) with linears rounded (see `round_weights`); the embedding table stays as it is.
 
-    masks   tiles to keep, by linear (`approxrt.pruning.magnitude`)
-    kept    tensors of linears that stay on the grid they have, which their weights are on
+    batch   i64[sequences, tokens], on the device to compute on
     """
-    model = TorchDecoder(spec, tensors, device)
-    out = dict(tensors)
+    model = TorchDecoder(spec, tensors, batch.device)
+    out, kinds = dict(tensors), rounding.kinds
     stored: dict[str, LinearKind] = {}
     # Query, key and value read the same inputs, and so do gate and up: (inputs, as the engine reads them, moments).
     last: tuple[torch.Tensor, torch.Tensor, np.ndarray, bool] | None = None
@@ -61,18 +71,17 @@ def round_decoder(
         if name not in kinds:
             return model.linear(name, x)
         grouped = FORMATS[kinds[name]].grouped
-        if name in (kept or {}):
-            assert kept is not None
+        if name in rounding.grids:
             del out[f"{name}.weight"]
             stored[name] = kinds[name]
-            out.update({f"{name}.{part}": array for part, array in kept[name].items()})
+            out.update({f"{name}.{part}": array for part, array in rounding.grids[name].items()})
             return model.linear(name, read_inputs(x, grouped))
         if last is None or last[0] is not x or last[3] != grouped:
             read = read_inputs(x, grouped)
             flat = read.reshape(-1, x.shape[-1])
             last = (x, read, (flat.T @ flat / len(flat)).cpu().numpy(), grouped)
         _, read, moments, _ = last
-        weight, mask = out.pop(f"{name}.weight"), (masks or {}).get(name)
+        weight, mask = out.pop(f"{name}.weight"), rounding.masks.get(name)
         rounded, stored[name], parts = round_weights(weight, mask, moments, kinds[name])
         out.update({f"{name}.{part}": array for part, array in parts.items()})
         model.weights[f"{name}.weight"] = torch.from_numpy(rounded).to(model.device)
@@ -81,7 +90,7 @@ def round_decoder(
         return model.linear(name, read)
 
     with torch.no_grad():
-        x = model.embed(batch.to(model.device))
+        x = model.embed(batch)
         for i in range(len(spec.layers)):
             x = model.layer(i, x, linear)
         if "head.out" in kinds and not spec.tied_embeddings:

@@ -25,6 +25,7 @@ from approxrt.artifact.storage.groupwise import dequantize_groups, pack_quarters
 from approxrt.artifact.storage.int4 import pack_nibbles, row_integers, tile_groups, tile_integers
 from approxrt.quantization.rtn import quantize_linear
 
+DAMPENING = 1e-2  # lambda as a share of the mean of A's diagonal
 BLOCK = 64  # inputs whose errors are passed on at once to those behind them
 ROWS = 1024  # outputs at a time: a block of inputs of so many stays in the L2 cache
 
@@ -34,7 +35,6 @@ def round_weights(
     mask: np.ndarray | None,
     hessian: np.ndarray,
     kind: LinearKind,
-    dampening: float = 1e-2,
     grid: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, LinearKind, dict[str, np.ndarray]]:
     """Return (what the artifact's tensors stand for f32[N, K], their kind, the tensors but the bias).
@@ -43,7 +43,6 @@ def round_weights(
     weight     f32[N, K]
     mask       bool[strips, columns] of the tiles that stay, or None for a dense linear; None for g4, g6 and g8
     hessian    A f32[K, K]: E[x x^T], or the covariance where the bias takes over the mean of the error
-    dampening  lambda as a share of the mean of A's diagonal
     grid       tensors of the same kind and shape whose scales (and offsets) are kept; None chooses them
     """
     n, k = weight.shape
@@ -54,7 +53,7 @@ def round_weights(
     q = np.zeros((n, k), np.int8)
     h = np.asarray(hessian, np.float64)
     mean = float(np.diagonal(h).mean())
-    damp = dampening * mean if mean > 0 else 1.0
+    damp = DAMPENING * mean if mean > 0 else 1.0
     groups: dict[bytes, list[int]] = {}
     for start in range(0, n, TILE_N):
         groups.setdefault(kept[start].tobytes(), []).append(start)

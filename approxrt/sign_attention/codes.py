@@ -45,24 +45,27 @@ def codes_for(head_dim: int, most: int = MOST_CODES) -> int:
     return min(most, MAX_SIGN_DIM) // head_dim * head_dim
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Say which keys a query attends to, as `DecoderLayerSpec` has it, and by how many signs they are found.
+
+    codes   signs a key, a multiple of head_dim; None: `codes_for`
+    """
+
+    keep: int
+    window: int
+    codes: int | None = None
+
+
 def fit_codes(
-    spec: DecoderSpec,
-    tensors: Mapping[str, np.ndarray],
-    texts: Sequence[Sequence[int]],
-    keep: int,
-    window: int,
-    codes: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    device: str | torch.device = "cpu",
+    decoder: TorchDecoder, texts: Sequence[Sequence[int]], kept: Kept, seed: int = 0, progress: Progress | None = None
 ) -> dict[int, Codes]:
     """Codes of every layer with attention, by layer.
 
-    texts         token ids, each text longer than `keep` tokens
-    keep, window  what a query is to keep, as `DecoderLayerSpec` has it
-    codes         signs a key, a multiple of head_dim; None: `codes_for`
+    decoder   with exact attention (`dense`)
+    texts     token ids, each text longer than `kept.keep` tokens
     """
-    decoder, found = TorchDecoder(*dense(spec, tensors), device), {}
+    spec, found = decoder.spec, {}
     with torch.inference_mode():
         states = [decoder.embed(torch.tensor([list(text)]).to(decoder.device)) for text in texts]
         for i, layer in enumerate(spec.layers):
@@ -71,7 +74,7 @@ def fit_codes(
             if layer.has_attention:
                 parts = [decoder.queries_keys_values(i, x)[:2] for x in states]
                 pairs = [(q[0], k[0]) for q, k in parts]
-                found[i] = _fit_layer(pairs, codes or codes_for(layer.head_dim), keep, window, [seed, i])
+                found[i] = _fit_layer(pairs, kept, kept.codes or codes_for(layer.head_dim), [seed, i])
             states = [decoder.layer(i, x) for x in states]
     return found
 
@@ -80,11 +83,10 @@ def with_codes(
     spec: DecoderSpec,
     tensors: Mapping[str, np.ndarray],
     codes: Mapping[int, Codes],
-    keep: int,
-    window: int,
+    kept: Kept,
     sign_from: int,
 ) -> tuple[DecoderSpec, dict[str, np.ndarray]]:
-    """The named layers match signs, all others attend to all keys."""
+    """The layers of `codes` match signs from `sign_from` tokens on, all others attend to all keys."""
     layers, out = [], {name: array for name, array in tensors.items() if ".attention.sign." not in name}
     for i, layer in enumerate(spec.layers):
         if i not in codes:
@@ -93,10 +95,14 @@ def with_codes(
         rotation = codes[i].rotation
         layers.append(
             dataclasses.replace(
-                layer, attention_keep=keep, sign_window=window, sign_from=sign_from, sign_codes=rotation.shape[1],
+                layer,
+                attention_keep=kept.keep,
+                sign_window=kept.window,
+                sign_from=sign_from,
+                sign_codes=rotation.shape[1],
                 attention_rest=True,
             )
-        )  # fmt: skip
+        )
         out[f"layers.{i}.attention.sign.rotation"] = rotation
         out[f"layers.{i}.attention.sign.centre"] = codes[i].centre
     return dataclasses.replace(spec, layers=tuple(layers)), out
@@ -134,9 +140,7 @@ def _words(spec: DecoderSpec, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     return own["weight"] if "weight" in own else dequantized_linear(own, spec.vocab_size, spec.hidden_size)
 
 
-def _fit_layer(
-    pairs: Sequence[tuple[Tensor, Tensor]], codes: int, keep: int, window: int, seed: Sequence[int]
-) -> Codes:
+def _fit_layer(pairs: Sequence[tuple[Tensor, Tensor]], kept: Kept, codes: int, seed: Sequence[int]) -> Codes:
     """pairs: (q [heads, tokens, d], k [kv_heads, tokens, d]) of every text."""
     kv_heads, _, dim = pairs[0][1].shape
     group = pairs[0][0].shape[0] // kv_heads
@@ -148,12 +152,13 @@ def _fit_layer(
         rotation.append(torch.cat([fit_rotation(own, generator) for _ in range(codes // dim)]))
         centre.append(mean)
     found = torch.stack(rotation), torch.stack(centre)
-    shares = [_held(q, k, *found, keep, window) for q, k in pairs]
+    shares = [_held(q, k, *found, kept) for q, k in pairs]
     return Codes(found[0].cpu().numpy(), found[1].cpu().numpy(), float(np.mean(shares)))
 
 
-def _held(q: Tensor, k: Tensor, rotation: Tensor, centre: Tensor, keep: int, window: int) -> float:
-    """Share of exact attention's weight on kept keys: queries that see more than `keep` of them."""
+def _held(q: Tensor, k: Tensor, rotation: Tensor, centre: Tensor, kept: Kept) -> float:
+    """Share of exact attention's weight on kept keys: queries that see more than `kept.keep` of them."""
+    keep = kept.keep
     heads, n, dim = q.shape
     group = heads // k.shape[0]
     turned_k = (k - centre[:, None]) @ rotation.transpose(1, 2)
@@ -164,6 +169,6 @@ def _held(q: Tensor, k: Tensor, rotation: Tensor, centre: Tensor, keep: int, win
         turned = query @ rotation.repeat_interleave(group, 0).transpose(1, 2)
         first = torch.zeros(p + 1, dtype=torch.bool, device=q.device)
         first[0] = True
-        kept = kept_keys(turned, turned_k[:, : p + 1], keep, first, causal=True, window=window)
-        shares.append(float((torch.softmax(scores, -1) * kept).sum(-1).mean()))
+        mask = kept_keys(turned, turned_k[:, : p + 1], keep, first, causal=True, window=kept.window)
+        shares.append(float((torch.softmax(scores, -1) * mask).sum(-1).mean()))
     return float(np.mean(shares))

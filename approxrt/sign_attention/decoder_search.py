@@ -28,10 +28,12 @@ from approxrt.errors import DataError, InputError
 from approxrt.progress import Progress
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.cpu.engine import forced_isa
-from approxrt.sign_attention.codes import Codes, codes_for, fit_codes, with_codes
+from approxrt.sign_attention.codes import Codes, Kept, codes_for, fit_codes, with_codes
+from approxrt.sign_attention.codes import dense as dense_decoder
 from approxrt.sign_attention.search import break_even
 from approxrt.tasks.lm import engine_score, perplexity
 from approxrt.tasks.text import text_file, token_ids
+from approxrt.torch_models.decoder import TorchDecoder
 
 KEEP, WINDOW, CONTEXT = 128, 32, 2560
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
@@ -110,15 +112,16 @@ def match_signs(
     start = starting_from(timed, keep)
     dense = {"perplexity": rise(InMemory(spec, tensors))}
     say(f"exact attention: perplexity {dense['perplexity']:.3f} at {context} tokens")
-    chosen, codes = dict(dense), dict[int, Codes]()
+    kept, chosen, codes = Kept(keep, window), dict(dense), dict[int, Codes]()
     held: dict[int, float] = {}
     if start is not None and start < context:
-        codes = fit_codes(spec, tensors, calibrating, keep, window, progress=Progress(lambda share, text: say(text)))
+        exact = TorchDecoder(*dense_decoder(spec, tensors))
+        codes = fit_codes(exact, calibrating, kept, progress=Progress(lambda share, text: say(text)))
         held = {i: found.held for i, found in codes.items()}
     built = InMemory(spec, tensors)
     while codes:
         assert start is not None
-        built = InMemory(*with_codes(spec, tensors, codes, keep, window, start))
+        built = InMemory(*with_codes(spec, tensors, codes, kept, start))
         chosen["perplexity"] = rise(built)
         change = chosen["perplexity"] / dense["perplexity"] - 1
         say(f"{len(codes)} layers match signs: perplexity {chosen['perplexity']:.3f} ({100 * change:+.2f} %)")

@@ -73,7 +73,7 @@ def gains(
     keep = Structure.of(spec)
     held.move(0)
     losses = calibrated_losses(held.outputs(), held.labels)
-    rng = generator(test.seed, Stream.GAINS)
+    bootstrap = Bootstrap(test.resamples, generator(test.seed, Stream.GAINS))
     trials, refused = list[Trial](), 0
     for removal in ranked:
         # Those that do harm alone come last; together with what is out already they hardly ever help.
@@ -86,7 +86,7 @@ def gains(
             trial = calibrated_losses(held.outputs(), held.labels)
         difference = trial - losses
         worst = max(float(difference[fold].mean()) for fold in test.folds)
-        sure = bootstrap_share(difference, test.resamples, rng)
+        sure = bootstrap.share(difference)
         accepted = worst < 0 and sure >= least
         if accepted:
             keep, losses = trial_keep, trial
@@ -110,14 +110,24 @@ def calibrated_loss(outputs: np.ndarray, labels: np.ndarray) -> float:
     return float(calibrated_losses(outputs, labels).mean())
 
 
-def bootstrap_share(difference: np.ndarray, resamples: int, rng: np.random.Generator) -> float:
-    """Share of resamples (of the texts, with replacement) whose mean difference is below zero."""
-    picks = rng.integers(0, len(difference), (resamples, len(difference)))
-    return float(np.mean(difference[picks].mean(axis=1) < 0))
+@dataclass(frozen=True)
+class Bootstrap:
+    """Draws texts anew, with replacement, `resamples` times."""
+
+    resamples: int
+    rng: np.random.Generator
+
+    def picks(self, count: int) -> np.ndarray:
+        """Return i64[resamples, count] of rows of `count` texts."""
+        return self.rng.integers(0, count, (self.resamples, count))
+
+    def share(self, difference: np.ndarray) -> float:
+        """Return the share of resamples whose mean difference is below zero."""
+        return float(np.mean(difference[self.picks(len(difference))].mean(axis=1) < 0))
 
 
 def metric_gain(
-    metric: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray, resamples: int, rng: np.random.Generator
+    metric: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray, bootstrap: Bootstrap
 ) -> tuple[float, float]:
     """(gain of a metric, share of resamples of the texts with one) from logits [n, classes] to others.
 
@@ -129,8 +139,7 @@ def metric_gain(
         found = metric_of(metric, confusion(answers[:, rows], labels[rows], before.shape[1]))
         return np.asarray(found[1] - found[0])
 
-    picks = rng.integers(0, len(labels), (resamples, len(labels)))
-    return float(gain(np.arange(len(labels)))), float(np.mean(gain(picks) > 0))
+    return float(gain(np.arange(len(labels)))), float(np.mean(gain(bootstrap.picks(len(labels))) > 0))
 
 
 def _same(a: Structure, b: Structure) -> bool:

@@ -24,6 +24,7 @@ from approxrt.significance.probes import random_linear
 from approxrt.significance.workload import Run, take_turns
 
 PROMPT, STEPS = 64, 16
+SECONDS = 4.0
 # Layers of models that are only timed: as many as it takes to be read from memory, not from a cache.
 TIMED_BYTES = 96 << 20
 
@@ -75,10 +76,9 @@ def measure_latency(
     kinds: Sequence[Scheme],
     heads: Sequence[Scheme],
     threads: int | None,
-    seconds: float = 4.0,
     progress: Callable[[str], None] | None = None,
 ) -> DecoderLatency:
-    """See the module's text: `kinds` of layers, `heads` of heads; `seconds` of timing in all."""
+    """See the module's text: `kinds` of layers, `heads` of heads; `SECONDS` of timing in all."""
     size = sum(linear.out_features * linear.in_features for name, linear in spec.linears() if name != HEAD)
     count = len(spec.layers) if size <= TIMED_BYTES else max(1, round(len(spec.layers) * TIMED_BYTES / size))
     part = dataclasses.replace(spec, layers=spec.layers[:count])
@@ -95,7 +95,7 @@ def measure_latency(
     no_layers = dataclasses.replace(spec, layers=(_emptied(spec.layers[0]),))
     for kind in heads:
         runs[f"head {kind.name}"] = decode_run(DecoderEngine(random_decoder(no_layers, kind, kind), threads))
-    times = take_turns(runs, seconds, least_rounds=3)
+    times = take_turns(runs, SECONDS, least_rounds=3)
     each = {name: time.median_ms / 1e3 / steps_of(spec) for name, time in times.items()}
     head = {kind: each[f"head {kind.name}"] for kind in heads}
     layers = {kind: max(each[kind.name] - head[heads[0]], 1e-9) for kind in kinds}

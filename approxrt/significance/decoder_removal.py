@@ -106,17 +106,17 @@ def head_divergence(
     head: np.ndarray,
     batch: torch.Tensor,
     with_table: bool = False,
-    device: str | torch.device = "cpu",
 ) -> float:
-    """KL(model || model with the head's matrix `head` f32[vocab, hidden]) of the next token, nats, mean over `batch`.
+    """KL(model || model with the head's matrix `head` f32[vocab, hidden]) of the next token, nats, mean over `batch`,
+    on its device.
 
     with_table   the embedding table becomes the same
     """
-    whole = TorchDecoder(spec, tensors, device)
-    other = TorchDecoder(spec, {**tensors, "embeddings.word.weight": head}, device) if with_table else whole
+    whole = TorchDecoder(spec, tensors, batch.device)
+    other = TorchDecoder(spec, {**tensors, "embeddings.word.weight": head}, batch.device) if with_table else whole
     weight, total = torch.from_numpy(head).to(whole.device), 0.0
     with torch.inference_mode():
-        for ids in batch.to(whole.device):
+        for ids in batch:
             hidden = [_last_hidden(model, ids) for model in dict.fromkeys((whole, other))]
             wanted = whole.linear("head.out", hidden[0]).log_softmax(-1)
             found = functional.linear(hidden[-1], weight, whole.weights["head.out.bias"]).log_softmax(-1)

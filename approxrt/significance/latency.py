@@ -16,6 +16,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,38 +91,38 @@ class MeasuredTable:
         return MeasuredTable(points, data["base_ms"])
 
 
-def measure_table(
-    spec: ModelSpec,
-    lengths: Sequence[int],
-    kinds: Sequence[LinearKind] = ("s8", "s4"),
-    threads: int | None = None,
-    cache: bool = True,
-    progress: Progress | None = None,
-    fresh: bool = False,
-    tokens: int | None = None,
-) -> MeasuredTable:
-    """The table for a model of `spec`'s sizes on sequences of `lengths` tokens, all in one call.
+@dataclass(frozen=True)
+class BlockTimes:
+    """Say which times a table holds: of blocks of a model of `spec`'s sizes on texts of `lengths` tokens in one call.
 
-    kinds     of weights that are measured
-    threads   as in `approxrt.load`
-    cache     read and write ~/.cache/approxrt (or $XDG_CACHE_HOME)
-    fresh     measure again whatever the cache holds
-    tokens    scale the times to so many, of a workload of which `lengths` are typical
+    kinds     of weights
+    threads   how many compute
     """
-    from approxrt.runtime.threads import resolve_threads
 
-    count = resolve_threads(threads)
-    path = _cache_file(spec, lengths, kinds, count)
-    kept = read_cached(path) if cache and not fresh else None
+    spec: ModelSpec
+    lengths: tuple[int, ...]
+    kinds: tuple[LinearKind, ...]
+    threads: int
+
+
+def measure_table(
+    wanted: BlockTimes, progress: Progress | None = None, fresh: bool = False, tokens: int | None = None
+) -> MeasuredTable:
+    """Measure a table, or read it from ~/.cache/approxrt (or $XDG_CACHE_HOME), where it is kept.
+
+    fresh     measure again whatever the cache holds
+    tokens    scale the times to so many, of a workload of which the lengths are typical
+    """
+    path = _cache_file(wanted)
+    kept = None if fresh else read_cached(path)
     table = None
     if kept is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: it is written anew
             table = MeasuredTable.from_json(json.loads(kept))
     if table is None:
-        table = _measure(spec, lengths, kinds, count, progress)
-        if cache:
-            write_cached(path, json.dumps(table.to_json()))
-    return table if tokens is None else table.scaled(tokens / sum(lengths))
+        table = _measure(wanted, progress)
+        write_cached(path, json.dumps(table.to_json()))
+    return table if tokens is None else table.scaled(tokens / sum(wanted.lengths))
 
 
 def typical_lengths(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[int]:
@@ -145,23 +146,15 @@ def block_share(spec: ModelSpec, layer: int, kind: str, lengths: Sequence[int]) 
     return first if kind == "ffn" else 0.5 + 0.5 * first
 
 
-def _runner(
-    spec: ModelSpec,
-    tensors: Mapping[str, np.ndarray],
-    sequences: Sequence[Sequence[int] | np.ndarray],
-    threads: int | None,
-    chunk: int | None,
-) -> Callable[[], None]:
+def _runner(model: Memory, sequences: Sequence[Sequence[int] | np.ndarray], threads: int) -> Callable[[], None]:
     from approxrt.runtime.cpu.engine import CpuEngine, suitable_isa
 
     # What is planned with a table has tiles somewhere, and so runs whole at the level that suits them.
-    engine = CpuEngine(Memory(spec, tensors), threads, isa=suitable_isa(("bsr_s8",)))
-    what = "logits" if spec.labels else "pooled"
-    parts = [list(sequences)] if chunk is None else [sequences[i : i + chunk] for i in range(0, len(sequences), chunk)]
+    engine = CpuEngine(model, threads, isa=suitable_isa(("bsr_s8",)))
+    what = "logits" if model.spec.labels else "pooled"
 
     def run() -> None:
-        for part in parts:
-            engine.forward(part, None, what)
+        engine.forward(list(sequences), None, what)
 
     return run
 
@@ -169,14 +162,12 @@ def _runner(
 # -- the probes -------------------------------------------------------------------------------
 
 
-def _measure(
-    spec: ModelSpec, lengths: Sequence[int], kinds: Sequence[LinearKind], threads: int, progress: Progress | None
-) -> MeasuredTable:
+def _measure(wanted: BlockTimes, progress: Progress | None) -> MeasuredTable:
+    spec, kinds = wanted.spec, wanted.kinds
     heads, channels = max(l.num_heads for l in spec.layers), max(l.intermediate_size for l in spec.layers)
-    dim = max(l.head_dim for l in spec.layers)
     sizes = {"attention": _sizes(heads, 1), "ffn": _sizes(channels, 16)}
     rng = np.random.default_rng(0)
-    sequences = [rng.integers(0, VOCABULARY, n) for n in lengths]
+    sequences = [rng.integers(0, VOCABULARY, n) for n in wanted.lengths]
     jobs: list[tuple[str, int, LinearKind, float]] = [("none", 0, "s8", 1.0)]
     jobs += [
         (block, size, kind, density)
@@ -189,8 +180,8 @@ def _measure(
     found: dict[tuple[str, int, LinearKind, float], float] = {}
     for done, job in enumerate(jobs):
         block, size, kind, density = job
-        probe = _probe(spec, block, size, dim, Scheme(kind, density), rng)
-        run = _runner(probe.spec, probe.tensors, sequences, threads, None)
+        probe = _probe(spec, block, size, Scheme(kind, density), rng)
+        run = _runner(probe, sequences, wanted.threads)
         run()
         times = []
         for _ in range(ROUNDS):
@@ -219,12 +210,12 @@ def _sizes(count: int, unit: int) -> list[int]:
     return sorted({min(count, max(unit, s)) for s in steps} | {count})
 
 
-def _probe(spec: ModelSpec, block: str, size: int, dim: int, scheme: Scheme, rng: np.random.Generator) -> Memory:
+def _probe(spec: ModelSpec, block: str, size: int, scheme: Scheme, rng: np.random.Generator) -> Memory:
     """A model of `PROBE_LAYERS` layers with one kind of block."""
     layer = dataclasses.replace(
         spec.layers[0],
         num_heads=size if block == "attention" else 0,
-        head_dim=dim,
+        head_dim=max(l.head_dim for l in spec.layers),
         intermediate_size=size if block == "ffn" else 0,
         query="f32",
         key="f32",
@@ -268,20 +259,21 @@ def _probe(spec: ModelSpec, block: str, size: int, dim: int, scheme: Scheme, rng
 # -- the cache --------------------------------------------------------------------------------
 
 
-def _cache_file(spec: ModelSpec, lengths: Sequence[int], kinds: Sequence[LinearKind], threads: int) -> Path | None:
+def _cache_file(wanted: BlockTimes) -> Path | None:
     from approxrt.runtime.cpu.engine import suitable_isa
 
+    spec = wanted.spec
     layers = sorted({(l.num_heads, l.head_dim, l.intermediate_size) for l in spec.layers})
     key = {
         "version": __version__,
         "cpu": cpu_name(),
         "isa": suitable_isa(("bsr_s8",)),
-        "threads": threads,
+        "threads": wanted.threads,
         "hidden": spec.hidden_size,
         "layers": layers,
         "activation": spec.activation,
-        "lengths": list(map(int, lengths)),
-        "kinds": list(kinds),
+        "lengths": list(map(int, wanted.lengths)),
+        "kinds": list(wanted.kinds),
         "grid": [GRID_DENSITIES, GRID_SIZES, PROBE_LAYERS, 2],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]

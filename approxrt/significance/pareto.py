@@ -6,6 +6,7 @@ The scores are those of an analysis; the choice is `approxrt.planning.allocate`'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from approxrt.planning.encoder_options import Block, BlockPart, BlockScores, blo
 from approxrt.planning.plan import Limits
 from approxrt.progress import Progress
 from approxrt.quantization.build import quantized
-from approxrt.significance.latency import MeasuredTable, cpu_name, measure_table, typical_lengths
+from approxrt.significance.latency import BlockTimes, MeasuredTable, cpu_name, measure_table, typical_lengths
 from approxrt.significance.workload import SAMPLE_TOKENS, engine_run, sample_texts, take_turns
 from approxrt.torch_models.encoder import TorchEncoder
 
@@ -26,31 +27,29 @@ SPEEDUPS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 ROUNDING = 1e-3  # of a budget: the dense model takes its own time to the last digit
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Texts of the task, as token ids, of which some (drawn with `seed`) are timed on so many threads."""
+
+    ids: Sequence[Sequence[int]]
+    threads: int
+    seed: int = 0
+
+
 def costs(
-    model: TorchEncoder,
-    scores: Mapping[str, np.ndarray],
-    ids: Sequence[Sequence[int]],
-    threads: int,
-    seed: int,
-    progress: Progress,
+    model: TorchEncoder, scores: Mapping[str, np.ndarray], timed: Timed, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return (latency, front) of an analysis document; see `approxrt.significance.analyze.analyze`.
 
     scores    by linear of the layers, f64[N, K]: what the loss of a text gains without each weight
-    ids       of the task's texts, of which some are timed
     """
-    spec = model.spec
-    texts = sample_texts(ids, WORKLOAD_TEXTS, seed)
+    spec, threads = model.spec, timed.threads
+    texts = sample_texts(timed.ids, WORKLOAD_TEXTS, timed.seed)
     lengths = [len(text) for text in texts]
     # The measurements are four fifths of the work here.
-    table = measure_table(
-        spec,
-        typical_lengths([len(text) for text in ids], SAMPLE_TOKENS),
-        ("s8",),
-        threads,
-        progress=progress.part(0.0, 0.8),
-        tokens=sum(lengths),
-    )
+    typical = tuple(typical_lengths([len(text) for text in timed.ids], SAMPLE_TOKENS))
+    wanted = BlockTimes(spec, typical, ("s8",), threads)
+    table = measure_table(wanted, progress.part(0.0, 0.8), tokens=sum(lengths))
     progress(0.8, "timing the whole model")
     times = take_turns(
         {

@@ -12,6 +12,7 @@ import numpy as np
 
 from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.bsr import to_tiles
+from approxrt.progress import Progress
 from approxrt.pruning.obs import tile_curve
 from approxrt.quantization.gptq import dequantized_linear, output_error
 from approxrt.quantization.rtn import quantize_linear
@@ -19,12 +20,15 @@ from approxrt.significance.statistics import Statistics
 from approxrt.torch_models.encoder import TorchEncoder
 
 
-def element_scores(model: TorchEncoder, found: Statistics, names: Sequence[str]) -> dict[str, np.ndarray]:
+def element_scores(
+    model: TorchEncoder, found: Statistics, names: Sequence[str], progress: Progress | None = None
+) -> dict[str, np.ndarray]:
     """f32[out, in] by linear: a tile's error of removal, in its order of removal, shared by its weights."""
     # In units of a text's loss, so that what is spent on blocks and on bits adds up.
     tokens = found.tokens / found.examples
-    scores = {}
-    for name in names:
+    progress, scores = progress or Progress(), {}
+    for done, name in enumerate(names):
+        progress.count(done, len(names), f"scoring tiles of {name}")
         weight = model.weight(f"{name}.weight").detach().cpu().numpy()
         scores[name] = spread(tile_curve(weight, found.inputs[name], found.gradients[name] * tokens), weight.shape)
     return scores

@@ -25,8 +25,10 @@ from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.encoder import Batch, Output, TorchEncoder, make_batch
 
-# What is kept of a batch until its gradients come: about 40 kB a token of MiniLM, 400 of BERT-base.
 LIMIT = BatchLimit(32, 2048)
+# What is kept of a batch until its gradients come: about so many vectors of the hidden size a token and layer (100 kB a
+# token of MiniLM, 400 of BERT-base), and how much of it at once on a CPU.
+KEPT_VECTORS, KEPT_BYTES = 11, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -71,33 +73,32 @@ class Statistics:
 def collect(
     model: TorchEncoder,
     examples: Examples,
-    rows: np.ndarray,
     seed: int = 0,
     with_moments: bool = True,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Statistics of the texts `rows` i64[n] of `examples`, in eval mode; the model is left as it was.
+    """Statistics of the texts of `examples`, in eval mode; the model is left as it was.
 
     seed          of the labels that are drawn
     with_moments  also A, which takes 4 * in_features^2 bytes a linear
     """
-    if not len(rows):
+    if not len(examples.ids):
         raise ValueError("statistics need at least one example")
     generator = torch.Generator().manual_seed(seed)
     pass_ = _Pass(model, with_moments)
-    chosen, spec = np.asarray(rows), model.spec
-    limit = LIMIT.on(model.device, spec.hidden_size, len(spec.layers))
+    spec = model.spec
+    kept = 4 * KEPT_VECTORS * spec.hidden_size * len(spec.layers)
+    limit = LIMIT.within(KEPT_BYTES, kept).on(model.device, spec.hidden_size, len(spec.layers))
     done = 0
     with _observed(model, pass_), torch.enable_grad():
-        for places in batches_by_length(examples.lengths[chosen], limit):
-            part = chosen[places]
+        for part in batches_by_length(examples.lengths, limit):
             batch = make_batch([examples.ids[i] for i in part], [examples.types[i] for i in part], model.device)
             pass_.begin(batch)
             loss = sampled_loss(spec, model(batch), generator)
             pass_.end(loss)
             done += len(part)
             if progress:
-                progress.count(done, len(chosen), "collecting statistics")
+                progress.count(done, len(examples.ids), "collecting statistics")
     return pass_.result()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from approxrt.significance.bootstrap import metric_gain
+from approxrt.significance.bootstrap import Bootstrap, metric_gain
 from approxrt.tasks.confusion import metric_of
 
 WIDEST = 3.0  # nats that a border may move
@@ -79,8 +79,7 @@ def gain_of_offsets(
     logits: np.ndarray,
     labels: np.ndarray,
     folds: Sequence[np.ndarray],
-    resamples: int,
-    rng: np.random.Generator,
+    bootstrap: Bootstrap,
 ) -> tuple[float, float]:
     """Return (gain of the metric, share of resamples with one): each fold's texts with the offsets of the other folds'.
 
@@ -91,7 +90,7 @@ def gain_of_offsets(
     for fold in folds:
         others = np.setdiff1d(rows, fold)
         moved[fold] += logit_offsets(metric, logits[others], labels[others])
-    return metric_gain(metric, logits[rows], moved[rows], labels[rows], resamples, rng)
+    return metric_gain(metric, logits[rows], moved[rows], labels[rows], bootstrap)
 
 
 def _with(offsets: np.ndarray, place: int, value: float) -> np.ndarray:

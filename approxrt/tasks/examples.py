@@ -26,6 +26,11 @@ class Examples:
     resplit: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]] | None = None
     labelled: int | None = None
 
+    def subset(self, rows: np.ndarray) -> Examples:
+        """Return the examples `rows` i64[n], with their labels."""
+        ids, types = ([source[i] for i in rows] for source in (self.ids, self.types))
+        return Examples(ids, types, None if self.labels is None else self.labels[rows])
+
     @property
     def lengths(self) -> np.ndarray:
         return np.array([len(row) for row in self.ids])

@@ -26,6 +26,11 @@ class BatchLimit:
     texts: int
     tokens: int | None = None
 
+    def within(self, size: int, token: int) -> BatchLimit:
+        """Return the limit for states of `token` bytes a token that may take `size` bytes, at least one text's."""
+        tokens = max(1, size // token)
+        return BatchLimit(self.texts, tokens if self.tokens is None else min(self.tokens, tokens))
+
     def on(self, device: torch.device, hidden_size: int, layers: int = 1) -> BatchLimit:
         """Return the limit for a device; `layers` are those whose states are kept until a backward pass.
 

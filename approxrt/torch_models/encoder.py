@@ -105,6 +105,7 @@ class TorchEncoder(nn.Module):
     """See the module's text. `spec` must be all f32 and `tensors` float32 under the artifact's names.
 
     device   where weights, and all that is computed of them, are
+    copy     False: where they are on the CPU, the arrays themselves are the weights, which nobody else may change
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class TorchEncoder(nn.Module):
         tensors: Mapping[str, np.ndarray],
         dropout: float = 0.0,
         device: str | torch.device = "cpu",
+        copy: bool = True,
     ) -> None:
         super().__init__()
         self.spec, self.dropout, self.device = spec, dropout, resolve_device(device)
@@ -127,7 +129,7 @@ class TorchEncoder(nn.Module):
         self.weights = nn.ParameterDict()
         for name, array in tensors.items():
             frozen = name.startswith("embeddings.") and not name.startswith("embeddings.projection")
-            value = torch.from_numpy(np.array(array, np.float32)).to(self.device)
+            value = torch.from_numpy(np.array(array, np.float32, copy=copy or None)).to(self.device)
             self.weights[_key(name)] = nn.Parameter(value, requires_grad=not frozen)
 
     # -- access ---------------------------------------------------------------
@@ -149,6 +151,15 @@ class TorchEncoder(nn.Module):
     def tensors(self) -> dict[str, np.ndarray]:
         """All parameters as float32 arrays under the artifact's names (copies)."""
         return {name: self.weight(name).detach().to("cpu", torch.float32).numpy().copy() for name in self.names()}
+
+    def twin(self) -> TorchEncoder:
+        """Return a model with the same parameters and no masks, hooks or gates, which takes no memory.
+
+        It stays what it is while the other's parameters are replaced (as pruning does), not changed in place.
+        """
+        other = TorchEncoder(self.spec, {}, self.dropout, self.device)
+        other.weights = self.weights
+        return other
 
     def apply_masks(self) -> None:
         """Set the weights of pruned tiles to zero."""

@@ -10,9 +10,9 @@ the two texts belong together. Both heads are thrown away; labels come afterward
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ NEAR = 3
 TOKEN_WEIGHT = 5.0  # few tokens are changed: the mean over all of them is small
 
 
-@dataclasses.dataclass
+@dataclass
 class MarkedText:
     """A text that may be changed: ids, types and, by token, whether it is not what was (or came next) there."""
 
@@ -51,7 +51,7 @@ def change(marked: MarkedText, words: Sequence[int], most: int, rng: random.Rand
 
     words     token ids from which new ones are drawn, each as often as it is there
     """
-    out = MarkedText(*(list(getattr(marked, field.name)) for field in dataclasses.fields(MarkedText)))
+    out = MarkedText(*(list(getattr(marked, field.name)) for field in fields(MarkedText)))
     for _ in range(max(1, round(CHANGES * (len(out.ids) - sum(out.special))))):
         places = [i for i, special in enumerate(out.special) if not special]
         if not places:
@@ -85,31 +85,31 @@ def _same_text(text: MarkedText, i: int, j: int) -> bool:
     return text.ids[i] != text.ids[j] and not any(text.special[min(i, j) : max(i, j) + 1])
 
 
+@dataclass(frozen=True)
+class DetectionTexts:
+    """Texts (strings, or pairs of them) with the tokenizer that splits them, and the tokens that each is cut to."""
+
+    texts: Sequence[Any]
+    tokenizer_json: bytes
+    max_length: int
+
+
 class ReplacedTokenDetection(Trainer):
     """A model that learns to find replaced tokens; see the module's text. Steps are taken one at a time.
 
-    texts       strings, or pairs of them
     steps       may be set anew before the first tenth of them is over: the learning rate falls to zero at the last
     """
 
-    def __init__(
-        self,
-        model: TorchEncoder,
-        texts: Sequence[Any],
-        tokenizer_json: bytes,
-        max_length: int,
-        steps: int,
-        options: DistillationOptions,
-    ) -> None:
+    def __init__(self, model: TorchEncoder, data: DetectionTexts, steps: int, options: DistillationOptions) -> None:
         from tokenizers import Tokenizer
 
         super().__init__(model.device, options.step_options())
-        self.model, self.texts, self.max_length = model, list(texts), max_length
+        self.model, self.texts, self.max_length = model, list(data.texts), data.max_length
         self.steps, self.options = steps, options
         self.pairs = not isinstance(self.texts[0], str)
-        self.tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+        self.tokenizer = Tokenizer.from_str(data.tokenizer_json.decode("utf-8"))
         self.tokenizer.no_padding()
-        cut_to(self.tokenizer, max_length)
+        cut_to(self.tokenizer, data.max_length)
         self.steps_per_epoch = max(1, -(-len(self.texts) // options.batch_size))
         self.rng = random.Random(options.seed)
         torch.manual_seed(options.seed)

@@ -23,7 +23,7 @@ from approxrt.quantization.int4 import quantize_rows4
 from approxrt.quantization.mixed_rows import frequent_rows, quantize_mixed
 from approxrt.quantization.rtn import quantize_rows
 from approxrt.random import Stream, generator
-from approxrt.tasks.examples import encode
+from approxrt.tasks.examples import Examples, encode
 from approxrt.tasks.readers import Dataset
 from approxrt.torch_models.encoder import TorchEncoder, predict
 from approxrt.vocabulary.prune import PrunedVocabulary, apply_vocabulary, prune_vocabulary
@@ -71,37 +71,43 @@ def is_tight(rows: int, width: int, tokenizer_json: bytes, allowed: float | None
     return allowed is not None and rows * width / 2 + len(tokenizer_json) > TIGHT_SHARE * allowed
 
 
-def task_vocabulary(
-    checkpoint: Checkpoint,
-    train: Dataset,
-    validation: Dataset,
-    length: int,
-    allowed: float | None,
-    seed: int,
-    shared: bool | None = None,
-    bits: int = 8,
-    device: str | torch.device = "cpu",
-) -> TaskVocabulary:
-    """The vocabulary that changes the dense model's answers to validation texts less; see the module's text.
+@dataclass(frozen=True)
+class VocabularyOptions:
+    """Say what a vocabulary is chosen under.
 
     length     tokens that texts are cut to
-    allowed    bytes of the whole artifact
+    allowed    bytes of the whole artifact; None: any
+    seed       of the validation texts that are compared
     bits       of rows' weights; with 4, rows of 2 may pay for common words that the texts do not have
     shared     what an earlier call has found
     """
+
+    length: int
+    allowed: float | None
+    seed: int = 0
+    bits: int = 8
+    shared: bool | None = None
+    device: str | torch.device = "cpu"
+
+
+def task_vocabulary(
+    checkpoint: Checkpoint, train: Dataset, validation: Dataset, options: VocabularyOptions
+) -> TaskVocabulary:
+    """The vocabulary that changes the dense model's answers to validation texts less; see the module's text."""
     source, spec = checkpoint.tokenizer_json, checkpoint.spec
+    length, allowed, shared = options.length, options.allowed, options.shared
     pruned = prune_vocabulary(source, train.texts)
     spelled = TaskVocabulary(
         pruned, False, is_tight(len(pruned.kept), spec.embedding_size, pruned.tokenizer_json, allowed)
     )
     if shared is False or not shares_rows(source):
         return spelled
-    dense = TorchEncoder(spec, checkpoint.tensors, device=device)
+    dense = TorchEncoder(spec, checkpoint.tensors, device=options.device)
     states = token_states(dense, source)
     sharing = share_rows(source, train.texts, states)
     tight = is_tight(len(sharing.kept), spec.embedding_size, sharing.tokenizer_json, allowed)
     common = 0
-    if not tight and bits == 4 and allowed is not None:
+    if not tight and options.bits == 4 and allowed is not None:
         used = len(sharing.kept)
         room = _room(sharing, encode(train, sharing.tokenizer_json, length).ids, spec.embedding_size, allowed)
         sharing = share_rows(source, train.texts, states, common=room)
@@ -111,7 +117,7 @@ def task_vocabulary(
         with contextlib.suppress(InputError):
             sharing = share_rows(source, train.texts, states, TIGHT_COUNT)
     if shared is None:
-        order = generator(seed, Stream.COMPARED_TEXTS).permutation(len(validation))
+        order = generator(options.seed, Stream.COMPARED_TEXTS).permutation(len(validation))
         tokens = np.cumsum(encode(validation, source, length).lengths[order])
         texts = validation.subset(np.sort(order[: max(16, int(np.searchsorted(tokens, COMPARED_TOKENS)))]))
         whole = encode(texts, source, length)
@@ -119,7 +125,7 @@ def task_vocabulary(
         strays = []
         for vocabulary in (pruned, sharing):
             encoded = encode(texts, vocabulary.tokenizer_json, length)
-            model = TorchEncoder(*apply_vocabulary(spec, checkpoint.tensors, vocabulary), device=device)
+            model = TorchEncoder(*apply_vocabulary(spec, checkpoint.tensors, vocabulary), device=options.device)
             found = predict(model, encoded.ids, encoded.types)
             strays.append(divergence(wanted, found, classes=spec.task_type == "classification"))
         shared = strays[1] < strays[0]
@@ -148,30 +154,31 @@ def divergence(wanted: np.ndarray, found: np.ndarray, classes: bool) -> float:
     return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())
 
 
+def small_vocabulary(source: bytes, train: Dataset) -> PrunedVocabulary:
+    """Return the tokens that `train` uses often: those of `resplit_texts`."""
+    return prune_vocabulary(source, train.texts, RESPLIT_COUNT)
+
+
 def resplit_texts(
-    source: bytes,
-    train: Dataset,
-    learnt: Dataset,
-    kept: np.ndarray,
-    whole: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
-    length: int,
+    small: PrunedVocabulary, learnt: Dataset, kept: np.ndarray, whole: Examples, length: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """`learnt` in the tokens of a smaller vocabulary, as ids of the pruned one; `whole` has all of `source`'s.
+    """`learnt` in the tokens of a smaller vocabulary, as (ids, types) of the one of rows `kept`.
 
     With all of its own words known, a model would never meet what new texts are made of: unknown words in several
-    tokens. Tokens are counted in `train`.
+    tokens.
+
+    whole   the same texts in the tokens of the checkpoint's vocabulary
     """
-    small = prune_vocabulary(source, train.texts, RESPLIT_COUNT)
     encoded = encode(learnt, small.tokenizer_json, length)
     place = np.searchsorted(kept, small.kept)
     known = (place < len(kept)) & (kept[np.minimum(place, len(kept) - 1)] == small.kept)
     ids = []
-    for row, original in zip(encoded.ids, whole[0], strict=True):
+    for row, original in zip(encoded.ids, whole.ids, strict=True):
         fits = bool(known[row].all())
         ids.append(place[row].tolist() if fits else np.searchsorted(kept, original).tolist())
     types = [
         types if len(types) == len(row) else original
-        for types, row, original in zip(encoded.types, ids, whole[1], strict=True)
+        for types, row, original in zip(encoded.types, ids, whole.types, strict=True)
     ]
     return ids, [list(row) for row in types]
 

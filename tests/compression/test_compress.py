@@ -20,7 +20,7 @@ import approxrt  # noqa: E402
 from approxrt.artifact.reader import read_artifact  # noqa: E402
 from approxrt.compression.families import encoder as families_encoder  # noqa: E402
 from approxrt.compression.families.encoder import REFERENCE, EncoderFamily  # noqa: E402
-from approxrt.compression.families.opening import open_family  # noqa: E402
+from approxrt.compression.families.opening import Request, open_family  # noqa: E402
 from approxrt.compression.options import CompressOptions  # noqa: E402
 from approxrt.compression.recipes import gradual as stages  # noqa: E402
 from approxrt.compression.records import Baseline  # noqa: E402
@@ -240,7 +240,7 @@ def test_block_times_that_disagree_with_the_model_are_measured_again(
 ) -> None:
     from approxrt.significance.latency import MeasuredTable
 
-    family = open_family(checkpoint, "csv", data, tmp_path / "a", options(speedup=2.0))
+    family = open_family(Request(checkpoint, "csv", data, tmp_path / "a"), options(speedup=2.0))
     assert isinstance(family, EncoderFamily)
     whole, spec = family.baseline().times[REFERENCE].median_ms, family.inputs.spec
     lengths = [len(text) for text in family.inputs.pruned.workload]

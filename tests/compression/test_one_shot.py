@@ -15,7 +15,7 @@ from approxrt.artifact.reader import read_artifact
 from approxrt.compression import driver
 from approxrt.compression.families import encoder as families_encoder
 from approxrt.compression.families.encoder import EncoderFamily
-from approxrt.compression.families.opening import open_family
+from approxrt.compression.families.opening import Request, open_family
 from approxrt.compression.families.pruned_encoder import PrunedEncoder
 from approxrt.compression.options import CompressOptions
 from approxrt.compression.records import Baseline
@@ -53,7 +53,7 @@ def compression(task, tmp_path, monkeypatch):
     def make(**options) -> EncoderFamily:
         out = tmp_path / options.pop("out", "out")
         chosen = CompressOptions(**{"recipe": "one-shot", "threads": 1, **options})
-        made = open_family(task[0], "csv", task[1], out, chosen)
+        made = open_family(Request(task[0], "csv", task[1], out), chosen)
         assert isinstance(made, EncoderFamily)
         known = Baseline({"accuracy": 0.5}, {}, "approxrt-f32", 100.0, 4 * made.parameters, True)
         made.baseline = lambda: known  # type: ignore[method-assign]
@@ -149,13 +149,13 @@ def test_what_cannot_be_met_is_said(compression):
 
 def test_a_cut_follows_to_scores_and_to_the_dense_models_indices():
     dense, examples = small_encoder(), random_examples(60)
-    subject = PrunedEncoder(small_encoder(), dense, examples, np.arange(60), 0)
+    subject = PrunedEncoder(small_encoder(), dense, examples.subset(np.arange(60)))
     before = predict(dense, examples.ids, examples.types)
     subject.score(reorder=True)
     np.testing.assert_allclose(predict(subject.model, examples.ids, examples.types), before, atol=1e-5)
     order = subject.kept.channels[0]
     assert sorted(order) == list(range(36))
-    again = PrunedEncoder(subject.model, dense, examples, np.arange(60), 0)
+    again = PrunedEncoder(subject.model, dense, examples.subset(np.arange(60)))
     again.score()  # on the reordered model: what was found before has been reordered rightly
     for name, score in again.scores.items():
         np.testing.assert_allclose(subject.scores[name], score, rtol=1e-3, atol=1e-6 * score.max())

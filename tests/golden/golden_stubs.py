@@ -11,7 +11,7 @@ import itertools
 import pkgutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,9 +55,10 @@ def take_turns(runs: Mapping[str, Any], *args: Any, **options: Any) -> dict[str,
     return out
 
 
-def measure_table(spec: Any, lengths: Any, kinds: Sequence[Any] = ("s8", "s4"), *args: Any, **options: Any) -> Any:
+def measure_table(wanted: latency.BlockTimes, *args: Any, **options: Any) -> Any:
     """Times of blocks by the bytes of their weights."""
     points = {}
+    spec, kinds = wanted.spec, wanted.kinds
     dim, hidden = max(layer.head_dim for layer in spec.layers), spec.hidden_size
     most = {
         "attention": max(layer.num_heads for layer in spec.layers),

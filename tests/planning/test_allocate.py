@@ -192,7 +192,7 @@ def test_a_disturbed_timing_prunes_nothing() -> None:
 
     def cut(times: list[float]) -> tuple[dict[str, np.ndarray], int]:
         """(masks, timed prunings) of one whose timings are `times`, the last one again and again."""
-        subject = PrunedEncoder(small_encoder(), small_encoder(), random_examples(40), np.arange(40))
+        subject = PrunedEncoder(small_encoder(), small_encoder(), random_examples(40))
         subject.score()
         left = iter([*times, *[times[-1]] * 20])
         ramp = Rounds(subject, Table(), lambda *_: next(left), 100.0, target_ms=8.0, base_ms=0.0, lengths=[8])

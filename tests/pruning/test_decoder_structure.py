@@ -272,7 +272,7 @@ def test_every_kind_is_built_and_has_its_bytes(kind: Scheme) -> None:
 def test_latency_is_measured_for_every_kind() -> None:
     spec, _ = model("rotated")
     heads = [kind for kind in SCHEMES if not kind.sparse]
-    found = measure_latency(spec, SCHEMES, heads, 1, seconds=0.05)
+    found = measure_latency(spec, SCHEMES, heads, 1)
     assert set(found.per_byte) == set(SCHEMES) and set(found.head) == set(heads)
     assert all(value > 0 for value in (*found.per_byte.values(), *found.head.values()))
     for kind in SCHEMES:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from levels import SUPPORTED
 
-from approxrt.pruning.obs import channel_errors, dampened, group_curve, inverse_moments, tile_curve
+from approxrt.pruning.obs import CurveOptions, channel_errors, dampened, group_curve, inverse_moments, tile_curve
 
 
 def problem(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,7 +37,7 @@ def tile_inputs(columns, k):
 @pytest.mark.parametrize("n, k", [(16, 24), (15, 22), (33, 17)])
 def test_the_first_tile_costs_what_least_squares_says(n, k):
     weight, hessian, rows = problem(n, k)
-    scores = tile_curve(weight, hessian, rows, at_once=1)
+    scores = tile_curve(weight, hessian, rows, CurveOptions(at_once=1))
     for strip, row in enumerate(scores):
         part = slice(16 * strip, min(16 * strip + 16, n))
         alone = [least_loss(weight[part], hessian, rows[part], tile_inputs([c], k)) for c in range(len(row))]
@@ -48,7 +48,7 @@ def test_the_first_tile_costs_what_least_squares_says(n, k):
 @pytest.mark.parametrize("k", [24, 22])
 def test_scores_are_the_greedy_increases_of_the_least_loss(k):
     weight, hessian, rows = problem(16, k, seed=3)
-    scores = tile_curve(weight, hessian, rows, at_once=1)[0]
+    scores = tile_curve(weight, hessian, rows, CurveOptions(at_once=1))[0]
     gone: list[int] = []
     before, highest, raised = 0.0, 0.0, False
     while len(gone) < len(scores):
@@ -66,7 +66,7 @@ def test_scores_are_the_greedy_increases_of_the_least_loss(k):
 
 def test_several_at_once_cost_exactly_what_they_cost_together():
     weight, hessian, rows = problem(16, 40, seed=5)
-    scores = tile_curve(weight, hessian, rows, at_once=3)[0]
+    scores = tile_curve(weight, hessian, rows, CurveOptions(at_once=3))[0]
     first = np.argsort(scores)[:3]
     np.testing.assert_allclose(
         scores[first].sum(), least_loss(weight, hessian, rows, tile_inputs(first, 40)), rtol=1e-9
@@ -79,7 +79,7 @@ def test_the_share_taken_at_once_hardly_costs_anything():
     scale = np.random.default_rng(8).lognormal(0, 1, 256)  # as in trained models, some inputs are far larger
     hessian *= scale[:, None] * scale
     energy = np.square(weight).sum(0).reshape(-1, 4).sum(1)
-    exact, fast = (tile_curve(weight, hessian, rows, at_once=at_once)[0] for at_once in (1, None))
+    exact, fast = (tile_curve(weight, hessian, rows, CurveOptions(at_once=at_once))[0] for at_once in (1, None))
     losses = [
         least_loss(weight, hessian, rows, tile_inputs(np.argsort(scores)[:32], 256)) for scores in (exact, fast, energy)
     ]
@@ -99,9 +99,11 @@ def test_the_kernel_is_the_definition(monkeypatch, isa, n, k, at_once):
     monkeypatch.setenv("APPROXRT_ISA", isa)
     weight, hessian, rows = problem(n, k, seed=9)
     assert np.linalg.cond(dampened(hessian, 1e-2)) < 1e4
-    found = tile_curve(weight, hessian, rows, at_once=at_once, threads=2)
+    found = tile_curve(weight, hessian, rows, CurveOptions(at_once=at_once), threads=2)
     parts = [slice(start, start + 16) for start in range(0, n, 16)]
-    wanted = np.stack([group_curve(weight[part], hessian, rows[part], 4, at_once=at_once) for part in parts])
+    wanted = np.stack(
+        [group_curve(weight[part], hessian, rows[part], 4, CurveOptions(at_once=at_once)) for part in parts]
+    )
     np.testing.assert_array_equal(np.argsort(found, axis=1, kind="stable"), np.argsort(wanted, axis=1, kind="stable"))
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
 
@@ -118,7 +120,7 @@ def test_a_moment_without_full_rank_has_a_curve(at_once):
     """Fewer texts than inputs, nearly without dampening: what rounding makes of P has no factor by itself."""
     x = np.random.default_rng(3).normal(size=(5, 64))
     weight = problem(16, 64)[0]
-    scores = tile_curve(weight, x.T @ x / 5, np.ones(16), dampening=1e-14, at_once=at_once)
+    scores = tile_curve(weight, x.T @ x / 5, np.ones(16), CurveOptions(1e-14, at_once))
     assert np.isfinite(scores).all() and (scores >= 0).all()
 
 

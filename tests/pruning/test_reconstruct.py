@@ -8,7 +8,7 @@ import torch
 from small_encoder import random_examples, small_encoder
 
 from approxrt.artifact.storage.bsr import expand_mask, grid
-from approxrt.pruning.reconstruct import Moments, refit, solve
+from approxrt.pruning.reconstruct import Moments, RefitOptions, refit, solve
 from approxrt.pruning.structure import Structure, remove
 from approxrt.torch_models.encoder import TorchEncoder, make_batch
 
@@ -86,7 +86,7 @@ def test_refitting_brings_the_model_nearer(follow):
     examples, unseen = random_examples(200, seed=1), random_examples(40, seed=2)
     model.set_masks(random_masks(model, 0.6))
     before = hidden_error(model, dense, unseen)
-    refit(model, dense, examples, np.arange(200), follow=follow)
+    refit(model, dense, examples.subset(np.arange(200)), RefitOptions(follow=follow))
     assert hidden_error(model, dense, unseen) < 0.6 * before
     for name, mask in model.masks.items():
         weight = model.weight(f"{name}.weight").detach().numpy()
@@ -97,7 +97,7 @@ def test_a_linear_is_optimal_for_the_inputs_of_the_finished_model():
     """Layer 1's `up` reads what the refitted layers before it put out: no other weights of its tiles do better."""
     dense, model, examples = small_encoder(), small_encoder(), random_examples(120)
     model.set_masks(random_masks(model, 0.6))
-    refit(model, dense, examples, np.arange(120), ridge=0.0)
+    refit(model, dense, examples.subset(np.arange(120)), RefitOptions(ridge=0.0))
     name = "layers.1.ffn.up"
     x, y = tokens_of(model, examples, "input_hook", name), tokens_of(dense, examples, "output_hook", name)
     weight = model.weight(f"{name}.weight").detach().numpy()
@@ -124,7 +124,7 @@ def test_structure_that_went_is_made_up_for():
     spec, smaller, _ = remove(dense.spec, tensors, keep, means)
     model = TorchEncoder(spec, smaller)
     before = hidden_error(model, dense, examples, 0)
-    refit(model, dense, examples, np.arange(200), keep, follow=False)
+    refit(model, dense, examples.subset(np.arange(200)), RefitOptions(keep, follow=False))
     assert hidden_error(model, dense, examples, 0) < 0.9 * before
     wanted = tokens_of(dense, examples, "output_hook", "layers.1.attention.output").mean(0)
     bias = model.weight("layers.1.attention.output.bias").detach().numpy()

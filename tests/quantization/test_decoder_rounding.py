@@ -18,7 +18,7 @@ from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.storage.hadamard import hadamard
 from approxrt.models.decoder import load_decoder
 from approxrt.pruning.second_order import predicted_loss
-from approxrt.quantization.calibration import calibration, quantize_dequantize, round_decoder
+from approxrt.quantization.calibration import Rounding, calibration, quantize_dequantize, round_decoder
 from approxrt.quantization.gptq import dequantized_linear
 from approxrt.quantization.rotation import can_rotate, orthogonal, rotate
 from approxrt.quantization.rtn import quantize_linear
@@ -110,7 +110,7 @@ def test_rounding_by_text_beats_plain_rounding(kind: Any) -> None:
     tensors["embeddings.word.weight"] = words.astype(np.float32)
     batch = torch.from_numpy(np.random.default_rng(2).integers(0, 70, (8, 48)))
     chosen = {"layers.0.ffn.gate": kind}
-    rounded, weights = round_decoder(spec, tensors, batch, chosen)
+    rounded, weights = round_decoder(spec, tensors, Rounding(chosen), batch)
     assert dict(rounded.linears())["layers.0.ffn.gate"].kind == kind
     assert dict(rounded.linears())["layers.0.ffn.up"].kind == "f32"
     weight = tensors["layers.0.ffn.gate.weight"]

@@ -25,7 +25,8 @@ from approxrt.errors import ApproxrtError, DataError, InputError  # noqa: E402
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine  # noqa: E402
 from approxrt.runtime.reference.decoder import DecoderReference  # noqa: E402
 from approxrt.sign_attention import decoder_search as lm_signs  # noqa: E402
-from approxrt.sign_attention.codes import codes_for, dense, fit_codes, with_codes  # noqa: E402
+from approxrt.sign_attention.codes import Kept, codes_for, dense, fit_codes, with_codes  # noqa: E402
+from approxrt.torch_models.decoder import TorchDecoder  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,8 @@ def test_codes_find_what_attention_weighs() -> None:
         if name.endswith("key.bias"):
             tensors[name] = tensors[name] + 3
     texts = [tokens(400, seed) for seed in (1, 2)]
-    found = fit_codes(spec, tensors, texts, keep=40, window=4)
-    few = fit_codes(spec, tensors, texts, keep=40, window=4, codes=16)
+    found = fit_codes(TorchDecoder(spec, tensors), texts, Kept(40, 4))
+    few = fit_codes(TorchDecoder(spec, tensors), texts, Kept(40, 4, 16))
     assert set(found) == {0, 1}
     for i, codes in found.items():
         assert codes.rotation.shape == (2, 192, 16) and codes.centre.shape == (2, 16)
@@ -80,14 +81,14 @@ def test_codes_find_what_attention_weighs() -> None:
         block = codes.rotation[0, :16]
         np.testing.assert_allclose(block @ block.T, np.eye(16), atol=1e-5)
         assert codes.held > few[i].held > 0.3
-    matched_spec, matched = with_codes(spec, tensors, found, 40, 4, 64)
+    matched_spec, matched = with_codes(spec, tensors, found, Kept(40, 4), 64)
     ids = tokens(300, 7)
     engine, exact = DecoderEngine(InMemory(matched_spec, matched), 1), DecoderEngine(InMemory(spec, tensors), 1)
     a, b = (e.step([e.cache(300)], [ids], True) for e in (engine, exact))
     np.testing.assert_array_equal(a[:63], b[:63])
     change = np.abs(a[64:] - b[64:]).mean() / np.abs(b[64:]).mean()
     assert 0 < change < 0.2
-    back, rest = with_codes(matched_spec, matched, {}, 40, 4, 64)
+    back, rest = with_codes(matched_spec, matched, {}, Kept(40, 4), 64)
     assert back == spec and set(rest) == set(tensors)
 
 

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="models need torch")
 from small_encoder import labelled_by, random_examples, small_encoder  # noqa: E402
 
 from approxrt.pruning.structure import Structure  # noqa: E402
-from approxrt.significance.bootstrap import GainTest, bootstrap_share, calibrated_loss, gains  # noqa: E402
+from approxrt.significance.bootstrap import Bootstrap, GainTest, calibrated_loss, gains  # noqa: E402
 from approxrt.significance.elements import Element, without  # noqa: E402
 from approxrt.significance.encoder_removal import HeldOutLoss, shrunk  # noqa: E402
 from approxrt.torch_models.encoder import sample_losses  # noqa: E402
@@ -26,10 +26,10 @@ def one_thread() -> None:
 
 def test_bootstrap() -> None:
     rng = np.random.default_rng(0)
-    assert bootstrap_share(np.full(50, -1.0), 200, rng) == 1.0
-    assert bootstrap_share(np.full(50, 1.0), 200, rng) == 0.0
+    assert Bootstrap(200, rng).share(np.full(50, -1.0)) == 1.0
+    assert Bootstrap(200, rng).share(np.full(50, 1.0)) == 0.0
     noise = np.random.default_rng(1).standard_normal(400)
-    assert 0.05 < bootstrap_share(noise - noise.mean(), 500, rng) < 0.95
+    assert 0.05 < Bootstrap(500, rng).share(noise - noise.mean()) < 0.95
 
 
 def test_what_harms_goes_and_what_helps_stays() -> None:

@@ -13,7 +13,7 @@ from specs import small_spec
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.progress import Progress
 from approxrt.significance import latency
-from approxrt.significance.latency import MeasuredTable, block_share, measure_table, typical_lengths
+from approxrt.significance.latency import BlockTimes, MeasuredTable, block_share, measure_table, typical_lengths
 from approxrt.significance.workload import equal_length_batches, sample_texts, sorted_batches, take_turns
 
 
@@ -37,21 +37,20 @@ def test_interpolation() -> None:
 def test_measured_and_cached(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     steps: list[str] = []
-    table = measure_table(
-        spec, [5, 9, 9], ("s8",), threads=1, progress=Progress(lambda share, text: steps.append(text))
-    )
+    wanted = BlockTimes(spec, (5, 9, 9), ("s8",), 1)
+    table = measure_table(wanted, Progress(lambda share, text: steps.append(text)))
     assert len(steps) == 1 + len(table.points["attention", "s8"][0]) * 5 + len(table.points["ffn", "s8"][0]) * 5
     for (_, _), (sizes, densities, ms) in table.points.items():
         assert ms.shape == (len(sizes), len(densities)) and (ms > 0).all()
         assert (np.diff(ms, axis=0) >= 0).all() and (np.diff(ms, axis=1) >= 0).all()
     monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("measured again"))
-    assert measure_table(spec, [5, 9, 9], ("s8",), threads=1).to_json() == table.to_json()
+    assert measure_table(wanted).to_json() == table.to_json()
     next(tmp_path.rglob("latency-*.json")).write_text("{")
     monkeypatch.setattr(latency, "_measure", lambda *_: table)
-    assert measure_table(spec, [5, 9, 9], ("s8",), threads=1) is table  # a damaged cache is measured anew
+    assert measure_table(wanted) is table  # a damaged cache is measured anew
     other = table.scaled(2)
     monkeypatch.setattr(latency, "_measure", lambda *_: other)
-    assert measure_table(spec, [5, 9, 9], ("s8",), threads=1, fresh=True) is other
+    assert measure_table(wanted, fresh=True) is other
     assert other.model_ms(spec, [5, 9, 9]) == pytest.approx(2 * table.model_ms(spec, [5, 9, 9]))
 
 

@@ -178,7 +178,7 @@ def test_compression_builds_what_it_finds(tmp_path: Path, monkeypatch: pytest.Mo
     from approxrt.artifact.reader import read_artifact
     from approxrt.compression import driver
     from approxrt.compression.families import encoder as families_encoder
-    from approxrt.compression.families.opening import open_family
+    from approxrt.compression.families.opening import Request, open_family
     from approxrt.compression.options import CompressOptions
 
     monkeypatch.setattr(families_encoder, "peer_runs", lambda *args: {})
@@ -196,7 +196,7 @@ def test_compression_builds_what_it_finds(tmp_path: Path, monkeypatch: pytest.Mo
         objective=(objective,), recipe="one-shot", method="paper", val_fraction=0.4, shrink=shrink, threads=1
     )
     options.check()
-    family = open_family(checkpoint, "csv", tmp_path / "data", tmp_path / "out", options)
+    family = open_family(Request(checkpoint, "csv", tmp_path / "data", tmp_path / "out"), options)
     (candidate,) = driver.run(family)
     about = candidate.provenance.facts
     spec = read_artifact(candidate.path).spec

@@ -35,7 +35,7 @@ def model() -> TorchEncoder:
 
 def means_of(model: TorchEncoder) -> dict[str, np.ndarray]:
     examples = random_examples()
-    return collect(model, examples, np.arange(len(examples.ids)), with_moments=False).means
+    return collect(model, examples, with_moments=False).means
 
 
 def logits(model: TorchEncoder) -> np.ndarray:

@@ -34,7 +34,7 @@ def fixed_labels(monkeypatch):
 def test_moments_are_those_of_real_tokens():
     model, examples = small_encoder(), random_examples()
     rows = np.arange(5, 20)
-    found = collect(model, examples, rows)
+    found = collect(model, examples.subset(rows))
     inputs: dict[str, list[np.ndarray]] = {}
     model.input_hook = lambda name, x: (inputs.setdefault(name, []).append(x.detach().reshape(-1, x.shape[-1])), x)[1]
     for row in rows:  # one by one: nothing is padded
@@ -55,7 +55,7 @@ def test_nothing_of_a_pass_is_kept():
     model, examples = small_encoder(), random_examples()
     seen: list[weakref.ref] = []
     model.input_hook = lambda name, x: (seen.append(weakref.ref(x)), x)[1]
-    collect(model, examples, np.arange(20))
+    collect(model, examples.subset(np.arange(20)))
     gc.collect()
     assert seen and not [ref for ref in seen if ref() is not None]
 
@@ -63,7 +63,7 @@ def test_nothing_of_a_pass_is_kept():
 def test_gradients_gates_and_rows_are_those_of_each_text(fixed_labels):
     model, examples = small_encoder(), random_examples()
     rows = np.arange(12)
-    found = collect(model, examples, rows, with_moments=False)
+    found = collect(model, examples.subset(rows), with_moments=False)
     assert not found.inputs
     spec, squares = model.spec, {}
     heads, units = {0: 0.0, 1: 0.0}, {0: 0.0, 1: 0.0}
@@ -103,7 +103,7 @@ def test_gradients_gates_and_rows_are_those_of_each_text(fixed_labels):
 def test_labels_are_drawn_from_the_prediction():
     """The mean square of (p - onehot) at the logits is p (1 - p); labels that a text has would give another."""
     model, examples = small_encoder(layers=1), random_examples(400)
-    found = collect(model, examples, np.arange(400), with_moments=False)
+    found = collect(model, examples.subset(np.arange(400)), with_moments=False)
     with torch.no_grad():
         p = torch.cat([model(make_batch([ids])).logits.softmax(1) for ids in examples.ids]).numpy()
     np.testing.assert_allclose(found.gradients["head.out"], (p * (1 - p)).mean(0), rtol=0.25)
@@ -113,11 +113,11 @@ def test_labels_are_drawn_from_the_prediction():
 def test_scores_and_embedders_have_statistics_too(task_type, labels):
     head = HeadSpec("mean")
     model, examples = small_encoder(task_type=task_type, labels=labels, head=head), random_examples()
-    found = collect(model, examples, np.arange(24))
+    found = collect(model, examples.subset(np.arange(24)))
     assert set(found.gradients) == {name for name, _ in model.spec.linears()}
     assert all(np.isfinite(g).all() and g.sum() > 0 for g in found.gradients.values())
-    again = collect(model, examples, np.arange(24))
-    other = collect(model, examples, np.arange(24), seed=1)
+    again = collect(model, examples.subset(np.arange(24)))
+    other = collect(model, examples.subset(np.arange(24)), seed=1)
     name = "layers.0.ffn.up"
     assert np.array_equal(found.gradients[name], again.gradients[name])
     assert not np.array_equal(found.gradients[name], other.gradients[name])
@@ -127,7 +127,7 @@ def test_the_model_is_left_as_it_was():
     model, examples = small_encoder(), random_examples()
     model.train()
     trained = {name: model.weight(name).requires_grad for name in model.names()}
-    collect(model, examples, np.arange(4))
+    collect(model, examples.subset(np.arange(4)))
     assert model.training
     assert model.input_hook is None
     assert model.output_hook is None
@@ -139,7 +139,7 @@ def test_the_model_is_left_as_it_was():
 def test_rounding_errors_are_the_quadratic_form_of_what_rounding_changes(kind):
     model, examples = small_encoder(), random_examples()
     rows = np.arange(len(examples.ids))
-    found = collect(model, examples, rows)
+    found = collect(model, examples.subset(rows))
     errors = rounding_errors(model, found, encoder_linears(model), ("s4", "s8"))
     assert set(errors) == {(name, other) for name in encoder_linears(model) for other in ("s4", "s8")}
     for name in encoder_linears(model):

@@ -9,7 +9,7 @@ metrics = pytest.importorskip("sklearn.metrics", reason="metrics need scikit-lea
 pytest.importorskip("torch", reason="removals are measured with torch")
 
 from approxrt.errors import InputError  # noqa: E402
-from approxrt.significance.bootstrap import metric_gain  # noqa: E402
+from approxrt.significance.bootstrap import Bootstrap, metric_gain  # noqa: E402
 from approxrt.significance.threshold import gain_of_offsets, logit_offsets, vector_scaling  # noqa: E402
 from approxrt.tasks.confusion import confusion, metric_of  # noqa: E402
 from approxrt.tasks.metrics import compute_metrics, primary  # noqa: E402
@@ -82,9 +82,11 @@ def test_logits_that_know_nothing() -> None:
 def test_cross_fitted_gain() -> None:
     """It shows where there is something to gain, and where the border is right already it does not."""
     rng = np.random.default_rng(8)
-    gain, share = gain_of_offsets("matthews", *drawn(900, 9), folds(900, 4, 0), 200, rng)
+    gain, share = gain_of_offsets("matthews", *drawn(900, 9), folds(900, 4, 0), Bootstrap(200, rng))
     assert gain > 0 and share > 0.8
-    found = [gain_of_offsets("accuracy", *drawn(400, seed), folds(400, 4, 0), 200, rng) for seed in range(10, 50)]
+    found = [
+        gain_of_offsets("accuracy", *drawn(400, seed), folds(400, 4, 0), Bootstrap(200, rng)) for seed in range(10, 50)
+    ]
     # Of noise: it loses about as often as it wins, and hardly ever seems likely to win.
     assert np.mean([gain for gain, _ in found]) < 0.002
     assert np.mean([share >= 0.75 for _, share in found]) <= 0.3
@@ -93,9 +95,9 @@ def test_cross_fitted_gain() -> None:
 def test_gain_of_a_metric() -> None:
     logits, labels = drawn(300, 19)
     right = np.eye(2)[labels]
-    gain, share = metric_gain("matthews", logits, right, labels, 100, np.random.default_rng(0))
+    gain, share = metric_gain("matthews", logits, right, labels, Bootstrap(100, np.random.default_rng(0)))
     assert gain == pytest.approx(1 - primary(compute_metrics("cola", logits, labels))) and share == 1.0
-    assert metric_gain("matthews", right, right, labels, 100, np.random.default_rng(0)) == (0.0, 0.0)
+    assert metric_gain("matthews", right, right, labels, Bootstrap(100, np.random.default_rng(0))) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

@@ -26,13 +26,13 @@ from approxrt.errors import DeviceError, InputError  # noqa: E402
 from approxrt.models.classifier import load_classifier  # noqa: E402
 from approxrt.pruning.reconstruct import refit  # noqa: E402
 from approxrt.pruning.structure import Structure  # noqa: E402
-from approxrt.quantization.calibration import round_decoder  # noqa: E402
+from approxrt.quantization.calibration import Rounding, round_decoder  # noqa: E402
 from approxrt.quantization.gptq import dequantized_linear  # noqa: E402
 from approxrt.quantization.qat import quantize_module  # noqa: E402
 from approxrt.quantization.rotation import rotate  # noqa: E402
 from approxrt.quantization.rtn import quantize_linear  # noqa: E402
 from approxrt.sign_attention.calibrate import calibrate  # noqa: E402
-from approxrt.sign_attention.codes import fit_codes  # noqa: E402
+from approxrt.sign_attention.codes import Kept, fit_codes  # noqa: E402
 from approxrt.significance.decoder_removal import HeldOutText  # noqa: E402
 from approxrt.significance.decoder_statistics import collect_from_text  # noqa: E402
 from approxrt.significance.encoder_removal import HeldOutLoss  # noqa: E402
@@ -51,7 +51,7 @@ from approxrt.training.decoder_distillation import (  # noqa: E402
 )
 from approxrt.training.distillation import Distillation, DistillationOptions, encoder_linears  # noqa: E402
 from approxrt.training.options import FinetuneOptions  # noqa: E402
-from approxrt.training.replaced_token import ReplacedTokenDetection  # noqa: E402
+from approxrt.training.replaced_token import DetectionTexts, ReplacedTokenDetection  # noqa: E402
 from approxrt.training.teacher import teach  # noqa: E402
 
 
@@ -99,9 +99,9 @@ def test_an_encoder_answers() -> None:
 def test_statistics() -> None:
     base, examples = small_encoder(), random_examples()
     rows = np.arange(20)
-    wanted = collect(base, examples, rows)
+    wanted = collect(base, examples.subset(rows))
     with one_device() as device:
-        found = collect(TorchEncoder(base.spec, base.tensors(), device=device), examples, rows)
+        found = collect(TorchEncoder(base.spec, base.tensors(), device=device), examples.subset(rows))
     for part in ("inputs", "means", "gradients", "heads", "channels"):
         mine, theirs = getattr(found, part), getattr(wanted, part)
         assert all(np.array_equal(mine[key], theirs[key]) for key in theirs), part
@@ -112,14 +112,14 @@ def test_statistics() -> None:
 def test_statistics_of_other_tasks(sort: dict) -> None:
     base = small_encoder(**sort)
     with one_device() as device:
-        found = collect(TorchEncoder(base.spec, base.tensors(), device=device), random_examples(), np.arange(6))
-    assert np.array_equal(found.rows, collect(base, random_examples(), np.arange(6)).rows)
+        found = collect(TorchEncoder(base.spec, base.tensors(), device=device), random_examples().subset(np.arange(6)))
+    assert np.array_equal(found.rows, collect(base, random_examples().subset(np.arange(6))).rows)
 
 
 @pytest.mark.parametrize("mean", [True, False])
 def test_removals(mean: bool) -> None:
     base, examples = small_encoder(), random_examples()
-    means = collect(base, examples, np.arange(20), with_moments=False).means if mean else None
+    means = collect(base, examples.subset(np.arange(20)), with_moments=False).means if mean else None
     wanted = measure_removals(HeldOutLoss(base, examples, task="csv"), means)
     with one_device() as device:
         model = TorchEncoder(base.spec, base.tensors(), device=device)
@@ -160,7 +160,7 @@ def trained(device: torch.device | str, quantised: bool) -> tuple[dict[str, np.n
     ]
     run, losses = runs[0], []
     losses += [run.advance() for _ in range(3)]
-    found = collect(run.model, examples, np.arange(20))
+    found = collect(run.model, examples.subset(np.arange(20)))
     run.means = {name: torch.from_numpy(mean).to(run.model.device) for name, mean in found.means.items()}
     run.scores = {name: run.model.weight(f"{name}.weight").detach().abs() for name in encoder_linears(run.model)}
     whole = Structure.of(run.model.spec)
@@ -195,7 +195,7 @@ def test_refitting() -> None:
     def refitted(device: torch.device | str) -> dict[str, np.ndarray]:
         dense, model = (TorchEncoder(base.spec, base.tensors(), device=device) for _ in range(2))
         model.set_masks({"layers.0.ffn.up": np.arange(18).reshape(3, 6) % 2 == 0})
-        refit(model, dense, examples, np.arange(20))
+        refit(model, dense, examples.subset(np.arange(20)))
         return model.tensors()
 
     wanted = refitted("cpu")
@@ -210,7 +210,9 @@ def test_telling_what_was_replaced() -> None:
     def practised(device: torch.device | str) -> list[float]:
         base = small_encoder()
         model = TorchEncoder(base.spec, base.tensors(), device=device)
-        run = ReplacedTokenDetection(model, texts, counting_tokenizer(), 12, 4, DistillationOptions(batch_size=8))
+        run = ReplacedTokenDetection(
+            model, DetectionTexts(texts, counting_tokenizer(), 12), 4, DistillationOptions(batch_size=8)
+        )
         return [run.advance() for _ in range(4)]
 
     wanted = practised("cpu")
@@ -293,18 +295,18 @@ def test_a_decoder_s_statistics_and_removals(shape: str) -> None:
 def test_rounding_a_decoder() -> None:
     spec, tensors = decoder("plain")
     kinds = {name: "g4" if "ffn" in name else "s4" for name, _ in spec.linears()}
-    wanted = round_decoder(spec, tensors, token_ids(), kinds)[1]
+    wanted = round_decoder(spec, tensors, Rounding(kinds), token_ids())[1]
     with one_device() as device:
-        found = round_decoder(spec, tensors, token_ids(), kinds, device=device)[1]
+        found = round_decoder(spec, tensors, Rounding(kinds), token_ids().to(device))[1]
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_a_decoder_s_signs() -> None:
     spec, tensors = decoder("plain")
     texts = [row.tolist() for row in token_ids()]
-    wanted = fit_codes(spec, tensors, texts, 8, 4)
+    wanted = fit_codes(TorchDecoder(spec, tensors), texts, Kept(8, 4))
     with one_device() as device:
-        found = fit_codes(spec, tensors, texts, 8, 4, device=device)
+        found = fit_codes(TorchDecoder(spec, tensors, device), texts, Kept(8, 4))
     assert all(np.allclose(found[i].rotation, wanted[i].rotation, atol=1e-3) for i in wanted)
 
 

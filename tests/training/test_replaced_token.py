@@ -17,13 +17,13 @@ from small_encoder import small_encoder  # noqa: E402
 from approxrt.errors import TrainingError  # noqa: E402
 from approxrt.torch_models.encoder import TorchEncoder, make_batch  # noqa: E402
 from approxrt.training.distillation import DistillationOptions  # noqa: E402
-from approxrt.training.replaced_token import MarkedText, ReplacedTokenDetection, change  # noqa: E402
+from approxrt.training.replaced_token import DetectionTexts, MarkedText, ReplacedTokenDetection, change  # noqa: E402
 
 
 def practise(texts: list, steps: int, **changes) -> ReplacedTokenDetection:
     torch.manual_seed(0)
     options = DistillationOptions(**{"lr": 2e-3, "batch_size": 16, "seed": 3, **changes})
-    return ReplacedTokenDetection(small_encoder(), texts, counting_tokenizer(), 16, steps, options)
+    return ReplacedTokenDetection(small_encoder(), DetectionTexts(texts, counting_tokenizer(), 16), steps, options)
 
 
 @st.composite

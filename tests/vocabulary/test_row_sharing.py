@@ -165,7 +165,9 @@ def chosen(monkeypatch: pytest.MonkeyPatch, states: Any, **options: Any) -> word
     monkeypatch.setattr(words, "token_states", lambda model, source: states)
     train = Dataset(TRAIN[:1], np.zeros(1, np.int64), ("a", "b"))
     validation = Dataset(list(CORPUS), np.zeros(len(CORPUS), np.int64), ("a", "b"))
-    return words.task_vocabulary(checkpoint, train, validation, 32, **{"allowed": None, "seed": 0, **options})
+    return words.task_vocabulary(
+        checkpoint, train, validation, words.VocabularyOptions(**{"length": 32, "allowed": None, **options})
+    )
 
 
 def test_what_strays_less_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

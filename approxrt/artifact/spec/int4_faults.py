@@ -49,9 +49,10 @@ def scale_faults(name: str, scales: np.ndarray, highest: int = MAX_GROUP_SCALE) 
 
 
 def tile_padding_faults(
-    name: str, tiles4: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n: int, k: int
+    name: str, tiles4: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]
 ) -> Iterator[str]:
-    """Weights past the matrix in `tiles4` u8[nnz, 16, 2] whose indices are sound."""
+    """Weights past the matrix of `shape` in `tiles4` u8[nnz, 16, 2] whose indices are sound."""
+    n, k = shape
     if n % TILE_N and np.any(tiles4[indptr[-2] :, n % TILE_N :, :] != _ZEROS):
         yield f"tensor '{name}.tiles4' has nonzero weights in rows past output {n}; padding must be nibbles of 8"
     rest = k % TILE_K

@@ -29,7 +29,7 @@ from approxrt.pruning.obs import tile_curve
 from approxrt.pruning.reconstruct import refit_kept, remove_and_refit
 from approxrt.pruning.second_order import LinearStatistics, predicted_loss
 from approxrt.pruning.structure import Structure, selected, selections, shrunk_spec
-from approxrt.quantization.calibration import round_decoder
+from approxrt.quantization.calibration import Rounding, round_decoder
 from approxrt.quantization.gptq import dequantized_linear, round_weights
 from approxrt.quantization.grids import parts_of
 from approxrt.quantization.rtn import quantize_rows
@@ -225,30 +225,22 @@ class Builder:
         return spread[:n, :k]
 
 
-def refitted(pruned: Pruned) -> dict[str, np.ndarray]:
-    """Return the pruned decoder's tensors, where linears that lose tiles are refitted over those that stay; the others
-    are zero."""
+def refitted(pruned: Pruned) -> Pruned:
+    """Return it with linears that lose tiles refitted over those that stay; the others are zero."""
     out = dict(pruned.tensors)
     for name, mask in pruned.masks.items():
         out[f"{name}.weight"], more = refit_kept(out[f"{name}.weight"], mask, pruned.stats[name])
         out[f"{name}.bias"] = out[f"{name}.bias"] + more
-    return out
+    return replace(pruned, tensors=out)
 
 
 def build_in_sequence(
-    spec: DecoderSpec,
-    tensors: Tensors,
-    masks: Mapping[str, np.ndarray],
-    grids: Mapping[str, Mapping[str, np.ndarray]],
-    plan: Plan,
-    batch: torch.Tensor,
-    own: Own | None,
-    say: Say | None = None,
-    device: str | torch.device = "cpu",
+    pruned: Pruned, plan: Plan, batch: torch.Tensor, own: Own | None, say: Say | None = None
 ) -> InMemory:
-    """Build a decoder that was pruned and refitted, with linears of `grids` as they are: see `round_decoder`."""
+    """Build a decoder that was pruned and refitted, with linears of its grids as they are: see `round_decoder`."""
     kinds = {name: scheme.format for name, scheme in plan.schemes.items()}
-    return with_words(*round_decoder(spec, tensors, batch, kinds, masks, say, grids, device), own)
+    rounding = Rounding(kinds, pruned.masks, pruned.grids)
+    return with_words(*round_decoder(pruned.spec, pruned.tensors, rounding, batch, say), own)
 
 
 def untied(spec: DecoderSpec, tensors: Tensors) -> tuple[DecoderSpec, dict[str, np.ndarray]]:

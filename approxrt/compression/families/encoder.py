@@ -15,7 +15,7 @@ from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.writer import write_artifact
 from approxrt.compression.families.encoder_inputs import EncoderInputs
 from approxrt.compression.family import OWN_F32, Opened
-from approxrt.compression.job import Job
+from approxrt.compression.job import BASELINE_ENDS, RECIPE_BEGINS, Job
 from approxrt.compression.measure import baseline_of, candidate_of
 from approxrt.compression.records import Baseline, Candidate, Provenance
 from approxrt.errors import CompressionError
@@ -24,7 +24,7 @@ from approxrt.planning.encoder_options import DENSITIES
 from approxrt.progress import Progress
 from approxrt.quantization import build
 from approxrt.runtime.loading import load
-from approxrt.significance.latency import MeasuredTable, measure_table, typical_lengths
+from approxrt.significance.latency import BlockTimes, MeasuredTable, measure_table, typical_lengths
 from approxrt.significance.workload import PEERS, SAMPLE_TOKENS, Run, Timing, engine_run, peer_runs, take_turns
 from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import flip_rate
@@ -85,8 +85,10 @@ class EncoderFamily:
         return TorchEncoder(self.inputs.spec, self.inputs.tensors, device=self.job.device)
 
     def baseline(self) -> Baseline:
-        """See `Family`."""
-        return baseline_of(self)
+        """See `Family`; peers that are not the fastest are let go."""
+        found = baseline_of(self)
+        self._peers = {name: run for name, run in self._peers.items() if name == found.fastest}
+        return found
 
     def evaluate_baseline(self) -> dict[str, float]:
         """See `Family`; keeps the outputs, which flips are counted against."""
@@ -148,15 +150,14 @@ class EncoderFamily:
         job, spec = self.job, self.inputs.spec
         kinds: tuple[LinearKind, ...] = ("s8", "s4") if job.options.wanted_shrink else ("s8",)
         lengths = [len(text) for text in self.inputs.pruned.workload]
-        typical = typical_lengths(self.inputs.own.train.lengths, SAMPLE_TOKENS)
+        typical = tuple(typical_lengths(self.inputs.own.train.lengths, SAMPLE_TOKENS))
+        wanted = BlockTimes(spec, typical, kinds, job.threads)
         tokens = sum(lengths)
         whole = self.baseline().times[REFERENCE].median_ms
         for fresh in (False, True):
             begun = job.budget.elapsed()
             with job.budget.measuring():
-                table = measure_table(
-                    spec, typical, kinds, job.threads, progress=job.progress, fresh=fresh, tokens=tokens
-                )
+                table = measure_table(wanted, job.progress.part(BASELINE_ENDS, RECIPE_BEGINS), fresh, tokens)
             predicted = table.model_ms(spec, lengths)
             if 1 / TABLE_TOLERANCE <= predicted / whole <= TABLE_TOLERANCE:
                 return table

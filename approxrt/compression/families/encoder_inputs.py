@@ -33,8 +33,10 @@ from approxrt.vocabulary.prune import apply_vocabulary, compact_tokenizer, trim_
 from approxrt.vocabulary.selection import (
     WIDE_SHARE,
     TaskVocabulary,
+    VocabularyOptions,
     is_tight,
     resplit_texts,
+    small_vocabulary,
     stored_embeddings,
     task_vocabulary,
 )
@@ -135,8 +137,8 @@ def prepare(source: EncoderSource, job: Job) -> EncoderInputs:
             # A GPU would hold a table of two widths in float32: where bytes are not scarce, it has one width there.
             chosen = _task_vocabulary(source, job, allowed, bits if options.target == "cpu" else 8)
             if not chosen.shared:
-                kept, whole = chosen.vocabulary.kept, (own.learnt.ids, own.learnt.types)
-                resplit = resplit_texts(tokenizer, source.data.train, source.texts.train, kept, whole, length)
+                small, kept = small_vocabulary(tokenizer, source.data.train), chosen.vocabulary.kept
+                resplit = resplit_texts(small, source.texts.train, kept, own.learnt, length)
             spec, tensors = apply_vocabulary(spec, tensors, chosen.vocabulary)
             tokenizer = chosen.vocabulary.tokenizer_json
         tokenizer = compact_tokenizer(tokenizer)
@@ -190,16 +192,8 @@ def _task_vocabulary(source: EncoderSource, job: Job, allowed: float | None, bit
     known = job.work.load("vocabulary", VocabularyChoice)
     if known is None:
         job.progress(0.0, "comparing vocabularies")
-    chosen = task_vocabulary(
-        source.checkpoint,
-        source.data.train,
-        source.data.validation,
-        source.length,
-        allowed,
-        job.seed,
-        None if known is None else known.shared,
-        bits,
-        job.device,
-    )
+    shared = None if known is None else known.shared
+    options = VocabularyOptions(source.length, allowed, job.seed, bits, shared, job.device)
+    chosen = task_vocabulary(source.checkpoint, source.data.train, source.data.validation, options)
     job.work.save("vocabulary", VocabularyChoice(chosen.shared))
     return chosen

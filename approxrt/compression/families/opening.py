@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +25,46 @@ from approxrt.training.budget import Budget
 Log = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Request:
+    """Say what is compressed: a checkpoint for a task by its data, to the artifact `out`; further teachers."""
+
+    model: str | os.PathLike[str]
+    task: str | Task
+    data: str | os.PathLike[str]
+    out: Path
+    teachers: tuple[str, ...] = ()
+
+
 def open_family(
-    model: str | os.PathLike[str],
-    task: str | Task,
-    data: str | os.PathLike[str],
-    out: Path,
-    options: CompressOptions,
-    teachers: tuple[str, ...] = (),
-    progress: Show | None = None,
-    log: Log | None = None,
+    request: Request, options: CompressOptions, progress: Show | None = None, log: Log | None = None
 ) -> EncoderFamily | DecoderFamily:
     """Read everything that a compression begins with. Raises InputError for what the family has not."""
     budget, threads = Budget(options.budget), resolve_threads(options.threads)
     device = resolve_device(options.device)
 
     def job(options: CompressOptions, identity: dict[str, Any]) -> Job:
-        work = Work(out, options.identity() | identity)
+        work = Work(request.out, options.identity() | identity)
         say = log or (lambda text: None)
-        return Job(options, out, work, budget, Notes(work, say), Progress.of(progress), say, threads, device)
+        return Job(options, request.out, work, budget, Notes(work, say), Progress.of(progress), say, threads, device)
 
-    task = get_task(task)
+    task = get_task(request.task)
     if task.truth == "text":
         options = within_reach(options)
-        inputs = read_inputs(model, data)
+        inputs = read_inputs(request.model, request.data)
         tokens = [len(inputs.calibrating), len(inputs.validating)]
         identity = {"task": task.name, "checkpoint": inputs.checkpoint.source["name"], "tokens": tokens}
         return DecoderFamily(job(options, identity), inputs)
-    source = read_source(model, task, data, options)
+    source = read_source(request.model, task, request.data, options)
     texts = (source.data.train, source.data.validation, source.texts.train)
     identity = {
         "task": source.data.task.name,
         "checkpoint": source.folder.resolve().name,
         "examples": [len(part) for part in texts],
-        "teachers": [Path(teacher).name for teacher in teachers],
+        "teachers": [Path(teacher).name for teacher in request.teachers],
     }
     opened = job(options, identity)
-    return EncoderFamily(opened, prepare(source, opened), teachers)
+    return EncoderFamily(opened, prepare(source, opened), request.teachers)
 
 
 def refuse_for_decoders(options: CompressOptions, teachers: tuple[str, ...]) -> None:

@@ -10,8 +10,9 @@ import torch
 from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
 from approxrt.planning.encoder_options import Block
+from approxrt.progress import Progress
 from approxrt.pruning.obs import channel_errors
-from approxrt.pruning.reconstruct import refit
+from approxrt.pruning.reconstruct import RefitOptions, refit
 from approxrt.pruning.structure import Structure, remove, selections
 from approxrt.quantization import build
 from approxrt.quantization.gptq import round_weights
@@ -32,11 +33,10 @@ class PrunedEncoder:
         model: TorchEncoder,
         dense: TorchEncoder,
         examples: Examples,
-        rows: np.ndarray,
         seed: int = 0,
         formats: tuple[LinearKind, ...] = ("s8",),
     ) -> None:
-        self.model, self.dense, self.examples, self.rows, self.seed = model, dense, examples, rows, seed
+        self.model, self.dense, self.examples, self.seed = model, dense, examples, seed
         self.formats = formats
         self.rounding: dict[tuple[str, LinearKind], float] = {}
         self.kept = Structure.of(dense.spec)
@@ -44,17 +44,18 @@ class PrunedEncoder:
         self.means: dict[str, np.ndarray] = {}
         self.rounds = 0
 
-    def score(self, reorder: bool = False) -> None:
+    def score(self, reorder: bool = False, progress: Progress | None = None) -> None:
         """Take statistics of the model as it is, and score its tiles with them.
 
         With `reorder`, FFN channels come by falling error of their removal first, so that weak ones share tiles.
         """
-        found = self.statistics = collect(self.model, self.examples, self.rows, self.seed + self.rounds)
+        progress = progress or Progress()
+        found = collect(self.model, self.examples, self.seed + self.rounds, progress=progress.part(0.0, 0.3))
         self.rounds += 1
         self.means, self.scores = dict(found.means), {}
         if reorder:
             self._reorder_channels(found)
-        self.scores = element_scores(self.model, found, self._linears())
+        self.scores = element_scores(self.model, found, self._linears(), progress.part(0.3, 1.0))
         if len(self.formats) > 1:
             self.rounding = rounding_errors(self.model, found, self._linears(), self.formats)
 
@@ -103,20 +104,20 @@ class PrunedEncoder:
             gone = np.where(expand_mask(mask, *weight.shape), 0, weight)
             tensors[f"{name}.bias"] = tensors[f"{name}.bias"] + gone @ self.means[name]
         # The model stays the same object: who prunes it may hold it.
-        old.spec, old.weights, old.masks = spec, TorchEncoder(spec, tensors, device=old.device).weights, {}
+        old.spec, old.weights, old.masks = spec, TorchEncoder(spec, tensors, device=old.device, copy=False).weights, {}
         old.set_masks(old_masks | dict(masks))
         self.kept = Structure(
             tuple(mine[kept] for mine, kept in zip(self.kept.heads, keep.heads, strict=True)),
             tuple(mine[kept] for mine, kept in zip(self.kept.channels, keep.channels, strict=True)),
         )
 
-    def refit(self) -> None:
+    def refit(self, progress: Progress | None = None) -> None:
         """All that is left follows the dense model again."""
-        refit(self.model, self.dense, self.examples, self.rows, self.kept)
+        refit(self.model, self.dense, self.examples, RefitOptions(self.kept), progress)
 
     def round(self, kinds: Mapping[str, LinearKind]) -> dict[str, build.LinearTensors]:
         """GPTQ of the layers' linears in their kinds; the model takes the rounded weights and their biases."""
-        found = collect(self.model, self.examples, self.rows, self.seed + self.rounds)
+        found = collect(self.model, self.examples, self.seed + self.rounds)
         out: dict[str, build.LinearTensors] = {}
         for name in self._linears():
             parameter = self.model.weight(f"{name}.weight")

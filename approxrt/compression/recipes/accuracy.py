@@ -34,9 +34,9 @@ from approxrt.errors import UnsupportedTaskError
 from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import SignKind, with_sign_attention
 from approxrt.significance.bootstrap import (
+    Bootstrap,
     GainTest,
     Trial,
-    bootstrap_share,
     calibrated_loss,
     calibrated_losses,
     gains,
@@ -119,7 +119,7 @@ def _pace(family: EncoderFamily) -> float:
 def _without_harm(family: EncoderFamily, model: TorchEncoder) -> tuple[TorchEncoder, list[Trial]]:
     """The model without what does harm, and what was tried."""
     rows = generator(family.job.seed, Stream.MEANS).permutation(len(family.inputs.pruned.train.ids))[:512]
-    means = collect(model, family.inputs.pruned.train, rows, family.job.seed, with_moments=False).means
+    means = collect(model, family.inputs.pruned.train.subset(rows), family.job.seed, with_moments=False).means
     held = HeldOutLoss(model, family.inputs.validation)
     few = generator(family.job.seed, Stream.RANKING).permutation(len(held))[: _ranked(family, model)]
     parts = folds(len(held), FOLDS, family.job.seed)
@@ -143,7 +143,7 @@ def _ranked(family: EncoderFamily, model: TorchEncoder) -> int:
 def _hard_attention(family: EncoderFamily, model: TorchEncoder) -> list[int]:
     """Layers of the model that attend to their best-matching keys from now on."""
     validation = family.inputs.validation
-    labels, rng = validation.labels, generator(family.job.seed, Stream.HARD_ATTENTION)
+    labels, bootstrap = validation.labels, Bootstrap(RESAMPLES, generator(family.job.seed, Stream.HARD_ATTENTION))
     assert labels is not None
     if not any(len(text) > HARD_KEEP for text in validation.ids):
         return []
@@ -157,14 +157,11 @@ def _hard_attention(family: EncoderFamily, model: TorchEncoder) -> list[int]:
     for i, layer in enumerate(model.spec.layers):
         if not layer.num_heads or layer.head_dim > MAX_SIGN_DIM:
             continue
-        family.job.progress(0.85, f"hard attention in layer {i}")
+        family.job.recipe_progress(0.85, f"hard attention in layer {i}")
         with_sign_attention(model, dict.fromkeys([*taken, i], kind), separators(family.inputs.tokenizer_json))
         after = losses()
         difference = after - before
-        if (
-            max(float(difference[fold].mean()) for fold in parts) < 0
-            and bootstrap_share(difference, RESAMPLES, rng) >= sure
-        ):
+        if max(float(difference[fold].mean()) for fold in parts) < 0 and bootstrap.share(difference) >= sure:
             taken, before = [*taken, i], after
     with_sign_attention(model, dict.fromkeys(taken, kind), separators(family.inputs.tokenizer_json) if taken else ())
     return taken
@@ -194,9 +191,9 @@ def _weight_average(family: EncoderFamily, members: list[TorchEncoder]) -> tuple
     if len(best) < len(everyone) and loss(everyone) < least:
         best = everyone
     _put(model, _mean([weights[i] for i in best]))
-    rng = generator(family.job.seed, Stream.STARTING_POINT)
+    bootstrap = Bootstrap(RESAMPLES, generator(family.job.seed, Stream.STARTING_POINT))
     difference = _losses(family, members[0]) - _losses(family, model)
-    if bootstrap_share(difference, RESAMPLES, rng) >= SURE:
+    if bootstrap.share(difference) >= SURE:
         best = [0]
         _put(model, weights[0])
     return model, best
@@ -237,7 +234,7 @@ def _learn(family: EncoderFamily, model: TorchEncoder, members: list[TorchEncode
     while recovery.step < recovery.steps:
         loss = recovery.advance()
         share = 0.85 + 0.15 * recovery.step / recovery.steps
-        family.job.progress(share, f"learning from the ensemble, loss {loss:.3f}")
+        family.job.recipe_progress(share, f"learning from the ensemble, loss {loss:.3f}")
         if recovery.step % max(1, recovery_steps // 2) == 0 and 2 * recovery.step >= recovery.steps:
             tail.append(_copy(model))
         if recovery.step % recovery_steps == 0 or recovery.step == recovery.steps:
@@ -281,9 +278,9 @@ def _offsets(family: EncoderFamily, model: TorchEncoder) -> list[float] | None:
     family.job.progress(1.0, "placing the border between the classes")
     metric = get_task(family.inputs.data.task).metrics[0]
     logits = predict(model, validation.ids, validation.types)
-    rng = generator(family.job.seed, Stream.THRESHOLD)
+    bootstrap = Bootstrap(RESAMPLES, generator(family.job.seed, Stream.THRESHOLD))
     parts = folds(len(validation.labels), FOLDS, family.job.seed)
-    _, share = gain_of_offsets(metric, logits, validation.labels, parts, RESAMPLES, rng)
+    _, share = gain_of_offsets(metric, logits, validation.labels, parts, bootstrap)
     if share < LIKELY:
         return None
     offsets = logit_offsets(metric, logits, validation.labels)
@@ -298,12 +295,12 @@ def _certainty(family: EncoderFamily, model: TorchEncoder) -> float:
     assert validation.labels is not None
     before = family.baseline_outputs()
     after = predict(model, validation.ids, validation.types)
-    rng = generator(family.job.seed, Stream.CERTAINTY)
+    bootstrap = Bootstrap(RESAMPLES, generator(family.job.seed, Stream.CERTAINTY))
     if validation.labels.dtype.kind == "f":
         errors = [sample_losses(outputs, validation.labels) for outputs in (before, after)]
-        return bootstrap_share(errors[1] - errors[0], RESAMPLES, rng)
+        return bootstrap.share(errors[1] - errors[0])
     metric = get_task(family.inputs.data.task).metrics[0]
-    return metric_gain(metric, before, after, validation.labels, RESAMPLES, rng)[1]
+    return metric_gain(metric, before, after, validation.labels, bootstrap)[1]
 
 
 def _copy(model: TorchEncoder) -> dict[str, torch.Tensor]:

@@ -86,18 +86,8 @@ class Search:
         if best is not None and not again and self.job.budget.left() > 2 * self.family.last_check:
             self.job.tick("rounding in sequence")
             batch = calibration(self.family.inputs.calibrating, ROUNDING_SEQUENCES, self.family.inputs.sequence)
-            pruned = builder.prune(best)
-            built = build_in_sequence(
-                pruned.spec,
-                refitted(pruned),
-                pruned.masks,
-                pruned.grids,
-                best,
-                batch,
-                builder.own,
-                self.job.tick,
-                self.job.device,
-            )
+            pruned = refitted(builder.prune(best))
+            built = build_in_sequence(pruned, best, batch.to(self.job.device), builder.own, self.job.tick)
             self.family.build(built, Provenance(Origin.PLANNED, best, in_sequence=True))
         if not trains:
             return None
@@ -208,7 +198,7 @@ class Search:
                 continue
             self.job.tick(f"measuring the head in {option.scheme.name}")
             weight = builder.rounded(HEAD, option.scheme)
-            loss = head_divergence(self.spec, self.tensors, weight, batch, with_table, self.job.device)
+            loss = head_divergence(self.spec, self.tensors, weight, batch.to(self.job.device), with_table)
             out.append(replace(option, loss=loss))
         return out
 

@@ -13,6 +13,7 @@ from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.compression.families.decoder import DecoderFamily
 from approxrt.compression.families.decoder_build import (
     Builder,
+    Pruned,
     build_in_sequence,
     pruned_without_statistics,
     refitted,
@@ -50,7 +51,7 @@ def starting_state(builder: Builder, plan: Plan) -> dict[str, Any]:
     """
     pruned, grids = builder.prune(plan), dict[str, dict[str, np.ndarray]]()
     if builder.own is None:
-        weights = {name: array for name, array in refitted(pruned).items() if name.startswith("layers.")}
+        weights = {name: array for name, array in refitted(pruned).tensors.items() if name.startswith("layers.")}
     else:
         _, tensors = builder.linears(plan, pruned)
         weights = {
@@ -164,5 +165,5 @@ def train(family: DecoderFamily, spec: DecoderSpec, tensors: dict[str, np.ndarra
         job.tick("rounding in sequence")
         _, whole = pruned_without_statistics(spec, tensors, plan.keep, best[2])
         batch = calibration(inputs.calibrating, ROUNDING_SEQUENCES, inputs.sequence)
-        built = build_in_sequence(pruned_spec, whole, masks, {}, plan, batch, None, job.tick, job.device)
+        built = build_in_sequence(Pruned(pruned_spec, whole, {}, masks, {}), plan, batch.to(job.device), None, job.tick)
         family.build(built, replace(provenance, in_sequence=True))

@@ -17,7 +17,7 @@ from approxrt.compression.records import EnsemblePlan
 from approxrt.compression.state import Work
 from approxrt.torch_models.encoder import TorchEncoder
 from approxrt.training.distillation import Distillation, DistillationOptions
-from approxrt.training.replaced_token import ReplacedTokenDetection
+from approxrt.training.replaced_token import DetectionTexts, ReplacedTokenDetection
 from approxrt.training.teacher import Teacher
 
 PRACTICE_EPOCHS = 6.0
@@ -50,7 +50,7 @@ def members(family: EncoderFamily) -> list[TorchEncoder]:
             while recovery.step < recovery.steps:
                 loss = recovery.advance()
                 share = 0.35 + 0.45 * (number + recovery.step / recovery.steps) / plan.members
-                job.progress(share, f"member {number + 1}/{plan.members}, loss {loss:.3f}")
+                job.recipe_progress(share, f"member {number + 1}/{plan.members}, loss {loss:.3f}")
             save_weights(job.work, name, member)
             plan = dataclasses.replace(plan, seconds=job.budget.elapsed())
             job.work.save("ensemble", plan)
@@ -117,7 +117,8 @@ def _practised(family: EncoderFamily) -> tuple[TorchEncoder, EnsemblePlan]:
     options = training_options(family, job.seed)
     steps = max(1, round(PRACTICE_EPOCHS * -(-len(inputs.pruned.train.ids) // options.batch_size)))
     tokens = min(DETECTION_TOKENS, inputs.source.length)
-    detection = ReplacedTokenDetection(model, inputs.data.train.texts, inputs.tokenizer_json, tokens, steps, options)
+    texts = DetectionTexts(inputs.data.train.texts, inputs.tokenizer_json, tokens)
+    detection = ReplacedTokenDetection(model, texts, steps, options)
     began, room = time.monotonic(), 0.0
     while detection.step < detection.steps:
         loss = detection.advance()
@@ -128,7 +129,8 @@ def _practised(family: EncoderFamily) -> tuple[TorchEncoder, EnsemblePlan]:
         elif detection.step <= PACE_STEPS:
             pace = (time.monotonic() - began) / (detection.step - 1)
             detection.steps = min(steps, max(detection.step, round(room / pace)))
-        job.progress(0.35 * detection.step / detection.steps, f"replaced-token detection on the texts, loss {loss:.3f}")
+        done = detection.step / detection.steps
+        job.recipe_progress(0.35 * done, f"replaced-token detection on the texts, loss {loss:.3f}")
     save_weights(job.work, "practised", model)
     plan = EnsemblePlan(detection.step, job.budget.elapsed())
     job.work.save("ensemble", plan)

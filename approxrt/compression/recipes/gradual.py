@@ -122,7 +122,7 @@ class _Stages:
             trainer.restore(state["recovery"])
         rounds.recovery = trainer
         self._train(stage, trainer, rounds, few)
-        self._build(stage, trainer.model, rounds.kinds, rounds.history, trainer.steps)
+        self._build(stage, rounds.kinds, rounds.history, trainer.steps)
         if trainer.quantizer is not None:
             trainer.quantizer.remove()
 
@@ -133,7 +133,7 @@ class _Stages:
 
     def _as_it_is(self, stage: Stage) -> bool:
         """Build a stage whose limits the quantised model meets without pruning; whether it loses little enough."""
-        keeps = self._build(stage, self.model, {}, [], 0, only_within=self.job.options.max_drop if stage.last else None)
+        keeps = self._build(stage, {}, [], 0, only_within=self.job.options.max_drop if stage.last else None)
         return keeps is not None
 
     def _plan(self) -> StepPlan:
@@ -176,9 +176,11 @@ class _Stages:
 
     def _subject(self) -> PrunedEncoder:
         """The model for rounds of pruning, held against a copy of what it is now."""
-        copy = TorchEncoder(self.model.spec, self.model.tensors(), device=self.model.device)
+        copy = self.model.twin()
         formats = formats_of(self.job.options.wanted_shrink is not None)
-        return PrunedEncoder(self.model, copy, self.family.inputs.pruned.train, self._rows(), self.job.seed, formats)
+        return PrunedEncoder(
+            self.model, copy, self.family.inputs.pruned.train.subset(self._rows()), self.job.seed, formats
+        )
 
     def _rows(self) -> np.ndarray:
         train = self.family.inputs.pruned.train
@@ -199,7 +201,7 @@ class _Stages:
         subject = rounds.recovery
         assert isinstance(subject, PrunedEncoder)
         for place, way in enumerate(ways):
-            self.job.progress(stage.begin, stage.name(f": pruning {place + 1}"))
+            self.job.recipe_progress(stage.begin, stage.name(f": pruning {place + 1}"))
             # Tiles that are pruned already tie FFN channels to their places.
             subject.score(reorder=place == 0 and not self.model.masks)
             if len(rounds.formats) > 1:
@@ -226,7 +228,7 @@ class _Stages:
             most = planned if trainer.quantizer is None else steps
             steps = trainer.steps = max(max(prunings, default=0) + 1, pace.fitting(trainer.step, steps, most))
             text = stage.name(f", loss {trainer.loss:.3f}")
-            job.progress(stage.begin + stage.share * trainer.step / steps, text)
+            job.recipe_progress(stage.begin + stage.share * trainer.step / steps, text)
             if time.monotonic() - saved >= job.options.save_seconds and trainer.step < steps:
                 self._save(stage, trainer, rounds, few)
                 saved = time.monotonic()
@@ -236,7 +238,7 @@ class _Stages:
         """Scores and means of the model as training has made it, and what rounding would cost it."""
         model, train = trainer.model, self.family.inputs.pruned.train
         names = encoder_linears(model)
-        found = collect(model, train, self._rows(), self.job.seed + trainer.step)
+        found = collect(model, train.subset(self._rows()), self.job.seed + trainer.step)
         scores = element_scores(model, found, names)
         if len(rounds.formats) > 1:
             rounds.noise = _trained(rounding_errors(model, found, names, rounds.formats), rounds.formats)
@@ -261,7 +263,6 @@ class _Stages:
     def _build(
         self,
         stage: Stage,
-        model: TorchEncoder,
         chosen: Mapping[str, LinearKind],
         history: list[dict[str, Any]],
         steps: int,
@@ -269,7 +270,8 @@ class _Stages:
     ) -> Candidate | None:
         facts = {**stage.facts(), "cuts": history, "steps": steps, "attention": self.signs}
         provenance = Provenance(Origin.PLANNED, steps=steps, facts=facts)
-        return self.family.build(model, self.family.kinds(model, chosen), provenance, only_within=only_within)
+        kinds = self.family.kinds(self.model, chosen)
+        return self.family.build(self.model, kinds, provenance, only_within=only_within)
 
 
 def _trained(

@@ -38,7 +38,7 @@ def magnitude(family: EncoderFamily) -> None:
 
     if not fits(1.0):
         for i in range(BISECTIONS):
-            job.progress(i / BISECTIONS, f"magnitude: density {(low + high) / 2:.3f}")
+            job.recipe_progress(i / BISECTIONS, f"magnitude: density {(low + high) / 2:.3f}")
             middle = (low + high) / 2
             if fits(middle):
                 low = middle

@@ -20,7 +20,6 @@ from approxrt.compression.rounds import formats_of, rounds_towards
 from approxrt.compression.signs import match_signs
 from approxrt.random import Stream, generator
 from approxrt.sign_attention.calibrate import with_sign_attention
-from approxrt.torch_models.encoder import TorchEncoder
 
 SENTENCES = 1024
 ROUNDS = 4
@@ -37,19 +36,19 @@ def one_shot(family: EncoderFamily) -> None:
     model = family.model()
     signs = match_signs(family, model)
     limits = family.limits(model, options.wanted_speedup, options.wanted_shrink)
-    exact = TorchEncoder(model.spec, model.tensors(), device=model.device)
+    exact = model.twin()
     with_sign_attention(exact, {}, ())
-    subject = PrunedEncoder(model, exact, train, rows, job.seed, formats_of(limits.bytes is not None))
+    subject = PrunedEncoder(model, exact, train.subset(rows), job.seed, formats_of(limits.bytes is not None))
     rounds = rounds_towards(family, subject, table, limits)
     if limits.bytes is not None:
         rounds.noise = subject.noise
     for i in range(ROUNDS):
-        job.progress(i / (ROUNDS + 1), f"round {i + 1}/{ROUNDS}: statistics and scores")
-        subject.score(reorder=i == 0)
-        job.progress((i + 0.6) / (ROUNDS + 1), f"round {i + 1}/{ROUNDS}: prune and refit")
+        show = job.recipe_progress.part(i / (ROUNDS + 1), (i + 1) / (ROUNDS + 1)).named(f"round {i + 1}/{ROUNDS}")
+        subject.score(i == 0, show.part(0.0, 0.6))
+        show(0.6, "choosing what to prune")
         rounds.prune((i + 1) / ROUNDS)
-        subject.refit()
-    job.progress(ROUNDS / (ROUNDS + 1), "rounding")
+        subject.refit(show.part(0.7, 1.0))
+    job.recipe_progress(ROUNDS / (ROUNDS + 1), "rounding")
     kinds = family.kinds(subject.model, rounds.kinds)
     tensors_of = subject.round(kinds)
     facts: dict[str, Any] = {"speedup": options.wanted_speedup, "shrink": options.wanted_shrink}

@@ -33,11 +33,11 @@ def paper(family: EncoderFamily) -> None:
         return
     model, test = family.model(), thresholds(options.objective)
     rows = _drawn(len(train.ids), STATISTICS, job.seed)
-    job.progress(0.05, "collecting mean outputs")
-    means = collect(model, train, rows, job.seed, with_moments=False).means
+    job.recipe_progress(0.05, "collecting mean outputs")
+    means = collect(model, train.subset(rows), job.seed, with_moments=False).means
     validation = family.inputs.validation
     held = HeldOutLoss(model, validation, _drawn(len(validation.ids), HELD, job.seed))
-    found = search(held, means, test, job.progress.part(0.1, 0.9))
+    found = search(held, means, test, job.recipe_progress.part(0.1, 0.9))
     small = shrunk(model, found.keep, means)
     facts = {"method": "paper", "test": asdict(test), **log_of(found, len(held))}
     family.build(small, family.kinds(small, {}), Provenance(Origin.PLANNED, facts=facts))

@@ -22,7 +22,7 @@ from approxrt.random import Stream, generator
 from approxrt.significance.elements import ENCODER_CHANNELS, HEAD, Element
 from approxrt.significance.encoder_removal import HeldOutLoss
 from approxrt.significance.family import AnalysisOptions, PartRows
-from approxrt.significance.pareto import costs, spread
+from approxrt.significance.pareto import Timed, costs, spread
 from approxrt.significance.statistics import Statistics, collect
 from approxrt.tasks.examples import encode
 from approxrt.tasks.registry import Task
@@ -61,7 +61,7 @@ class AnalyzedEncoder:
         samples = self.data.validation.subset(self._draw(len(self.data.validation), options.samples))
         self.samples, self.examples = samples, encode(samples, tokenizer, length)
         self.train = encode(self.data.train, tokenizer, length)
-        self.statistics_rows = self._draw(len(self.data.train), options.samples)
+        self.learnt = self.train.subset(self._draw(len(self.data.train), options.samples))
         # The samples were drawn and stand in the order of the file: some of them are drawn again.
         self.part_samples = self._draw(len(samples), PART_SAMPLES)
         self.model = TorchEncoder(self.spec, self.checkpoint.tensors, device=resolve_device(options.device))
@@ -117,7 +117,7 @@ class AnalyzedEncoder:
 
     def statistics(self, progress: Progress) -> Statistics:
         """See `AnalysisFamily`: of as many training texts as there are samples."""
-        return collect(self.model, self.train, self.statistics_rows, self.options.seed, progress=progress)
+        return collect(self.model, self.learnt, self.options.seed, progress=progress)
 
     def held_out(self) -> HeldOutLoss:
         """See `AnalysisFamily`."""
@@ -154,9 +154,8 @@ class AnalyzedEncoder:
         scores = {
             name: spread(scores, *model.weight(f"{name}.weight").shape) * tokens for name, scores in tiles.items()
         }
-        latency, front = costs(
-            model, scores, self.train.ids, options.threads, options.seed, progress.part(TILES_SHARE, 1.0)
-        )
+        timed = Timed(self.train.ids, options.threads, options.seed)
+        latency, front = costs(model, scores, timed, progress.part(TILES_SHARE, 1.0))
         return {
             "linears": [_linear(name, scores, tokens) for name, scores in tiles.items()],
             "embeddings": self._embeddings(found),
