@@ -1,4 +1,4 @@
-"""Sum of word, position and type embeddings: float32, int8 and int4 word tables of BERT's vocabulary, 384 and 768 wide.
+"""Sum of word, position and type embeddings: tables in float32, int8 and int4 of BERT's vocabulary, 384 and 768 wide.
 
 Bytes: the three rows read and the sum written, a token. The same tokens are looked up in every call, so their rows
 come from a cache.
@@ -22,7 +22,7 @@ SHAPES = [(table, tokens, width) for table in ("f32", "int8", "int4") for width 
 
 @lru_cache(maxsize=4)
 def words(table: str, width: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """The word table, of int8 and int4 a scale a row, and of int4 a group scale for 32 columns."""
+    """The embedding table, of int8 and int4 a scale a row, and of int4 a group scale for 32 columns."""
     rng = np.random.default_rng(0)
     if table == "f32":
         return rng.random((VOCABULARY, width), dtype=np.float32), None, None

@@ -115,7 +115,7 @@ def on_dev(dense: Checkpoint, artifact: Path, task: str, data: Path) -> dict[str
 
 
 def shares_rows(artifact: Path) -> bool:
-    """Pieces without a row of the word table stand for others (`approxrt.vocabulary.row_sharing`)."""
+    """Tokens without a row of the embedding table stand for others (`approxrt.vocabulary.row_sharing`)."""
     vocab: dict[str, int] = json.loads((artifact / "tokenizer.json").read_bytes())["model"]["vocab"]
     return len(vocab) > len(set(vocab.values()))
 

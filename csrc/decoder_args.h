@@ -200,8 +200,8 @@ struct ShortlistArgs {
     int32_t* found;
 };
 
-// logits[ids[i]] of one token over a g8 word table that lies by rows, to the bit what gemm_groups makes of it (args.h):
-// for a few words of many, which are read where they are.
+// logits[ids[i]] of one token over a g8 embedding table that lies by rows, to the bit what gemm_groups makes of it
+// (args.h): for a few words of many, which are read where they are.
 struct WordLogitsArgs {
     const int8_t* q;        // [vocab, k]: signed, as artifacts store it
     const uint16_t* scale;  // float16 [vocab, ceil(k / 32)]

@@ -1,4 +1,4 @@
-"""Word tables of two bits a weight, and of four in the rows that matter more (kind `s2` of
+"""Embedding tables of two bits a weight, and of four in the rows that matter more (kind `s2` of
 `approxrt.artifact.spec.encoder`).
 
 Which rows those are is for the task's texts to say: a table is a large part of a small model, and most of its rows are

@@ -22,7 +22,7 @@ def quantize_module(model: nn.Module) -> None:
     """Let the module compute on int8 grids from now on. Its parameters and their names stay as they are."""
     for linear in _linears(model):
         linear.forward = _Int8Forward(linear)
-    for table in _word_tables(model):
+    for table in _embedding_tables(model):
         table.register_forward_hook(_round_output)
 
 
@@ -31,7 +31,7 @@ def round_weights(model: nn.Module) -> None:
     with torch.no_grad():
         for linear in _linears(model):
             linear.weight.copy_(quantize_weight8(linear.weight))
-        for table in _word_tables(model):
+        for table in _embedding_tables(model):
             table.weight.copy_(quantize_weight8(table.weight))
 
 
@@ -56,7 +56,7 @@ def _linears(model: nn.Module) -> Iterator[nn.Linear]:
             yield module
 
 
-def _word_tables(model: nn.Module) -> Iterator[nn.Embedding]:
+def _embedding_tables(model: nn.Module) -> Iterator[nn.Embedding]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("word_embeddings"):
             yield module

@@ -43,7 +43,7 @@ class DecoderBuilder : public TransformerBuilder {
     }
 
   private:
-    // Whether the head is previewed: then the word table is read where it lies.
+    // Whether the head is previewed: then the embedding table is read where it lies.
     bool preview(DecoderModel& m) {
         const py::object any = config_["head_preview"];
         if (any.is_none()) return false;
@@ -52,7 +52,7 @@ class DecoderBuilder : public TransformerBuilder {
         m.preview.emplace();
         m.preview->margin = given["margin"].cast<float>();
         expect(m.words.word_q && m.words.word_half_scale && config_["tied_embeddings"].cast<bool>(),
-               "head_preview needs a tied word table of kind g8");
+               "head_preview needs a tied embedding table of kind g8");
         expect(m.preview->margin >= 0.0f && width > 0, "head_preview: margin and width must not be negative");
         later(m.preview->project, linear("head.preview.project", width, m.hidden));
         later(m.preview->out, linear("head.preview.out", m.vocab(), width));

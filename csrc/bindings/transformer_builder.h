@@ -89,7 +89,7 @@ class TransformerBuilder : public LinearBuilder {
     std::list<std::vector<float>> biases_;
 
   private:
-    // The word table of e.vocab rows of e.width, read in place.
+    // The embedding table of e.vocab rows of e.width, read in place.
     void words(WordTable& e) const {
         const std::string name = "embeddings.word.";
         if (has(name + "wide")) return mixed_words(e);

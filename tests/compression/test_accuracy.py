@@ -44,7 +44,13 @@ def disturbed(model: TorchEncoder, noise: float, seed: int) -> TorchEncoder:
 def fake(validation: Any, train: Any = None, data: Any = None, **job: Any) -> Any:
     """Stand in for a family, with all that the steps under test ask of it."""
     options = SimpleNamespace(seed=0, budget=1e6, batch_size=32, epochs=None)
-    fields = {"options": options, "seed": 0, "progress": lambda share, text: None, "budget": Budget(options.budget)}
+    fields = {
+        "options": options,
+        "seed": 0,
+        "progress": lambda share, text: None,
+        "recipe_progress": lambda share, text: None,
+        "budget": Budget(options.budget),
+    }
     tokens = SimpleNamespace(train=train)
     return SimpleNamespace(
         job=SimpleNamespace(**{**fields, **job}),

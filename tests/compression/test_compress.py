@@ -250,7 +250,7 @@ def test_block_times_that_disagree_with_the_model_are_measured_again(
     right = plain.scaled(whole / plain.model_ms(spec, lengths))
     asked: list[bool] = []
 
-    def measure(*_: object, fresh: bool, **__: object) -> MeasuredTable:
+    def measure(wanted: object, progress: object, fresh: bool, tokens: int) -> MeasuredTable:
         asked.append(fresh)
         return right if len(asked) == 2 else right.scaled(10)
 

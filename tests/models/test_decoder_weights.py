@@ -59,7 +59,7 @@ def test_a_head_of_its_own_is_kept(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(ours(folder), theirs(folder), atol=2e-3)
 
 
-def test_a_head_that_is_the_word_table_is_one_with_it(tmp_path: Path) -> None:
+def test_a_head_that_is_the_embedding_table_is_one_with_it(tmp_path: Path) -> None:
     folder = build_decoder("llama", tmp_path, tie_word_embeddings=True)
     table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     edit_tensors(folder, **{"lm_head.weight": table})
@@ -191,7 +191,7 @@ def test_other_decoders_are_named_as_decoders(head: str, tmp_path: Path) -> None
         approxrt.convert(folder, tmp_path / "a")
 
 
-def test_tokens_beyond_the_word_table_are_named(tmp_path: Path) -> None:
+def test_tokens_beyond_the_embedding_table_are_named(tmp_path: Path) -> None:
     folder = build_decoder("llama", tmp_path / "c")
     data = json.loads((folder / "tokenizer.json").read_text())
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]

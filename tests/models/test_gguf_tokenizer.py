@@ -301,7 +301,7 @@ def test_a_vocabulary_without_its_bytes_is_refused(vocabulary: GgufFile) -> None
         )  # fmt: skip
 
 
-def test_tokens_are_checked_against_the_word_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_checked_against_the_embedding_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer that is built wrongly does not get out: here its merges are dropped."""
 
     def bare(*_: Any, **options: Any) -> Any:

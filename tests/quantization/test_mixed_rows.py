@@ -1,4 +1,4 @@
-"""Word tables of two bits with rows of four, and int8 positions: what they round to, what is refused, the engine."""
+"""Embedding tables of two bits with rows of four, and int8 positions: rounding, refusals, the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Word tables of two bits a weight, and of four in the rows that matter more: what the format s2 says."""
+"""Embedding tables of two bits a weight, and of four in the rows that matter more: what the format s2 says."""
 
 from __future__ import annotations
 

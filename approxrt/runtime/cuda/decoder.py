@@ -57,7 +57,7 @@ class GpuDecoder:
         self._tensors = tensors
         self.workspace = Workspace(device)
         self.linears: dict[str, DeviceLinear] = {}
-        self.words = self._word_table()
+        self.words = self._embedding_table()
         self.positions = self._put("embeddings.position.weight") if spec.positions == "learned" else None
         self.layers = [self._layer(i, layer) for i, layer in enumerate(spec.layers)]
         self.norm = self._norm("head.norm")
@@ -192,7 +192,7 @@ class GpuDecoder:
         self.linears[name] = linear
         return linear
 
-    def _word_table(self) -> WordTable:
+    def _embedding_table(self) -> WordTable:
         kind, width = self.spec.embedding_kind, self.spec.hidden_size
         if kind == "f32":
             return WordTable(self._put("embeddings.word.weight"), width)

@@ -72,7 +72,7 @@ class GpuEncoder:
         self._tensors = tensors
         self.workspace = Workspace(device)
         self.linears: dict[str, DeviceLinear] = {}
-        self.words = self._word_table()
+        self.words = self._embedding_table()
         self.positions = self._position_table()
         self.types = self._put("embeddings.token_type.weight") if spec.type_vocab_size else None
         self.embedding_norm = self._norm("embeddings.norm")
@@ -219,7 +219,7 @@ class GpuEncoder:
         self.linears["+".join(names)] = linear
         return linear
 
-    def _word_table(self) -> WordTable:
+    def _embedding_table(self) -> WordTable:
         kind, width = self.spec.embedding_kind, self.spec.embedding_size
         if kind == "f32":
             return WordTable(self._put("embeddings.word.weight"), width)

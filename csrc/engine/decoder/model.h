@@ -10,7 +10,7 @@
 namespace approxrt {
 
 // Two small linears that say nearly what the head would; words within `margin` of a token's largest logit then get
-// those of the whole head, out of the word table (kind g8), which is not packed.
+// those of the whole head, out of the embedding table (kind g8), which is not packed.
 struct HeadPreview {
     Linear project, out;
     float margin = 0.0f;
