@@ -68,6 +68,14 @@ class UnsupportedModelError(CheckpointError):
     """The checkpoint's architecture, activation or position type is not implemented."""
 
 
+class TokenizerError(ApproxrtError):
+    """An artifact's tokenizer that breaks on a text that it should read."""
+
+
+class NumericsError(ApproxrtError, ArithmeticError):
+    """An artifact that computes NaN or infinity instead of an answer."""
+
+
 class DataError(ApproxrtError, ValueError):
     """A data file cannot be used; the message gives the file and the line."""
 

@@ -27,7 +27,23 @@ def command(
     timeout: float = typer.Option(60.0, "--timeout", help="Seconds until a request that still waits gets 503."),
     max_sequences: int = typer.Option(8, "--max-sequences", help="Texts that are generated side by side."),
     max_inputs: int = typer.Option(1024, "--max-inputs", help="Texts of one request."),
+    max_request_tokens: int = typer.Option(1_000_000, "--max-request-tokens", help="Tokens of one request."),
+    max_values: int = typer.Option(262_144, "--max-values", help="Numbers and texts in one request's JSON."),
+    max_stops: int = typer.Option(64, "--max-stops", help="Stop strings of one request."),
     max_body: int = typer.Option(8_000_000, "--max-body", help="Bytes of one request."),
+    max_header: int = typer.Option(32_768, "--max-header", help="Bytes of one request's path and headers."),
+    max_pipelined: int = typer.Option(16, "--max-pipelined", help="Requests of a connection before their answers."),
+    max_connections: int = typer.Option(4096, "--max-connections", help="Connections at once."),
+    max_client_requests: int | None = typer.Option(
+        None, "--max-client-requests", help="Requests of one address at once. Default: any number."
+    ),
+    header_timeout: float = typer.Option(10.0, "--header-timeout", help="Seconds a connection has for a whole head."),
+    body_timeout: float = typer.Option(60.0, "--body-timeout", help="Seconds for a body, and for reading an answer."),
+    allowed_host: list[str] = typer.Option(
+        [],
+        "--allowed-host",
+        help="A name that clients may ask for, or * for any; may be repeated.",
+    ),
     cors_origin: list[str] = typer.Option(
         [], "--cors-origin", help="An origin whose pages may ask, or * for all; may be repeated. Default: none."
     ),
@@ -45,7 +61,7 @@ def command(
         raise InputError(f"--log-format is {log_format!r}; it must be json or text")
     from approxrt.serving.app import create_app
     from approxrt.serving.registry import open_models
-    from approxrt.serving.server import bind, configure_logs, run
+    from approxrt.serving.server import bind, configure_logs, hosts_for, run
     from approxrt.serving.settings import Settings
 
     settings = Settings(
@@ -55,7 +71,17 @@ def command(
         timeout_s=timeout,
         max_sequences=max_sequences,
         max_inputs=max_inputs,
+        max_request_tokens=max_request_tokens,
+        max_values=max_values,
+        max_stops=max_stops,
         max_body_bytes=max_body,
+        max_header_bytes=max_header,
+        max_pipelined=max_pipelined,
+        max_connections=max_connections,
+        max_client_requests=max_client_requests,
+        header_s=header_timeout,
+        body_s=body_timeout,
+        allowed_hosts=hosts_for(host, api_key, allowed_host),
         api_key=api_key,
         drain_s=drain,
         cors_origins=tuple(cors_origin),

@@ -99,8 +99,11 @@ def output_error(change: np.ndarray, hessian: np.ndarray) -> float:
 def _inverse_factor(h: np.ndarray, damp: float) -> np.ndarray:
     """U upper with U^T U = (H + damp I)^-1."""
     matrix = torch.from_numpy(h + damp * np.eye(len(h)))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-    factor: np.ndarray = torch.linalg.cholesky(inverse, upper=True).numpy()
+    # V V^T = H with V upper is the factor of H read from its end to its beginning; then U = V^-1. The inverse itself is
+    # not needed: torch.cholesky_inverse alone would take several times as long.
+    upper = torch.linalg.cholesky(matrix.flip((0, 1))).flip((0, 1))
+    identity = torch.eye(len(h), dtype=torch.float64)
+    factor: np.ndarray = torch.linalg.solve_triangular(upper, identity, upper=True).numpy()
     return factor
 
 

@@ -16,6 +16,7 @@ from approxrt.artifact.reader import Artifact
 from approxrt.errors import InputError, TextTooLongError, TruncationWarning
 from approxrt.runtime.chat.template import ChatTokenizer, Conversation, Messages, render
 from approxrt.runtime.cpu.decoder_engine import DecoderEngine
+from approxrt.runtime.failures import panics_as_errors
 from approxrt.runtime.generation.sampling import Sampling
 from approxrt.runtime.generation.sequences import Request, Sequence, grow, grow_together, step
 from approxrt.runtime.generation.streaming import check_stop, hidden_tokens
@@ -80,9 +81,12 @@ class DecoderModel(Model):
         `Conversation` says otherwise.
         """
         if isinstance(prompt, str):
-            ids: list[int] = self._tokenizer.encode(prompt).ids
+            with panics_as_errors("the prompt"):
+                ids: list[int] = self._tokenizer.encode(prompt).ids
         else:
-            ids = self._chat.encode(render(self.decoder_spec, prompt, self._chat.control_tokens))
+            rendered = render(self.decoder_spec, prompt, self._chat.control_tokens)
+            with panics_as_errors("the conversation"):
+                ids = self._chat.encode(rendered)
         if not ids:
             raise InputError(f"the prompt {prompt!r} gives no tokens: give at least one character")
         rows = self.decoder_spec.vocab_size
@@ -93,6 +97,10 @@ class DecoderModel(Model):
                 "none: leave it out"
             )
         return ids
+
+    def longest_token(self) -> int:
+        """Return the characters of the longest token: a context of n tokens is at most n times as long."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     def generate(
         self,
@@ -146,6 +154,8 @@ class DecoderModel(Model):
                 for _, text in await asyncio.to_thread(step, self._decoder, [sequence]):
                     if text:
                         yield text
+            if sequence.error is not None:
+                raise sequence.error
 
         return pieces()
 

@@ -12,6 +12,7 @@ import numpy as np
 from approxrt.artifact.reader import Artifact
 from approxrt.errors import InputError, TruncationWarning, UnsupportedTaskError
 from approxrt.runtime.activation import apply_activation
+from approxrt.runtime.failures import check_rows
 from approxrt.runtime.model import Model, Prediction
 from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single, with_prompt
 
@@ -54,13 +55,14 @@ class EncoderModel(Model):
         """The `top_k` best labels of each text, best first.
 
         Returns list[Prediction] for one text and list[list[Prediction]] for a list of texts.
-        With truncate=False a text over the limit raises TextTooLongError.
+        With truncate=False a text over the limit raises TextTooLongError. A model that gives NaN or infinity raises
+        NumericsError, here and in `logits`, `embed` and `forward`.
         """
         self._need_labels("classify")
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise InputError(f"top_k={top_k!r}: expected an integer of at least 1")
         encoded = self._text.encode(texts, truncate)
-        scores = self.scores(self._engine.forward(encoded.ids, encoded.type_ids, "logits"))
+        scores = self.scores(check_rows(self._engine.forward(encoded.ids, encoded.type_ids, "logits")))
         answers = []
         for row, cut in zip(scores, encoded.truncated, strict=True):
             best = np.argsort(-row, kind="stable")[:top_k]
@@ -71,7 +73,7 @@ class EncoderModel(Model):
         """Raw outputs, float32 [n, n_labels]; one text gives n = 1. Truncated texts are named in a warning."""
         self._need_labels("logits")
         encoded = self._encode_or_warn(texts, truncate)
-        return self._engine.forward(encoded.ids, encoded.type_ids, "logits")
+        return check_rows(self._engine.forward(encoded.ids, encoded.type_ids, "logits"))
 
     def embed(
         self,
@@ -88,7 +90,7 @@ class EncoderModel(Model):
         """
         before = self.prompt(prompt, prompt_name)
         encoded = self._encode_or_warn(with_prompt(texts, before), truncate)
-        vectors = self.pooled(encoded, before)
+        vectors = check_rows(self.pooled(encoded, before))
         if normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(norms, np.float32(1e-12))
@@ -141,7 +143,7 @@ class EncoderModel(Model):
             raise InputError(f"input_ids must be a list of lists of integers, got {type(input_ids).__name__}")
         if len(input_ids) and isinstance(input_ids[0], (int, np.integer)):
             raise InputError("input_ids must be a list of lists: for one sequence write [[101, ..., 102]]")
-        return self._engine.forward(input_ids, type_ids, "logits" if self.labels else "pooled")
+        return check_rows(self._engine.forward(input_ids, type_ids, "logits" if self.labels else "pooled"))
 
     def encode(
         self, texts: Texts, truncate: bool = True, truncation_side: str | None = None, max_length: int | None = None
@@ -154,7 +156,7 @@ class EncoderModel(Model):
         return self._text.encode(texts, truncate, truncation_side, max_length)
 
     def forward_ids(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]], output: str) -> np.ndarray:
-        """The second half: float32 [n, width], `output` "logits" or "pooled"."""
+        """The second half: float32 [n, width], `output` "logits" or "pooled"; rows may be NaN."""
         return self._engine.forward(ids, type_ids, output)
 
     def hidden_states(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> np.ndarray:

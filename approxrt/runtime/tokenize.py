@@ -9,8 +9,11 @@ from typing import Any
 
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.errors import ArtifactError, InputError, TextTooLongError, UnsupportedTaskError
+from approxrt.runtime.failures import panics_as_errors
 from approxrt.runtime.inputs import padding_in_texts
 from approxrt.runtime.long_text import CHARACTERS_A_TOKEN, LongTextCutter
+
+COUNTED_CHARACTERS = 100_000  # of a text whose tokens are counted to say how many are too many
 
 Text = str | tuple[str, str]
 Texts = Text | Sequence[Text]
@@ -54,7 +57,8 @@ def load_tokenizer(path: Path, vocab_size: int) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with panics_as_errors("being read"):
+            tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ArtifactError(path.parent, [f"tokenizer.json cannot be used: {error}"]) from None
     # tokenizer.json may carry a padding of its training days.
@@ -120,7 +124,8 @@ class TextEncoder:
         # Nothing is set on a tokenizer here: other threads may be encoding with it.
         tokenizer = self._cutting(length, side)
         try:
-            encodings = tokenizer.encode_batch([self._shortened(item, length, side) for item in items])
+            with panics_as_errors("a text"):
+                encodings = tokenizer.encode_batch([self._shortened(item, length, side) for item in items])
         except TypeError:  # the library's word for a str that is not Unicode
             raise InputError(_surrogates(items)) from None
         truncated = [bool(e.overflowing) for e in encodings]
@@ -193,9 +198,12 @@ class TextEncoder:
         except TypeError:
             return item  # not Unicode, which the caller says
 
-    def _count(self, text: Text) -> int:
-        """Tokens of a text that is over the limit, by a tokenizer that does not cut."""
-        return len(self._whole().encode_batch([text])[0].ids)
+    def _count(self, text: Text) -> str:
+        """Return how many tokens a text over the limit has; of a very long one its characters, which cost nothing."""
+        size = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+        if size > COUNTED_CHARACTERS:
+            return f"{size} characters, more than {self.max_length}"
+        return str(len(self._whole().encode_batch([text])[0].ids))
 
     def _checked(self, texts: Texts, length: int) -> list[Text]:
         if is_single(texts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,9 +18,9 @@ from approxrt.errors import ApproxrtError, InputError, TextTooLongError
 from approxrt.runtime.model import Model
 from approxrt.serving.errors import ContextOverflow, RequestError
 from approxrt.serving.metrics import Metrics
-from approxrt.serving.middleware import LimitsMiddleware
+from approxrt.serving.middleware import Activity, LimitsMiddleware
 from approxrt.serving.registry import Registry
-from approxrt.serving.routes import cohere, health, hub, kserve, openai, openai_text, tei
+from approxrt.serving.routes import cohere, docs, health, hub, kserve, openai, openai_text, tei
 from approxrt.serving.settings import Settings
 from approxrt.version import __version__
 
@@ -29,20 +30,26 @@ log = logging.getLogger("approxrt.serving")
 def create_app(models: Iterable[tuple[str, Model]], settings: Settings | None = None) -> FastAPI:
     """The application for (name, model) pairs. Raises InputError for two of one name."""
     settings = settings or Settings()
-    metrics = Metrics()
+    metrics, activity = Metrics(), Activity()
     registry = Registry(models, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        app.state.draining = True
+        activity.draining = True
         await registry.close()
 
-    app = FastAPI(title="approxrt", version=__version__, lifespan=lifespan)
-    app.state.registry, app.state.metrics, app.state.settings, app.state.draining = registry, metrics, settings, False
-    for adapter in (health, tei, hub, openai, openai_text, cohere, kserve):
+    # FastAPI's own pages load their scripts from elsewhere.
+    app = FastAPI(title="approxrt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.registry, app.state.metrics, app.state.settings, app.state.activity = (
+        registry,
+        metrics,
+        settings,
+        activity,
+    )
+    for adapter in (docs, health, tei, hub, openai, openai_text, cohere, kserve):
         app.include_router(adapter.router)
-    app.add_middleware(LimitsMiddleware, settings=settings, metrics=metrics, answer=error_answer)
+    app.add_middleware(LimitsMiddleware, settings=settings, metrics=metrics, answer=error_answer, activity=activity)
     if settings.cors_origins:
         # Around the gate: a browser asks without a key first whether it may ask, and reads errors, too.
         app.add_middleware(
@@ -85,8 +92,18 @@ def _is_openai(path: str) -> bool:
 
 
 def _respond(request: Request, error: RequestError) -> Response:
-    body, headers = error_answer(request.url.path, error)
+    body, headers = error_answer(request.url.path, _without_paths(request, error))
     return Response(body, error.status, headers={k.decode(): v.decode() for k, v in headers})
+
+
+def _without_paths(request: Request, error: RequestError) -> RequestError:
+    """Put models' names where their messages name folders, which are nobody's business but the server's."""
+    text = str(error)
+    for served in request.app.state.registry:
+        for path in {os.fspath(served.model.path), str(served.model.path.resolve())}:
+            text = text.replace(path, served.name)
+    error.args = (text,)
+    return error
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -1,37 +1,35 @@
 """Dynamic batching: texts of concurrent requests share forward passes.
 
-One pass runs at a time, on all of the engine's threads; texts that come meanwhile wait and share the next one, up to
-a number of tokens. An idle engine starts at once (or after `wait_ms`), so a lone client pays nothing for batching. A
-text's answer does not depend on what it shared a pass with.
+One pass runs at a time, on all of the engine's threads; texts that come meanwhile wait and share the next ones, in a
+fair order (`approxrt.serving.fairness`) and up to a number of tokens: as many as take about `PASS_MS` here, since who
+comes waits for the pass under way. An idle engine starts at once (or after `wait_ms`), so a lone client pays nothing
+for batching. A text's answer does not depend on what it shared a pass with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from approxrt.serving.errors import Overloaded, Unavailable
+from approxrt.errors import NumericsError
+from approxrt.runtime.failures import as_error, check_finite
+from approxrt.serving.errors import Overloaded, TooLarge, Unavailable
+from approxrt.serving.fairness import CLIENT, FairQueue, WaitingText
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.settings import Settings
 
 # (token ids, token types, "logits" or "pooled") -> float32 [n, width]
 Forward = Callable[[list[list[int]], list[list[int]], str], np.ndarray]
 
-
-class _Waiting:
-    """One text in the queue."""
-
-    __slots__ = ("future", "ids", "output", "since", "types")
-
-    def __init__(self, ids: list[int], types: list[int], output: str, future: asyncio.Future[np.ndarray]) -> None:
-        self.ids, self.types, self.output, self.future = ids, types, output, future
-        self.since = time.perf_counter()
+# How long a pass should take: of small requests, and a slice of a large one; but not fewer tokens than the engine needs
+# to be about as fast as it can be.
+PASS_MS, SLICE_MS = 12.0, 5.0
+LEAST_PASS, LEAST_SLICE = 512, 128
 
 
 class Batcher:
@@ -39,30 +37,41 @@ class Batcher:
 
     def __init__(self, name: str, forward: Forward, settings: Settings, metrics: Metrics) -> None:
         self._name, self._forward, self._settings = name, forward, settings
-        self._queue: deque[_Waiting] = deque()
-        self._running: list[_Waiting] = []
+        self._queue = FairQueue(LEAST_SLICE)
+        self._pace = 0.0  # seconds a token, of passes of some size
+        self._running: list[WaitingText] = []
         self._arrived = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"approxrt-{name}")
         self._task: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self.waiting_tokens = 0  # in the queue
         self._rejected = metrics.rejected.labels(name)
         self._waited = metrics.waited.labels(name)
         self._size, self._tokens = metrics.batch_size.labels(name), metrics.batch_tokens.labels(name)
         self._read = metrics.tokens.labels(name)
+        self._failed = metrics.failed
         metrics.queue.labels(name).set_function(lambda: len(self._queue))
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens in the queue."""
+        return self._queue.tokens
+
     async def submit(self, ids: Sequence[list[int]], types: Sequence[list[int]], output: str) -> np.ndarray:
-        """float32 [len(ids), width]. Raises Overloaded when the queue is full, Unavailable after the timeout.
+        """float32 [len(ids), width]. Raises Overloaded when the queue is full, Unavailable after the timeout, TooLarge
+        for a request of too many tokens, and what is wrong with a text's answer.
 
         A caller that is cancelled takes its texts out of the queue.
         """
+        tokens, most = sum(map(len, ids)), self._settings.max_request_tokens
+        if tokens > most:
+            raise TooLarge(f"the request has {tokens} tokens; the limit is {most}: send its texts in several requests")
         if self._task is None:
             loop = asyncio.get_running_loop()
             self._task, self._sweeper = loop.create_task(self._serve()), loop.create_task(self._sweep())
         if self._task.done():
             raise Unavailable("the server is shutting down")
-        if len(self._queue) + len(ids) > self._settings.max_queue and self._queue:
+        client = CLIENT.get()
+        if not self._queue.has_room(client, len(ids), self._settings.max_queue):
             self._rejected.inc()
             raise Overloaded(
                 f"{len(self._queue)} texts wait for model {self._name!r}, the limit is {self._settings.max_queue}: "
@@ -70,9 +79,8 @@ class Batcher:
                 retry_after=1,
             )
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting(a, b, output, loop.create_future()) for a, b in zip(ids, types, strict=True)]
-        self._queue.extend(waiting)
-        self.waiting_tokens += sum(len(item.ids) for item in waiting)
+        waiting = [WaitingText(a, b, output, loop.create_future()) for a, b in zip(ids, types, strict=True)]
+        self._queue.add(client, waiting)
         self._arrived.set()
         try:
             return np.stack([await item.future for item in waiting])
@@ -104,17 +112,15 @@ class Batcher:
             batch = self._running = self._take()
             if not batch:
                 continue
-            try:
-                rows = await loop.run_in_executor(self._executor, self._pass, batch)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # whoever asked gets it; the next pass goes on
-                for item in batch:
-                    if not item.future.done():
-                        item.future.set_exception(error)
-                continue
+            rows = await loop.run_in_executor(self._executor, self._pass, batch)
             for item, row in zip(batch, rows, strict=True):
-                if not item.future.done():
+                if isinstance(row, Exception):
+                    self._failed.labels(self._name, type(row).__name__).inc()
+                if item.future.done():
+                    continue
+                if isinstance(row, Exception):
+                    item.future.set_exception(row)
+                else:
                     item.future.set_result(row)
 
     async def _sweep(self) -> None:
@@ -128,30 +134,43 @@ class Batcher:
                     text = f"no answer within {limit:g} s: the server is too busy; try again"
                     item.future.set_exception(Unavailable(text, retry_after=1))
 
-    def _take(self) -> list[_Waiting]:
-        """The next pass: texts from the queue's head that ask for the same output, as many as fit."""
-        batch: list[_Waiting] = []
+    def _take(self) -> list[WaitingText]:
+        """The texts of the next pass, as many as are likely to be answered soon."""
         room = self._settings.max_batch_tokens
-        while self._queue:
-            item = self._queue[0]
-            if item.future.done():  # its client has left, or it waited too long
-                self.waiting_tokens -= len(self._queue.popleft().ids)
-                continue
-            if batch and (len(item.ids) > room or item.output != batch[0].output):
-                break
-            batch.append(self._queue.popleft())
-            room -= len(item.ids)
-            self.waiting_tokens -= len(item.ids)
+        if self._pace:
+            self._queue.slice_tokens = min(room, max(LEAST_SLICE, int(SLICE_MS / 1e3 / self._pace)))
+            room = min(room, max(LEAST_PASS, int(PASS_MS / 1e3 / self._pace)))
+        batch = self._queue.take(room)
         if not self._queue:
             self._arrived.clear()
         return batch
 
-    def _pass(self, batch: list[_Waiting]) -> np.ndarray:
+    def _pass(self, batch: list[WaitingText]) -> Sequence[np.ndarray | Exception]:
         now, tokens = time.perf_counter(), sum(len(item.ids) for item in batch)
-        rows = self._forward([item.ids for item in batch], [item.types for item in batch], batch[0].output)
+        rows = self._rows(batch)
+        if tokens >= LEAST_SLICE:
+            pace = (time.perf_counter() - now) / tokens
+            self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
         for item in batch:
             self._waited.observe(now - item.since)
         self._size.observe(len(batch))
         self._tokens.observe(tokens)
         self._read.inc(tokens)
         return rows
+
+    def _rows(self, batch: list[WaitingText]) -> list[np.ndarray | Exception]:
+        """Return each text's answer, or what is wrong with it; where a pass fails, texts are asked one by one."""
+        try:
+            rows = self._forward([item.ids for item in batch], [item.types for item in batch], batch[0].output)
+        except BaseException as error:
+            found = as_error(error)
+            return [found] if len(batch) == 1 else [row for item in batch for row in self._rows([item])]
+        return [_checked(row) for row in rows]
+
+
+def _checked(row: np.ndarray) -> np.ndarray | Exception:
+    try:
+        check_finite(np.abs(row), "the text")
+    except NumericsError as error:
+        return error
+    return row

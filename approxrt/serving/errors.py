@@ -41,6 +41,18 @@ class TooLarge(RequestError):
     status = 413
 
 
+class WrongHost(RequestError):
+    """A name in the Host header that this server does not answer to."""
+
+    status = 421
+
+
+class WrongKind(RequestError):
+    """A body that is not said to be JSON."""
+
+    status = 415
+
+
 class UnknownModel(RequestError):
     """No artifact of that name is served."""
 

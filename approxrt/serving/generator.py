@@ -1,10 +1,12 @@
-"""Continuous batching: texts that are being generated share the engine's steps and come and go independently."""
+"""Continuous batching: texts that are being generated share the engine's steps and come and go independently.
+
+A place that becomes free goes to the next client in turn, whose texts come in their order.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from approxrt.runtime.decoder_model import DecoderModel
 from approxrt.runtime.generation.sequences import Request, Sequence, step
 from approxrt.serving.errors import Overloaded, Unavailable
+from approxrt.serving.fairness import CLIENT, Turns
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.settings import Settings
 
@@ -54,13 +57,14 @@ class Generator:
 
     def __init__(self, name: str, model: DecoderModel, settings: Settings, metrics: Metrics) -> None:
         self._name, self._model, self._settings = name, model, settings
-        self._waiting: deque[_Job] = deque()
+        self._waiting = Turns[_Job]()
         self._active: list[_Job] = []
         self._arrived = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"approxrt-{name}")
         self._task: asyncio.Task[None] | None = None
         self._rejected, self._waited = metrics.rejected.labels(name), metrics.waited.labels(name)
         self._size, self._read = metrics.batch_size.labels(name), metrics.tokens.labels(name)
+        self._failed = metrics.failed
         metrics.queue.labels(name).set_function(lambda: len(self._waiting))
 
     def admit(self, request: Request) -> Growing:
@@ -77,7 +81,7 @@ class Generator:
                 retry_after=1,
             )
         job = _Job(request)
-        self._waiting.append(job)
+        self._waiting.add(CLIENT.get(), job)
         self._arrived.set()
         return Growing(job, self._follow(job))
 
@@ -142,6 +146,10 @@ class Generator:
                 sequence = job.sequence
                 if sequence is None or id(sequence) not in texts:
                     continue
+                if sequence.error is not None:
+                    self._failed.labels(self._name, type(sequence.error).__name__).inc()
+                    job.pieces.put_nowait(sequence.error)
+                    continue
                 text = texts[id(sequence)]
                 if text or sequence.finish_reason is not None:
                     job.pieces.put_nowait(Piece(text, sequence.finish_reason, len(sequence.new)))
@@ -151,7 +159,7 @@ class Generator:
     def _admit_waiting(self) -> None:
         self._active = [j for j in self._active if not j.left and j.sequence and j.sequence.finish_reason is None]
         while self._waiting and len(self._active) < self._settings.max_sequences:
-            job = self._waiting.popleft()
+            job = self._waiting.pop()
             if job.left:
                 continue
             try:

@@ -35,6 +35,9 @@ class Metrics:
             "approxrt_batch_tokens", "Tokens a pass.", ("model",), buckets=TOKENS, registry=at
         )
         self.tokens = Counter("approxrt_tokens", "Tokens that the engine has read.", ("model",), registry=at)
+        self.failed = Counter(
+            "approxrt_failed", "Texts that ended with an error of the model's.", ("model", "error"), registry=at
+        )
         self.rejected = Counter("approxrt_rejected", "Requests that found the queue full.", ("model",), registry=at)
 
     def text(self) -> bytes:

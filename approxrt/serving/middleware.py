@@ -1,15 +1,20 @@
-"""Let every request pass the gate: the API key, the limit on bodies, metrics, a line in the log."""
+"""Let every request pass the gate: host, key, kind of body, limits, metrics, a line in the log."""
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import logging
+import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from approxrt.serving.errors import RequestError, TooLarge, Unauthorized
+from approxrt.serving.errors import Overloaded, RequestError, TooLarge, Unauthorized, Unavailable, WrongHost, WrongKind
+from approxrt.serving.fairness import CLIENT
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.settings import Settings
 
@@ -23,14 +28,27 @@ Answer = Callable[[str, RequestError], tuple[bytes, list[tuple[bytes, bytes]]]]
 
 OPEN = ("/health", "/live", "/v2/health/live", "/v2/health/ready")  # asked by orchestrators, which have no key
 
+_HOST = re.compile(r"^(\[[^\]]*\]|[^:]*)(?::\d*)?$")  # without its port
+
 log = logging.getLogger("approxrt.serving")
+
+
+@dataclass
+class Activity:
+    """What a server is doing: the requests under way, in all and by client; `draining` once it was told to stop."""
+
+    active: int = 0
+    clients: Counter[str] = field(default_factory=Counter)
+    draining: bool = False
 
 
 class LimitsMiddleware:
     """ASGI middleware; see the module's text."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, answer: Answer) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, answer: Answer, activity: Activity) -> None:
         self.app, self.settings, self.metrics, self.answer = app, settings, metrics, answer
+        self.activity = activity
+        self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         # Looking labels up takes longer than counting.
         self._counted: dict[tuple[str, int], tuple[Any, Any]] = {}
 
@@ -38,7 +56,9 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begin, status = time.perf_counter(), 0
+        begin, status, client = time.perf_counter(), 0, (scope.get("client") or ("", 0))[0]
+        self.activity.active += 1
+        self.activity.clients[client] += 1
         limited: _Limited | None = None
 
         async def sending(message: Message) -> None:
@@ -61,7 +81,9 @@ class LimitsMiddleware:
 
         try:
             headers = dict(scope["headers"])
-            self._check_key(scope["path"], headers)
+            if scope["path"] not in OPEN:
+                self._check(scope, headers, client)
+            CLIENT.set(client)
             limited = _Limited(receive, self.settings.max_body_bytes, headers.get(b"content-length"))
             await self.app(scope, limited, sending)
         except RequestError as error:
@@ -69,11 +91,51 @@ class LimitsMiddleware:
                 raise  # an answer has begun: only the connection's end can say so
             await fail(error)
         finally:
+            self.activity.active -= 1
+            self.activity.clients[client] -= 1
+            if not self.activity.clients[client]:
+                del self.activity.clients[client]
             self._account(scope, status or 499, time.perf_counter() - begin)
 
-    def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
+    def _check(self, scope: Scope, headers: dict[bytes, bytes], client: str) -> None:
+        """Raise RequestError for a request that is not let in."""
+        if self.activity.draining:
+            raise Unavailable("the server is shutting down")
+        self._check_host(headers.get(b"host", b""))
+        self._check_key(headers)
+        self._check_kind(scope, headers)
+        most = self.settings.max_client_requests
+        if most is not None and self.activity.clients[client] > most:
+            raise Overloaded(f"{most} requests of this client are under way, which is the limit: wait for an answer", 1)
+
+    def _check_host(self, given: bytes) -> None:
+        """Refuse names that a page may have made to point here (DNS rebinding); addresses in numbers are none."""
+        if not given or "*" in self._hosts:
+            return
+        name = _HOST.sub(r"\1", given.decode("latin-1").strip().lower())
+        if name in self._hosts or name == "localhost" or name.endswith(".localhost") or _is_address(name):
+            return
+        raise WrongHost(
+            f"the request is for host {name[:100]!r}, which this server does not answer to: ask by its address, or "
+            "start it with --allowed-host NAME"
+        )
+
+    def _check_kind(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Refuse bodies that say they are no JSON: a page of another site may send those unasked."""
+        empty = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
+        if scope["method"] != "POST" or empty:
+            return
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json")):
+            return
+        if kind == b"application/octet-stream" and scope["path"].startswith("/v2/"):
+            return  # KServe's binary tensors
+        shown = repr(kind.decode("latin-1")[:60]) if kind else "missing"
+        raise WrongKind(f"the content-type is {shown}; send application/json")
+
+    def _check_key(self, headers: dict[bytes, bytes]) -> None:
         key = self.settings.api_key
-        if key is None or path in OPEN:
+        if key is None:
             return
         given = headers.get(b"x-api-key", b"")
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -95,6 +157,14 @@ class LimitsMiddleware:
             client = scope.get("client") or ("", 0)
             fields = {"method": scope["method"], "path": scope["path"], "status": status}
             log.info("request", extra={"fields": {**fields, "ms": round(seconds * 1e3, 2), "client": client[0]}})
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 class _Limited:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from approxrt.errors import InputError
-from approxrt.runtime.decoder_model import DecoderModel
+from approxrt.runtime.decoder_model import DecoderModel, Prompt
 from approxrt.runtime.model import Model
 from approxrt.runtime.tokenize import Encoded, Text, with_prompt
 from approxrt.serving.batcher import Batcher
-from approxrt.serving.errors import RequestError, TooLarge, UnknownModel
+from approxrt.serving.errors import ContextOverflow, RequestError, TooLarge, UnknownModel
 from approxrt.serving.generator import Generator
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.settings import Settings
@@ -136,6 +136,26 @@ class ServedDecoder:
     def __init__(self, name: str, model: DecoderModel, settings: Settings, metrics: Metrics) -> None:
         self.name, self.model, self.settings, self.created = name, model, settings, int(time.time())
         self.generator = Generator(name, model, settings, metrics)
+        self._longest = 0
+
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt. Raises ContextOverflow, before it is tokenised where it is long enough for that."""
+        loop = asyncio.get_running_loop()
+        if not isinstance(prompt, str):  # its template may take a while
+            return await loop.run_in_executor(None, self.model.tokenize, prompt)
+        if len(prompt) <= INLINE_CHARACTERS:
+            return self.model.tokenize(prompt)
+        return await loop.run_in_executor(None, self._tokenize_long, prompt)
+
+    def _tokenize_long(self, prompt: str) -> list[int]:
+        self._longest = self._longest or self.model.longest_token()
+        most = self._longest * self.model.decoder_spec.max_positions
+        if len(prompt) > most:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} characters; the model's context has "
+                f"{self.model.decoder_spec.max_positions} tokens, at most {most} characters: shorten it"
+            )
+        return self.model.tokenize(prompt)
 
 
 class Registry:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
+import ipaddress
 import logging
 import math
+import os
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from fastapi import FastAPI
@@ -16,12 +22,17 @@ from uvicorn import Config, Server
 
 from approxrt.errors import InputError
 from approxrt.serving.middleware import JsonLines
+from approxrt.serving.protocol import limited_protocol
 
+log = logging.getLogger("approxrt.serving")
+
+BACKLOG = 2048
+DRAIN_SHARE = 0.9  # of the time to stop: for requests, before those that are left are cancelled
 GC_OBJECTS = 20_000  # new ones between collections; a request makes some dozens that end with it
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Raises InputError for an address that cannot be had."""
+    """A socket that listens; port 0 takes a free one. Raises InputError for an address that cannot be had."""
     if not 0 <= port <= 65535:
         raise InputError(f"port is {port}; it must be between 0 and 65535 (0 takes a free one)")
     try:
@@ -34,6 +45,8 @@ def bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
+        # At once: until somebody listens, another server could bind the same port.
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
@@ -44,12 +57,27 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def hosts_for(host: str, api_key: str | None, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that requests may be addressed to: those of the options, and the one that is listened on.
+
+    Any, on a loopback address with a key: a page of another site can neither know the key nor make others reach it.
+    """
+    with contextlib.suppress(ValueError):
+        if api_key is not None and ipaddress.ip_address(host).is_loopback:
+            return ("*",)
+    return (*allowed, host) if host else tuple(allowed)
+
+
 class _Server(Server):
-    """Says that it is not ready as soon as it is told to stop."""
+    """A server that says that it is not ready once it is told to stop, answers what it has accepted, and ends.
+
+    It listens until then, so that `/health` can say so. Whatever a request does, `drain_s` after the signal the process
+    is gone: a thread ends it, or, where no Python code runs any more, the system's alarm.
+    """
 
     def __init__(self, app: FastAPI, config: Config, ready: Callable[[], None] | None) -> None:
         super().__init__(config)
-        self.app, self.ready = app, ready
+        self.app, self.ready, self.patience = app, ready, math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -57,8 +85,36 @@ class _Server(Server):
             self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.app.state.draining = True
-        super().handle_exit(sig, frame)
+        """Begin to drain; a second signal ends at once."""
+        activity = self.app.state.activity
+        if activity.draining:
+            super().handle_exit(sig, frame)
+            return
+        self._captured_signals.append(sig)
+        activity.draining = True
+        self.patience = time.monotonic() + DRAIN_SHARE * self.app.state.settings.drain_s
+        _end_after(self.app.state.settings.drain_s)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell whether it is time to stop."""
+        activity = self.app.state.activity
+        if activity.draining and (not activity.active or time.monotonic() > self.patience):
+            return True
+        return await super().on_tick(counter)
+
+
+def _end_after(seconds: float) -> None:
+    """End the process after so long, if it is still there: what it does then does not end by itself."""
+
+    def end() -> None:
+        time.sleep(seconds)
+        log.error("the server did not stop within %g s of the signal: ending it with what is under way", seconds)
+        os._exit(1)
+
+    threading.Thread(target=end, name="approxrt-drain", daemon=True).start()
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(math.ceil(seconds) + 1)
 
 
 def run(app: FastAPI, listening: socket.socket, ready: Callable[[], None] | None = None) -> None:
@@ -72,8 +128,10 @@ def run(app: FastAPI, listening: socket.socket, ready: Callable[[], None] | None
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, math.ceil(app.state.settings.drain_s)),
+        timeout_graceful_shutdown=1,  # what was accepted has been answered by then
         lifespan="on",
+        http=limited_protocol(app.state.settings),
+        ws="none",
     )
     # What is loaded by now stays: the collector need not look at it again and again.
     gc.collect()

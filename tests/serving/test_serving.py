@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import re
 import signal
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served import Address, build_models, load_models, running
+from served import Address, build_models, load_models, running, start
 
 pytest.importorskip("torch", reason="small checkpoints are made with transformers, which needs torch")
 pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
@@ -203,7 +202,8 @@ def test_broken_bodies(server: Address) -> None:
     assert status == 413 and "the limit is 100000" in content["error"]
     # A length that nobody announced is counted as it comes.
     with socket.create_connection((server.host, server.port), timeout=10) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
         try:
             for _ in range(200):
                 connection.sendall(b"1000\r\n" + b"a" * 4096 + b"\r\n")
@@ -316,8 +316,8 @@ def test_a_client_that_leaves_takes_its_text_along(models: dict[str, Model]) -> 
             time.sleep(0.01)
         body = json.dumps({"inputs": [[TEXTS[1]]] * 40}).encode()
         leaver = socket.create_connection((address.host, address.port))
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nContent-Type: application/json"
-        leaver.sendall(head.encode() + b"\r\n\r\n" + body)
+        head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+        leaver.sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)
         _until(lambda: _gauge(address, "approxrt_queue_size") == 40)
         leaver.close()
         _until(lambda: 'status="499"' in address.ask("GET", "/metrics")[1].decode())
@@ -413,24 +413,6 @@ def test_addresses_that_cannot_be_had() -> None:
         bind("203.0.113.7", 0)
 
 
-def start(*arguments: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    command = [sys.executable, "-c", "from approxrt.cli.main import main; main()", "serve", "--json", "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--threads", "1", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
-    about = ""
-    while not about.rstrip().endswith("}") or about.count("{") != about.count("}"):
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        about += line
-    return process, json.loads(about)
-
-
 def test_stopped_under_load_it_answers_what_it_accepted(paths: dict[str, Path]) -> None:
     process, about = start(f"mine={paths['classifier']}", "--log-format", "json")
     port = int(about["url"].rsplit(":", 1)[1])
@@ -450,6 +432,9 @@ def test_stopped_under_load_it_answers_what_it_accepted(paths: dict[str, Path]) 
                 # Between the kernel's accept and the server's: not read by anybody.
                 lost.append(error)
                 return
+            if status == 503:  # it drains
+                refused.append(1)
+                return
             answered.append(status == 200 and len(content) == 15)
 
     threads = [threading.Thread(target=client) for _ in range(8)]
@@ -465,7 +450,8 @@ def test_stopped_under_load_it_answers_what_it_accepted(paths: dict[str, Path]) 
     assert len(answered) > 8 and all(answered)
     # An accepted request is one that the log knows: each has its answer.
     logged = [json.loads(line) for line in errors.splitlines() if line.startswith("{") and "/predict" in line]
-    assert len(logged) == len(answered) and {entry["status"] for entry in logged} == {200}
+    statuses = [entry["status"] for entry in logged]
+    assert statuses.count(200) == len(answered) and set(statuses) <= {200, 503}
 
 
 def test_wrong_usage_of_the_program(paths: dict[str, Path]) -> None:

@@ -58,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
 
 @pytest.fixture(scope="module")
 def client(models: dict[str, Model]) -> Iterator[TestClient]:
-    with TestClient(create_app(models.items())) as found:
+    with TestClient(create_app(models.items()), base_url="http://127.0.0.1") as found:
         yield found
 
 
@@ -186,7 +186,7 @@ def test_prompts_that_are_not_pooled(tmp_path: Path) -> None:
     text = TextSpec(prompts={"query": "the price of "}, default_prompt_name="query", include_prompt=False)
     model = build(tmp_path / "a", (), head=HeadSpec(pooling="mean"), text=text)
     whole = build(tmp_path / "b", (), head=HeadSpec(pooling="mean"))
-    with TestClient(create_app([("m", model)])) as client:
+    with TestClient(create_app([("m", model)]), base_url="http://127.0.0.1") as client:
         got = np.float32(ok(client, "/embed", {"inputs": TEXTS}))
         np.testing.assert_array_equal(got, model.embed(TEXTS))
         assert not np.allclose(got, whole.embed(TEXTS)) and not np.allclose(
@@ -270,12 +270,16 @@ def test_rerank_is_never_answered_by_a_classifier(client: TestClient, models: di
             client, path, {"query": "a", "model": "classifier", "texts" if path == "/rerank" else "documents": ["b"]}
         )
     single = build(tmp_path / "s", ("stars",), inputs="single")
-    with TestClient(create_app([("single", single), ("classifier", models["classifier"])])) as other:
+    with TestClient(
+        create_app([("single", single), ("classifier", models["classifier"])]), base_url="http://127.0.0.1"
+    ) as other:
         assert "no model here is for that; there are 'single' (reranker), 'classifier'" in refused(
             other, "/rerank", body
         )
         assert "takes single texts; a reranker takes pairs" in refused(other, "/rerank", body | {"model": "single"})
-    with TestClient(create_app([("classifier", models["classifier"]), ("e", models["embedder"])])) as other:
+    with TestClient(
+        create_app([("classifier", models["classifier"]), ("e", models["embedder"])]), base_url="http://127.0.0.1"
+    ) as other:
         rows = models["embedder"].embed(["a film", *TEXTS])
         scores = {item["index"]: item["score"] for item in ok(other, "/rerank", body)}
         np.testing.assert_allclose([scores[i] for i in range(3)], rows[1:] @ rows[0], rtol=1e-6)
@@ -286,7 +290,7 @@ def test_rerank_applies_the_models_activation(tmp_path: Path, name: str, functio
     model = build(tmp_path / "m", ("fits",), head=HeadSpec(activation_fn=name))
     logits = model.logits([("a", text) for text in TEXTS])[:, 0].astype(float)
     want = {"sigmoid": 1 / (1 + np.exp(-logits)), "none": logits, "tanh": np.tanh(logits)}[function]
-    with TestClient(create_app([("m", model)])) as client:
+    with TestClient(create_app([("m", model)]), base_url="http://127.0.0.1") as client:
         for raw, values in ((False, want), (True, logits)):
             got = ok(client, "/rerank", {"query": "a", "texts": TEXTS, "raw_scores": raw})
             np.testing.assert_allclose([item["score"] for item in got], sorted(values, reverse=True), rtol=1e-5)
@@ -299,11 +303,13 @@ def test_models_that_nobody_names(client: TestClient, models: dict[str, Model]) 
     assert "several models can answer: name one of 'classifier', 'reranker', 'embedder'" in refused(
         client, "/", {"inputs": "a"}
     )
-    with TestClient(create_app([("b", models["classifier"]), ("a", models["classifier"])])) as other:
+    with TestClient(
+        create_app([("b", models["classifier"]), ("a", models["classifier"])]), base_url="http://127.0.0.1"
+    ) as other:
         assert "name one of 'b', 'a' in 'model'" in refused(other, "/predict", {"inputs": "a"})
         assert "no model here is for that; there are 'b' (classifier), 'a'" in refused(other, "/embed", {"inputs": "a"})
         assert "no model here is for that" in refused(other, "/v1/completions", {"prompt": "a"})
-    with TestClient(create_app([("only", models["reranker"])])) as other:
+    with TestClient(create_app([("only", models["reranker"])]), base_url="http://127.0.0.1") as other:
         assert len(ok(other, "/predict", {"inputs": "a"})) == 1
         assert "model 'only' is for regression; use /predict" in refused(other, "/embed", {"inputs": "a"})
 
@@ -312,7 +318,7 @@ def test_models_that_nobody_names(client: TestClient, models: dict[str, Model]) 
 
 
 def test_health_may_be_asked_with_head(models: dict[str, Model]) -> None:
-    with TestClient(create_app(models.items(), Settings(api_key="key"))) as client:
+    with TestClient(create_app(models.items(), Settings(api_key="key")), base_url="http://127.0.0.1") as client:
         for path in ("/health", "/live", "/v2/health/live", "/v2/health/ready"):
             answer = client.head(path)
             assert answer.status_code == 200 and not answer.content
@@ -320,11 +326,11 @@ def test_health_may_be_asked_with_head(models: dict[str, Model]) -> None:
 
 def test_cors_is_an_option(models: dict[str, Model]) -> None:
     ask = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
-    with TestClient(create_app(models.items())) as client:
+    with TestClient(create_app(models.items()), base_url="http://127.0.0.1") as client:
         assert client.options("/embed", headers=ask).status_code == 405
         assert "access-control-allow-origin" not in client.get("/live", headers=ask).headers
     settings = Settings(api_key="key", cors_origins=("http://localhost:3000",))
-    with TestClient(create_app(models.items(), settings)) as client:
+    with TestClient(create_app(models.items(), settings), base_url="http://127.0.0.1") as client:
         asked = client.options("/embed", headers=ask | {"access-control-request-headers": "authorization,content-type"})
         assert asked.status_code == 200
         assert asked.headers["access-control-allow-origin"] == "http://localhost:3000"
@@ -334,7 +340,7 @@ def test_cors_is_an_option(models: dict[str, Model]) -> None:
         assert answer.status_code == 401 and answer.headers["access-control-allow-origin"] == "http://localhost:3000"
         other = client.options("/embed", headers=ask | {"origin": "http://elsewhere"})
         assert "access-control-allow-origin" not in other.headers
-    with TestClient(create_app(models.items(), Settings(cors_origins=("*",)))) as client:
+    with TestClient(create_app(models.items(), Settings(cors_origins=("*",))), base_url="http://127.0.0.1") as client:
         assert client.get("/live", headers={"origin": "http://any"}).headers["access-control-allow-origin"] == "*"
     for origin in ("localhost", "https://a.org/path", ""):
         with pytest.raises(approxrt.errors.InputError, match="a scheme and a host"):

@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> DecoderModel:
 
 @pytest.fixture(scope="module")
 def client(model: DecoderModel) -> Iterator[TestClient]:
-    with TestClient(create_app([("writer", model)])) as found:
+    with TestClient(create_app([("writer", model)]), base_url="http://127.0.0.1") as found:
         yield found
 
 
@@ -168,7 +168,9 @@ def test_an_embedding_beyond_the_context(tmp_path_factory: pytest.TempPathFactor
 
     folder = tmp_path_factory.mktemp("embedder")
     checkpoint = build_checkpoint("bert", folder / "c", positions=32, plain=True, pooling="mean")
-    with TestClient(create_app([("e", approxrt.load(approxrt.convert(checkpoint, folder / "a")))])) as other:
+    with TestClient(
+        create_app([("e", approxrt.load(approxrt.convert(checkpoint, folder / "a")))]), base_url="http://127.0.0.1"
+    ) as other:
         found = error(other, "embeddings", {"input": "rain " * 100})
         assert found["code"] == "context_length_exceeded" and "the limit is 32" in found["message"]
         assert other.post("/embed", json={"inputs": "rain " * 100}).status_code == 413

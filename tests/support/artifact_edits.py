@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,3 +58,13 @@ UP = "layers.0.ffn.up"  # 40 -> 51: 10 tile columns, 4 strips, 3 rows in the las
 
 
 DOWN = "layers.0.ffn.down"  # 51 -> 40: 13 tile columns of which the last has 3 inputs
+
+
+def rewrite_tokenizer(source: Path, target: Path, edit: Callable[[dict], object]) -> Path:
+    """Copy an artifact with a changed tokenizer.json, whose checksum is recorded."""
+    shutil.copytree(source, target)
+    tokenizer = json.loads((target / "tokenizer.json").read_text())
+    edit(tokenizer)
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer))
+    seal(target, "tokenizer.json")
+    return target

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,12 +70,14 @@ def running(models: dict[str, Model], **settings: Any) -> Iterator[Address]:
     import uvicorn
 
     from approxrt.serving.app import create_app
+    from approxrt.serving.protocol import limited_protocol
     from approxrt.serving.server import bind
     from approxrt.serving.settings import Settings
 
     app = create_app(models.items(), Settings(**settings))
     listening = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+    http = limited_protocol(app.state.settings)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", http=http, ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     started = threading.Event()
     original = server.startup
@@ -90,3 +95,22 @@ def running(models: dict[str, Model], **settings: Any) -> Iterator[Address]:
         server.should_exit = True
         thread.join(30)
         listening.close()
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """`approxrt serve` in a process of its own: (process, what it says once it answers)."""
+    command = [sys.executable, "-c", "from approxrt.cli.main import main; main()", "serve", "--json", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--threads", "1", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    about = ""
+    while not about.rstrip().endswith("}") or about.count("{") != about.count("}"):
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        about += line
+    return process, json.loads(about)

@@ -15,6 +15,7 @@ import numpy as np
 
 from approxrt.errors import InputError
 
+LEAST_TEMPERATURE = 1e-6
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -22,8 +23,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Sampling:
     """Say how the next token is chosen. Raises InputError naming the value that is out of range.
 
-    temperature         0: the likeliest token; else logits are divided by it, however small it is: what is below the
-                        likeliest may then have no probability, and tokens of exactly its logit share it
+    temperature         0: the likeliest token; else logits are divided by it, or by 1e-6 where it is less: what is
+                        below the likeliest may then have no probability, and tokens of exactly its logit share it
     top_k               draw from the k likeliest; 0: all
     top_p               draw from the fewest tokens that together have this probability, in (0, 1]
     min_p               draw from tokens with at least this share of the likeliest one's probability, in [0, 1)
@@ -95,7 +96,7 @@ def distribution(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.
     """Return (ids, probabilities float64) that a draw has, likeliest first; they sum to 1. Temperature is over 0."""
     below = logits.astype(np.float64) - float(logits.max())
     with np.errstate(over="ignore"):  # what is infinitely far below has no weight
-        weights = np.exp(below / float(options.temperature))
+        weights = np.exp(below / max(float(options.temperature), LEAST_TEMPERATURE))
     count = min(options.top_k, len(weights)) if options.top_k else len(weights)
     if options.top_p < 1:
         ids = _nucleus(weights, count, options.top_p)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.runtime.cpu.decoder_engine import PROMPT_CHUNK, DecoderEngine
+from approxrt.runtime.failures import as_error, check_finite, panics_as_errors
 from approxrt.runtime.generation.sampling import Sampler, Sampling
 from approxrt.runtime.generation.streaming import StopFilter, TextStream, hidden_tokens
 
@@ -30,7 +31,7 @@ class Request:
 
 
 class Sequence:
-    """One text in the making. `finish_reason` is None until it is "eos", "stop" or "length"."""
+    """One text in the making. `finish_reason` is None until it is "eos", "stop", "length" or, with `error`, "error"."""
 
     def __init__(
         self, engine: DecoderEngine, tokenizer: Any, request: Request, hidden: Mapping[int, str] | None = None
@@ -39,6 +40,7 @@ class Sequence:
         self.request = request
         self.new: list[int] = []  # ids, without the one that ended the text
         self.finish_reason: str | None = None
+        self.error: Exception | None = None
         self.pending = list(request.prompt)  # not yet in the cache
         # The last new token is never read, so it needs no place.
         self.cache = engine.cache(len(request.prompt) + request.max_new_tokens - 1)
@@ -48,7 +50,11 @@ class Sequence:
         self._filter = StopFilter(request.stop)
 
     def accept(self, logits: np.ndarray) -> str:
-        """Choose the next token from what the engine says of it; the text that may be shown now."""
+        """Choose the next token from what the engine says of it; the text that may be shown now.
+
+        Raises NumericsError for logits that say nothing.
+        """
+        check_finite(logits, f"token {len(self.new)} of the text")
         token = self._sampler.choose(logits, self.request.prompt + self.new)
         if token in self.request.eos_token_ids:
             return self._finish("eos")
@@ -64,6 +70,10 @@ class Sequence:
         self.pending = [token]
         return text
 
+    def fail(self, error: Exception) -> None:
+        """End the text by an error."""
+        self.error, self.finish_reason, self.pending = error, "error", []
+
     def _finish(self, reason: str) -> str:
         self.finish_reason = reason
         text = self._filter.add(self._stream.finish())
@@ -76,7 +86,8 @@ class Sequence:
 def step(engine: DecoderEngine, sequences: list[Sequence], budget: int = PROMPT_CHUNK) -> list[tuple[Sequence, str]]:
     """One step of the engine for all; those whose prompts are read by now have their next token and its text.
 
-    Prompts are read in pieces: together with the single tokens of the others a step has at most about `budget` tokens.
+    What goes wrong with one text, in the engine or in choosing its token, ends that one (`Sequence.error`). Prompts are
+    read in pieces: together with the single tokens of the others a step has at most about `budget` tokens.
     """
     room = budget
     taken: list[tuple[Sequence, list[int]]] = []
@@ -86,21 +97,50 @@ def step(engine: DecoderEngine, sequences: list[Sequence], budget: int = PROMPT_
         if piece:
             taken.append((sequence, piece))
             room -= len(piece)
-    logits = engine.step([sequence.cache for sequence, _ in taken], [piece for _, piece in taken])
     results = []
-    for row, (sequence, piece) in zip(logits, taken, strict=True):
+    for row, (sequence, piece) in zip(_logits(engine, taken), taken, strict=True):
         sequence.pending = sequence.pending[len(piece) :]
-        if not sequence.pending:
-            results.append((sequence, sequence.accept(row)))
+        if isinstance(row, Exception):
+            sequence.fail(row)
+            results.append((sequence, ""))
+        elif not sequence.pending:
+            results.append((sequence, _accepted(sequence, row)))
     return results
 
 
+def _logits(engine: DecoderEngine, taken: list[tuple[Sequence, list[int]]]) -> Iterable[np.ndarray | Exception]:
+    """Return float32 [vocab] of each sequence, or what the engine raises of it; one after the other where all fail."""
+    lengths = [sequence.cache.length for sequence, _ in taken]
+    try:
+        return engine.step([sequence.cache for sequence, _ in taken], [piece for _, piece in taken])
+    except Exception as error:
+        if len(taken) == 1:
+            return [error]
+    found: list[np.ndarray | Exception] = []
+    for (sequence, piece), length in zip(taken, lengths, strict=True):
+        # A step that failed may have written some layers' keys.
+        sequence.cache.truncate(length)
+        found.extend(_logits(engine, [(sequence, piece)]))
+    return found
+
+
+def _accepted(sequence: Sequence, logits: np.ndarray) -> str:
+    try:
+        with panics_as_errors("the text that is being generated"):
+            return sequence.accept(logits)
+    except BaseException as error:
+        sequence.fail(as_error(error))
+        return ""
+
+
 def grow(engine: DecoderEngine, sequence: Sequence) -> Iterator[str]:
-    """The sequence's text, piece by piece, until it is finished."""
+    """The sequence's text, piece by piece, until it is finished. Raises what ends it otherwise."""
     while sequence.finish_reason is None:
         for _, text in step(engine, [sequence]):
             if text:
                 yield text
+    if sequence.error is not None:
+        raise sequence.error
 
 
 def grow_together(engine: DecoderEngine, sequences: Iterable[Sequence], at_once: int) -> Iterator[tuple[Sequence, str]]:
@@ -118,5 +158,8 @@ def grow_together(engine: DecoderEngine, sequences: Iterable[Sequence], at_once:
                 exhausted = True
         if not active:
             return
-        yield from step(engine, list(active))
+        for sequence, text in step(engine, list(active)):
+            if sequence.error is not None:
+                raise sequence.error
+            yield sequence, text
         active = deque(s for s in active if s.finish_reason is None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
 from approxrt.runtime.activation import apply_activation
 from approxrt.serving.disconnect import while_connected
@@ -22,7 +23,7 @@ class RerankBody(Body):
     """Documents over the model's limit are cut, as cohere does. `max_tokens_per_doc` may not ask for an earlier cut."""
 
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: Annotated[list[str | dict[str, Any]], Field(fail_fast=True)]
     model: str | None = None
     top_n: Integer | None = None
     return_documents: bool | None = None

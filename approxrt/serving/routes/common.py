@@ -17,6 +17,11 @@ from approxrt.serving.registry import EmbedOptions, Registry, Served
 
 # Token ids fit an int32.
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+# Lists whose validation ends at the first fault: a list has one cause to be refused, not a million.
+Strings = Annotated[list[str], Field(fail_fast=True)]
+StringLists = Annotated[list[Strings], Field(fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True)]
 # TEI writes Left and Right, and reads them in small letters, too.
 Side = Annotated[Literal["left", "right"], BeforeValidator(lambda x: x.lower() if isinstance(x, str) else x)]
 

@@ -27,7 +27,7 @@ async def health(request: Request) -> Response:
 
 def check_ready(request: Request) -> None:
     """Raise Unavailable once the server has been told to stop."""
-    if request.app.state.draining:
+    if request.app.state.activity.draining:
         raise Unavailable("the server is shutting down")
 
 

@@ -21,6 +21,7 @@ from approxrt.serving.registry import Answer, EmbedOptions, Served
 from approxrt.serving.routes.body import refuse_other_fields
 from approxrt.serving.routes.common import registry_of, reply
 from approxrt.serving.routes.health import check_ready
+from approxrt.serving.routes.json_body import read_body
 from approxrt.version import __version__
 
 router = APIRouter(prefix="/v2", tags=["open-inference-protocol"])
@@ -85,7 +86,8 @@ async def metadata(request: Request, name: str, version: str = "1") -> Response:
 async def infer(request: Request, name: str, version: str = "1") -> Response:
     """One inference; JSON, or JSON followed by binary tensors."""
     served = _model(request, name, version)
-    head, binary = _split(await request.body(), request.headers.get(HEADER))
+    length = request.headers.get(HEADER)
+    head, binary = await read_body(request, lambda body: _split(body, length))
     _refuse_unknown(head)
     texts = _texts(served, head, binary)
     truncate = (head.get("parameters") or {}).get("truncate", True)
@@ -136,7 +138,9 @@ def _refuse_unknown(head: dict[str, Any]) -> None:
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
     """Return (the JSON, the binary tensors behind it)."""
-    if length is not None and not (length.isascii() and length.isdigit() and int(length) <= len(body)):
+    if length is not None and not (
+        length.isascii() and length.isdigit() and len(length) <= 12 and int(length) <= len(body)
+    ):
         raise RequestError(f"{HEADER} is {length[:40]!r}; it must be a number up to the body's {len(body)} bytes")
     size = len(body) if length is None else int(length)
     try:

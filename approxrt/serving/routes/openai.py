@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from approxrt.serving.disconnect import while_connected
 from approxrt.serving.registry import Answer, EmbedOptions, Served, ServedDecoder
 from approxrt.serving.routes.body import Body, Integer
-from approxrt.serving.routes.common import TokenId, as_texts, registry_of, reply
+from approxrt.serving.routes.common import Strings, TokenIdLists, TokenIds, as_texts, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 class EmbeddingsBody(Body):
     """`dimensions`: the first so many elements, of length 1 again (for models that were trained for it)."""
 
-    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    input: str | Strings | TokenIds | TokenIdLists
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Integer | None = None

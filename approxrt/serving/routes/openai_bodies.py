@@ -8,12 +8,14 @@ it asks for what is done anyway.
 from __future__ import annotations
 
 import sys
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from approxrt.runtime.generation.sampling import Sampling
 from approxrt.serving.errors import RequestError
 from approxrt.serving.routes.body import Body, Integer, Neutral, Real
-from approxrt.serving.routes.common import TokenId
+from approxrt.serving.routes.common import Strings, TokenIdLists, TokenIds
 from approxrt.serving.routes.openai_messages import ChatMessage
 
 RANDOM_SEED = -1  # llama.cpp's word for a new one every time
@@ -76,7 +78,7 @@ class TextBody(Body):
     max_completion_tokens: Integer | None = None
     temperature: Real | None = None
     top_p: Real | None = None
-    stop: str | list[str] | None = None
+    stop: str | Strings | None = None
     seed: Integer | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -138,11 +140,11 @@ class TextBody(Body):
 
 
 class CompletionBody(TextBody):
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Strings | TokenIds | TokenIdLists
 
 
 class ChatBody(TextBody):
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)]
 
     def refuse_unknown(self, place: str = "") -> None:
         """Refuse unknown fields of the messages, too."""

@@ -11,7 +11,9 @@ import contextlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from approxrt.serving.errors import RequestError
 from approxrt.serving.routes.body import Body, Neutral
@@ -41,9 +43,9 @@ class ToolCall(Body):
 
 class ChatMessage(Body):
     role: str
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
 
     plain: ClassVar[Neutral] = {"annotations": ([],), "refusal": ("",)}

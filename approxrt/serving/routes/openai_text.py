@@ -27,6 +27,7 @@ from approxrt.serving.routes.route import JsonRoute
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+STOP_CHARACTERS = 1000
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 
 
@@ -43,7 +44,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
         raise TooLarge(f"{len(prompts)} prompts in one request; the limit is {served.settings.max_inputs}")
     requests = []
     for prompt in prompts:
-        ids = served.model.tokenize(prompt) if isinstance(prompt, str) else prompt
+        ids = await served.tokenize(prompt) if isinstance(prompt, str) else prompt
         requests.append(_request(served, ids, body, COMPLETION_TOKENS))
     return await _answer(request, served, requests, body, _CompletionForm())
 
@@ -52,21 +53,27 @@ async def completions(request: Request, body: CompletionBody) -> Response:
 async def chat(request: Request, body: ChatBody) -> Response:
     """The assistant's answer to a conversation, through the model's chat template."""
     served = registry_of(request).decoder(body.model)
-    ids = served.model.tokenize(conversation(body.messages, served.model.decoder_spec.chat_template or ""))
+    ids = await served.tokenize(conversation(body.messages, served.model.decoder_spec.chat_template or ""))
     # Without a number the answer may take what the context has left.
     return await _answer(request, served, [_request(served, ids, body, None)], body, _ChatForm())
 
 
 def _request(served: ServedDecoder, ids: list[int], body: TextBody, default: int | None) -> TextRequest:
     """A text of at most as many tokens as are asked for, or as the context has room for. Raises ContextOverflow."""
-    context = served.model.decoder_spec.max_positions
+    context, stops = served.model.decoder_spec.max_positions, body.stops()
+    most = served.settings.max_stops
+    if len(stops) > most:
+        raise RequestError(f"stop has {len(stops)} strings; the limit is {most}: give fewer", param="stop")
+    if any(len(stop) > STOP_CHARACTERS for stop in stops):
+        longest = max(map(len, stops))
+        raise RequestError(f"stop has a string of {longest} characters; the limit is {STOP_CHARACTERS}", param="stop")
     if len(ids) > context:
         raise ContextOverflow(f"the prompt has {len(ids)} tokens; the model's context has {context}: shorten it")
     # The last new token is not read again.
     room = context - len(ids) + 1
     wanted = body.new_tokens()
     wanted = default if wanted is None else wanted
-    return served.model.request(ids, room if wanted is None else min(wanted, room), body.sampling(), body.stops())
+    return served.model.request(ids, room if wanted is None else min(wanted, room), body.sampling(), stops)
 
 
 # -- answers ------------------------------------------------------------------

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from approxrt.serving.routes.body import Body
+from approxrt.serving.routes.json_body import read_body
 
 
 class JsonRoute(APIRoute):
@@ -30,15 +31,18 @@ class JsonRoute(APIRoute):
             return super().get_route_handler()
         endpoint: Callable[[Request, BaseModel], Awaitable[Response]] = self.endpoint
 
-        async def handle(request: Request) -> Response:
+        def read(raw: bytes) -> BaseModel:
             try:
-                body = model.model_validate_json(await request.body())
+                body: BaseModel = model.model_validate_json(raw)
             except ValidationError as error:
-                faults = [fault | {"loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
-                raise RequestValidationError(faults) from None
+                faults = error.errors(include_url=False, include_input=False, include_context=False)
+                raise RequestValidationError([fault | {"loc": ("body", *fault["loc"])} for fault in faults]) from None
             if isinstance(body, Body):
                 body.refuse_unknown()
-            return await endpoint(request, body)
+            return body
+
+        async def handle(request: Request) -> Response:
+            return await endpoint(request, await read_body(request, read))
 
         return handle
 

@@ -14,7 +14,18 @@ from approxrt.serving.disconnect import while_connected
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import EmbedOptions, Registry, Served, ServedDecoder
 from approxrt.serving.routes.body import Body, Integer, Neutral
-from approxrt.serving.routes.common import Side, TokenId, as_texts, rank, registry_of, relevance, reply
+from approxrt.serving.routes.common import (
+    Side,
+    StringLists,
+    Strings,
+    TokenIdLists,
+    TokenIds,
+    as_texts,
+    rank,
+    registry_of,
+    relevance,
+    reply,
+)
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.settings import Settings
 from approxrt.version import __version__
@@ -25,7 +36,7 @@ router = APIRouter(tags=["text-embeddings-inference"], route_class=JsonRoute)
 class EmbedBody(Body):
     """`inputs`: a text, texts, token ids or lists of them. `dimensions`: so many elements, then normalised."""
 
-    inputs: str | list[str] | list[TokenId] | list[list[TokenId]]
+    inputs: str | Strings | TokenIds | TokenIdLists
     normalize: bool | None = None
     truncate: bool | None = None
     truncation_direction: Side | None = None
@@ -39,7 +50,7 @@ class EmbedBody(Body):
 class PredictBody(Body):
     """`inputs`: a text, [a text], a pair [a, b], or a list of [a] and [a, b]."""
 
-    inputs: str | list[str] | list[list[str]]
+    inputs: str | Strings | StringLists
     raw_scores: bool | None = None
     truncate: bool | None = None
     truncation_direction: Side | None = None
@@ -48,7 +59,7 @@ class PredictBody(Body):
 
 class RerankBody(Body):
     query: str
-    texts: list[str]
+    texts: Strings
     raw_scores: bool | None = None
     return_text: bool | None = None
     truncate: bool | None = None
@@ -58,7 +69,7 @@ class RerankBody(Body):
 
 class Similarity(Body):
     source_sentence: str
-    sentences: list[str]
+    sentences: Strings
 
 
 class SimilarityParameters(Body):
