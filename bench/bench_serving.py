@@ -1,14 +1,19 @@
 """Requests a second over loopback: `approxrt serve` beside a plain FastAPI server around ONNX Runtime's int8 model.
 
     python bench/bench_serving.py load ARTIFACT --checkpoint checkpoint/ --texts SST-2/dev.tsv --out serving.json
-    python bench/bench_serving.py soak ARTIFACT --texts SST-2/dev.tsv --seconds 600
+    python bench/bench_serving.py fairness ARTIFACT --texts SST-2/dev.tsv --out serving-fairness.json
+    python bench/bench_serving.py soak ARTIFACT --texts SST-2/dev.tsv --seconds 600 --hostile
 
 Each server is a process of its own; so is the load: connections that are kept open, each with one request under way,
 one sentence a request. The load takes part of the same cores, for both servers alike: a share of the bare engine's
 throughput (all sentences in one call, tokenised) counts that part as lost.
 
+`fairness` measures single sentences of one client, alone and beside another that sends requests of 1,024 texts without
+end, and how long `/health` takes meanwhile.
+
 `soak` mixes good requests (every answer is checked against its sentence) with bad ones (each must be a 4xx that says
-why) and with clients that hang up, and watches the server's memory.
+why) and with clients that hang up, and watches the server's memory; with --hostile beside clients that attack it
+(serving_attacks.py).
 """
 
 from __future__ import annotations
@@ -30,7 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import serving_attacks as attacks
 import uvloop
+from serving_attacks import request
 
 HERE = Path(__file__).resolve().parent
 CLIENTS = (1, 8, 64)
@@ -94,11 +101,6 @@ class Connection:
         start = head.lower().index(b"content-length:") + 15
         body = await self.reader.readexactly(int(head[start : head.index(b"\r\n", start)]))
         return status, body
-
-
-def request(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
 
 
 async def load(port: int, texts: list[str], clients: int, seconds: float) -> dict[str, float]:
@@ -193,6 +195,72 @@ def ort_folder(checkpoint: Path, work: Path) -> Path:
     return folder
 
 
+# -- fairness -------------------------------------------------------------------
+
+
+async def percentiles(port: int, raws: list[bytes], seconds: float) -> dict[str, float]:
+    """p50_ms and p99_ms of requests, one after the other on one connection."""
+    connection, times = await Connection.open(port), []
+    end = time.perf_counter() + seconds
+    while (begin := time.perf_counter()) < end:
+        status, _ = await connection.ask(raws[len(times) % len(raws)])
+        if status != 200:
+            raise SystemExit(f"the server answers {status}")
+        times.append(time.perf_counter() - begin)
+    connection.writer.close()
+    p50, p99 = (float(x) * 1e3 for x in np.percentile(times, (50, 99)))
+    return {"requests": len(times), "p50_ms": p50, "p99_ms": p99}
+
+
+async def fairness(port: int, texts: list[str], seconds: float) -> dict[str, Any]:
+    """Measure single sentences and /health, alone and beside a flood from the same address."""
+    raws = [request("/predict", json.dumps({"inputs": text}).encode()) for text in texts]
+    health = [b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]
+    alone = await percentiles(port, raws, seconds)
+    found: dict[str, Any] = {"alone": alone, "beside": {}}
+    floods = {
+        "1024 long texts a request": json.dumps({"inputs": [["film " * 505]] * 1024, "truncate": True}).encode(),
+        "1024 sentences a request": json.dumps({"inputs": [[text] for text in (texts * 2)[:1024]]}).encode(),
+    }
+    for name, body in floods.items():
+        stop = asyncio.Event()
+
+        async def flood(raw: bytes, stop: asyncio.Event) -> None:
+            connection = await Connection.open(port)
+            while not stop.is_set():
+                await connection.ask(raw)
+
+        flooding = asyncio.create_task(flood(request("/predict", body), stop))
+        await asyncio.sleep(1.0)
+        beside = await percentiles(port, raws, seconds)
+        asked = await percentiles(port, health, seconds / 2)
+        ratios = {key: beside[key] / alone[key] for key in ("p50_ms", "p99_ms")}
+        found["beside"][name] = {**beside, "over_alone": ratios, "health_p99_ms": asked["p99_ms"]}
+        stop.set()
+        flooding.cancel()
+        await asyncio.sleep(2.0)
+    return found
+
+
+def run_fairness(args: argparse.Namespace) -> dict[str, Any]:
+    from approxrt.benchmark import report
+
+    texts = read_texts(args.texts)
+    with server(ours(args.artifact, args.threads)) as (port, _):
+        found = uvloop.run(fairness(port, texts, args.seconds))
+    return {
+        "schema": "approxrt.fairness/1",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": f"bench_serving.py fairness {args.artifact.name} --texts {args.texts.name} "
+        f"--seconds {args.seconds:g}",
+        "commit": report.git_commit(),
+        "machine": report.machine(),
+        "versions": report.versions(),
+        "threads": args.threads,
+        **found,
+    }
+
+
 # -- the soak ---------------------------------------------------------------------
 
 BAD = (
@@ -219,7 +287,7 @@ async def soak(port: int, pid: int, texts: list[str], answers: list[Any], args: 
     """Counts, and memory after the first tenth of the time and at the end."""
     counts = {"good": 0, "bad": 0, "hung_up": 0, "crossed": 0, "lost": 0, "bad_without_reason": 0}
     end = time.perf_counter() + args.seconds
-    rng = random.Random(0)
+    rng, times = random.Random(0), list[float]()
 
     async def client() -> None:
         connection = await Connection.open(port)
@@ -243,7 +311,9 @@ async def soak(port: int, pid: int, texts: list[str], answers: list[Any], args: 
                 count = rng.choice((1, 1, 1, 4))
                 places = [(i + j) % len(texts) for j in range(count)]
                 raw = request("/predict", json.dumps({"inputs": [[texts[p]] for p in places]}).encode())
+                asked = time.perf_counter()
                 status, content = await connection.ask(raw)
+                times.append(time.perf_counter() - asked)
                 counts["good"] += 1
                 got = json.loads(content)
                 counts["crossed"] += status != 200 or [row[0] for row in got] != [answers[p] for p in places]
@@ -257,8 +327,19 @@ async def soak(port: int, pid: int, texts: list[str], answers: list[Any], args: 
         await asyncio.sleep(max(0.0, end - time.perf_counter() - 0.2))
         return early, resident(pid)
 
-    memory, *_ = await asyncio.gather(watch(), *(client() for _ in range(args.clients)))
-    return {**counts, "early_bytes": memory[0], "late_bytes": memory[1], "growth": memory[1] / memory[0] - 1}
+    attacked: dict[str, int] = {}
+    hostile = asyncio.get_running_loop().time() + args.seconds
+    others = [attacks.attack_until(port, hostile, attacked) for _ in range(2 if args.hostile else 0)]
+    memory, *_ = await asyncio.gather(watch(), *(client() for _ in range(args.clients)), *others)
+    waits = dict(zip(("p50_ms", "p99_ms", "longest_ms"), np.percentile(times, (50, 99, 100)) * 1e3, strict=True))
+    return {
+        **counts,
+        **{key: float(value) for key, value in waits.items()},
+        "attacks": attacked,
+        "early_bytes": memory[0],
+        "late_bytes": memory[1],
+        "growth": memory[1] / memory[0] - 1,
+    }
 
 
 def run_soak(args: argparse.Namespace) -> dict[str, Any]:
@@ -289,7 +370,7 @@ def run_soak(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("load", "soak"))
+    parser.add_argument("what", choices=("load", "fairness", "soak"))
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--texts", type=Path, required=True, help="a .tsv with a column sentence or text")
     parser.add_argument("--checkpoint", type=Path, help="what ONNX Runtime's int8 model is made from")
@@ -297,9 +378,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=16, help="of a soak")
+    parser.add_argument("--hostile", action="store_true", help="attack the server during a soak")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    document = run_load(args) if args.what == "load" else run_soak(args)
+    document = {"load": run_load, "fairness": run_fairness, "soak": run_soak}[args.what](args)
     text = json.dumps(document, indent=1) + "\n"
     if args.out is None:
         print(text, end="")

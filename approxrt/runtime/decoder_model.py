@@ -20,6 +20,7 @@ from approxrt.runtime.failures import panics_as_errors
 from approxrt.runtime.generation.sampling import Sampling
 from approxrt.runtime.generation.sequences import Request, Sequence, grow, grow_together, step
 from approxrt.runtime.generation.streaming import check_stop, hidden_tokens
+from approxrt.runtime.long_text import encode_apart
 from approxrt.runtime.model import Model
 from approxrt.runtime.tokenize import load_tokenizer
 
@@ -82,7 +83,7 @@ class DecoderModel(Model):
         """
         if isinstance(prompt, str):
             with panics_as_errors("the prompt"):
-                ids: list[int] = self._tokenizer.encode(prompt).ids
+                ids: list[int] = encode_apart(self._tokenizer, prompt, add_special_tokens=True).ids
         else:
             rendered = render(self.decoder_spec, prompt, self._chat.control_tokens)
             with panics_as_errors("the conversation"):

@@ -23,6 +23,14 @@ _EMOJI = "[\U0001f300-\U0001f64f\U0001f680-\U0001f6c5]"
 _SPLITTERS = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace")
 
 
+def encode_apart(tokenizer: Any, text: str, add_special_tokens: bool = False) -> Any:
+    """Return the encoding of one text. Other threads of the process run meanwhile.
+
+    The library's `encode` keeps Python's lock, for a second a megabyte; `encode_batch` does not.
+    """
+    return tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+
 class LongTextCutter:
     """Cuts texts for a tokenizer that keeps `max_length` tokens of them.
 
@@ -49,7 +57,7 @@ class LongTextCutter:
             piece = text[-size:] if self._left else text[:size]
             if self._shorten is not None:
                 piece = self._shorten.sub(_kept, piece)
-            words = self._tokenizer.encode(piece, add_special_tokens=False).word_ids
+            words = encode_apart(self._tokenizer, piece).word_ids
             if len(words) > wanted:
                 # Words are numbered from the beginning; those of added tokens are numbered, too.
                 first, last = words[0] or 0, words[-1] or 0
@@ -79,7 +87,7 @@ class LongTextCutter:
         return pieces[0], self.cut(second, self._count(pieces[0]))
 
     def _count(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(encode_apart(self._tokenizer, text).ids)
 
 
 def _splits(pre_tokenizer: dict[str, Any] | None) -> bool:

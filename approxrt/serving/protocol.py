@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -41,6 +41,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     settings = Settings()
     most = 1
+    waiting: ClassVar[dict[LimitedProtocol, None]] = {}  # for a head, those that have waited longest first
 
     def __init__(
         self,
@@ -65,12 +66,19 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.head_since = time.monotonic()
         if len(self.connections) > self.most:
-            waiting = [c for c in self.connections if c is not self and isinstance(c, LimitedProtocol) and c.is_waiting]
-            if waiting:
-                min(waiting, key=lambda c: c.head_since or 0.0).transport.abort()
+            oldest = next((c for c in self.waiting if c.is_waiting), None)
+            if oldest is not None:
+                del self.waiting[oldest]
+                oldest.transport.abort()
             else:
                 self.refuse(503, f"{self.most} connections are open, which is the limit: try again later")
+        self.waiting[self] = None
         _sweep_from_now_on(self.server_state, self.loop)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.waiting.pop(self, None)
+        super().connection_lost(exc)
 
     @property
     def is_waiting(self) -> bool:
@@ -81,7 +89,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """End what takes too long."""
         settings = self.settings
         if self.head_since is not None and now - self.head_since > settings.header_s and self.is_waiting:
-            self.refuse(408, f"no complete head within {settings.header_s:g} s")
+            self.transport.abort()  # who has not asked is not answered
         elif self.body_since is not None and now - self.body_since > settings.body_s:
             self.refuse(408, f"the body did not end within {settings.body_s:g} s")
         elif self.unread_since is not None and now - self.unread_since > settings.body_s:
@@ -158,7 +166,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self.fault = (429, f"over {most} requests were sent before their answers were read: wait for answers")
         if self.fault is None:
             self.body_since = time.monotonic()
+            self.waiting.pop(self, None)
             super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next head."""
+        self.waiting[self] = None
+        super().on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -186,6 +200,7 @@ def limited_protocol(settings: Settings) -> type[LimitedProtocol]:
         most = most_connections(settings)
 
     ServerProtocol.settings = settings
+    ServerProtocol.waiting = {}
     return ServerProtocol
 
 

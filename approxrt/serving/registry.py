@@ -121,7 +121,11 @@ class Served:
 
     async def _encode(self, texts: Sequence[Text], truncate: bool, side: str | None) -> Encoded:
         self._check_count(len(texts))
-        size = sum(len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts)
+        sizes = [len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts]
+        most, size = self.settings.max_characters, sum(sizes)
+        if max(sizes) > most:
+            i = int(np.argmax(sizes))
+            raise TooLarge(f"text {i} has {sizes[i]} characters; the limit is {most}: shorten it")
         if size <= INLINE_CHARACTERS:
             return self.model.encode(texts, truncate, side)
         return await asyncio.get_running_loop().run_in_executor(None, self.model.encode, texts, truncate, side)
@@ -143,6 +147,9 @@ class ServedDecoder:
         loop = asyncio.get_running_loop()
         if not isinstance(prompt, str):  # its template may take a while
             return await loop.run_in_executor(None, self.model.tokenize, prompt)
+        if len(prompt) > self.settings.max_characters:
+            most = self.settings.max_characters
+            raise TooLarge(f"the prompt has {len(prompt)} characters; the limit is {most}: shorten it")
         if len(prompt) <= INLINE_CHARACTERS:
             return self.model.tokenize(prompt)
         return await loop.run_in_executor(None, self._tokenize_long, prompt)

@@ -14,6 +14,7 @@ LEAST = {
     "max_queue": 1,
     "max_sequences": 1,
     "max_inputs": 1,
+    "max_characters": 1,
     "max_request_tokens": 1,
     "max_values": 1,
     "max_stops": 1,
@@ -35,6 +36,7 @@ class Settings:
     timeout_s          until a request that still waits is answered with 503
     max_sequences      texts that are generated side by side
     max_inputs         texts of one request
+    max_characters     of one text, before it is tokenised (and cut, where that is asked for)
     max_request_tokens tokens of one request's texts together
     max_values         numbers, texts and other values in one request's JSON
     max_stops          strings that may end one request's text, of up to 1000 characters each
@@ -58,6 +60,7 @@ class Settings:
     timeout_s: float = 60.0
     max_sequences: int = 8
     max_inputs: int = 1024
+    max_characters: int = 1_000_000
     max_request_tokens: int = 1_000_000
     max_values: int = 262_144
     max_stops: int = 64

@@ -16,6 +16,7 @@ from typing import Any
 
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.errors import InputError, MissingDependencyError, UnsupportedTaskError
+from approxrt.runtime.long_text import encode_apart
 
 Messages = Sequence[Mapping[str, Any]]
 _MAX_NESTING = 32
@@ -126,7 +127,7 @@ class ChatTokenizer:
         tokenizer makes a control token of text.
         """
         if not rendered.marks:
-            whole: list[int] = self._whole.encode(rendered.text, add_special_tokens=False).ids
+            whole: list[int] = encode_apart(self._whole, rendered.text).ids
             return whole
         ids: list[int] = []
         plain, strip = "", False
@@ -151,7 +152,7 @@ class ChatTokenizer:
         yield text[at:], None
 
     def _as_text(self, text: str) -> list[int]:
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids if text else []
+        ids: list[int] = encode_apart(self._plain, text).ids if text else []
         made = {i for i, _ in self._special.values()} & set(ids)
         if made:
             raise InputError(
