@@ -33,7 +33,8 @@ class _Job:
 
     def __init__(self, request: Request) -> None:
         self.request, self.since = request, time.perf_counter()
-        self.sequence: Sequence | None = None
+        self.sequence: Sequence | None = None  # while it is under way
+        self.begun = False
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         self.left = False
 
@@ -88,7 +89,7 @@ class Generator:
     async def _follow(self, job: _Job) -> AsyncIterator[Piece]:
         try:
             while True:
-                if job.sequence is None:
+                if not job.begun:
                     piece = await self._first(job)
                 else:
                     piece = await job.pieces.get()
@@ -106,7 +107,7 @@ class Generator:
         try:
             return await asyncio.wait_for(job.pieces.get(), limit)
         except asyncio.TimeoutError:
-            if job.sequence is not None:
+            if job.begun:
                 return await job.pieces.get()
             return Unavailable(f"no place within {limit:g} s: the server is too busy; try again", retry_after=1)
 
@@ -157,7 +158,10 @@ class Generator:
             await asyncio.sleep(0)
 
     def _admit_waiting(self) -> None:
-        self._active = [j for j in self._active if not j.left and j.sequence and j.sequence.finish_reason is None]
+        under_way = [j for j in self._active if not j.left and j.sequence and j.sequence.finish_reason is None]
+        for job in set(self._active) - set(under_way):
+            job.sequence = None  # with its cache: whoever reads its pieces may take a while
+        self._active = under_way
         while self._waiting and len(self._active) < self._settings.max_sequences:
             job = self._waiting.pop()
             if job.left:
@@ -167,5 +171,6 @@ class Generator:
             except Exception as error:  # no memory for its cache
                 job.pieces.put_nowait(error)
                 continue
+            job.begun = True
             self._waited.observe(time.perf_counter() - job.since)
             self._active.append(job)

@@ -23,12 +23,14 @@ from approxrt.pruning.second_order import LinearStatistics
 from approxrt.significance.linear_sums import LinearSums
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
+from approxrt.torch_models.device import release_memory
 from approxrt.torch_models.encoder import Batch, Output, TorchEncoder, make_batch
 
 LIMIT = BatchLimit(32, 2048)
-# What is kept of a batch until its gradients come: about so many vectors of the hidden size a token and layer (100 kB a
-# token of MiniLM, 400 of BERT-base), and how much of it at once on a CPU.
-KEPT_VECTORS, KEPT_BYTES = 11, 256 << 20
+# What is kept of a batch until its gradients come: about so many vectors of the hidden size a token and layer (330 kB a
+# token of MiniLM, 1.3 MB of BERT-base), and how much of it at once on a CPU.
+KEPT_VECTORS, KEPT_BYTES = 36, 680 << 20
+RELEASE_EVERY = 256  # texts
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def collect(
             loss = sampled_loss(spec, model(batch), generator)
             pass_.end(loss)
             done += len(part)
+            if done // RELEASE_EVERY > (done - len(part)) // RELEASE_EVERY:
+                release_memory()
             if progress:
                 progress.count(done, len(examples.ids), "collecting statistics")
     return pass_.result()

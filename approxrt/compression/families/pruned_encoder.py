@@ -19,6 +19,7 @@ from approxrt.quantization.gptq import round_weights
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import Statistics, collect
 from approxrt.tasks.examples import Examples
+from approxrt.torch_models.device import release_memory
 from approxrt.torch_models.encoder import TorchEncoder
 
 
@@ -50,6 +51,8 @@ class PrunedEncoder:
         With `reorder`, FFN channels come by falling error of their removal first, so that weak ones share tiles.
         """
         progress = progress or Progress()
+        self.scores = {}  # those of the model as it was: no need to hold them beside the statistics
+        release_memory()
         found = collect(self.model, self.examples, self.seed + self.rounds, progress=progress.part(0.0, 0.3))
         self.rounds += 1
         self.means, self.scores = dict(found.means), {}
@@ -113,10 +116,13 @@ class PrunedEncoder:
 
     def refit(self, progress: Progress | None = None) -> None:
         """All that is left follows the dense model again."""
+        release_memory()
         refit(self.model, self.dense, self.examples, RefitOptions(self.kept), progress)
 
     def round(self, kinds: Mapping[str, LinearKind]) -> dict[str, build.LinearTensors]:
         """GPTQ of the layers' linears in their kinds; the model takes the rounded weights and their biases."""
+        self.scores = {}
+        release_memory()
         found = collect(self.model, self.examples, self.seed + self.rounds)
         out: dict[str, build.LinearTensors] = {}
         for name in self._linears():
