@@ -183,6 +183,20 @@ def test_bodies_of_a_million_things(server: Address, path: str, head: str, unit:
     assert time.monotonic() - begin < PATIENCE_S
 
 
+def test_a_client_that_leaves_amid_its_body_is_no_failure(
+    models: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is counted, and does not fill the log."""
+    with running(models) as address:
+        head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        connect(address, head + b"Content-Length: 100\r\n\r\n{").close()
+        end = time.monotonic() + PATIENCE_S
+        while 'route="/predict",status="499"' not in address.ask("GET", "/metrics")[1].decode():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize("path", ["/embed", "/predict", "/v1/embeddings", "/v1/completions", "/rerank"])
 def test_one_fault_is_enough(server: Address, path: str) -> None:
     field = {"/v1/embeddings": "input", "/v1/completions": "prompt", "/rerank": "texts"}.get(path, "inputs")

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
-from approxrt.serving.errors import TooLarge
+from approxrt.serving.errors import ClientLeft, TooLarge
 from approxrt.serving.settings import Settings
 
 T = TypeVar("T")
@@ -26,7 +27,10 @@ _READER = ThreadPoolExecutor(1, thread_name_prefix="approxrt-json")
 
 async def read_body(request: Request, read: Callable[[bytes], T]) -> T:
     """Return what `read` makes of the request's body. Raises TooLarge, and what `read` raises."""
-    raw = await request.body()
+    try:
+        raw = await request.body()
+    except ClientDisconnect:
+        raise ClientLeft("the client has closed its connection amid its body") from None
     settings: Settings = request.app.state.settings
     if len(raw) <= INLINE_BYTES:
         return read(raw)
