@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fuzzing import FUZZ, bounded, damaged, documents, to_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from approxrt.errors import ApproxrtError
+from approxrt.errors import ApproxrtError, CheckpointWarning
 from approxrt.models import checkpoint as encoders
 from approxrt.models import decoder as decoders
 from approxrt.models.tokenizer import load_tokenizer
@@ -60,20 +61,22 @@ class Checkpoints:
             family: load_tokenizer(folder, typed=family not in DECODERS) for family, folder in self.sound.items()
         }
 
-    def read(self, family: str, name: str, data: bytes) -> None:
-        """Read the checkpoint of a family whose file `name` holds `data`."""
+    def read(self, family: str, name: str, data: bytes) -> list[Exception]:
+        """Read the checkpoint of a family whose file `name` holds `data`, and return how it is refused, if it is."""
         folder = self.root / "changed"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.sound[family], folder)
         (folder / name).write_bytes(data)
         tokenizer = self.tokenizers[family]
-        with pytest.MonkeyPatch.context() as patch, bounded(ApproxrtError):
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), bounded(ApproxrtError) as raised:
             for module in (encoders, decoders):
                 patch.setattr(module, "load_tokenizer", lambda *_, **__: tokenizer)
             if family in DECODERS:
+                warnings.simplefilter("ignore", CheckpointWarning)
                 decoders.load_any_decoder(folder)
             else:
                 encoders.load_checkpoint(folder)
+        return raised
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint
     made = Checkpoints(tmp_path_factory.mktemp("checkpoints"))
     for family in made.sound:
         sound = (made.sound[family] / CONFIG).read_bytes()
-        made.read(family, CONFIG, sound)  # what is imported late is imported now
+        assert not made.read(family, CONFIG, sound)  # and what is imported late is imported now
     yield made
 
 
@@ -112,7 +115,7 @@ def test_bytes(checkpoints: Checkpoints, data: st.DataObject, family: str, name:
 def test_corpus(checkpoints: Checkpoints, name: str) -> None:
     """What was found once; checkpoint-FAMILY-FILE/NAME is the content of FILE."""
     _, family, file = Path(name).parent.name.split("-", 2)
-    checkpoints.read(family, file, (CORPUS / name).read_bytes())
+    assert checkpoints.read(family, file, (CORPUS / name).read_bytes())
 
 
 def test_there_is_a_corpus() -> None:
