@@ -115,9 +115,11 @@ def read_context(config: Config, rope: RopeSpec) -> int:
     positions = config.size("max_position_embeddings")
     if rope.scaling != "linear" or rope.factor <= 1:
         return positions
-    original = _rope_options(config).get("original_max_position_embeddings")
-    known = type(original) is int and 0 < original <= MAX_CONTEXT
-    stretched = int((original if known else positions) * rope.factor)
+    options = _rope_options(config)
+    original = options.get("original_max_position_embeddings")
+    given = type(original) is int and original > 0
+    before = _rope_number(options, "original_max_position_embeddings") if given else positions
+    stretched = int(before * rope.factor)
     return min(MAX_CONTEXT, max(positions, stretched))
 
 

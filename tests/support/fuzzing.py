@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 # `make test` has a minute for all of tests/fuzz; `make fuzz` sets more.
-EXAMPLES = int(os.environ.get("APPROXRT_FUZZ_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("APPROXRT_FUZZ_EXAMPLES", "300"))
 # Shrinking what was found takes longer than finding it: CI wants the failure.
 FUZZ = settings(
     max_examples=EXAMPLES,
