@@ -42,10 +42,11 @@ def parse_tokenizer(data: bytes, rows: int) -> Any:
                 f"has ids up to {beyond[-1][0]}, the embedding table {rows} rows: {named}{more} have none; is it "
                 "another model's? Convert the checkpoint again"
             )
-    if max(around, default=0) >= rows:
+    highest = max(around, default=0)
+    if highest >= rows:
         raise ValueError(
-            f"puts the id {max(around)} around every text, the embedding table has {rows} rows: is it another model's? "
-            "Convert the checkpoint again"
+            f"puts the token {tokenizer.id_to_token(highest)!r:.80} (id {highest}) around every text, the embedding "
+            f"table has {rows} rows: is it another model's? Convert the checkpoint again"
         )
     return tokenizer
 

@@ -50,11 +50,17 @@ class CheckpointTokenizer:
     def check_rows(self, rows: int) -> None:
         """Compare ids with the `rows` of the embedding table.
 
-        Raises CheckpointError naming tokens of the vocabulary that have none. Added tokens may lack a row: transformers
-        runs such a checkpoint as long as no text has them, so a CheckpointWarning names them, and texts with them are
-        refused.
+        Raises CheckpointError naming tokens of the vocabulary, or of those around every text, that have none. Added
+        tokens may lack a row: transformers runs such a checkpoint as long as no text has them, so a CheckpointWarning
+        names them, and texts with them are refused.
         """
         backend = self.original.backend_tokenizer
+        around = [(i, backend.id_to_token(i)) for i in sorted({*self.original("")["input_ids"]}) if i >= rows]
+        if around:
+            raise CheckpointError(
+                f"the tokenizer puts {_named(around)} around every text, and the embedding table has {rows} rows: name "
+                "tokens that the model knows in tokenizer_config.json, or resize_token_embeddings and train"
+            )
         if len(self.original) <= rows and max(backend.get_added_tokens_decoder(), default=0) < rows:
             vocabulary = backend.get_vocab_size(with_added_tokens=False)
             if vocabulary <= rows and backend.id_to_token(rows) is None:

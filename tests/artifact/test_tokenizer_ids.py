@@ -63,7 +63,10 @@ def test_ids_around_every_text_are_compared(tmp_path: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A [END]", pair="$A [END] $B [END]", special_tokens=[("[END]", end)]
     )
-    with pytest.raises(ValueError, match=f"puts the id {end} around every text, the embedding table has {rows} rows"):
+    with pytest.raises(
+        ValueError,
+        match=rf"puts the token '\[END\]' \(id {end}\) around every text, the embedding table has {rows} rows",
+    ):
         parse_tokenizer(tokenizer.to_str().encode(), rows)
     parse_tokenizer(tokenizer.to_str().encode(), rows + 1)
 
