@@ -23,7 +23,7 @@ from approxrt.artifact.mapped import Bytes, WeightsFile
 TABLES = "embeddings."
 # Pieces in memory; a file whose tables lie in more places is kept in one.
 _MOST_PIECES = 64
-# Read in one call: a reader that is no longer wanted ends within milliseconds.
+# Read in one call, which may be short of more than 2 GB.
 _STEP = 16 << 20
 # A damaged file up to this size is read all the same, so that all that is wrong with it is told at once.
 _LOOKED_AT = 64 << 20

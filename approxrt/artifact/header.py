@@ -22,6 +22,7 @@ SIZES = {
 # (mixtures of 256 experts) have 91,000, an artifact of 256 layers 20,000.
 MAX_HEADER_BYTES = 16 << 20
 MAX_HEADER_VALUES = 1_600_000
+MAX_NAME = 1000  # characters; those of real models have some 100
 _MAX_OFFSET = 1 << 62
 
 
@@ -111,6 +112,8 @@ def _within(
 
 def _parse_entry(name: str, entry: Any) -> Entry | str:
     """Return the entry, or what is wrong with it."""
+    if len(name) > MAX_NAME:
+        return f"its name has {len(name)} characters; the limit is {MAX_NAME}"
     if not isinstance(entry, dict):
         return "its entry is not an object"
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")

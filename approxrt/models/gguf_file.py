@@ -38,6 +38,7 @@ MAX_KEYS = 1 << 14
 MAX_TENSORS = 1 << 16
 MAX_STRINGS = 1 << 20
 MAX_HEADER_BYTES = 32 << 20
+MAX_NAME = 1000  # of keys and tensors, in characters
 # Elements that are turned to floats in one go: the package's temporaries are several times as large.
 _BLOCK = 1 << 20
 
@@ -238,7 +239,7 @@ class _Header:
         self._check_count("tensors", tensors, MAX_TENSORS)
         self._check_count("keys", keys, MAX_KEYS)
         for _ in range(keys):
-            key = self._string("a key")
+            key = self._name("a key")
             (kind,) = self._numbers("<I")
             if key in self.metadata:
                 raise self._damaged(f"the key {key} is there twice")
@@ -316,7 +317,7 @@ class _Header:
             raise self._damaged(f"its header says {count} {what}; the limit is {most}")
 
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._string("a tensor's name")
+        name = self._name("a tensor's name")
         (count,) = self._numbers("<I")
         if not 1 <= count <= MAX_DIMENSIONS:
             raise self._damaged(f"tensor {name!r} has {count} dimensions; 1 to {MAX_DIMENSIONS} are possible")
@@ -378,6 +379,13 @@ class _Header:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self._damaged(f"{what} is not UTF-8: {error}") from None
+
+    def _name(self, what: str) -> str:
+        """A string that messages will quote."""
+        name = self._string(what)
+        if len(name) > MAX_NAME:
+            raise self._damaged(f"{what} has {len(name)} characters; the limit is {MAX_NAME}")
+        return name
 
     def _numbers(self, layout: str) -> tuple[int, ...]:
         try:

@@ -112,6 +112,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config of 20 MB": (whole("config.json", bytes(20 << 20)), "config.json has 20971520 bytes; the limit is"),
     "a header of 100 MB": (header(100_000_000), "its header has 100000000 bytes; the limit is"),
     "a header of 15 million values": (header(len(MANY), MANY), "values; the limit is"),
+    "a name of 2 MB": (
+        header(2_000_052, b'{"' + 2_000_000 * b"n" + b'":{"dtype":"I8","shape":[0],"data_offsets":[0,0]}}'),
+        "its name has 2000000 characters; the limit is",
+    ),
     "a config of 10 million values": (whole("config.json", MANY), "values; the limit is"),
     "a card of 10 million values": (whole("card.json", MANY), "values; the limit is"),
     "an epsilon of 401 digits": (config_text("1e-12", "1" + 400 * "0"), "layer_norm_eps is 1000"),

@@ -168,6 +168,7 @@ GGUF: dict[str, tuple[bytes, str]] = {
         header(key(b"a", 9, struct.pack("<IQ", 4, 10_000_000) + bytes(40_000_000))), "its header goes on after"
     ),
     "an array of strings of 40 MB": (header(strings(1, string(bytes(40_000_000)))), "its header goes on after"),
+    "a key of 1 MB": (header(key(bytes(1 << 20), 0, b"a")), "a key has 1048576 characters; the limit is"),
     "a key of 2^63 bytes": (header(struct.pack("<Q", 1 << 63) + b"a", count=1), "is truncated or damaged"),
 }  # fmt: skip
 
