@@ -134,6 +134,7 @@ class CopiedFile(WeightsFile):
             start += raw
             faults = header.faults
             if not faults and len(raw) == length:
+                self.header = header
                 return start, _cuts(header, self.size)
         if self.size > _LOOKED_AT:
             raise UnsuitableFile("is no sound safetensors file: " + "; ".join(faults[:5]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from approxrt.artifact.files import parse_json
 
@@ -26,8 +26,7 @@ MAX_NAME = 1000  # characters; those of real models have some 100
 _MAX_OFFSET = 1 << 62
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor as the header has it; `begin` and `end` count from the start of the data."""
 
     name: str

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from approxrt.artifact.files import open_large
+from approxrt.artifact.header import Header
 
 
 class Bytes(Protocol):
@@ -28,6 +29,9 @@ class Bytes(Protocol):
 
 class WeightsFile(ABC):
     """A file's bytes and their SHA-256. Raises OSError when the file cannot be opened, or is none of weights."""
+
+    # What the bytes begin with, where it was parsed on the way: known once `buffer` is.
+    header: Header | None = None
 
     def __init__(self, path: Path) -> None:
         self.name = path.name

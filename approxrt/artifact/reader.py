@@ -273,7 +273,7 @@ def _open_weights(folder: Path, recorded: _Recorded, opening: _Opening, faults: 
 def _read_tensors(weights: WeightsFile, spec: AnySpec | None, faults: list[str]) -> dict[str, np.ndarray]:
     """Return the tensors of the file, checked against `spec` if the file is sound."""
     try:
-        file = tensors_of(WEIGHTS, weights.buffer)
+        file = tensors_of(WEIGHTS, weights.buffer, weights.header)
     except OSError as error:
         faults.append(unreadable(WEIGHTS, error))
         return {}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.files import open_large
-from approxrt.artifact.header import Entry, header_length, parse_header
+from approxrt.artifact.header import Entry, Header, header_length, parse_header
 from approxrt.artifact.mapped import Bytes
 
 # bfloat16 has no numpy type: its bits are handed out as uint16, `to_float32` widens them.
@@ -70,12 +70,16 @@ def open_tensor_file(path: Path) -> TensorFile:
         return tensors_of(path.name, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
-def tensors_of(name: str, buffer: Bytes) -> TensorFile:
-    """The tensors of a safetensors file that is in memory already; `name` is for messages."""
+def tensors_of(name: str, buffer: Bytes, header: Header | None = None) -> TensorFile:
+    """The tensors of a safetensors file that is in memory already; `name` is for messages.
+
+    `header` is what these very bytes begin with, if somebody has parsed it.
+    """
     size = len(buffer)
     try:
-        length = header_length(name, bytes(buffer[:8]), size)
-        header = parse_header(name, bytes(buffer[8 : 8 + length]), size)
+        if header is None:
+            length = header_length(name, bytes(buffer[:8]), size)
+            header = parse_header(name, bytes(buffer[8 : 8 + length]), size)
     except ValueError as error:
         return TensorFile({}, [str(error)])
     if header.faults:

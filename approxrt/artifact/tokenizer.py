@@ -5,8 +5,9 @@ Reader and writer share this. `tokenizers` builds the tokenizer; what it does no
 
 from __future__ import annotations
 
-import re
 from typing import Any
+
+import numpy as np
 
 # Tokens that a fault names.
 _SHOWN = 5
@@ -60,10 +61,23 @@ def may_exceed(data: bytes, rows: int) -> bool:
     """Tell whether a member of the JSON objects in `data` may be an integer of at least `rows`.
 
     Quick, as to ask the library for its vocabulary is not (a dict of 30,000 strings takes a tenth of all of loading):
-    ids of a vocabulary are members `"token": id`, and anything that looks like one of that size, in a token, too, is
-    looked into.
+    ids of a vocabulary are members `"token": id`, so every number behind a colon or white space is looked at, some in
+    the middle of a token, too. Only whoever gets True must ask.
     """
-    digits = str(rows)
-    # As many digits, the first of them at least as large, or more digits: few numbers are left to compare.
-    large = re.compile(rf":\s*(\d{{{len(digits) + 1},}}|[{digits[0]}-9]\d{{{len(digits) - 1}}})".encode())
-    return any(len(found[1]) > len(digits) or int(found[1]) >= rows for found in large.finditer(data))
+    width = len(str(rows))
+    text = np.frombuffer(data, np.uint8)
+    if len(text) <= width:
+        return False
+    digits = text - np.uint8(ord("0"))  # what is no digit wraps around
+    is_digit = digits < 10
+    # Where so many digits in a row begin, behind what may stand before a member's value.
+    before = text[:-width]
+    runs = (before <= ord(" ")) | (before == ord(":"))
+    for i in range(1, width + 1):
+        runs &= is_digit[i : len(text) - width + i]
+    starts = np.flatnonzero(runs) + 1
+    values = np.zeros(len(starts), np.int64)
+    for i in range(width):
+        values = values * 10 + digits[starts + i]
+    longer = is_digit[np.minimum(starts + width, len(text) - 1)] & (starts + width < len(text))
+    return bool(np.any(longer | (values >= rows)))

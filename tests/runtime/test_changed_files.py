@@ -20,6 +20,7 @@ from specs import random_tensors, small_spec
 import approxrt
 from approxrt.artifact import copied, reader
 from approxrt.artifact.copied import CopiedFile, Pieces
+from approxrt.artifact.files import UnsuitableFile
 from approxrt.artifact.mapped import MappedFile
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
@@ -165,7 +166,11 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest
         return real(*args)
 
     monkeypatch.setattr(copied, "parse_header", cutting)
-    with pytest.raises(ArtifactError, match=r"model\.safetensors is cut while it is read"):
+    file = CopiedFile(path / WEIGHTS)
+    with pytest.raises(UnsuitableFile, match="is cut while it is read"):
+        len(file.buffer)
+    assert file.sha256() == ""
+    with pytest.raises(ArtifactError, match=r"model\.safetensors has 10000 bytes"):
         approxrt.load(path)
 
 
