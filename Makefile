@@ -10,7 +10,7 @@ KERNEL_TESTS = tests/kernels tests/runtime/test_encoder.py tests/runtime/test_re
                tests/pruning/test_obs.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help install build test test-rounding test-all lint format demo bench microbench cold readme asan tsan clean
+.PHONY: help install build test test-rounding test-all fuzz lint format demo bench microbench cold readme asan tsan clean
 
 help:            ## Show this list
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -61,6 +61,11 @@ test-rounding: build ## The tests that compare floats, as a smaller CPU would ro
 test-all: test $(VENV)/.integrations ## Also slow tests, and those against Ray, Triton Inference Server, schemathesis
 	$(BIN)/python -m pytest -q -n auto --maxprocesses=2 --dist=loadfile -m "slow and not compiles and not integration"
 	$(BIN)/python -m pytest -q -m integration
+
+FUZZ_EXAMPLES ?= 5000
+
+fuzz: build      ## The fuzz tests for a quarter of an hour; longer: make fuzz FUZZ_EXAMPLES=100000
+	APPROXRT_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -n auto --maxprocesses=2 --dist=load tests/fuzz
 
 lint: install    ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from approxrt.artifact.files import UnsuitableFile
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -16,9 +18,6 @@ HASHED = (WEIGHTS, TOKENIZER)
 # Files that a hub or a person adds beside the model; nothing reads them. Names that start with a dot are ignored too.
 IGNORED = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 
-# Larger JSON is not parsed: a config of 256 layers has some 100 KB.
-MAX_JSON_BYTES = 64 << 20
-
 
 def umask() -> int:
     """The modes that new files of this process do not get."""
@@ -29,6 +28,8 @@ def umask() -> int:
 
 def explain_os_error(error: OSError) -> str:
     """Return what the system said, and what to do about it."""
+    if isinstance(error, UnsuitableFile):
+        return str(error)
     mends = {
         errno.ENOSPC: "free some space or choose another disk",
         errno.EDQUOT: "the quota is used up: free some space or choose another disk",
@@ -45,3 +46,9 @@ def explain_os_error(error: OSError) -> str:
     where = f" ({os.fspath(error.filename)!s})" if isinstance(error.filename, str | os.PathLike) else ""
     mend = mends.get(error.errno or 0)
     return f"{text}{where}" + (f"; {mend}" if mend else "")
+
+
+def unreadable(name: str, error: OSError) -> str:
+    """Return a sentence about a file that cannot be read: what is the matter with `name`."""
+    between = " " if isinstance(error, UnsuitableFile) else " cannot be read: "
+    return f"{name}{between}{explain_os_error(error)}"

@@ -12,8 +12,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from approxrt.artifact.reader import Artifact
 from approxrt.artifact.spec.decoder import AnySpec, DecoderLayerSpec, DecoderSpec
 from approxrt.artifact.spec.encoder import LayerSpec
@@ -37,10 +35,9 @@ _LINEAR_PARTS = (
 
 def summarize(artifact: Artifact) -> dict[str, Any]:
     """A JSON-ready description of a sound artifact."""
-    spec, tensors = artifact.any_spec, artifact.tensors
-    linears = [linear_summary(name, linear, tensors) for name, linear in spec.linears()]
-    by_part = _bytes_by_part(tensors)
-    files = {entry.name: entry.stat().st_size for entry in sorted(artifact.path.iterdir()) if entry.is_file()}
+    spec, sizes, files = artifact.any_spec, artifact.tensor_bytes, dict(artifact.files)
+    linears = [linear_summary(name, linear, artifact) for name, linear in spec.linears()]
+    by_part = _bytes_by_part(sizes)
     return {
         "path": str(artifact.path),
         "architecture": spec.architecture,
@@ -51,7 +48,7 @@ def summarize(artifact: Artifact) -> dict[str, Any]:
         "hidden_size": spec.hidden_size,
         "max_length": spec.max_length,
         "bytes": {"total": sum(files.values()), "weights": sum(by_part.values()), **by_part, "files": files},
-        "bytes_by_kind": _bytes_by_kind(spec, linears, tensors),
+        "bytes_by_kind": _bytes_by_kind(spec, linears, sizes),
         "density": _density([linear for linear in linears if linear["name"].startswith("layers.")]),
         "mac_share": mac_share(linears, isinstance(spec, DecoderSpec)),
         "layer_density": [
@@ -82,13 +79,13 @@ def _head_preview(spec: AnySpec) -> dict[str, Any] | None:
     return None if preview is None else dataclasses.asdict(preview)
 
 
-def linear_summary(name: str, linear: LinearSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def linear_summary(name: str, linear: LinearSpec, artifact: Artifact) -> dict[str, Any]:
     """Kind, shape, bytes, density and MACs a token of one linear; `density` is the share of tiles kept."""
     n, k = linear.out_features, linear.in_features
-    size = sum(tensors[f"{name}.{part}"].nbytes for part in _LINEAR_PARTS if f"{name}.{part}" in tensors)
+    size = sum(artifact.tensor_bytes.get(f"{name}.{part}", 0) for part in _LINEAR_PARTS)
     density, macs = 1.0, n * k
     if linear.kind in TILE_PARTS:
-        tiles = len(tensors[f"{name}.indices"])
+        tiles = len(artifact.tensors[f"{name}.indices"])
         density = tiles / (-(-n // TILE_N) * -(-k // TILE_K))
         macs = tiles * TILE_N * TILE_K
     return {
@@ -122,20 +119,20 @@ def _density(linears: list[dict[str, Any]]) -> float:
     return min(1.0, sum(x["macs"] for x in linears) / max(1, sum(x["dense_macs"] for x in linears)))
 
 
-def _bytes_by_part(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _bytes_by_part(sizes: Mapping[str, int]) -> dict[str, int]:
     parts = {"embeddings": 0, "layers": 0, "head": 0}
-    for name, array in tensors.items():
-        parts[name.split(".", 1)[0]] += array.nbytes
+    for name, size in sizes.items():
+        parts[name.split(".", 1)[0]] += size
     return {"embeddings": parts["embeddings"], "encoder": parts["layers"], "head": parts["head"]}
 
 
-def _bytes_by_kind(spec: AnySpec, linears: list[dict[str, Any]], tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _bytes_by_kind(spec: AnySpec, linears: list[dict[str, Any]], sizes: Mapping[str, int]) -> dict[str, int]:
     """Weights by the kind of the linear (or embedding) that they belong to; norms and tables count as f32."""
     kinds: dict[str, int] = {
         kind: sum(x["bytes"] for x in linears if x["kind"] == kind) for kind in (*LINEAR_KINDS, "s2")
     }
-    words = sum(array.nbytes for name, array in tensors.items() if name.startswith("embeddings.word."))
+    words = sum(size for name, size in sizes.items() if name.startswith("embeddings.word."))
     kinds[spec.embedding_kind] += words
-    rest = sum(array.nbytes for array in tensors.values()) - sum(x["bytes"] for x in linears) - words
+    rest = sum(sizes.values()) - sum(x["bytes"] for x in linears) - words
     kinds["f32"] += rest
     return kinds

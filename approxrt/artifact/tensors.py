@@ -9,12 +9,13 @@ byte will do, and every finite scale: sums are of 32 products before they become
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from approxrt.artifact.spec import int4_faults as int4
 from approxrt.artifact.spec.decoder import AnySpec
+from approxrt.artifact.spec.faults import show
 from approxrt.artifact.spec.formats import GROUP_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 DTYPES: dict[str, np.dtype] = {
@@ -32,7 +33,10 @@ MAX_TILE_COLUMNS = 1 << 16
 
 
 def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """All faults of `tensors` against a sound `spec`, in plain words; empty when they fit."""
+    """All faults of `tensors` against `spec`, in plain words; empty when they fit.
+
+    The spec need not be sound, but its types are right: sizes may be any integers.
+    """
     expected = {name: (dtype, shape) for name, dtype, shape in spec.dense_tensors()}
     bsr = {name: linear for name, linear in spec.linears() if linear.kind in TILE_PARTS}
     names = [*expected, *(f"{name}.{part}" for name, linear in bsr.items() for part in TILE_PARTS[linear.kind])]
@@ -57,7 +61,7 @@ def tensor_faults(spec: AnySpec, tensors: Mapping[str, np.ndarray]) -> list[str]
         array = tensors[name]
         if array.dtype != DTYPES[dtype] or array.shape != shape:
             faults.append(
-                f"tensor {name!r} is {_describe(array)}; the config asks for {_NAMES[DTYPES[dtype]]}{list(shape)}"
+                f"tensor {name!r} is {_describe(array)}; the config asks for {_NAMES[DTYPES[dtype]]}{_sizes(shape)}"
             )
             continue
         faults += _value_faults(name, array, whole_bytes)
@@ -129,7 +133,7 @@ def _bsr_faults(name: str, linear: LinearSpec, parts: Mapping[str, np.ndarray]) 
     tiles, indices, indptr = parts[part], parts["indices"], parts["indptr"]
     columns, strips = -(-k // TILE_K), -(-n // TILE_N)
     if columns > MAX_TILE_COLUMNS:
-        yield f"linear {name!r} has {k} inputs; {linear.kind} indexes at most {MAX_TILE_COLUMNS * TILE_K}"
+        yield f"linear {name!r} has {show(k)} inputs; {linear.kind} indexes at most {MAX_TILE_COLUMNS * TILE_K}"
         return
     sound = True
     if tiles.dtype != DTYPES[dtype] or tiles.ndim != 3 or tiles.shape[1:] != shape:
@@ -190,6 +194,11 @@ def _group_scale_faults(name: str, scales: np.ndarray, groups: int) -> Iterator[
         )
     else:
         yield from int4.scale_faults(f"{name}.group_scale", scales)
+
+
+def _sizes(shape: Iterable[int]) -> str:
+    """A shape that a config asks for, which may be of any size, in a message."""
+    return f"[{', '.join(map(show, shape))}]"
 
 
 def _describe(array: np.ndarray) -> str:

@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from approxrt.artifact.files import UnsuitableFile, parse_json, read_config
 from approxrt.artifact.layout import CARD, CONFIG, TOKENIZER, WEIGHTS, explain_os_error, umask
+from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.spec.decoder import AnySpec, DecoderSpec
 from approxrt.artifact.spec.decoder_schema import decoder_faults
 from approxrt.artifact.spec.encoder import FORMAT_NAME, FORMAT_VERSION
 from approxrt.artifact.spec.encoder_schema import encoder_faults
-from approxrt.artifact.tensorfile import parse_json
 from approxrt.artifact.tensors import tensor_faults
+from approxrt.artifact.tokenizer import parse_tokenizer
 from approxrt.errors import ArtifactError
 
 _AT_FDCWD = -100
@@ -60,8 +62,8 @@ def write_artifact(
     with every fault of the content before anything is written, or naming the
     path and the mend when the disk refuses.
 
-    `check` is given the folder that was written before it gets its name. What it returns is added to the card; what it
-    raises is raised, and nothing is left at `path` but what was there.
+    What was written is read back, with the reader's own checks, before it gets its name; then it is given to `check`.
+    What that returns is added to the card. Whatever is raised, nothing is left at `path` but what was there.
     """
     target = Path(os.path.abspath(os.path.realpath(path)))
     faults = _content_faults(spec, tensors, tokenizer_json, card)
@@ -117,17 +119,28 @@ def _content_faults(
     if not faults:
         contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         faults += tensor_faults(spec, contiguous)
-    try:
-        if not isinstance(parse_json(tokenizer_json), dict):
-            faults.append(f"{TOKENIZER} is not a JSON object")
-    except ValueError as error:
-        faults.append(f"{TOKENIZER} is not valid JSON: {error}")
+    faults += _tokenizer_faults(tokenizer_json, spec, sound=not faults)
     for name, data in ((CARD, card), ("model.extra", spec.extra)):
         try:
             _to_json(data)
         except (TypeError, ValueError, RecursionError) as error:
             faults.append(f"{name} cannot be written as JSON: {error}")
     return faults
+
+
+def _tokenizer_faults(tokenizer_json: bytes, spec: AnySpec, sound: bool) -> list[str]:
+    """What is wrong with the tokenizer; its ids are compared with the rows of a `sound` spec's table."""
+    try:
+        if not isinstance(parse_json(tokenizer_json), dict):
+            return [f"{TOKENIZER} is not a JSON object"]
+    except ValueError as error:
+        return [f"{TOKENIZER} is not valid JSON: {error}"]
+    try:
+        if sound:
+            parse_tokenizer(tokenizer_json, spec.vocab_size)
+    except ValueError as error:
+        return [f"{TOKENIZER} {error}"]
+    return []
 
 
 def _to_json(data: Mapping[str, Any]) -> bytes:
@@ -143,8 +156,8 @@ def _fingerprint(data: bytes) -> dict[str, Any]:
 
 def _is_artifact(folder: Path) -> bool:
     try:
-        config = parse_json((folder / CONFIG).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        config = read_config(folder / CONFIG)
+    except (FileNotFoundError, NotADirectoryError, UnsuitableFile, ValueError):
         return False
     return isinstance(config, dict) and config.get("format") == FORMAT_NAME
 
@@ -163,9 +176,11 @@ def _write_and_rename(target: Path, files: Mapping[str, bytes], check: Check | N
         os.chmod(temporary, 0o777 & ~umask())
         for name, data in files.items():
             _write_file(temporary / name, data)
+        _read_back(temporary, target)
         found = {} if check is None else check(temporary)
         if found:
             _write_file(temporary / CARD, _to_json({**card, **found}))
+            _read_back(temporary, target)
         _sync_folder(temporary)
         if target.exists():
             _exchange(temporary, target)
@@ -177,6 +192,14 @@ def _write_and_rename(target: Path, files: Mapping[str, bytes], check: Check | N
             os.close(lock)
         # After an exchange this is the old artifact; after a failure, what was written so far.
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_back(written: Path, target: Path) -> None:
+    """Raise ArtifactError, in the name of `target`, if what was written does not load."""
+    try:
+        read_artifact(written, mmap=True)
+    except ArtifactError as error:
+        raise ArtifactError(target, [f"not written: {fault}" for fault in error.faults]) from None
 
 
 def _write_file(path: Path, data: bytes) -> None:

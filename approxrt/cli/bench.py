@@ -121,7 +121,5 @@ def _token_ids(artifact: Path, data: Path, task: str, form: DataFormat) -> list[
     from approxrt.runtime.tokenize import TextEncoder
     from approxrt.tasks.readers import read_task
 
-    opened = read_artifact(artifact)
-    spec = opened.spec
-    encoder = TextEncoder(opened.tokenizer_path, spec)
+    encoder = TextEncoder(read_artifact(artifact))
     return encoder.encode(read_task(task, data, form=form).texts).ids

@@ -18,6 +18,12 @@ def command(
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen on; 0.0.0.0 for all of this machine's."),
     port: int = typer.Option(8080, "--port", help="Port to listen on; 0 takes a free one."),
     threads: int | None = typer.Option(None, "--threads", help="Default: affinity, quota and cores, the smallest."),
+    mmap: bool = typer.Option(
+        False,
+        "--mmap",
+        help="Read embedding tables from the files while serving: less memory for many processes, but writing to the "
+        "files changes answers or kills the server.",
+    ),
     api_key: str | None = typer.Option(
         None, "--api-key", envvar="APPROXRT_API_KEY", show_envvar=True, help="What clients must send."
     ),
@@ -92,7 +98,7 @@ def command(
     listening = bind(host, port)
     address, taken = listening.getsockname()[:2]
     url = f"http://{f'[{address}]' if ':' in address else address}:{taken}"
-    models = open_models(artifacts, threads)
+    models = open_models(artifacts, threads, mmap)
     app = create_app(models, settings)
     configure_logs(log_level, log_format)
     about: dict[str, Any] = {"url": url, "models": [name for name, _ in models], "settings": settings.public()}

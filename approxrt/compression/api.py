@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from approxrt.artifact.layout import TOKENIZER
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import check_target, write_artifact
 from approxrt.compression.options import CompressOptions, options_from
@@ -78,8 +77,7 @@ def compress(
 def _publish(candidate: Path, target: Path, card: dict[str, Any], overwrite: bool) -> None:
     """The candidate's artifact with its final card at `target`; the candidate stays until the work folder goes."""
     artifact = read_artifact(candidate)
-    tokenizer = (candidate / TOKENIZER).read_bytes()
-    write_artifact(target, artifact.any_spec, dict(artifact.tensors), tokenizer, card, overwrite)
+    write_artifact(target, artifact.any_spec, dict(artifact.tensors), artifact.tokenizer_json, card, overwrite)
 
 
 def _eval_file(train: str | os.PathLike[str], given: str | os.PathLike[str] | None, task: Task) -> Path | None:

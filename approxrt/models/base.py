@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec.encoder import MAX_LABELS, MAX_LAYERS, MAX_VOCAB, HeadSpec, LayerSpec, TaskType
+from approxrt.artifact.spec.faults import show
 from approxrt.artifact.tensorfile import Tensor
 from approxrt.errors import CheckpointError, UnsupportedModelError
 
@@ -26,6 +27,9 @@ ACTIVATION_NAMES = {
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
 }
+
+# Of epsilons and the like: what is larger, is infinite, or is an integer that no float holds, is a mistake.
+MAX_NUMBER = 1e30
 
 
 class Config:
@@ -41,7 +45,7 @@ class Config:
         value = self.data.get(key)
         if type(value) is not int or not minimum <= value <= maximum:
             raise CheckpointError(
-                f"config.json: {key} is {value!r}; an integer between {minimum} and {maximum} is needed"
+                f"config.json: {key} is {show(value)}; an integer between {minimum} and {maximum} is needed"
             )
         return value
 
@@ -50,15 +54,16 @@ class Config:
 
     def number(self, key: str) -> float:
         value = self.data.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"config.json: {key} is {value!r}; a number is needed")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
+            raise CheckpointError(f"config.json: {key} is {show(value)}; a number of at most {MAX_NUMBER:g} is needed")
         return float(value)
 
     def activation(self, key: str) -> str:
         name = self.data.get(key)
         if not isinstance(name, str) or name not in ACTIVATION_NAMES:
             raise UnsupportedModelError(
-                f"activation {name!r} ({key} in config.json) is not supported; supported: {', '.join(ACTIVATION_NAMES)}"
+                f"activation {show(name)} ({key} in config.json) is not supported; supported: "
+                + ", ".join(ACTIVATION_NAMES)
             )
         return ACTIVATION_NAMES[name]
 
@@ -67,11 +72,12 @@ class Config:
         position = self.data.get("position_embedding_type", "absolute")
         if position != "absolute":
             raise UnsupportedModelError(
-                f"position_embedding_type {position!r} is not supported; supported: absolute (learned or sinusoidal)"
+                f"position_embedding_type {show(position)} is not supported; supported: absolute (learned or "
+                "sinusoidal)"
             )
         labels = self.data.get("num_labels", 1)
         if type(labels) is not int or not 1 <= labels <= MAX_LABELS:
-            raise CheckpointError(f"config.json: num_labels is {labels!r}; 1 to {MAX_LABELS} are needed")
+            raise CheckpointError(f"config.json: num_labels is {show(labels)}; 1 to {MAX_LABELS} are needed")
         for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
             if self.data.get(key):
                 raise UnsupportedModelError(f"{key}=true is not supported; supported: encoders only")
@@ -243,11 +249,14 @@ def read_labels(config: Config, rows: int | None) -> tuple[str, ...]:
         by_id = {int(key): str(value) for key, value in id2label.items()}
     except (AttributeError, TypeError, ValueError):
         raise CheckpointError("config.json: id2label is not an object from numbers to names") from None
+    if len(by_id) > MAX_LABELS:
+        raise CheckpointError(f"config.json: id2label has {len(by_id)} names; the limit is {MAX_LABELS}")
     if sorted(by_id) != list(range(len(by_id))) or not by_id:
-        raise CheckpointError(f"config.json: the ids of id2label are {sorted(by_id)}; 0, 1, 2, ... are needed")
+        ids = ", ".join(map(show, sorted(by_id)[:8])) + (", ..." if len(by_id) > 8 else "")
+        raise CheckpointError(f"config.json: the ids of id2label are {ids or 'none'}; 0, 1, 2, ... are needed")
     labels = tuple(by_id[i] for i in range(len(by_id)))
     if len(set(labels)) != len(labels):
-        raise CheckpointError(f"config.json: id2label gives two ids the same name: {', '.join(labels)}")
+        raise CheckpointError(f"config.json: id2label gives two ids the same name: {', '.join(map(show, labels[:8]))}")
     return labels
 
 
@@ -260,8 +269,8 @@ def task_type(config: Config, num_labels: int) -> TaskType:
         "single_label_classification": "classification",
         "multi_label_classification": "multi_label",
     }
-    if problem not in known:
+    if not isinstance(problem, str | None) or problem not in known:
         raise UnsupportedModelError(
-            f"problem_type {problem!r} is not supported; supported: {', '.join(key for key in known if key)}"
+            f"problem_type {show(problem)} is not supported; supported: {', '.join(key for key in known if key)}"
         )
     return known[problem]

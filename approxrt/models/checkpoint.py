@@ -6,14 +6,18 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from approxrt.artifact.files import MAX_JSON_BYTES, open_large
+from approxrt.artifact.layout import unreadable
 from approxrt.artifact.spec.encoder import INPUTS, ModelSpec, TextSpec
 from approxrt.artifact.spec.encoder_schema import encoder_faults
+from approxrt.artifact.spec.faults import show
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 from approxrt.models import bert, distilbert, electra, roberta
 from approxrt.models.base import Config, Pooling, Weights
@@ -53,6 +57,8 @@ HUB_FILES = (
     "generation_config.json",
     "chat_template.jinja",
 )
+
+_WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModuleType, Config]:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+            f"model_type {show(model_type)} is not supported; supported: {', '.join(sorted(FAMILIES))}"
         )
     family = FAMILIES[model_type]
     config = Config(raw, family.DEFAULTS)
@@ -179,8 +185,11 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     folder = Path(text)
     if folder.is_dir():
-        if not (encoder_folder(folder) / "config.json").exists():
+        encoder = encoder_folder(folder)
+        if not (encoder / "config.json").exists():
             raise CheckpointError(f"checkpoint {text!r} has no config.json; a folder saved by transformers has one")
+        for part in {folder, encoder}:
+            _check_files(part)
         return folder
     if folder.exists():
         raise UnsupportedModelError(
@@ -189,6 +198,23 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.strip("/"):
         raise CheckpointError(f"checkpoint {text!r} does not exist; check the path")
     return _download(text)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what would make libraries wait or read for ever, which open the folder's files by themselves.
+
+    Raises CheckpointError for a FIFO, a device or a socket in the place of one, and for texts of absurd sizes.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or not any(fnmatch(path.name, pattern) for pattern in HUB_FILES):
+            continue
+        try:
+            with open_large(path) as file:
+                size = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise CheckpointError(unreadable(str(path), error)) from error
+        if size > MAX_JSON_BYTES and not path.name.endswith(_WEIGHTS):
+            raise CheckpointError(f"{path} has {size} bytes; the limit is {MAX_JSON_BYTES}")
 
 
 def _download(hub_id: str) -> Path:

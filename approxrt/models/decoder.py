@@ -15,6 +15,7 @@ import numpy as np
 
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.decoder_schema import decoder_faults
+from approxrt.artifact.spec.faults import show
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models import gpt2, llama
 from approxrt.models.base import Config, Weights
@@ -25,7 +26,7 @@ from approxrt.models.gguf_model import ARCHITECTURES, build_gguf
 from approxrt.models.gguf_tokenizer import read_gguf_tokenizer
 from approxrt.models.quantized import refuse_quantized
 from approxrt.models.tokenizer import load_tokenizer
-from approxrt.models.weights import read_json, read_json_if_there, read_weights
+from approxrt.models.weights import read_json, read_json_if_there, read_text, read_weights
 
 FAMILIES: dict[str, ModuleType] = {model_type: family for family in (gpt2, llama) for model_type in family.MODEL_TYPES}
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -63,7 +64,7 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
 
 def is_decoder_config(config: Mapping[str, Any]) -> bool:
     """Tell whether config.json is that of a decoder with its language-model head, of a family that is supported."""
-    return config.get("model_type") in FAMILIES and _head(config).endswith(_HEADS)
+    return str(config.get("model_type")) in FAMILIES and _head(config).endswith(_HEADS)
 
 
 def names_a_decoder(config: Mapping[str, Any]) -> bool:
@@ -105,8 +106,8 @@ def _from_folder(folder: Path, path: str) -> DecoderCheckpoint:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"checkpoint {path!r} is a decoder of model_type {model_type!r} ({_head(config)}), which is not supported; "
-            f"supported decoders: {', '.join(sorted(FAMILIES))}"
+            f"checkpoint {path!r} is a decoder of model_type {show(model_type)} ({_head(config)[:100]}), which is not "
+            f"supported; supported decoders: {', '.join(sorted(FAMILIES))}"
         )
     refuse_quantized(folder, config)
     family = FAMILIES[model_type]
@@ -200,7 +201,7 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
     template = read_json_if_there(folder / "chat_template.json").get("chat_template")
     template = tokenizer_config.get("chat_template") if template is None else template
     if (folder / "chat_template.jinja").exists():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = read_text(folder / "chat_template.jinja")
     if isinstance(template, list):
         template = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
     if isinstance(template, dict):

@@ -16,7 +16,6 @@ import math
 import mmap
 import os
 import re
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,12 +25,20 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.layout import explain_os_error
+from approxrt.artifact.files import open_large, open_regular
+from approxrt.artifact.layout import unreadable
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
+# What a header may ask for before anything of it is believed. The largest that are read have some 50 keys, 5,000
+# tensors, 800,000 strings (256,000 tokens, 512,000 merges) and 15 MB.
+MAX_KEYS = 1 << 14
+MAX_TENSORS = 1 << 16
+MAX_STRINGS = 1 << 20
+MAX_HEADER_BYTES = 32 << 20
+MAX_NAME = 1000  # of keys and tensors, in characters
 # Elements that are turned to floats in one go: the package's temporaries are several times as large.
 _BLOCK = 1 << 20
 
@@ -138,9 +145,7 @@ def text(metadata: Mapping[str, Any], key: str, path: Path) -> str:
 def has_gguf_magic(path: Path) -> bool:
     """Return whether `path` is a regular file that begins as a .gguf file does."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(4) == MAGIC
     except OSError:
         return False
@@ -228,10 +233,13 @@ class _Header:
         self.data = _map(path)
         self.at = 0
         self.metadata: dict[str, Any] = {}
+        self._strings_read = 0
         self._check_start()
         tensors, keys = self._numbers("<QQ")
+        self._check_count("tensors", tensors, MAX_TENSORS)
+        self._check_count("keys", keys, MAX_KEYS)
         for _ in range(keys):
-            key = self._string("a key")
+            key = self._name("a key")
             (kind,) = self._numbers("<I")
             if key in self.metadata:
                 raise self._damaged(f"the key {key} is there twice")
@@ -304,8 +312,12 @@ class _Header:
                 f"{str(self.path)!r} is of GGUF version {version}; supported: {', '.join(map(str, VERSIONS))}"
             )
 
+    def _check_count(self, what: str, count: int, most: int) -> None:
+        if count > most:
+            raise self._damaged(f"its header says {count} {what}; the limit is {most}")
+
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._string("a tensor's name")
+        name = self._name("a tensor's name")
         (count,) = self._numbers("<I")
         if not 1 <= count <= MAX_DIMENSIONS:
             raise self._damaged(f"tensor {name!r} has {count} dimensions; 1 to {MAX_DIMENSIONS} are possible")
@@ -330,14 +342,16 @@ class _Header:
 
     def _strings(self, count: int, key: str) -> list[str]:
         """Many strings: the walk that a vocabulary's size makes long, so it is spelled out."""
+        self._strings_read += count
+        self._check_count("strings", self._strings_read, MAX_STRINGS)
         data, at, out, unpack = self.data, self.at, [], struct.Struct("<Q").unpack_from
-        size = len(data)
+        size = min(len(data), MAX_HEADER_BYTES)
         try:
             for _ in range(count):
                 (length,) = unpack(data, at)
                 end = at + 8 + length
                 if end > size:
-                    raise self._truncated(key)
+                    self._check_end(end, key)
                 out.append(data[at + 8 : end].decode("utf-8"))
                 at = end
         except struct.error:
@@ -351,22 +365,27 @@ class _Header:
         dtype = _SCALARS.get(kind)
         if dtype is None:
             raise self._damaged(f"the key {key} has type {kind}, which GGUF does not have")
-        if count * dtype.itemsize > len(self.data) - self.at:
-            raise self._truncated(key)
+        self._check_end(self.at + count * dtype.itemsize, key)
         values = np.frombuffer(self.data, dtype, count, self.at)
         self.at += values.nbytes
         return values
 
     def _string(self, what: str) -> str:
         (length,) = self._numbers("<Q")
-        if length > len(self.data) - self.at:
-            raise self._truncated(what)
+        self._check_end(self.at + length, what)
         raw = self.data[self.at : self.at + length]
         self.at += length
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self._damaged(f"{what} is not UTF-8: {error}") from None
+
+    def _name(self, what: str) -> str:
+        """A string that messages will quote."""
+        name = self._string(what)
+        if len(name) > MAX_NAME:
+            raise self._damaged(f"{what} has {len(name)} characters; the limit is {MAX_NAME}")
+        return name
 
     def _numbers(self, layout: str) -> tuple[int, ...]:
         try:
@@ -382,20 +401,25 @@ class _Header:
             "download or copy it again"
         )
 
+    def _check_end(self, end: int, what: str) -> None:
+        """Raise for something in the header that ends behind the file, or where no header does."""
+        if end > len(self.data):
+            raise self._truncated(what)
+        if end > MAX_HEADER_BYTES:
+            raise self._damaged(f"its header goes on after {MAX_HEADER_BYTES} bytes, within {what[:200]}")
+
     def _damaged(self, what: str) -> CheckpointError:
         return CheckpointError(f"{str(self.path)!r} is damaged: {what}")
 
 
 def _map(path: Path) -> mmap.mmap | bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{str(path)!r} is no regular file")
-        with path.open("rb") as file:
+        with open_large(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return b""
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {explain_os_error(error)}") from None
+        raise CheckpointError(unreadable(repr(str(path)), error)) from None
 
 
 def _type_sizes(name: str) -> dict[int, tuple[str, tuple[int, int]]]:

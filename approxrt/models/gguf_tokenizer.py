@@ -25,6 +25,9 @@ from approxrt.models.gguf_pretokenizers import NOT_EXPRESSIBLE, PRE_TOKENIZERS, 
 _KEY = "tokenizer.ggml."
 _SPACE = "▁"  # SentencePiece's
 _SHOWN = 5
+# Characters; runs of spaces have some hundred. Checking how a token is joined takes the square of its length.
+MAX_TOKEN = 4096
+MAX_SQUARES = 1 << 25
 # Texts that the built tokenizer is tried on beside the file's own tokens.
 _HARD = (
     "Hello", " one", "  two  three ", "a\nb\n\n1", "Ünïcode — 漢字🙂👩‍🔬", "it's 12345,67 <x>\t|", "ab" * 9, "▁ ▁", "",
@@ -111,6 +114,11 @@ def _vocabulary(file: GgufFile) -> _Vocabulary:
     tokens = file.metadata.get(f"{_KEY}tokens")
     if not isinstance(tokens, list) or not tokens:
         raise CheckpointError(f"{str(file.path)!r}: the key {_KEY}tokens is missing or no list of strings")
+    longest = max(map(len, tokens))
+    if longest > MAX_TOKEN:
+        raise CheckpointError(
+            f"{str(file.path)!r}: {_KEY}tokens has a token of {longest} characters; the limit is {MAX_TOKEN}"
+        )
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) != len(tokens):
@@ -207,6 +215,11 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary, scores: np.ndarray, 
 
     if flag(file, "remove_extra_whitespaces", False):
         raise UnsupportedModelError(f"{str(file.path)!r}: {_KEY}remove_extra_whitespaces=true is not supported")
+    if sum(len(token) ** 2 for token in vocabulary.tokens) > MAX_SQUARES:
+        raise CheckpointError(
+            f"{str(file.path)!r}: {_KEY}tokens has too many long tokens: the squares of their lengths add up to over "
+            f"{MAX_SQUARES}, which no vocabulary of words has"
+        )
     joined = {vocabulary.tokens[i]: scores[i] for i in vocabulary.of(_Type.NORMAL, _Type.USER_DEFINED)}
     ranked = []
     for token, score in joined.items():

@@ -13,6 +13,7 @@ import numpy as np
 
 from approxrt.artifact.spec.decoder import DecoderLayerSpec, DecoderSpec, RopeSpec
 from approxrt.artifact.spec.decoder_schema import MAX_CONTEXT
+from approxrt.artifact.spec.faults import show
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.base import Config, Weights
 from approxrt.models.tied import take_words
@@ -61,11 +62,12 @@ def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.n
     tied = take_words(weights, "embed_tokens.weight", vocab, hidden, bool(config.get("tie_word_embeddings")))
 
     def linear(target: str, source: str, n: int, k: int, bias: bool) -> None:
-        weights.take(f"{target}.weight", f"{source}.weight", (n, k))
+        matrix = weights.take(f"{target}.weight", f"{source}.weight", (n, k))
         if bias:
             weights.take(f"{target}.bias", f"{source}.bias", (n,))
         else:
-            weights.out[f"{target}.bias"] = np.zeros(n, np.float32)
+            # No larger than what is there: n is config.json's word.
+            weights.out[f"{target}.bias"] = np.zeros(len(matrix), np.float32)
 
     layers = config.layers("num_hidden_layers")
     for i in range(layers):
@@ -81,7 +83,7 @@ def build(config: Config, weights: Weights) -> tuple[DecoderSpec, dict[str, np.n
         linear(f"{at}.ffn.down", f"{there}.mlp.down_proj", hidden, inner, mlp_bias)
     weights.take("head.norm.weight", "norm.weight", (hidden,))
     activation = config.get("hidden_act")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"activation {activation!r} (hidden_act in config.json) is not supported; supported: "
             + ", ".join(ACTIVATIONS)
@@ -113,8 +115,11 @@ def read_context(config: Config, rope: RopeSpec) -> int:
     positions = config.size("max_position_embeddings")
     if rope.scaling != "linear" or rope.factor <= 1:
         return positions
-    original = _rope_options(config).get("original_max_position_embeddings")
-    stretched = int((original if type(original) is int and original > 0 else positions) * rope.factor)
+    options = _rope_options(config)
+    original = options.get("original_max_position_embeddings")
+    given = type(original) is int and original > 0
+    before = _rope_number(options, "original_max_position_embeddings") if given else positions
+    stretched = int(before * rope.factor)
     return min(MAX_CONTEXT, max(positions, stretched))
 
 
@@ -123,11 +128,11 @@ def _rope_options(config: Config) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)
         if value is not None and not isinstance(value, dict):
-            raise CheckpointError(f"config.json: {key} is {value!r}; an object is needed")
+            raise CheckpointError(f"config.json: {key} is {show(value)}; an object is needed")
         if value:
             if any(isinstance(option, dict) for option in value.values()):
                 raise UnsupportedModelError(
-                    f"{key} has rotary positions by kind of layer ({', '.join(map(str, value))}); "
+                    f"{key} has rotary positions by kind of layer ({', '.join(map(str, value))[:200]}); "
                     "supported: one for all"
                 )
             return dict(value)
@@ -142,7 +147,7 @@ def read_rope(config: Config) -> RopeSpec:
     """
     given = _rope_options(config)
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in ROPE_TYPES:
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise UnsupportedModelError(f"RoPE scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     for options in (given, config.data):
         if options.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
@@ -173,6 +178,6 @@ def _rope_number(options: Mapping[str, Any], key: str, usual: Any = None) -> flo
     value = options.get(key, usual)
     value = usual if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e12:
-        what = "is missing" if value is None else f"is {value!r:.40}"
+        what = "is missing" if value is None else f"is {show(value)}"
         raise CheckpointError(f"config.json: {key} of the rotary positions {what}; a number over 0 is needed")
     return float(value)

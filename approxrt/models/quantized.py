@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from approxrt.artifact.tensorfile import MAX_HEADER_BYTES
+from approxrt.artifact.files import open_large, parse_json
+from approxrt.artifact.header import MAX_HEADER_VALUES, header_length
 from approxrt.errors import UnsupportedModelError
 
 # Parts of tensors' names that only such checkpoints have.
@@ -57,9 +58,9 @@ def _in_tensors(folder: Path) -> str | None:
 def _header(path: Path) -> dict[str, Any]:
     """The file's JSON header; nothing of one that cannot be read, which is told where weights are."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else {}
-    except (OSError, ValueError, RecursionError):
+        with open_large(path) as file:
+            length = header_length(path.name, file.read(8), os.fstat(file.fileno()).st_size)
+            header = parse_json(file.read(length), MAX_HEADER_VALUES)
+    except (OSError, ValueError):
         return {}
     return header if isinstance(header, dict) else {}

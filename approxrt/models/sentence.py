@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from approxrt.artifact.spec.encoder import SIMILARITIES, TextSpec
-from approxrt.artifact.tensorfile import parse_json
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.base import Pooling
-from approxrt.models.weights import read_json, read_json_if_there
+from approxrt.models.weights import read_any_json, read_json, read_json_if_there
 
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
@@ -147,10 +146,7 @@ def _modules(folder: Path) -> list[dict[str, Any]] | None:
     path = folder / MODULES
     if not path.exists():
         return None
-    try:
-        modules = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    modules = read_any_json(path)
     if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
         raise CheckpointError(f"{path} is not a list of modules")
     return modules

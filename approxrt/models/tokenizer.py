@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from approxrt.artifact.tensorfile import parse_json
+from approxrt.artifact.files import parse_json, read_bounded
+from approxrt.artifact.layout import unreadable
+from approxrt.artifact.tokenizer import is_panic
 from approxrt.errors import CheckpointError, CheckpointWarning, MissingDependencyError
 from approxrt.models.classifier import quiet
 from approxrt.models.hard_strings import HARD_PAIRS, HARD_TEXTS
@@ -48,11 +50,17 @@ class CheckpointTokenizer:
     def check_rows(self, rows: int) -> None:
         """Compare ids with the `rows` of the embedding table.
 
-        Raises CheckpointError naming tokens of the vocabulary that have none. Added tokens may lack a row: transformers
-        runs such a checkpoint as long as no text has them, so a CheckpointWarning names them, and texts with them are
-        refused.
+        Raises CheckpointError naming tokens of the vocabulary, or of those around every text, that have none. Added
+        tokens may lack a row: transformers runs such a checkpoint as long as no text has them, so a CheckpointWarning
+        names them, and texts with them are refused.
         """
         backend = self.original.backend_tokenizer
+        around = [(i, backend.id_to_token(i)) for i in sorted({*self.original("")["input_ids"]}) if i >= rows]
+        if around:
+            raise CheckpointError(
+                f"the tokenizer puts {_named(around)} around every text, and the embedding table has {rows} rows: name "
+                "tokens that the model knows in tokenizer_config.json, or resize_token_embeddings and train"
+            )
         if len(self.original) <= rows and max(backend.get_added_tokens_decoder(), default=0) < rows:
             vocabulary = backend.get_vocab_size(with_added_tokens=False)
             if vocabulary <= rows and backend.id_to_token(rows) is None:
@@ -157,16 +165,21 @@ def _check_files(folder: Path) -> None:
     if not path.exists():
         return
     try:
-        data = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
+        raw = read_bounded(path)
+        data = parse_json(raw)
+    except OSError as error:
+        raise CheckpointError(unreadable(str(path), error)) from error
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise CheckpointError(f"{path} is not a tokenizers file: it has no object `model`")
     from tokenizers import Tokenizer
 
     try:
-        Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
+        Tokenizer.from_buffer(raw)
+    except BaseException as error:  # tokenizers raises plain Exception, and panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise CheckpointError(f"{path} is not a tokenizer that `tokenizers` can load: {error}") from error
 
 

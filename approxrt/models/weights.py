@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.layout import explain_os_error
-from approxrt.artifact.tensorfile import Tensor, open_tensor_file, parse_json
+from approxrt.artifact import files
+from approxrt.artifact.files import open_large, read_config
+from approxrt.artifact.layout import unreadable
+from approxrt.artifact.tensorfile import Tensor, open_tensor_file
 from approxrt.errors import CheckpointError, MissingDependencyError
 
 SAFETENSORS = "model.safetensors"
@@ -84,7 +86,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         file = open_tensor_file(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
+        raise CheckpointError(unreadable(str(path), error)) from error
     if file.faults:
         raise CheckpointError(f"{path} is damaged: " + "; ".join(file.faults[:5]))
     return file.tensors
@@ -96,9 +98,10 @@ def _read_pytorch(path: Path) -> dict[str, Tensor]:
     except ImportError:
         raise MissingDependencyError("torch", "compress", f"reading {path.name}") from None
     try:
+        open_large(path).close()
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
+        raise CheckpointError(unreadable(str(path), error)) from error
     except Exception as error:
         # torch raises UnpicklingError, RuntimeError, EOFError, KeyError ... for damaged or unsafe files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -125,15 +128,30 @@ _TORCH_NAMES = {"torch.float32": "F32", "torch.float16": "F16", "torch.float64":
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the checkpoint. Raises CheckpointError naming the file."""
-    try:
-        data = parse_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {explain_os_error(error)}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    data = read_any_json(path)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return data
+
+
+def read_any_json(path: Path) -> Any:
+    """Whatever JSON a file of the checkpoint holds. Raises CheckpointError naming the file."""
+    try:
+        return read_config(path)
+    except OSError as error:
+        raise CheckpointError(unreadable(str(path), error)) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of the checkpoint. Raises CheckpointError naming the file."""
+    try:
+        return files.read_text(path)
+    except OSError as error:
+        raise CheckpointError(unreadable(str(path), error)) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is no UTF-8 text: byte {error.start} is invalid") from error
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:

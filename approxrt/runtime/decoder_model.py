@@ -51,12 +51,12 @@ class DecoderModel(Model):
         super().__init__(artifact)
         self.decoder_spec = artifact.decoder_spec
         self._decoder = _engine(artifact, threads, cache_kind, device)
-        self._tokenizer = load_tokenizer(artifact.tokenizer_path, self.decoder_spec.vocab_size)
+        self._tokenizer = load_tokenizer(artifact)
         self._tokenizer.no_truncation()
         self._hidden = hidden_tokens(self._tokenizer)
         self._chat = ChatTokenizer(self._tokenizer)
         self._decoder.wait()
-        artifact.release_pages()
+        self._artifact = artifact.without_weights()
 
     @property
     def labels(self) -> tuple[str, ...]:

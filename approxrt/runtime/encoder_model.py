@@ -33,10 +33,10 @@ class EncoderModel(Model):
         self.spec = artifact.spec
         # Packing needs no Python, and parsing the tokenizer nothing but: one hides behind the other.
         self._engine = _engine(artifact, threads, device)
-        self._text = TextEncoder(artifact.tokenizer_path, self.spec)
+        self._text = TextEncoder(artifact)
         self._engine.wait()
-        # The weights are packed: what is left to read of the file are the embeddings' rows as they are asked for.
-        artifact.release_pages()
+        # The weights are packed; of what was read the engine holds on to the embedding tables alone.
+        self._artifact = artifact.without_weights()
 
     @property
     def labels(self) -> tuple[str, ...]:

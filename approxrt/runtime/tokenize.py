@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from approxrt.artifact.spec.encoder import ModelSpec
+from approxrt.artifact.layout import TOKENIZER
+from approxrt.artifact.reader import Artifact
+from approxrt.artifact.tokenizer import parse_tokenizer
 from approxrt.errors import ArtifactError, InputError, TextTooLongError, UnsupportedTaskError
 from approxrt.runtime.failures import panics_as_errors
 from approxrt.runtime.inputs import padding_in_texts
@@ -48,29 +49,16 @@ def with_prompt(texts: Texts, prompt: str) -> Texts:
     return [with_prompt(text, prompt) if isinstance(text, str | tuple) else text for text in texts]  # type: ignore[misc]
 
 
-def load_tokenizer(path: Path, vocab_size: int) -> Any:
+def load_tokenizer(artifact: Artifact) -> Any:
     """The `tokenizers.Tokenizer` of an artifact, without padding; truncation is the file's.
 
-    Raises ArtifactError, for a vocabulary beyond the embedding table, too. Added tokens may lack a row, as in
-    checkpoints that transformers runs: whoever encodes refuses texts that have them.
+    Raises ArtifactError, for ids beyond the embedding table, too. Added tokens may lack a row, as in checkpoints that
+    transformers runs: whoever encodes refuses texts that have them.
     """
-    from tokenizers import Tokenizer
-
     try:
-        with panics_as_errors("being read"):
-            tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ArtifactError(path.parent, [f"tokenizer.json cannot be used: {error}"]) from None
-    # tokenizer.json may carry a padding of its training days.
-    tokenizer.no_padding()
-    if tokenizer.get_vocab_size(with_added_tokens=False) > vocab_size:
-        # Tokens may share rows (`approxrt.vocabulary.row_sharing`): what counts is the highest id.
-        rows = max(tokenizer.get_vocab(with_added_tokens=False).values()) + 1
-        if rows > vocab_size:
-            raise ArtifactError(
-                path.parent, [f"tokenizer.json has ids up to {rows - 1}, the embedding table {vocab_size} rows"]
-            )
-    return tokenizer
+        return parse_tokenizer(artifact.tokenizer_json, artifact.any_spec.vocab_size)
+    except ValueError as error:
+        raise ArtifactError(artifact.path, [f"{TOKENIZER} {error}"]) from None
 
 
 def truncation_side(tokenizer: Any) -> str:
@@ -84,15 +72,15 @@ def cut_to(tokenizer: Any, max_length: int) -> None:
 
 
 class TextEncoder:
-    """Turns texts into token ids with an artifact's tokenizer, as `spec` says.
+    """Turns texts into token ids with an encoder artifact's tokenizer, as its spec says.
 
     Texts over the limit of tokens, which counts special ones, lose the end that tokenizer.json names; pairs are cut
     longest first.
     """
 
-    def __init__(self, path: Path, spec: ModelSpec) -> None:
-        self._path = path
-        self._tokenizer = load_tokenizer(path, spec.vocab_size)
+    def __init__(self, artifact: Artifact) -> None:
+        spec = artifact.spec
+        self._tokenizer = load_tokenizer(artifact)
         self._side = truncation_side(self._tokenizer)
         self.max_length = spec.max_length
         self.inputs = spec.inputs

@@ -262,8 +262,11 @@ def normalized(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
 
 
-def open_models(artifacts: Iterable[str], threads: int | None = None) -> list[tuple[str, Model]]:
-    """Return (name, model) of each PATH or NAME=PATH; a name is the folder's if none is given."""
+def open_models(artifacts: Iterable[str], threads: int | None = None, mmap: bool = False) -> list[tuple[str, Model]]:
+    """Return (name, model) of each PATH or NAME=PATH; a name is the folder's if none is given.
+
+    `mmap` is that of `approxrt.load`.
+    """
     from approxrt.runtime.loading import load
 
     models = []
@@ -273,5 +276,5 @@ def open_models(artifacts: Iterable[str], threads: int | None = None) -> list[tu
             name, path = Path(item).resolve().name, item
         if not name:
             raise InputError(f"{item!r} has an empty name: write NAME=PATH")
-        models.append((name, load(path, device="cpu", threads=threads)))
+        models.append((name, load(path, device="cpu", threads=threads, mmap=mmap)))
     return models

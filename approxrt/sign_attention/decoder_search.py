@@ -102,7 +102,7 @@ def match_signs(
     source = read_artifact(artifact)
     spec, tensors = source.decoder_spec, source.tensors
     context = _checked(spec, keep, window, context, max_drop)
-    calibrating, validating = _divided(token_ids(source.tokenizer_path.read_bytes(), text_file(data)), context)
+    calibrating, validating = _divided(token_ids(source.tokenizer_json, text_file(data)), context)
 
     def rise(built: InMemory) -> float:
         engine = DecoderEngine(built, threads)
@@ -148,7 +148,7 @@ def match_signs(
     )  # fmt: skip
     if report.met:
         card = source.card | {"sign_matching": {k: v for k, v in report.to_json().items() if k != "artifact"}}
-        write_artifact(target, built.decoder_spec, built.tensors, source.tokenizer_path.read_bytes(), card, overwrite)
+        write_artifact(target, built.decoder_spec, built.tensors, source.tokenizer_json, card, overwrite)
     return report
 
 

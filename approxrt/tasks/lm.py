@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from approxrt.artifact.files import MAX_DATA_BYTES
+from approxrt.artifact.files import read_text as read_file_text
+from approxrt.artifact.layout import unreadable
 from approxrt.errors import DataError, InputError
 
 CONTEXT, STRIDE = 512, 256
@@ -86,9 +89,9 @@ def perplexity(
 def read_text(path: Path) -> str:
     """A plain text file, UTF-8. Raises DataError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file_text(path, MAX_DATA_BYTES)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(unreadable(str(path), error)) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text: byte {error.start} is invalid") from error
     if not text.strip():

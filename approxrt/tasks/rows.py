@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from approxrt.artifact.files import MAX_DATA_BYTES, read_bounded
+from approxrt.artifact.layout import unreadable
 from approxrt.errors import DataError, InputError
 from approxrt.tasks.format import DataFormat
 from approxrt.tasks.registry import Task
@@ -55,9 +57,9 @@ def read_rows(task: Task, file: Path, form: DataFormat) -> Iterator[Row]:
 def read_file(file: Path) -> str:
     """The file's text without its byte order mark. Raises DataError."""
     try:
-        data = file.read_bytes()
+        data = read_bounded(file, MAX_DATA_BYTES)
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise DataError(unreadable(str(file), error)) from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

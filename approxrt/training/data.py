@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from approxrt.artifact.files import read_config
 from approxrt.errors import DataError, InputError
 from approxrt.models.checkpoint import Checkpoint
 from approxrt.random import Stream, generator
@@ -157,7 +157,7 @@ def _finetuned_split(folder: Path, task: Task) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        report = json.loads(path.read_text())
+        report = read_config(path)
         # Reports from before there was a choice do not name it.
         options = {"split": "random"} | dict(report["options"])
         return options if report["task"] == task.name and {"seed", "val_fraction"} <= set(options) else None

@@ -47,7 +47,7 @@ def verify_decoder(path: Path, checkpoint: DecoderCheckpoint, bits: int, pruned:
     Raises ArtifactError for an artifact that cannot be loaded, CheckpointError for one that gives something else.
     """
     artifact, name = read_artifact(path), checkpoint.source["name"]
-    tokenizer = load_tokenizer(artifact.tokenizer_path, checkpoint.spec.vocab_size)
+    tokenizer = load_tokenizer(artifact)
     tokenizer.no_truncation()
     ids = _ids(tokenizer, checkpoint.spec)
     engine = DecoderEngine(artifact)

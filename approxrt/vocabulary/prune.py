@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from approxrt.artifact.files import parse_json
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.artifact.tensorfile import parse_json
 from approxrt.errors import CheckpointError, InputError, UnsupportedModelError
 from approxrt.vocabulary.subwords import close_bpe, close_wordpiece, greedy_prefix
 

@@ -33,7 +33,7 @@ def test_round_trip_is_exact_mapped_and_read_only(tmp_path: Path, kind: str) -> 
     artifact = read_artifact(tmp_path / "a")
     assert artifact.spec == spec
     assert artifact.card == CARD
-    assert artifact.tokenizer_path.read_bytes() == TOKENIZER_JSON
+    assert artifact.tokenizer_json == TOKENIZER_JSON
     assert set(artifact.tensors) == set(tensors)
     for name, array in tensors.items():
         mapped = artifact.tensors[name]

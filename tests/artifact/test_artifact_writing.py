@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,3 +188,30 @@ def test_no_space_left_names_the_mend(tmp_path: Path, monkeypatch: pytest.Monkey
         write(tmp_path / "a")
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_load_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the checks before writing overlook: what is on disk is read back before it gets the name."""
+    path = write(tmp_path / "a", seed=1)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    monkeypatch.setattr(writer, "_content_faults", lambda *_: [])
+    spec = small_spec("s8")
+    tensors = random_tensors(spec)
+    tensors["layers.0.ffn.up.scale"][3] = 0
+    with pytest.raises(ArtifactError, match=r"not written: .*scales that are not > 0") as caught:
+        write_artifact(path, spec, tensors, TOKENIZER_JSON, {}, overwrite=True)
+    assert caught.value.path == str(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_card_that_cannot_be_read_replaces_nothing(tmp_path: Path) -> None:
+    """A card may hold anything that is JSON; the reader's limits hold for it, too, and for what a check adds."""
+    spec = small_spec("s8")
+    deep: list[Any] = []
+    for _ in range(80):
+        deep = [deep]
+    for card, check in (({"a": deep}, None), ({}, lambda _: {"a": deep})):
+        with pytest.raises(ArtifactError, match=r"not written: card\.json is not valid JSON: nested too deeply"):
+            write_artifact(tmp_path / "a", spec, random_tensors(spec), TOKENIZER_JSON, card, check=check)
+        assert not list(tmp_path.iterdir())

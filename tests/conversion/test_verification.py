@@ -110,8 +110,8 @@ def test_names_of_weights_from_tensorflow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"model_max_length": 2}, "leaves no room beside the specials"),
-        ({"sep_token": "[END]"}, "has the token '\\[END\\]'"),
+        ({"model_max_length": 2}, "cannot read ordinary sentences, so nothing was written: .*leaves no room"),
+        ({"sep_token": "[END]"}, r"puts '\[END\]' \(id \d+\) around every text, and the embedding table has \d+ rows"),
     ],
 )
 def test_a_tokenizer_that_reads_nothing(tmp_path: Path, settings: dict, named: str) -> None:
@@ -120,7 +120,7 @@ def test_a_tokenizer_that_reads_nothing(tmp_path: Path, settings: dict, named: s
     edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer", **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CheckpointWarning)
-        with pytest.raises(CheckpointError, match=f"cannot read ordinary sentences, so nothing was written: .*{named}"):
+        with pytest.raises(CheckpointError, match=named):
             approxrt.convert(folder, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 

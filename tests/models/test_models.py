@@ -121,7 +121,7 @@ def test_tokenized_pairs_and_texts_in_a_padded_batch(tmp_path: Path, family: str
 
     folder = build_checkpoint(family, tmp_path / "c", layers=1)
     artifact = artifact_of(folder)
-    tokenizer = Tokenizer.from_file(str(artifact.tokenizer_path))
+    tokenizer = Tokenizer.from_buffer(artifact.tokenizer_json)
     texts = ["a gripping film", ("the quick brown fox", "She sold 42 seashells!"), "good"]
     encoded = [tokenizer.encode(*text) if isinstance(text, tuple) else tokenizer.encode(text) for text in texts]
     ids, types = [e.ids for e in encoded], [e.type_ids for e in encoded]

@@ -224,12 +224,14 @@ def test_tensors_must_fit() -> None:
 
 
 def test_inspect_shows_it(tmp_path: Path) -> None:
+    from specs import TOKENIZER_JSON
+
     from approxrt.artifact.reader import read_artifact
     from approxrt.artifact.summary import summarize
     from approxrt.artifact.writer import write_artifact
 
     model = previewed(1.0)
-    path = write_artifact(tmp_path / "a", model.decoder_spec, model.tensors, b"{}", {})
+    path = write_artifact(tmp_path / "a", model.decoder_spec, model.tensors, TOKENIZER_JSON, {})
     summary = summarize(read_artifact(path))
     assert summary["head_preview"] == {"width": 64, "margin": 1.0, "project": "g8", "out": "g4"}
     assert {"head.preview.project", "head.preview.out"} <= {linear["name"] for linear in summary["linears"]}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from specs import random_tensors, small_spec
 from tokenizers import AddedToken
 
+from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.writer import write_artifact
 from approxrt.runtime.long_text import LongTextCutter
 from approxrt.runtime.tokenize import TextEncoder
@@ -103,7 +104,7 @@ def test_pairs(tmp_path: Any, length: int, side: str) -> None:
     tokenizer = build_tokenizer("bert")
     spec = small_spec(vocab_size=tokenizer.get_vocab_size(), max_positions=64, max_length=length)
     path = write_artifact(tmp_path / "a", spec, random_tensors(spec), tokenizer.to_str().encode(), {})
-    encoder = TextEncoder(path / "tokenizer.json", spec)
+    encoder = TextEncoder(read_artifact(path))
     tokenizer.enable_truncation(length, strategy="longest_first", direction=side)
     # Not much longer: a tokenizer that keeps what it cuts off pairs each piece of one text with each of the other.
     parts = ["good", "bad " * 30, "great " * 60, "a b c " * 100, "fine " * 310, "x" * 900, ""]
@@ -119,7 +120,7 @@ def test_five_megabytes_take_no_longer_than_a_page(tmp_path: Any) -> None:
     tokenizer = build_tokenizer("bert")
     spec = small_spec(vocab_size=tokenizer.get_vocab_size(), max_positions=512, max_length=512)
     path = write_artifact(tmp_path / "a", spec, random_tensors(spec), tokenizer.to_str().encode(), {})
-    encoder = TextEncoder(path / "tokenizer.json", spec)
+    encoder = TextEncoder(read_artifact(path))
     text = "good bad " * 560_000
     encoder.encode(text)
     begin = time.process_time()

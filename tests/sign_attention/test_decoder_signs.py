@@ -9,7 +9,7 @@ import pytest
 from decoders import small_decoder_spec
 from levels import every_level
 from random_decoders import InMemory, tokens
-from specs import random_tensors
+from specs import TOKENIZER_JSON, random_tensors
 
 from approxrt.artifact.reader import read_artifact
 from approxrt.artifact.spec.decoder import DecoderSpec
@@ -93,13 +93,15 @@ def test_a_sequence_depends_on_nothing_else(
 def test_an_artifact_keeps_them(tmp_path) -> None:  # type: ignore[no-untyped-def]
     spec = matching("s8", 32, True)
     tensors = random_tensors(spec, 0)
-    write_artifact(tmp_path / "a", spec, tensors, b"{}", {})
+    write_artifact(tmp_path / "a", spec, tensors, TOKENIZER_JSON, {})
     artifact = read_artifact(tmp_path / "a")
     assert artifact.decoder_spec == spec
     name = "layers.0.attention.sign.rotation"
     np.testing.assert_array_equal(artifact.tensors[name], tensors[name])
     with pytest.raises(ApproxrtError, match=r"sign\.centre"):
-        write_artifact(tmp_path / "b", spec, {k: v for k, v in tensors.items() if not k.endswith("centre")}, b"{}", {})
+        write_artifact(
+            tmp_path / "b", spec, {k: v for k, v in tensors.items() if not k.endswith("centre")}, TOKENIZER_JSON, {}
+        )
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -69,7 +69,7 @@ def test_it_learns_and_its_checkpoint_converts(base: Path, data: Path, tmp_path:
     from approxrt.tasks.readers import read_task
 
     dev = read_task("csv", data / "dev.csv", artifact.spec.labels)
-    tokenizer = Tokenizer.from_file(str(artifact.tokenizer_path))
+    tokenizer = Tokenizer.from_buffer(artifact.tokenizer_json)
     logits = reference_logits(artifact.spec, artifact.tensors, [tokenizer.encode(text).ids for text in dev.texts])
     assert compute_metrics("csv", logits, dev.labels) == report["dev"]
 

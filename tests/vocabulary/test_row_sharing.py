@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifact_edits import seal
 from families import CORPUS, build_tokenizer
 from tokenizers import Tokenizer
 
@@ -134,8 +135,12 @@ def test_ids_past_the_table_are_refused(tmp_path: Path) -> None:
     data = json.loads(vocabulary.tokenizer_json)
     token = next(t for t in data["model"]["vocab"] if t not in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
     data["model"]["vocab"][token] = len(vocabulary.kept)
-    write_artifact(tmp_path / "a", small, rows, json.dumps(data).encode(), {})
     past = rf"tokenizer.json has ids up to {len(vocabulary.kept)}, the embedding table {len(vocabulary.kept)} rows"
+    with pytest.raises(ArtifactError, match=past):
+        write_artifact(tmp_path / "b", small, rows, json.dumps(data).encode(), {})
+    write_artifact(tmp_path / "a", small, rows, vocabulary.tokenizer_json, {})
+    (tmp_path / "a" / "tokenizer.json").write_text(json.dumps(data))
+    seal(tmp_path / "a", "tokenizer.json")
     with pytest.raises(ArtifactError, match=past):
         approxrt.load(tmp_path / "a")
 

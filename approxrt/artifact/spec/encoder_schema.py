@@ -7,7 +7,6 @@ Both collect every fault; a fault names the field, its value and the limit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -194,7 +193,7 @@ def _range_faults(spec: ModelSpec) -> list[str]:
     between("model.pad_token_id", spec.pad_token_id, 0, max(0, min(spec.vocab_size, MAX_VOCAB) - 1))
     mixed = spec.embedding_kind == "s2"
     between("model.wide_words", spec.wide_words, 0, max(1, min(spec.vocab_size, MAX_VOCAB)) if mixed else 0)
-    if not (math.isfinite(spec.layer_norm_eps) and 0 <= spec.layer_norm_eps <= 1):
+    if not 0 <= spec.layer_norm_eps <= 1:
         faults.append(f"model.layer_norm_eps is {show(spec.layer_norm_eps)}; it must be between 0 and 1")
     if not 1 <= len(spec.layers) <= MAX_LAYERS:
         faults.append(f"model.layers has {len(spec.layers)} entries; it must have 1 to {MAX_LAYERS}")
