@@ -7,10 +7,12 @@ export APPROXRT_WERROR ?= 1
 
 KERNEL_TESTS = tests/kernels tests/runtime/test_encoder.py tests/runtime/test_removed_blocks.py tests/runtime/test_plan.py \
                tests/runtime/test_decoder.py tests/sign_attention/test_decoder_signs.py tests/runtime/test_head_preview.py \
-               tests/pruning/test_obs.py
+               tests/pruning/test_obs.py tests/runtime/test_answers_of_nan.py tests/runtime/test_shared_engines.py \
+               tests/runtime/test_concurrency.py tests/runtime/test_thread_pool.py
 CPP = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null || find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help install build test test-rounding test-all fuzz lint format demo bench microbench cold readme asan tsan clean
+.PHONY: help install install-locked build test test-rounding test-all fuzz lint format demo bench microbench cold readme \
+        asan tsan lock sbom clean
 
 help:            ## Show this list
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +36,12 @@ $(VENV)/.integrations: $(VENV)/.installed
 	@touch $@
 
 install: $(VENV)/.installed  ## Make .venv and install approxrt into it, with what tests need
+
+# The same versions, each file checked against its hash; Python 3.11 on Linux, x86-64.
+install-locked: requirements/test.txt | $(BIN)/python  ## Make .venv as `install` does, of what requirements/test.txt locks alone
+	$(PIP) install --require-hashes -r requirements/test.txt
+	$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $(VENV)/.installed
 
 build: install   ## Compile the extension again after a change in csrc/
 	$(BIN)/python setup.py -q build_ext --inplace
@@ -106,9 +114,25 @@ asan: install    ## Kernel tests under AddressSanitizer and UndefinedBehaviorSan
 	bench/sanitize.sh address,undefined libasan.so $(BIN)/python $(KERNEL_TESTS)
 
 # torch does not survive ThreadSanitizer, so the tests that compare with it stay out.
-tsan: install    ## Thread pool and encoder tests under ThreadSanitizer
+tsan: install    ## Thread pool, encoder and decoder tests under ThreadSanitizer
 	bench/sanitize.sh thread libtsan.so $(BIN)/python tests/runtime/test_threads.py tests/runtime/test_concurrency.py tests/runtime/test_loading.py \
+		tests/runtime/test_thread_pool.py tests/runtime/test_shared_engines.py tests/runtime/test_answers_of_nan.py \
 		tests/runtime/test_encoder.py -k "not logits and not every_kind and not benchmark and not weights_twice"
+
+TOOLS := build/tools
+
+$(TOOLS)/.installed: requirements/tools.in
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q -r $< || { echo "make: the tools of $< could not be \
+	installed; install them another way and put uv and cyclonedx-py into $(TOOLS)/bin" >&2; exit 1; }
+	@touch $@
+
+lock: $(TOOLS)/.installed  ## Write requirements/*.txt after a change of pyproject.toml or constraints.txt (UPGRADE=1: newest versions)
+	requirements/lock.sh $(abspath $(TOOLS))/bin/uv
+
+sbom: $(TOOLS)/.installed  ## The bill of materials of a server (CycloneDX JSON), to build/sbom.json
+	$(TOOLS)/bin/cyclonedx-py requirements requirements/serve.txt --pyproject pyproject.toml --mc-type application \
+		--of JSON --output-reproducible --validate -o build/sbom.json
 
 clean:           ## Remove build products (not .venv)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -92,6 +92,10 @@ class TargetWarning(UserWarning):
     """An artifact was made for another device than it is loaded on; the message says what that costs."""
 
 
+class ThreadsWarning(UserWarning):
+    """The system gave fewer threads than were asked for; answers are the same, and the message says what to change."""
+
+
 class TrainingError(ApproxrtError):
     """Training cannot go on: the loss is not a number, or there is nothing to resume."""
 

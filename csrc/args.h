@@ -55,7 +55,8 @@ constexpr PanelLayout word_panels(int32_t mr) { return {mr, 2, 0, false}; }
 constexpr PanelLayout byte_blocks(int32_t mr) { return {mr, 1, 128, true}; }
 
 // panels, scales <- x.  s_t = max|x_t| / 127; a row whose maximum is below kQuantizeFloor becomes
-// exact zeros with s_t = 0. Rows beyond `rows` in the last panel are filled with q = 0.
+// exact zeros with s_t = 0; a row with a NaN has s_t = NaN, integers that mean nothing, and so NaN for all its
+// outputs. Rows beyond `rows` in the last panel are filled with q = 0.
 struct QuantizeRowsArgs {
     const float* x;  // [rows, k]
     int64_t ldx;
@@ -150,7 +151,8 @@ struct GroupPanels {
 
 // panels, scales <- x.  With m_t = max|x_t| and p the group's max|x|: k = 7 - e, e the largest of 0 .. 7 with
 // p * 2^e <= m_t, a = round(x * (127 / m_t) * 2^e), s_t = m_t / 127 / 2^7. A row whose maximum is below kQuantizeFloor
-// becomes exact zeros with s_t = 0. Inputs behind k and rows behind `rows` in the last panel are zeros.
+// becomes exact zeros with s_t = 0; one with a NaN has s_t = NaN, as in quantize_rows, and shifts within their bounds.
+// Inputs behind k and rows behind `rows` in the last panel are zeros.
 struct QuantizeGroupsArgs {
     const float* x;  // [rows, k]
     int64_t ldx;
@@ -275,6 +277,7 @@ constexpr int64_t attention_scratch_floats(int64_t n, int64_t head_dim) {
 // L = int16_dot_limit(head_dim), rows of v integers of at most kValueLimit, each with its own scale max|x| / limit;
 //   s_ij = scale sq_i sk_j (Q_i . K_j),  e_ij = exp(s_ij - max_j s_ij),  P_ij = round(e_ij sv_j / max_j sv_j *
 //   kWeightLimit) out_i = max_j sv_j / kWeightLimit * sum_j P_ij V_j / sum_j e_ij
+// A NaN among the values makes all outputs NaN.
 // int32 sums cannot overflow: L^2 head_dim < 2^31, and P V is summed over kWeightChunk keys at most before it becomes
 // float (128 * 4095 * 4096 < 2^31).
 constexpr int kWeightChunk = 128;

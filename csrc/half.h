@@ -8,13 +8,14 @@ namespace approxrt {
 
 constexpr float kLargestHalf = 65504.0f;  // larger values are stored as this one
 
-// Nearest, ties to even.
+// Nearest, ties to even; NaN stays NaN.
 inline uint16_t half_from_float(float x) {
     x = x > kLargestHalf ? kLargestHalf : x < -kLargestHalf ? -kLargestHalf : x;
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     const uint32_t sign = bits >> 16 & 0x8000u;
     bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
     if (bits < 0x38800000u) {  // below 2^-14: a multiple of 2^-24
         float magnitude;
         std::memcpy(&magnitude, &bits, 4);
@@ -33,7 +34,7 @@ inline float float_from_half(uint16_t half) {
     if (magnitude < 0x400u) {
         x = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // 2^-24
     } else {
-        const uint32_t bits = (magnitude << 13) + 0x38000000u;
+        const uint32_t bits = magnitude < 0x7c00u ? (magnitude << 13) + 0x38000000u : magnitude << 13 | 0x7f800000u;
         std::memcpy(&x, &bits, 4);
     }
     uint32_t bits;

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <exception>
 #include <map>
 
 #if defined(__x86_64__)
@@ -16,6 +17,8 @@ namespace {
 // lasts. Longer than what lies between two steps of a decoder (the logits are searched in Python), where a worker that
 // slept would come late every time; far shorter than anything a person or a power meter would notice.
 constexpr int kSpins = 5000;
+// How long a pool goes on with fewer threads than it asked for before it asks again, which costs some microseconds.
+constexpr std::chrono::seconds kStartAgain{1};
 // Before the end of a region is awaited by giving the core away, which somebody may need to reach it.
 constexpr int kSpinsAtEnd = 2000;
 
@@ -29,7 +32,8 @@ inline void pause() {
 
 struct Registry {
     std::mutex mutex;
-    std::map<int, std::shared_ptr<ThreadPool>> pools;
+    std::map<int, std::weak_ptr<ThreadPool>> pools;
+    std::vector<std::shared_ptr<ThreadPool>> forking;  // those of `pools`, from before a fork until after it
 };
 // Never destroyed: a worker may outlive static destructors.
 Registry& registry() {
@@ -38,17 +42,23 @@ Registry& registry() {
 }
 
 void all_before_fork() {
-    registry().mutex.lock();
-    for (auto& entry : registry().pools) entry.second->finish_regions();
-    for (auto& entry : registry().pools) entry.second->before_fork();
+    Registry& r = registry();
+    r.mutex.lock();
+    for (auto& entry : r.pools)
+        if (auto pool = entry.second.lock()) r.forking.push_back(std::move(pool));
+    for (auto& pool : r.forking) pool->finish_regions();
+    for (auto& pool : r.forking) pool->before_fork();
 }
+// Pools may end here, where the model that held them went meanwhile: without the lock.
 void all_after_fork_parent() {
-    for (auto& entry : registry().pools) entry.second->after_fork_parent();
-    for (auto& entry : registry().pools) entry.second->resume_regions();
+    for (auto& pool : registry().forking) pool->after_fork_parent();
+    for (auto& pool : registry().forking) pool->resume_regions();
+    const auto pools = std::move(registry().forking);
     registry().mutex.unlock();
 }
 void all_after_fork_child() {
-    for (auto& entry : registry().pools) entry.second->after_fork_child();
+    for (auto& pool : registry().forking) pool->after_fork_child();
+    const auto pools = std::move(registry().forking);
     registry().mutex.unlock();
 }
 
@@ -58,8 +68,9 @@ std::shared_ptr<ThreadPool> ThreadPool::get(int threads) {
     static const int registered = pthread_atfork(all_before_fork, all_after_fork_parent, all_after_fork_child);
     (void)registered;
     std::lock_guard<std::mutex> lock(registry().mutex);
-    auto& pool = registry().pools[threads];
-    if (!pool) pool = std::make_shared<ThreadPool>(threads);
+    auto& held = registry().pools[threads];
+    auto pool = held.lock();
+    if (!pool) held = pool = std::make_shared<ThreadPool>(threads);
     return pool;
 }
 
@@ -79,8 +90,16 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::start_workers() {
-    workers_->reserve(threads_ - 1);
-    for (int i = 1; i < threads_; ++i) workers_->emplace_back(&ThreadPool::worker, this, i);
+    const auto wanted = static_cast<size_t>(threads_ - 1);
+    if (missing_ && std::chrono::steady_clock::now() < next_start_) return;
+    try {
+        workers_->reserve(wanted);
+        while (workers_->size() < wanted)
+            workers_->emplace_back(&ThreadPool::worker, this, static_cast<int>(workers_->size()) + 1);
+    } catch (const std::exception&) {  // std::system_error, or std::bad_alloc; what was started stays
+        next_start_ = std::chrono::steady_clock::now() + kStartAgain;
+    }
+    missing_ = static_cast<int>(wanted - workers_->size());
 }
 
 // The order of stores and loads here is the protocol (all sequentially consistent):
@@ -90,7 +109,7 @@ void ThreadPool::start_workers() {
 // `open == false` and touches nothing.
 void ThreadPool::run_erased(int tasks, Function function, const void* context) {
     region_.enter();
-    if (workers_->empty()) start_workers();
+    if (static_cast<int>(workers_->size()) < threads_ - 1) start_workers();
     tasks_ = tasks;
     function_ = function;
     context_ = context;
@@ -164,6 +183,7 @@ void ThreadPool::after_fork_child() {
     (void)workers_.release();
     sleep_ = std::make_unique<Sleep>();
     workers_ = std::make_unique<std::vector<std::thread>>();
+    missing_ = 0;
     open_ = false;
     active_ = 0;
     sleepers_ = 0;

@@ -4,10 +4,16 @@
 // regions. As many callers as threads, or more, run their regions each on their own thread, a bounded number at a time:
 // nobody waits at the end of a region, and threads are not multiplied. In between, regions run one at a time. Who waits
 // is served in the order of coming. Workers spin briefly after a region (the next layer is microseconds
-// away), then sleep; an idle pool uses no CPU. Workers start at the first region and again in a forked child.
+// away), then sleep; an idle pool uses no CPU. Workers start at the first region and again in a forked child; they end
+// with the last one who holds the pool.
+//
+// Where the system gives no more threads (a limit of processes, no memory for stacks), regions run on those that there
+// are, down to the caller alone: no work of a region is a certain thread's, so that answers are the same, only later.
+// An error instead would come in the middle of somebody's call, long after the number was asked for, and again in each.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -21,7 +27,7 @@ namespace approxrt {
 
 class ThreadPool {
   public:
-    // The process's pool with `threads` threads (the caller included), created on first use.
+    // The process's pool with `threads` threads (the caller included), created where nobody holds one.
     static std::shared_ptr<ThreadPool> get(int threads);
 
     explicit ThreadPool(int threads);
@@ -30,6 +36,9 @@ class ThreadPool {
     ThreadPool& operator=(const ThreadPool&) = delete;
 
     int threads() const { return threads_; }
+
+    // Of those, how many the system refused when a region last asked for them.
+    int missing() const { return missing_.load(std::memory_order_relaxed); }
 
     // Someone who is about to run several regions, such as a forward pass. Waits for its turn; with a single thread
     // everybody runs on their own, and nobody waits.
@@ -93,6 +102,8 @@ class ThreadPool {
     FairGate region_{1};            // one region at a time
     std::unique_ptr<Sleep> sleep_;  // replaced in a forked child
     std::unique_ptr<std::vector<std::thread>> workers_;
+    std::chrono::steady_clock::time_point next_start_;  // not before this, where some are missing
+    std::atomic<int> missing_{0};
 
     std::atomic<int> callers_{0};    // that are through the gate
     std::atomic<bool> open_{false};  // a region accepts workers

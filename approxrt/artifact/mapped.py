@@ -40,8 +40,12 @@ class WeightsFile(ABC):
             self.size = self._status.st_size
             self._open(file.fileno())
         self._digest = ""
-        self._thread = threading.Thread(target=self._run, name="approxrt-sha256", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = threading.Thread(target=self._run, name="approxrt-sha256", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system gives no thread: it is done now
+            self._thread = None
+            self._run()
 
     @property
     @abstractmethod
@@ -67,7 +71,8 @@ class WeightsFile(ABC):
 
     def sha256(self) -> str:
         """The hexadecimal digest; waits for the thread. Empty if hashing failed, which matches no digest."""
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         return self._digest
 
     def is_still(self, path: Path) -> bool:

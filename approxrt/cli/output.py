@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from approxrt.errors import CheckpointWarning, TargetWarning, TruncationWarning
+from approxrt.errors import CheckpointWarning, TargetWarning, ThreadsWarning, TruncationWarning
 from approxrt.progress import Show
 
 # A file or a pipe has no width of its own: tables get room instead of being cut to 80 columns.
@@ -46,7 +46,7 @@ def show_warnings() -> None:
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, CheckpointWarning | TargetWarning | TruncationWarning):
+        if issubclass(category, CheckpointWarning | TargetWarning | ThreadsWarning | TruncationWarning):
             stderr.print(f"[bold yellow]warning:[/] {_escape(str(message))}", highlight=False, soft_wrap=True)
         else:
             others(message, category, *place, **more)

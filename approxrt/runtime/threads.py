@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 
-from approxrt.errors import InputError
+from approxrt.errors import InputError, ThreadsWarning
 
 MAX_THREADS = 1024
 
@@ -27,6 +28,18 @@ def resolve_threads(threads: int | None) -> int:
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise InputError(f"threads={threads!r}: expected an integer from 1 to {MAX_THREADS}, or None for the default")
     return threads
+
+
+def warn_of_missing_threads(threads: int, missing: int) -> None:
+    """Say that an engine goes on with fewer threads than it asked for, and how to get them or do without."""
+    there = threads - missing
+    warnings.warn(
+        f"threads={threads}, but the system gave only {there} (a limit of processes, such as ulimit -u or pids.max, or "
+        f"of memory): answers are the same, but come later. Raise the limit, or ask for fewer: threads={there} "
+        f"(--threads {there})",
+        ThreadsWarning,
+        stacklevel=3,
+    )
 
 
 def affinity_count() -> int:

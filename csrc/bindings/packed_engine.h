@@ -1,4 +1,5 @@
-// An engine whose weights are packed by a thread of its own: Python waits for it where it first needs it.
+// An engine whose weights are packed by a thread of its own: Python waits for it where it first needs it. Where the
+// system gives no thread, they are packed there.
 #pragma once
 
 #include <functional>
@@ -55,6 +56,9 @@ class PackedEngine {
                 "{passes, wall_ns, ops: [{op, calls, ns, macs}]} since the last call; ns and macs summed over threads.")
             .def_property_readonly("threads", [](Self& e) { return e.ready().threads(); })
             .def_property_readonly(
+                "missing_threads", [](Self& e) { return e.ready().missing_threads(); },
+                "How many of `threads` the system refused when they were last asked for; the others did their work.")
+            .def_property_readonly(
                 "weight_bytes", [](Self& e) { return e.ready().weight_bytes(); },
                 "Bytes of packed weights, embedding tables not counted.")
             .def_property_readonly(
@@ -66,9 +70,11 @@ class PackedEngine {
     struct Packing {
         Packing(py::dict config_, Tensors tensors_, const KernelTable& kernels_, std::shared_ptr<ThreadPool> pool_)
             : config(std::move(config_)), tensors(std::move(tensors_)), kernels(kernels_), pool(std::move(pool_)) {
-            Builder builder(config, tensors, kernels, model);
-            builder.build();
-            done = std::async(std::launch::async, [builder = std::move(builder), this] { builder.pack(*pool); });
+            const auto builder = std::make_shared<Builder>(config, tensors, kernels, model);
+            builder->build();
+            // An lvalue: where there is no thread, std::async takes it a second time.
+            const auto pack = [builder, this] { builder->pack(*pool); };
+            done = std::async(std::launch::async | std::launch::deferred, pack);
         }
 
         py::dict config;

@@ -6,13 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from decoders import small_decoder_spec
 from levels import every_level
-from random_decoders import InMemory, tokens
+from matching_decoders import matching, model_of
+from random_decoders import tokens
 from specs import TOKENIZER_JSON, random_tensors
 
 from approxrt.artifact.reader import read_artifact
-from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.decoder_schema import decoder_faults, decoder_from_json
 from approxrt.artifact.writer import write_artifact
 from approxrt.errors import ApproxrtError
@@ -20,23 +19,6 @@ from approxrt.runtime.cpu.decoder_engine import DecoderEngine
 from approxrt.runtime.reference.decoder import DecoderReference
 
 LENGTH = 230
-
-
-def matching(kind: str, codes: int, rest: bool, dim: int = 16) -> DecoderSpec:
-    """Three layers; the middle one attends to all keys."""
-    spec = small_decoder_spec(kind, hidden=48, count=3, max_positions=512)
-    signs = {"attention_keep": 12, "sign_from": 80, "sign_window": 4, "sign_codes": codes, "attention_rest": rest}
-    layers = tuple(dataclasses.replace(l, head_dim=dim, **({} if i == 1 else signs)) for i, l in enumerate(spec.layers))
-    return dataclasses.replace(spec, layers=layers)
-
-
-def model_of(spec: DecoderSpec, seed: int = 0) -> InMemory:
-    tensors = random_tensors(spec, seed)
-    for name in tensors:
-        # Keys and queries large enough that it matters which are kept.
-        if name.endswith(("query.weight", "key.weight", "query.scale", "key.scale")):
-            tensors[name] = tensors[name] * 6
-    return InMemory(spec, tensors)
 
 
 @every_level

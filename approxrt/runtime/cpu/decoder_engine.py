@@ -13,7 +13,7 @@ from approxrt._C import KvCache
 from approxrt.artifact.spec.decoder import DENSE_DECODER_ATTENTION, DecoderSpec
 from approxrt.errors import InputError
 from approxrt.runtime.cpu.engine import suitable_isa
-from approxrt.runtime.threads import resolve_threads
+from approxrt.runtime.threads import resolve_threads, warn_of_missing_threads
 
 CACHE_KINDS = ("f32", "f16", "int8")
 # Tokens of a prompt that a step takes: what they need besides the cache is some 20 KB each.
@@ -74,7 +74,10 @@ class DecoderEngine:
 
         A sequence's logits depend neither on the others nor on how its tokens are divided into steps.
         """
-        return self._decoder.step(caches, tokens, all_logits)
+        logits = self._decoder.step(caches, tokens, all_logits)
+        if missing := self._decoder.missing_threads:
+            warn_of_missing_threads(self.threads, missing)
+        return logits
 
     def hidden(self, caches: Sequence[KvCache], tokens: Sequence[Sequence[int]]) -> np.ndarray:
         """Append tokens[i] to caches[i]; float32 [tokens, hidden] that the head would read, after its norm."""

@@ -15,7 +15,7 @@ from approxrt.artifact.spec.formats import LinearKind
 from approxrt.errors import DeviceError
 from approxrt.runtime.batching import TOKEN_BUDGET, plan_batches
 from approxrt.runtime.inputs import check_sequences
-from approxrt.runtime.threads import resolve_threads
+from approxrt.runtime.threads import resolve_threads, warn_of_missing_threads
 
 
 class Weights(Protocol):
@@ -100,6 +100,8 @@ class CpuEngine:
             packed_types = None if types is None else np.concatenate([types[i] for i in batch])
             rows = self._encoder.forward(np.concatenate([arrays[i] for i in batch]), packed_types, cu_seqlens, output)
             result[batch] = rows
+        if missing := self._encoder.missing_threads:
+            warn_of_missing_threads(self.threads, missing)
         return result
 
     @contextmanager

@@ -36,6 +36,7 @@ class Decoder {
 
     const DecoderModel& model() const { return model_; }
     int threads() const { return passes_.pool().threads(); }
+    int missing_threads() const { return passes_.pool().missing(); }
     size_t weight_bytes() const { return weight_bytes_of(model_); }
     size_t scratch_bytes() const { return passes_.bytes(); }
 

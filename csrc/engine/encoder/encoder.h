@@ -28,6 +28,7 @@ class Encoder {
     Profile take_profile() { return passes_.take_profile(); }
 
     int threads() const { return passes_.pool().threads(); }
+    int missing_threads() const { return passes_.pool().missing(); }
     size_t weight_bytes() const { return weight_bytes_of(model_); }
     size_t scratch_bytes() const { return passes_.bytes(); }
 

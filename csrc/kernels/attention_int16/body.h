@@ -36,7 +36,7 @@ inline Vec exp2_weight(Vec x) {
 }
 
 // Up to 16 rows of floats as 16-bit integers of at most `limit`, [rows][d16], and their scales, max|x| / limit (0 for
-// zeros), times `unit`. Element (r, c) is x[c / 16 * strip + r * ld + c % 16].
+// zeros, NaN with a NaN), times `unit`. Element (r, c) is x[c / 16 * strip + r * ld + c % 16].
 inline void quantize16(const float* x, int64_t ld, int64_t strip, int rows, int32_t d, int32_t d16, float limit,
                        float unit, int16_t* out, float* scales) {
     constexpr int W = Vec::kWidth;
@@ -47,10 +47,10 @@ inline void quantize16(const float* x, int64_t ld, int64_t strip, int rows, int3
         Vec highest = zero();
         for (int32_t i = 0; i < whole; i += 16, from += strip)
 #pragma GCC unroll 2
-            for (int v = 0; v < 16; v += W) highest = max(highest, abs(load(from + v)));
+            for (int v = 0; v < 16; v += W) highest = max_magnitude(highest, load(from + v));
         for (int v = 0; v < d - whole; v += W)
-            highest = max(highest, abs(load_n(from + v, d - whole - v < W ? d - whole - v : W)));
-        peaks[r] = reduce_max(highest);
+            highest = max_magnitude(highest, load_n(from + v, d - whole - v < W ? d - whole - v : W));
+        peaks[r] = reduce_magnitude(highest);
     }
     for (int r = 0; r < 16; r += W) {
         // A row of zeros: an inverse of zero keeps it so.
@@ -234,7 +234,8 @@ struct Int16Rows {
     }
 };
 
-// Re-lays keys and values, 16 at a time; returns the largest value scale. `rows` holds [16][d16].
+// Re-lays keys and values, 16 at a time; returns the largest value scale, or NaN, and then so is all output. `rows`
+// holds [16][d16].
 inline float pack_int16(const AttentionArgs& a, int32_t d16, int64_t n16, float limit, int16_t* keys, int16_t* values,
                         float* key_scales, float* value_scales, int16_t* rows) {
     Vec largest = zero();
@@ -249,13 +250,13 @@ inline float pack_int16(const AttentionArgs& a, int32_t d16, int64_t n16, float 
                 transpose_pairs(rows + half * 8 * d16 + i, d16, strip + i * 16 + half * 16);
         quantize16(a.v + first * a.ld, a.ld, a.strip, count, a.head_dim, d16, kValueLimit, 1.0f, rows,
                    value_scales + first);
-        for (int v = 0; v < 16; v += Vec::kWidth) largest = max(largest, load(value_scales + first + v));
+        for (int v = 0; v < 16; v += Vec::kWidth) largest = max_magnitude(largest, load(value_scales + first + v));
         for (int32_t column = 0; column < d16; column += 16)
             for (int j = 0; j < 16; j += 2)
                 interleave(rows + j * d16 + column, rows + (j + 1) * d16 + column,
                            values + column * n16 + (first + j) * 16);
     }
-    return reduce_max(largest);
+    return reduce_magnitude(largest);
 }
 
 template <int kHeadDim>

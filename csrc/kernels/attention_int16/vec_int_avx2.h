@@ -39,8 +39,8 @@ inline __attribute__((always_inline)) void multiply_add(const int16_t* x, const 
 #endif
 }
 
-// `then` in lanes where a > b, else 0.
-inline Vec above(Vec a, Vec b, Vec then) { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), then.v)}; }
+// `then` in lanes where a > b or a is NaN, else 0.
+inline Vec above(Vec a, Vec b, Vec then) { return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NLE_UQ), then.v)}; }
 
 // Sixteen floats, rounded to nearest even, as 16-bit integers.
 inline void store_i16(int16_t* p, const Vec (&x)[2]) {

@@ -52,7 +52,7 @@ inline __attribute__((always_inline)) void multiply_add(const int16_t* x, const 
 }
 
 inline Vec above(Vec a, Vec b, Vec then) {
-    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), then.v)};
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLE_UQ), then.v)};
 }
 
 inline void store_i16(int16_t* p, const Vec (&x)[1]) {

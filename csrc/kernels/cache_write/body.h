@@ -59,10 +59,10 @@ struct CacheWrite {
         for (int32_t c = 0; c < to.head_dim; c += 16) {
             Vec part[kVecs16];
             load_16(x + c, to.head_dim - c, part);
-            for (int v = 0; v < kVecs16; ++v) highest = max(highest, abs(part[v]));
+            for (int v = 0; v < kVecs16; ++v) highest = max_magnitude(highest, part[v]);
         }
-        const float peak = reduce_max(highest);
-        const bool live = peak > kQuantizeFloor;
+        const float peak = reduce_magnitude(highest);
+        const bool live = !(peak <= kQuantizeFloor);
         scales[j] = live ? peak * (1.0f / 127.0f) : 0.0f;
         return set1(live ? 127.0f / peak : 0.0f);
     }

@@ -1,8 +1,7 @@
 // Keys and values into the cache: the definition of its layout and of its int8.
-#include <cmath>
-
 #include "decoder_args.h"
 #include "half.h"
+#include "kernels/common/quantize_scalar.h"
 
 namespace approxrt {
 namespace {
@@ -15,11 +14,8 @@ void put(const CacheHead& to, void* base, int64_t at, float x, float inverse) {
         case CacheKind::kF16:
             static_cast<uint16_t*>(base)[at] = half_from_float(x);
             break;
-        case CacheKind::kInt8: {
-            float q = std::nearbyintf(x * inverse);
-            q = q > 127.0f ? 127.0f : (q < -127.0f ? -127.0f : q);
-            static_cast<int8_t*>(base)[at] = static_cast<int8_t>(q);
-        }
+        case CacheKind::kInt8:
+            static_cast<int8_t*>(base)[at] = quantized(x * inverse);
     }
 }
 
@@ -33,9 +29,8 @@ void put_row(const CacheHead& to, void* rows, const float* x, int64_t token, flo
 // 127 / max, and the scale stored.
 float quantize_scale(const CacheHead& to, const float* x, float* scales, int64_t token) {
     if (to.kind != CacheKind::kInt8) return 0.0f;
-    float max = 0.0f;
-    for (int32_t c = 0; c < to.head_dim; ++c) max = std::fabs(x[c]) > max ? std::fabs(x[c]) : max;
-    const bool live = max > kQuantizeFloor;
+    const auto max = std::bit_cast<float>(peak_of(x, to.head_dim));
+    const bool live = is_live(max);
     scales[token] = live ? max * (1.0f / 127.0f) : 0.0f;
     return live ? 127.0f / max : 0.0f;
 }

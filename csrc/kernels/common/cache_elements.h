@@ -16,7 +16,8 @@ struct CacheF32 {
 struct CacheF16 {
     using Type = uint16_t;
     static Vec get(const Type* p) { return load_f16(p); }
-    static void put(Type* p, Vec x, Vec) { store_f16(p, min(max(x, set1(-65504.0f)), set1(65504.0f))); }
+    // x second: of NaN and a number, the second operand is what these return.
+    static void put(Type* p, Vec x, Vec) { store_f16(p, min(set1(65504.0f), max(set1(-65504.0f), x))); }
 };
 struct CacheInt8 {
     using Type = int8_t;

@@ -8,7 +8,7 @@
 namespace approxrt {
 namespace {
 
-// Sixteen inputs (four groups) as integers in [-127, 127].
+// Sixteen inputs (four groups) as integers in [-127, 127]; NaN is converted to the least integer, and so to -127.
 inline __m512i quantize16(__m512 x, __m512 inv) {
     const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(x, inv));
     return _mm512_max_epi32(_mm512_min_epi32(q, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
@@ -18,10 +18,10 @@ inline __m512i quantize16(__m512 x, __m512 inv) {
 inline __m512 row_inverse(const float* x, int32_t k, float* scale) {
     const int32_t whole = k / 16 * 16, rest = k - whole;
     Vec m = zero();
-    for (int32_t i = 0; i < whole; i += 16) m = max(m, abs(load(x + i)));
-    if (rest) m = max(m, abs(load_n(x + whole, rest)));
-    const float highest = reduce_max(m);
-    const bool live = highest > kQuantizeFloor;
+    for (int32_t i = 0; i < whole; i += 16) m = max_magnitude(m, load(x + i));
+    if (rest) m = max_magnitude(m, load_n(x + whole, rest));
+    const float highest = reduce_magnitude(m);
+    const bool live = !(highest <= kQuantizeFloor);
     *scale = live ? highest * (1.0f / 127.0f) : 0.0f;
     return _mm512_set1_ps(live ? 127.0f / highest : 0.0f);
 }

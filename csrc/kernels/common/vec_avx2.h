@@ -34,6 +34,11 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+// The larger of m and |x|, where m has no signs; NaN where either is NaN. Floats without signs order as their bits do,
+// and NaN lies above infinity; maxps would forget a NaN that is not its second operand.
+inline Vec max_magnitude(Vec m, Vec x) {
+    return {_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(m.v), _mm256_castps_si256(abs(x).v)))};
+}
 // Lanes n.. become `other`'s.
 inline Vec keep_n(Vec a, Vec other, int n) {
     return {_mm256_blendv_ps(other.v, a.v, _mm256_castsi256_ps(lane_mask(n)))};
@@ -87,6 +92,13 @@ inline float reduce_max(Vec a) {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+// Of lanes without signs; NaN if one is.
+inline float reduce_magnitude(Vec a) {
+    const __m256i bits = _mm256_castps_si256(a.v);
+    __m128i s = _mm_max_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1))));
 }
 
 }  // namespace

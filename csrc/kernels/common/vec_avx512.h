@@ -30,6 +30,10 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+// See vec_avx2.h.
+inline Vec max_magnitude(Vec m, Vec x) {
+    return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(m.v), _mm512_castps_si512(abs(x).v)))};
+}
 inline Vec keep_n(Vec a, Vec other, int n) { return {_mm512_mask_mov_ps(other.v, lane_mask(n), a.v)}; }
 inline Vec load_i8(const int8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
@@ -69,6 +73,12 @@ inline Vec swap_lanes(Vec a) {
 }
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+inline float reduce_magnitude(Vec a) {
+    const int32_t bits = _mm512_reduce_max_epi32(_mm512_castps_si512(a.v));
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 }  // namespace
 }  // namespace approxrt

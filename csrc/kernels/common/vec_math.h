@@ -8,9 +8,10 @@ namespace approxrt {
 namespace {
 
 // e^x for x <= 88: 2^round(x log2 e) times a degree-6 polynomial on the rest; relative error < 3e-7.
-// Below -87.3 the result stays at the smallest normal number instead of underflowing.
+// Below -87.3 the result stays at the smallest normal number instead of underflowing. Of NaN it is NaN: of that and a
+// number, min and max return the second operand.
 inline Vec exp(Vec x) {
-    x = min(max(x, set1(-87.3f)), set1(88.0f));
+    x = min(set1(88.0f), max(set1(-87.3f), x));
     const Vec t = mul(x, set1(1.44269504088896341f));
     const Vec n = round_even(t);
     // ln 2 in two parts, so that the reduction is exact in the leading bits.
@@ -51,7 +52,7 @@ inline Vec gelu(Vec x) {
 
 // tanh x = 1 - 2 / (e^2x + 1); absolute error < 3e-7.
 inline Vec tanh(Vec x) {
-    const Vec e = exp(mul(min(max(x, set1(-10.0f)), set1(10.0f)), set1(2.0f)));
+    const Vec e = exp(mul(min(set1(10.0f), max(set1(-10.0f), x)), set1(2.0f)));
     return sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
 }
 

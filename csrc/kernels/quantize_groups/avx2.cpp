@@ -17,7 +17,7 @@ struct Group {
             v[i] = left >= 8 ? load(x + 8 * i) : left > 0 ? load_n(x + 8 * i, left) : zero();
         }
     }
-    Vec most() const { return max(max(abs(v[0]), abs(v[1])), max(abs(v[2]), abs(v[3]))); }
+    Vec most() const { return max_magnitude(max_magnitude(abs(v[0]), v[1]), max_magnitude(abs(v[2]), v[3])); }
 };
 
 inline int32_t bits_of(float x) {
@@ -37,14 +37,14 @@ void quantize_groups_avx2(const QuantizeGroupsArgs& a) {
         const float* x = a.x + t * a.ldx;
         char* out = base + t / a.mr * panel_bytes + t % a.mr * 4;
         Vec most = zero();
-        for (int32_t i = 0; i < a.k; i += kGroupWeights) most = max(most, Group(x + i, a.k - i).most());
-        const float highest = reduce_max(most);
-        const bool live = highest > kQuantizeFloor;
+        for (int32_t i = 0; i < a.k; i += kGroupWeights) most = max_magnitude(most, Group(x + i, a.k - i).most());
+        const float highest = reduce_magnitude(most);
+        const bool live = !(highest <= kQuantizeFloor);
         a.scales[t] = live ? highest * (1.0f / 127.0f) * (1.0f / (1 << kMaxGroupShift)) : 0.0f;
         const float inverse = live ? 127.0f / highest : 0.0f;
         for (int32_t g = 0; g < groups; ++g, out += a.mr * kGroupTokenBytes) {
             const Group group(x + g * kGroupWeights, a.k - g * kGroupWeights);
-            int32_t e = (bits_of(highest) - bits_of(reduce_max(group.most()))) >> 23;
+            int32_t e = (bits_of(highest) - bits_of(reduce_magnitude(group.most()))) >> 23;
             e = e > kMaxGroupShift ? kMaxGroupShift : e;
             const int32_t shift = live ? kMaxGroupShift - e : 0;
             const Vec factor = set1(inverse * static_cast<float>(1 << e));

@@ -4,13 +4,13 @@
 namespace approxrt {
 namespace {
 
-// The group's maximum, of 32 inputs in two vectors.
-inline float peak_of(__m512 a, __m512 b) {
-    const __m512 m = _mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b));
-    const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(m), _mm512_extractf32x8_ps(m, 1));
-    __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+// The bits of the group's maximum, of 32 inputs in two vectors; never above those of the token's, NaN or not.
+inline int32_t peak_of(__m512 a, __m512 b) {
+    const __m512i m = _mm512_castps_si512(max_magnitude({_mm512_abs_ps(a)}, {b}).v);
+    const __m256i h = _mm256_max_epi32(_mm512_castsi512_si256(m), _mm512_extracti32x8_epi32(m, 1));
+    __m128i q = _mm_max_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+    q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
 }
 
 struct Group {
@@ -36,23 +36,20 @@ void quantize_groups_avx512(const QuantizeGroupsArgs& a) {
     for (int32_t t = 0; t < a.rows; ++t) {
         const float* x = a.x + t * a.ldx;
         char* out = base + t / a.mr * panel_bytes + t % a.mr * 4;
-        __m512 most = _mm512_setzero_ps();
+        Vec most = zero();
         for (int32_t i = 0; i < a.k; i += kGroupWeights) {
             const Group v(x + i, a.k - i);
-            most = _mm512_max_ps(most, _mm512_max_ps(_mm512_abs_ps(v.first), _mm512_abs_ps(v.second)));
+            most = max_magnitude(most, max_magnitude({_mm512_abs_ps(v.first)}, {v.second}));
         }
-        const float highest = reduce_max({most});
-        const bool live = highest > kQuantizeFloor;
+        const float highest = reduce_magnitude(most);
+        const bool live = !(highest <= kQuantizeFloor);
         a.scales[t] = live ? highest * (1.0f / 127.0f) * (1.0f / (1 << kMaxGroupShift)) : 0.0f;
         const float inverse = live ? 127.0f / highest : 0.0f;
         int32_t highest_bits;
         __builtin_memcpy(&highest_bits, &highest, 4);
         for (int32_t g = 0; g < groups; ++g, out += a.mr * kGroupTokenBytes) {
             const Group v(x + g * kGroupWeights, a.k - g * kGroupWeights);
-            const float peak = peak_of(v.first, v.second);
-            int32_t bits;
-            __builtin_memcpy(&bits, &peak, 4);
-            int32_t e = (highest_bits - bits) >> 23;
+            int32_t e = (highest_bits - peak_of(v.first, v.second)) >> 23;
             e = e > kMaxGroupShift ? kMaxGroupShift : e;
             const int32_t shift = live ? kMaxGroupShift - e : 0;
             const __m512 factor = _mm512_set1_ps(inverse * static_cast<float>(1 << e));

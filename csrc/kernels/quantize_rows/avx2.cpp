@@ -28,13 +28,13 @@ void quantize_rows_avx2(const QuantizeRowsArgs& a) {
         Vec m0 = zero(), m1 = zero();
         int32_t i = 0;
         for (; i + 16 <= whole; i += 16) {
-            m0 = max(m0, abs(load(x + i)));
-            m1 = max(m1, abs(load(x + i + 8)));
+            m0 = max_magnitude(m0, load(x + i));
+            m1 = max_magnitude(m1, load(x + i + 8));
         }
-        for (; i < whole; i += 8) m0 = max(m0, abs(load(x + i)));
-        if (rest) m1 = max(m1, abs(load_n(x + whole, rest)));
-        const float highest = reduce_max(max(m0, m1));
-        const bool live = highest > kQuantizeFloor;
+        for (; i < whole; i += 8) m0 = max_magnitude(m0, load(x + i));
+        if (rest) m1 = max_magnitude(m1, load_n(x + whole, rest));
+        const float highest = reduce_magnitude(max_magnitude(m0, m1));
+        const bool live = !(highest <= kQuantizeFloor);
         a.scales[t] = live ? highest * (1.0f / 127.0f) : 0.0f;
         const __m256 inv = _mm256_set1_ps(live ? 127.0f / highest : 0.0f);
         for (i = 0; i < whole; i += 8, out += 2 * group) {

@@ -1,9 +1,8 @@
 // Per-token symmetric quantisation, the definition: q = round_half_even(x * (127 / max|x|)),
 // clamped to [-127, 127], all in float32 so that every level yields the same integers.
-#include <cmath>
 #include <cstring>
 
-#include "args.h"
+#include "kernels/common/quantize_scalar.h"
 
 namespace approxrt {
 
@@ -13,24 +12,17 @@ void quantize_rows_scalar(const QuantizeRowsArgs& a) {
     std::memset(base, layout.bias, layout.bytes(a.rows, a.k));
     for (int32_t t = 0; t < a.rows; ++t) {
         const float* x = a.x + t * a.ldx;
-        float max = 0.0f;
-        for (int32_t i = 0; i < a.k; ++i) {
-            const float m = std::fabs(x[i]);
-            max = m > max ? m : max;
-        }
-        if (!(max > kQuantizeFloor)) {
+        const auto max = std::bit_cast<float>(peak_of(x, a.k));
+        if (!is_live(max)) {
             a.scales[t] = 0.0f;
             continue;
         }
         a.scales[t] = max * (1.0f / 127.0f);
         const float inv = 127.0f / max;
         uint8_t* panel = base + (t / layout.mr) * layout.panel_bytes(a.k);
-        for (int32_t i = 0; i < a.k; ++i) {
-            float q = std::nearbyintf(x[i] * inv);
-            q = q > 127.0f ? 127.0f : (q < -127.0f ? -127.0f : q);
+        for (int32_t i = 0; i < a.k; ++i)
             panel[(i / kTileK) * layout.group_bytes() + (t % layout.mr) * kTileK + i % kTileK] =
-                static_cast<uint8_t>(static_cast<int>(q) + layout.bias);
-        }
+                static_cast<uint8_t>(quantized(x[i] * inv) + layout.bias);
     }
 }
 
