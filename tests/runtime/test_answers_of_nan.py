@@ -52,7 +52,9 @@ def test_encoder(isa: str, kind: str, threads: int) -> None:
 @pytest.mark.parametrize("kind", ["f32", "s8", "s4", "g4", "g8"])
 def test_encoder_that_matches_signs(isa: str, kind: str) -> None:
     spec = small_spec(kind)
-    layers = tuple(dataclasses.replace(layer, attention_keep=4, sign_from=5, attention_rest=True) for layer in spec.layers)
+    layers = tuple(
+        dataclasses.replace(layer, attention_keep=4, sign_from=5, attention_rest=True) for layer in spec.layers
+    )
     spec = dataclasses.replace(spec, layers=layers)
     tensors = random_tensors(spec)
     ids = [list(range(16)), [BROKEN, *range(15)]]

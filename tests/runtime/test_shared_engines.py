@@ -46,7 +46,9 @@ def encoder_of(kind: str) -> Callable[[int], Call]:
 
 def encoder_by_signs(threads: int) -> Call:
     spec = small_spec("s8", hidden=64)
-    layers = tuple(dataclasses.replace(layer, attention_keep=3, sign_from=4, attention_rest=True) for layer in spec.layers)
+    layers = tuple(
+        dataclasses.replace(layer, attention_keep=3, sign_from=4, attention_rest=True) for layer in spec.layers
+    )
     return encoder(dataclasses.replace(spec, layers=layers), threads)
 
 

@@ -151,10 +151,10 @@ def test_some_threads_are_used(kind: str) -> None:
 def test_engines_of_one_size_share_their_threads() -> None:
     before = running_threads()
     held = [encoder_call(4), encoder_call(4), decoder_call(4)]
-    for engine, call in held:
-        call()
+    for pair in held:
+        pair[1]()
     assert running_threads() == before + 3
-    del held[:2], engine, call
+    del held[:2], pair
     assert running_threads() == before + 3
     held.clear()
     assert settles_at(before)
