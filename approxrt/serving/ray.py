@@ -45,7 +45,8 @@ def application(
             raise InputError(f"{name} is {value}; it must be at least 1")
     if max_replicas < min_replicas:
         raise InputError(f"max_replicas is {max_replicas}; it must be at least min_replicas, which is {min_replicas}")
-    paths, limits = list(artifacts), settings or Settings()
+    # Names are the proxy's to check: requests reach a replica by whatever name Ray is asked for.
+    paths, limits = list(artifacts), settings or Settings(allowed_hosts=("*",))
 
     # Ray runs this in the replica: models are loaded there, and nothing is pickled but paths and numbers.
     def build_app() -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from approxrt.errors import InputError
 from approxrt.runtime.decoder_model import DecoderModel, Prompt
+from approxrt.runtime.failures import check_rows
 from approxrt.runtime.model import Model
 from approxrt.runtime.tokenize import Encoded, Text, with_prompt
 from approxrt.serving.batcher import Batcher
@@ -85,7 +86,7 @@ class Served:
         encoded = await self._encode(with_prompt(texts, before), options.truncate, options.side)
         if before and not self.model.spec.text.include_prompt:
             # The engine pools whole texts; what leaves tokens out is done by the model itself.
-            rows = await self.batcher.alone(self.model.pooled, encoded, before)
+            rows = check_rows(await self.batcher.alone(self.model.pooled, encoded, before))
         else:
             rows = await self.batcher.submit(encoded.ids, encoded.type_ids, "pooled")
         return Answer(_finished(rows, options), [len(ids) for ids in encoded.ids], encoded.truncated)
