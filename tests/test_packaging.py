@@ -39,6 +39,14 @@ def test_a_build_without_a_compiler_says_so(tmp_path: Path) -> None:
     assert "apt-get install g++" in done.stderr
 
 
+def test_every_package_is_named() -> None:
+    """Packages are listed by hand, since kernels/ lies beside them: what is not named is not in a wheel."""
+    tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml, from Python 3.11 on")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {str(p.parent.relative_to(ROOT)).replace("/", ".") for p in (ROOT / "approxrt").rglob("__init__.py")}
+    assert set(listed) == folders | {"approxrt.kernels"}
+
+
 @pytest.mark.slow
 def test_wheel_holds_everything_and_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("build", reason="needs the package `build`")
