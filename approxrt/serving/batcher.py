@@ -28,7 +28,7 @@ Forward = Callable[[list[list[int]], list[list[int]], str], np.ndarray]
 
 # How long a pass should take: of small requests, and a slice of a large one; but not fewer tokens than the engine needs
 # to be about as fast as it can be.
-PASS_MS, SLICE_MS = 12.0, 5.0
+PASS_MS, SLICE_MS = 40.0, 4.0
 LEAST_PASS, LEAST_SLICE = 512, 128
 
 
@@ -165,7 +165,7 @@ class Batcher:
         except BaseException as error:
             found = as_error(error)
             return [found] if len(batch) == 1 else [row for item in batch for row in self._rows([item])]
-        return [_checked(row) for row in rows]
+        return list(rows) if np.isfinite(rows).all() else [_checked(row) for row in rows]
 
 
 def _checked(row: np.ndarray) -> np.ndarray | Exception:

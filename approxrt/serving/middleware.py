@@ -28,6 +28,7 @@ Answer = Callable[[str, RequestError], tuple[bytes, list[tuple[bytes, bytes]]]]
 
 OPEN = ("/health", "/live", "/v2/health/live", "/v2/health/ready")  # asked by orchestrators, which have no key
 
+MOST_KNOWN = 256
 _HOST = re.compile(r"^(\[[^\]]*\]|[^:]*)(?::\d*)?$")  # without its port
 
 log = logging.getLogger("approxrt.serving")
@@ -48,6 +49,7 @@ class LimitsMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, answer: Answer, activity: Activity) -> None:
         self.app, self.settings, self.metrics, self.answer = app, settings, metrics, answer
         self.activity = activity
+        self._known: set[bytes] = set()  # Host headers that were found to be allowed
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         # Looking labels up takes longer than counting.
         self._counted: dict[tuple[str, int], tuple[Any, Any]] = {}
@@ -110,10 +112,12 @@ class LimitsMiddleware:
 
     def _check_host(self, given: bytes) -> None:
         """Refuse names that a page may have made to point here (DNS rebinding); addresses in numbers are none."""
-        if not given or "*" in self._hosts:
+        if not given or given in self._known or "*" in self._hosts:
             return
         name = _HOST.sub(r"\1", given.decode("latin-1").strip().lower())
         if name in self._hosts or name == "localhost" or name.endswith(".localhost") or _is_address(name):
+            if len(self._known) < MOST_KNOWN:
+                self._known.add(given)
             return
         raise WrongHost(
             f"the request is for host {name[:100]!r}, which this server does not answer to: ask by its address, or "

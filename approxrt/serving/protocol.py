@@ -54,7 +54,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self.head_since: float | None = None  # while one is awaited or has begun
         self.body_since: float | None = None  # while one is read
         self.unread_since: float | None = None  # while the client does not read its answer
-        self.head_bytes = 0  # of its names and values
         self.fed = 0  # bytes since a head has begun that has not ended
         self.discarded = 0  # bytes of a body whose request is answered
         self.fault: tuple[int, str] | None = None
@@ -123,7 +122,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self.head_since is not None and self.body_since is None:
             self.fed += len(data)
-            self._check_head()
+            # What was fed may begin with the end of the message before.
+            self._check_head(self.fed - CHUNK)
         if self.fault is not None:
             self.refuse(*self.fault)
 
@@ -141,26 +141,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a head."""
-        self.head_bytes = self.fed = 0
+        self.fed = 0
         if self.head_since is None:
             self.head_since = time.monotonic()
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, within the limit."""
-        self.head_bytes += len(name) + len(value) + 4
-        if self._check_head():
-            super().on_header(name, value)
-
-    def on_url(self, url: bytes) -> None:
-        """Take a piece of the path, within the limit."""
-        self.head_bytes += len(url)
-        if self._check_head():
-            super().on_url(url)
-
     def on_headers_complete(self) -> None:
         """Begin the request, unless the head or the queue of pipelined ones is over a limit."""
-        self.head_since, self.head_bytes, self.fed, self.discarded = None, 0, 0, 0
+        self.head_since, self.fed, self.discarded = None, 0, 0
+        self._check_head(len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]))
         if len(self.pipeline) >= self.settings.max_pipelined:
             most = self.settings.max_pipelined
             self.fault = (429, f"over {most} requests were sent before their answers were read: wait for answers")
@@ -185,12 +174,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.fault is None:
             super().on_message_complete()
 
-    def _check_head(self) -> bool:
+    def _check_head(self, size: int) -> None:
         most = self.settings.max_header_bytes
-        # What was fed may begin with the end of the message before.
-        if max(self.head_bytes, self.fed - CHUNK) > most and self.fault is None:
+        if size > most and self.fault is None:
             self.fault = (431, f"the head of the request has over {most} bytes, which is the limit: send less")
-        return self.fault is None
 
 
 def limited_protocol(settings: Settings) -> type[LimitedProtocol]:

@@ -177,7 +177,7 @@ class TorchEncoder(nn.Module):
         cache = self.__dict__.setdefault("_elements", {})
         if name not in cache:
             n, k = self.weight(f"{name}.weight").shape
-            cache[name] = torch.from_numpy(expand_mask(mask, n, k).astype(np.float32)).to(self.device)
+            cache[name] = torch.from_numpy(np.ascontiguousarray(expand_mask(mask, n, k), bool)).to(self.device)
         element: Tensor = cache[name]
         return element
 
