@@ -1,4 +1,4 @@
-"""What a hostile client does to a server, again and again: bodies, heads and connections beyond every need.
+"""Attack a server as a hostile client does, again and again: bodies, heads and connections beyond every need.
 
 Each attack is a coroutine of a port that ends within a few seconds; it does not care what it is answered.
 """

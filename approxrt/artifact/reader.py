@@ -99,7 +99,7 @@ _TILE_PLACES = (".indices", ".indptr")
 
 @dataclass(frozen=True)
 class _Opening:
-    """How the weights are opened: what the caller has opened already, and whether they are mapped."""
+    """Say how the weights are opened: what the caller has opened already, and whether they are mapped."""
 
     early: WeightsFile | None
     mmap: bool

@@ -129,7 +129,7 @@ def _content_faults(
 
 
 def _tokenizer_faults(tokenizer_json: bytes, spec: AnySpec, sound: bool) -> list[str]:
-    """What is wrong with the tokenizer; its ids are compared with the rows of a `sound` spec's table."""
+    """Return what is wrong with the tokenizer; its ids are compared with the rows of a `sound` spec's table."""
     try:
         if not isinstance(parse_json(tokenizer_json), dict):
             return [f"{TOKENIZER} is not a JSON object"]

@@ -97,11 +97,12 @@ def _respond(request: Request, error: RequestError) -> Response:
 
 
 def _without_paths(request: Request, error: RequestError) -> RequestError:
-    """Put models' names where their messages name folders, which are nobody's business but the server's."""
+    """Put models' names where messages name their folders, which are nobody's business but the server's."""
     text = str(error)
     for served in request.app.state.registry:
-        for path in {os.fspath(served.model.path), str(served.model.path.resolve())}:
-            text = text.replace(path, served.name)
+        path = served.model.path
+        # Quoted, as messages have it: a folder that is called "a" is no part of every word with that letter.
+        text = text.replace(repr(os.fspath(path)), repr(served.name)).replace(str(path.resolve()), served.name)
     error.args = (text,)
     return error
 

@@ -33,7 +33,7 @@ class WaitingText:
 
 
 class _Flow:
-    """What is left of one request."""
+    """Hold what is left of one request."""
 
     __slots__ = ("client", "texts", "tokens")
 
@@ -119,9 +119,11 @@ class FairQueue:
         large = bool(self._large) and (self._large_is_next or not self._small)
         self._large_is_next = not large
         batch: list[WaitingText] = []
-        if large:
+        # A request of which nobody waits any more gives nothing, and the next one has its turn.
+        while large and self._large and not batch:
             self._take_from(self._large.pop(), batch, min(room, self.slice_tokens))
-            return batch if batch else self.take(room) if self else []
+        if batch:
+            return batch
         while self._small:
             flow = self._small.first()
             if batch and (flow.tokens > room or flow.texts[0].output != batch[0].output):

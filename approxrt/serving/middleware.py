@@ -36,7 +36,7 @@ log = logging.getLogger("approxrt.serving")
 
 @dataclass
 class Activity:
-    """What a server is doing: the requests under way, in all and by client; `draining` once it was told to stop."""
+    """Count the requests under way, in all and by client; `draining` once the server was told to stop."""
 
     active: int = 0
     clients: Counter[str] = field(default_factory=Counter)

@@ -128,7 +128,7 @@ def test_text(sound: Sound, data: st.DataObject, key: tuple[str, str], name: str
 
 @pytest.mark.parametrize("name", FOUND)
 def test_corpus(sound: Sound, name: str) -> None:
-    """What was found once; artifact-KIND-FILE/NAME is the content of an artifact's FILE.
+    """Try again what was found once; artifact-KIND-FILE/NAME is the content of an artifact's FILE.
 
     A config.json has "FILES" in the place of sizes and checksums, which are those of the other files.
     """

@@ -113,7 +113,7 @@ def test_bytes(checkpoints: Checkpoints, data: st.DataObject, family: str, name:
 
 @pytest.mark.parametrize("name", FOUND)
 def test_corpus(checkpoints: Checkpoints, name: str) -> None:
-    """What was found once; checkpoint-FAMILY-FILE/NAME is the content of FILE."""
+    """Try again what was found once; checkpoint-FAMILY-FILE/NAME is the content of FILE."""
     _, family, file = Path(name).parent.name.split("-", 2)
     assert checkpoints.read(family, file, (CORPUS / name).read_bytes())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -326,6 +327,16 @@ def test_errors_name_no_folder(models: dict[str, Any], server: Address) -> None:
     ):
         status, said = post(server, route, json.dumps(body).encode())
         assert status == 400 and path not in said
+
+
+def test_a_short_folder_is_no_part_of_other_words(models: dict[str, Any], tmp_path: Path) -> None:
+    """Served by a relative path of one letter, the letter stays in every other word of a message."""
+    shutil.copytree(models["classifier"].path, tmp_path / "a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        with running({"classifier": approxrt.load("a", threads=1)}) as address:
+            status, said = post(address, "/embed", b'{"inputs": "rain"}')
+    assert status == 400 and "model 'classifier' is for classification; use /predict" in said
 
 
 def test_docs_load_nothing(server: Address) -> None:

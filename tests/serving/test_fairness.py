@@ -89,6 +89,18 @@ def test_what_has_left_is_not_run() -> None:
     assert queue.take(1000) == [] and not queue
 
 
+def test_thousands_that_have_left_are_passed_over() -> None:
+    """A flood of large requests whose clients hang up, with one that stayed behind them."""
+    queue = FairQueue(slice_tokens=10)
+    for _ in range(5000):
+        queue.add("flood", left := texts(20))
+        left[0].future.gone = True  # type: ignore[attr-defined]
+    queue.add("other", stayed := texts(20, mark=1))
+    assert queue.take(1000) == stayed
+    assert queue.take(1000) == []
+    assert len(queue) == queue.tokens == 0
+
+
 def test_one_output_a_pass() -> None:
     queue = FairQueue(slice_tokens=100)
     queue.add("a", texts(10, output="logits", mark=1))

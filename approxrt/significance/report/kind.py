@@ -1,4 +1,4 @@
-"""What the reports of encoders and of decoders say differently: words, facts and sections of their own."""
+"""Define what the reports of encoders and of decoders say differently: words, facts and sections of their own."""
 
 from __future__ import annotations
 
