@@ -173,6 +173,11 @@ class SignChoice:
     sign_from: int = 0
     found: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def calibrated(self) -> bool:
+        """Tell whether queries and keys were turned on the way, also for layers that then stayed exact."""
+        return bool(self.layers) or "calibration" in self.found
+
     def to_report(self) -> dict[str, Any]:
         """Return what the report says of it."""
         return {"layers": list(self.layers), "keep": self.keep, "sign_from": self.sign_from, **self.found}

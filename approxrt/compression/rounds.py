@@ -98,8 +98,7 @@ class Rounds:
         """Prune once; at progress 1 again and again until the measured time fits."""
         last = progress >= 1
         for _ in range(CORRECTIONS if last else 1):
-            plan = self._allocate(progress)
-            self._apply(plan)
+            plan = self._prune_once(progress)
             target = self.allowed_ms(progress)
             if target is None:
                 break
@@ -130,15 +129,21 @@ class Rounds:
             measured = min(measured, self.timer(self.recovery.model, self.kinds))
         return measured
 
-    def _allocate(self, progress: float) -> Plan:
+    def _prune_once(self, progress: float) -> Plan:
+        model, scores = self.recovery.model, self.recovery.element_scores()
+        # Not kept: they are as large as the model.
+        scored = {block: BlockScores(model.spec, block, scores) for block in blocks_of(model.spec)}
+        plan = self._allocate(progress, scored)
+        self._apply(plan, scored)
+        return plan
+
+    def _allocate(self, progress: float, scored: Mapping[Block, BlockScores]) -> Plan:
         model = self.recovery.model
-        scores = self.recovery.element_scores()
-        self.scored = {block: BlockScores(model.spec, block, scores) for block in blocks_of(model.spec)}
-        noise = {block: {} if self.noise is None else self.noise(block) for block in self.scored}
-        shares = {b: block_share(model.spec, b.layer, b.kind, self.lengths) for b in self.scored}
+        noise = {block: {} if self.noise is None else self.noise(block) for block in scored}
+        shares = {b: block_share(model.spec, b.layer, b.kind, self.lengths) for b in scored}
         parts = [
             BlockPart(s, s.options(self.table, self.formats, noise[b], shares[b], self.densities))
-            for b, s in self.scored.items()
+            for b, s in scored.items()
         ]
         target = self.allowed_ms(progress)
         ms = None if target is None else target / self.correction - self.base_ms
@@ -151,15 +156,15 @@ class Rounds:
             raise CompressionError("no choice of blocks is small enough for the size that is asked for")
         return plan
 
-    def _apply(self, plan: Plan) -> None:
+    def _apply(self, plan: Plan, scored: Mapping[Block, BlockScores]) -> None:
         recovery, model = self.recovery, self.recovery.model
         masks: dict[str, np.ndarray] = {}
         kinds: dict[str, LinearKind] = {}
-        for block, scored in self.scored.items():
+        for block, scores in scored.items():
             scheme = plan.schemes.get(block.linears[0])
             if scheme is not None:
                 kept = (plan.keep.heads if block.kind == "attention" else plan.keep.channels)[block.layer]
-                masks |= scored.masks(len(kept), scheme.density)
+                masks |= scores.masks(len(kept), scheme.density)
                 kinds |= dict.fromkeys(block.linears, scheme.format)
         recovery.prune(plan.keep, masks)
         shapes = {name: tuple(model.weight(f"{name}.weight").shape) for name in masks}

@@ -30,6 +30,7 @@ from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import QKV, Structure, head_rows, mean_biases, selections, shrunk_spec
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
+from approxrt.torch_models.device import release_memory
 from approxrt.torch_models.encoder import Batch, Keys, TorchEncoder, make_batch
 
 LIMIT = BatchLimit(64, 4096)
@@ -126,6 +127,7 @@ def refit(
     for i in range(depth):
         progress.count(i, depth, f"refitting layer {i}")
         refitter.layer(i, keep.heads[i], keep.channels[i])
+        release_memory()  # systems of equations differ in size, and the gaps that they leave are not filled
 
 
 class _Refitter:

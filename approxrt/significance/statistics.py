@@ -30,7 +30,7 @@ LIMIT = BatchLimit(32, 2048)
 # What is kept of a batch until its gradients come: about so many vectors of the hidden size a token and layer (330 kB a
 # token of MiniLM, 1.3 MB of BERT-base), and how much of it at once on a CPU.
 KEPT_VECTORS, KEPT_BYTES = 36, 680 << 20
-RELEASE_EVERY = 256  # texts
+RELEASE_EVERY = 64  # texts
 
 
 @dataclass(frozen=True)

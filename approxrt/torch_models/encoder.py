@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,8 @@ class TorchEncoder(nn.Module):
     """See the module's text. `spec` must be all f32 and `tensors` float32 under the artifact's names.
 
     device   where weights, and all that is computed of them, are
-    copy     False: where they are on the CPU, the arrays themselves are the weights, which nobody else may change
+    copy     False: where they are on the CPU, the arrays themselves are the weights, which nobody else may change; and
+             where they lie in a file that is mapped, the model may not be changed, either
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class TorchEncoder(nn.Module):
         self.weights = nn.ParameterDict()
         for name, array in tensors.items():
             frozen = name.startswith("embeddings.") and not name.startswith("embeddings.projection")
-            value = torch.from_numpy(np.array(array, np.float32, copy=copy or None)).to(self.device)
+            value = _as_tensor(np.array(array, np.float32, copy=copy or None)).to(self.device)
             self.weights[_key(name)] = nn.Parameter(value, requires_grad=not frozen)
 
     # -- access ---------------------------------------------------------------
@@ -295,6 +297,13 @@ class TorchEncoder(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory as a tensor, also where it is read-only, of which torch warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from approxrt.quantization.int4 import quantize_rows4
 from approxrt.quantization.mixed_rows import frequent_rows, quantize_mixed
 from approxrt.quantization.rtn import quantize_rows
 from approxrt.random import Stream, generator
-from approxrt.tasks.examples import Examples, encode
+from approxrt.tasks.examples import Examples, TokenLists, encode
 from approxrt.tasks.readers import Dataset
 from approxrt.torch_models.encoder import TorchEncoder, predict
 from approxrt.vocabulary.prune import PrunedVocabulary, apply_vocabulary, prune_vocabulary
@@ -161,7 +161,7 @@ def small_vocabulary(source: bytes, train: Dataset) -> PrunedVocabulary:
 
 def resplit_texts(
     small: PrunedVocabulary, learnt: Dataset, kept: np.ndarray, whole: Examples, length: int
-) -> tuple[list[list[int]], list[list[int]]]:
+) -> tuple[TokenLists, TokenLists]:
     """`learnt` in the tokens of a smaller vocabulary, as (ids, types) of the one of rows `kept`.
 
     With all of its own words known, a model would never meet what new texts are made of: unknown words in several
@@ -172,15 +172,15 @@ def resplit_texts(
     encoded = encode(learnt, small.tokenizer_json, length)
     place = np.searchsorted(kept, small.kept)
     known = (place < len(kept)) & (kept[np.minimum(place, len(kept) - 1)] == small.kept)
-    ids = []
-    for row, original in zip(encoded.ids, whole.ids, strict=True):
-        fits = bool(known[row].all())
-        ids.append(place[row].tolist() if fits else np.searchsorted(kept, original).tolist())
-    types = [
-        types if len(types) == len(row) else original
-        for types, row, original in zip(encoded.types, ids, whole.types, strict=True)
-    ]
-    return ids, [list(row) for row in types]
+    ids = TokenLists(
+        place[row] if known[row].all() else np.searchsorted(kept, original)
+        for row, original in zip(encoded.ids, whole.ids, strict=True)
+    )
+    types = TokenLists(
+        types if len(types) == length else original
+        for types, length, original in zip(encoded.types, ids.lengths, whole.types, strict=True)
+    )
+    return ids, types
 
 
 def stored_embeddings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,21 @@ def test_families(family: str, tmp_path: Path) -> None:
     got = predict(TorchEncoder(checkpoint.spec, checkpoint.tensors), IDS, None)
     want = reference_logits(checkpoint.spec, checkpoint.tensors, IDS)
     np.testing.assert_allclose(got, want, rtol=0, atol=5e-5)
+
+
+def test_a_model_for_reading_takes_no_memory(tmp_path: Path) -> None:
+    """Its weights are the file's pages; torch's warning that they cannot be written is no news."""
+    from approxrt.models.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(build_checkpoint("bert", tmp_path / "c", hidden=32, heads=2, ffn=48, positions=32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = TorchEncoder(checkpoint.spec, checkpoint.tensors, copy=False)
+    name = "layers.0.ffn.up.weight"
+    assert not checkpoint.tensors[name].flags.writeable
+    assert model.weight(name).data_ptr() == checkpoint.tensors[name].ctypes.data
+    want = predict(TorchEncoder(checkpoint.spec, checkpoint.tensors), IDS, None)
+    np.testing.assert_array_equal(predict(model, IDS, None), want)
 
 
 def test_long_texts_take_the_fused_attention() -> None:

@@ -29,7 +29,7 @@ from approxrt.significance.workload import PEERS, SAMPLE_TOKENS, Run, Timing, en
 from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import flip_rate
 from approxrt.tasks.readers import Dataset, read_task, read_texts
-from approxrt.torch_models.device import has_bf16
+from approxrt.torch_models.device import has_bf16, release_memory
 from approxrt.torch_models.encoder import TorchEncoder, predict
 from approxrt.training.distillation import DistillationOptions, encoder_linears
 from approxrt.training.teacher import Teacher, teach
@@ -84,11 +84,20 @@ class EncoderFamily:
         """Return a fresh model that is the baseline (with embeddings as they will be stored)."""
         return TorchEncoder(self.inputs.spec, self.inputs.tensors, device=self.job.device)
 
+    def unchanged(self) -> TorchEncoder:
+        """Return the same for reading alone: its blocks are the checkpoint's file, and take no memory of their own."""
+        return TorchEncoder(self.inputs.spec, self.inputs.tensors, device=self.job.device, copy=False)
+
     def baseline(self) -> Baseline:
         """See `Family`; peers that are not the fastest are let go."""
         found = baseline_of(self)
         self._peers = {name: run for name, run in self._peers.items() if name == found.fastest}
         return found
+
+    def release_peers(self) -> None:
+        """Let go the engines that the baseline was timed with; a candidate that is timed beside one builds it again."""
+        self._peers = {}
+        release_memory()
 
     def evaluate_baseline(self) -> dict[str, float]:
         """See `Family`; keeps the outputs, which flips are counted against."""

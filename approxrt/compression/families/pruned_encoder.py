@@ -58,9 +58,13 @@ class PrunedEncoder:
         self.means, self.scores = dict(found.means), {}
         if reorder:
             self._reorder_channels(found)
-        self.scores = element_scores(self.model, found, self._linears(), progress.part(0.3, 1.0))
-        if len(self.formats) > 1:
-            self.rounding = rounding_errors(self.model, found, self._linears(), self.formats)
+        names, scored = self._linears(), progress.part(0.3, 1.0)
+        for done, name in enumerate(names):
+            scored.count(done, len(names), f"scoring tiles of {name}")
+            self.scores |= element_scores(self.model, found, [name])
+            if len(self.formats) > 1:
+                self.rounding |= rounding_errors(self.model, found, [name], self.formats)
+            del found.linears[name]  # as scores come, moments go: together they would be twice the model
 
     def _reorder_channels(self, found: Statistics) -> None:
         """The model's units and what was found of them."""
@@ -115,7 +119,8 @@ class PrunedEncoder:
         )
 
     def refit(self, progress: Progress | None = None) -> None:
-        """All that is left follows the dense model again."""
+        """All that is left follows the dense model again; scores were of the model as it was."""
+        self.scores = {}
         release_memory()
         refit(self.model, self.dense, self.examples, RefitOptions(self.kept), progress)
 
@@ -127,12 +132,13 @@ class PrunedEncoder:
         out: dict[str, build.LinearTensors] = {}
         for name in self._linears():
             parameter = self.model.weight(f"{name}.weight")
-            weight, mean = parameter.detach().cpu().numpy(), found.means[name]
+            weight, statistics = parameter.detach().cpu().numpy(), found.linears.pop(name)
+            mean = statistics.mean
             mask = self.model.masks.get(name)
             if mask is not None and mask.all():
                 mask = None
             # The bias takes over the mean error, so that only what varies is left to be small.
-            covariance = found.inputs[name] - np.outer(mean, mean)
+            covariance = statistics.moments - np.outer(mean, mean)
             rounded, kind, parts = round_weights(weight, mask, covariance, kinds.get(name, "s8"))
             out[name] = (kind, parts)
             with torch.no_grad():

@@ -33,10 +33,12 @@ def one_shot(family: EncoderFamily) -> None:
     options = job.options
     rows = np.sort(generator(job.seed, Stream.STATISTICS).permutation(len(train.ids))[:SENTENCES])
     table = family.latency_table()
+    family.release_peers()  # one candidate will need the fastest of them: minutes from now
     model = family.model()
     signs = match_signs(family, model)
     limits = family.limits(model, options.wanted_speedup, options.wanted_shrink)
-    exact = model.twin()
+    # The calibration of sign matching turns queries and keys, which the model to follow must have turned, too.
+    exact = model.twin() if signs.calibrated else family.unchanged()
     with_sign_attention(exact, {}, ())
     subject = PrunedEncoder(model, exact, train.subset(rows), job.seed, formats_of(limits.bytes is not None))
     rounds = rounds_towards(family, subject, table, limits)
