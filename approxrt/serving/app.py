@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from approxrt.errors import ApproxrtError, InputError, TextTooLongError
 from approxrt.runtime.model import Model
+from approxrt.serving.application import Application
 from approxrt.serving.errors import ContextOverflow, RequestError
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.middleware import Activity, LimitsMiddleware
@@ -40,20 +41,19 @@ def create_app(models: Iterable[tuple[str, Model]], settings: Settings | None = 
         await registry.close()
 
     # FastAPI's own pages load their scripts from elsewhere.
-    app = FastAPI(title="approxrt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = Application(title="approxrt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.registry, app.state.metrics, app.state.settings, app.state.activity = (
         registry,
         metrics,
         settings,
         activity,
     )
-    for adapter in (docs, health, tei, hub, openai, openai_text, cohere, kserve):
-        app.include_router(adapter.router)
-    app.add_middleware(LimitsMiddleware, settings=settings, metrics=metrics, answer=error_answer, activity=activity)
+    app.include(adapter.router for adapter in (docs, health, tei, hub, openai, openai_text, cohere, kserve))
+    app.entry = LimitsMiddleware(app.entry, settings, metrics, error_answer, activity)
     if settings.cors_origins:
         # Around the gate: a browser asks without a key first whether it may ask, and reads errors, too.
-        app.add_middleware(
-            CORSMiddleware,
+        app.entry = CORSMiddleware(
+            app.entry,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],

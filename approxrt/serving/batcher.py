@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ Forward = Callable[[list[list[int]], list[list[int]], str], np.ndarray]
 # to be about as fast as it can be.
 PASS_MS, SLICE_MS = 40.0, 4.0
 LEAST_PASS, LEAST_SLICE = 512, 128
+# A pass that is likely to be shorter runs on the event loop: a thread of its own would be woken, and wake the loop,
+# which takes a tenth of a millisecond where cores go to sleep in between.
+INLINE_S = 2e-3
 
 
 class Batcher:
@@ -39,6 +42,8 @@ class Batcher:
         self._name, self._forward, self._settings = name, forward, settings
         self._queue = FairQueue(LEAST_SLICE)
         self._pace = 0.0  # seconds a token, of passes of some size
+        self._short_pace = 0.0  # of smaller ones
+        self._calls: set[Future[np.ndarray]] = set()  # functions of the model that run or wait for their turn
         self._running: list[WaitingText] = []
         self._arrived = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"approxrt-{name}")
@@ -92,7 +97,10 @@ class Batcher:
 
     async def alone(self, function: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray:
         """Return what a function of the model gives, in a turn of its own between passes."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        call = self._executor.submit(function, *arguments)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)  # in its thread, and not before it ends: a caller may leave
+        return await asyncio.wrap_future(call)
 
     async def close(self) -> None:
         """Stop when the queue is empty."""
@@ -112,7 +120,11 @@ class Batcher:
             batch = self._running = self._take()
             if not batch:
                 continue
-            rows = await loop.run_in_executor(self._executor, self._pass, batch)
+            if self._is_short(batch):
+                rows = self._pass(batch)
+                await asyncio.sleep(0)  # who else is ready has a turn before the next pass
+            else:
+                rows = await loop.run_in_executor(self._executor, self._pass, batch)
             for item, row in zip(batch, rows, strict=True):
                 if isinstance(row, Exception):
                     self._failed.labels(self._name, type(row).__name__).inc()
@@ -122,6 +134,10 @@ class Batcher:
                     item.future.set_exception(row)
                 else:
                     item.future.set_result(row)
+
+    def _is_short(self, batch: list[WaitingText]) -> bool:
+        tokens = sum(len(item.ids) for item in batch)
+        return not self._calls and 0 < tokens * self._short_pace < INLINE_S
 
     async def _sweep(self) -> None:
         """Tell those who have waited too long. One task for all: a timer a request would cost more than the rest."""
@@ -148,9 +164,11 @@ class Batcher:
     def _pass(self, batch: list[WaitingText]) -> Sequence[np.ndarray | Exception]:
         now, tokens = time.perf_counter(), sum(len(item.ids) for item in batch)
         rows = self._rows(batch)
+        pace = (time.perf_counter() - now) / tokens
         if tokens >= LEAST_SLICE:
-            pace = (time.perf_counter() - now) / tokens
-            self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
+            self._pace = 0.8 * self._pace + 0.2 * pace if self._pace else pace
+        else:
+            self._short_pace = 0.8 * self._short_pace + 0.2 * pace if self._short_pace else pace
         for item in batch:
             self._waited.observe(now - item.since)
         self._size.observe(len(batch))
