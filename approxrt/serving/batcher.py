@@ -2,13 +2,15 @@
 
 One pass runs at a time, on all of the engine's threads; texts that come meanwhile wait and share the next ones, in a
 fair order (`approxrt.serving.fairness`) and up to a number of tokens: as many as take about `PASS_MS` here, since who
-comes waits for the pass under way. An idle engine starts at once (or after `wait_ms`), so a lone client pays nothing
-for batching. A text's answer does not depend on what it shared a pass with.
+comes waits for the pass under way. Only beside a slice of a large request, which may be a single long text, small
+requests have passes of their own: the engine's threads are shared then. An idle engine starts at once (or after
+`wait_ms`), so a lone client pays nothing for batching. A text's answer does not depend on what it shared a pass with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,11 +46,12 @@ class Batcher:
         self._pace = 0.0  # seconds a token, of passes of some size
         self._short_pace = 0.0  # of smaller ones
         self._calls: set[Future[np.ndarray]] = set()  # functions of the model that run or wait for their turn
-        self._running: list[WaitingText] = []
         self._arrived = asyncio.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"approxrt-{name}")
-        self._task: asyncio.Task[None] | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._executor, self._beside = (ThreadPoolExecutor(1, f"approxrt-{name}-{i}") for i in range(2))
+        self._running: dict[ThreadPoolExecutor, list[WaitingText]] = {}
+        self._slicing = False  # a slice of a large request is under way
+        self._small_beside = asyncio.Event()  # meanwhile a small one waits
+        self._tasks: list[asyncio.Task[None]] = []
         self._rejected = metrics.rejected.labels(name)
         self._waited = metrics.waited.labels(name)
         self._size, self._tokens = metrics.batch_size.labels(name), metrics.batch_tokens.labels(name)
@@ -70,10 +73,9 @@ class Batcher:
         tokens, most = sum(map(len, ids)), self._settings.max_request_tokens
         if tokens > most:
             raise TooLarge(f"the request has {tokens} tokens; the limit is {most}: send its texts in several requests")
-        if self._task is None:
-            loop = asyncio.get_running_loop()
-            self._task, self._sweeper = loop.create_task(self._serve()), loop.create_task(self._sweep())
-        if self._task.done():
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(work()) for work in (self._serve, self._serve_beside, self._sweep)]
+        if self._tasks[0].done():
             raise Unavailable("the server is shutting down")
         client = CLIENT.get()
         if not self._queue.has_room(client, len(ids), self._settings.max_queue):
@@ -87,6 +89,8 @@ class Batcher:
         waiting = [WaitingText(a, b, output, loop.create_future()) for a, b in zip(ids, types, strict=True)]
         self._queue.add(client, waiting)
         self._arrived.set()
+        if self._slicing and self._queue.has_small:
+            self._small_beside.set()
         try:
             return np.stack([await item.future for item in waiting])
         finally:
@@ -106,38 +110,57 @@ class Batcher:
         """Stop when the queue is empty."""
         while self._queue:
             await asyncio.sleep(0.005)
-        if self._task is not None and self._sweeper is not None:
-            self._task.cancel()
-            self._sweeper.cancel()
-        self._executor.shutdown(wait=True)
+        for task in self._tasks:
+            task.cancel()
+        for executor in (self._executor, self._beside):
+            executor.shutdown(wait=True)
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
             if self._settings.wait_ms and len(self._queue) < self._settings.max_queue:
                 await asyncio.sleep(self._settings.wait_ms / 1e3)
-            batch = self._running = self._take()
+            batch = self._take()
             if not batch:
                 continue
             if self._is_short(batch):
-                rows = self._pass(batch)
+                self._answer(batch, self._pass(batch))
                 await asyncio.sleep(0)  # who else is ready has a turn before the next pass
+                continue
+            self._slicing = self._queue.took_large
+            if self._slicing and self._queue.has_small:
+                self._small_beside.set()
+            await self._run(self._executor, batch)
+            self._slicing = False
+
+    async def _serve_beside(self) -> None:
+        while True:
+            await self._small_beside.wait()
+            self._small_beside.clear()
+            while self._slicing and self._queue.has_small:
+                batch = self._queue.take_small(self._room())
+                if batch:
+                    await self._run(self._beside, batch)
+
+    async def _run(self, executor: ThreadPoolExecutor, batch: list[WaitingText]) -> None:
+        self._running[executor] = batch
+        self._answer(batch, await asyncio.get_running_loop().run_in_executor(executor, self._pass, batch))
+        del self._running[executor]
+
+    def _answer(self, batch: list[WaitingText], rows: Sequence[np.ndarray | Exception]) -> None:
+        for item, row in zip(batch, rows, strict=True):
+            if isinstance(row, Exception):
+                self._failed.labels(self._name, type(row).__name__).inc()
+            if item.future.done():
+                continue
+            if isinstance(row, Exception):
+                item.future.set_exception(row)
             else:
-                rows = await loop.run_in_executor(self._executor, self._pass, batch)
-            for item, row in zip(batch, rows, strict=True):
-                if isinstance(row, Exception):
-                    self._failed.labels(self._name, type(row).__name__).inc()
-                if item.future.done():
-                    continue
-                if isinstance(row, Exception):
-                    item.future.set_exception(row)
-                else:
-                    item.future.set_result(row)
+                item.future.set_result(row)
 
     def _is_short(self, batch: list[WaitingText]) -> bool:
         tokens = sum(len(item.ids) for item in batch)
-        return not self._calls and 0 < tokens * self._short_pace < INLINE_S
+        return not self._calls and not self._running and 0 < tokens * self._short_pace < INLINE_S
 
     async def _sweep(self) -> None:
         """Tell those who have waited too long. One task for all: a timer a request would cost more than the rest."""
@@ -145,27 +168,32 @@ class Batcher:
         while True:
             await asyncio.sleep(min(0.5, limit / 4))
             late = time.perf_counter() - limit
-            for item in [*self._queue, *self._running]:
+            for item in [*self._queue, *itertools.chain(*self._running.values())]:
                 if item.since < late and not item.future.done():
                     text = f"no answer within {limit:g} s: the server is too busy; try again"
                     item.future.set_exception(Unavailable(text, retry_after=1))
 
     def _take(self) -> list[WaitingText]:
         """The texts of the next pass, as many as are likely to be answered soon."""
-        room = self._settings.max_batch_tokens
         if self._pace:
-            self._queue.slice_tokens = min(room, max(LEAST_SLICE, int(SLICE_MS / 1e3 / self._pace)))
-            room = min(room, max(LEAST_PASS, int(PASS_MS / 1e3 / self._pace)))
-        batch = self._queue.take(room)
+            most = self._settings.max_batch_tokens
+            self._queue.slice_tokens = min(most, max(LEAST_SLICE, int(SLICE_MS / 1e3 / self._pace)))
+        batch = self._queue.take(self._room())
         if not self._queue:
             self._arrived.clear()
         return batch
 
+    def _room(self) -> int:
+        most = self._settings.max_batch_tokens
+        return min(most, max(LEAST_PASS, int(PASS_MS / 1e3 / self._pace))) if self._pace else most
+
     def _pass(self, batch: list[WaitingText]) -> Sequence[np.ndarray | Exception]:
         now, tokens = time.perf_counter(), sum(len(item.ids) for item in batch)
         rows = self._rows(batch)
-        pace = (time.perf_counter() - now) / tokens
-        if tokens >= LEAST_SLICE:
+        pace = (time.perf_counter() - now) / max(tokens, 1)
+        if len(self._running) > 1:
+            pass  # two passes share the threads: neither says how fast one is
+        elif tokens >= LEAST_SLICE:
             self._pace = 0.8 * self._pace + 0.2 * pace if self._pace else pace
         else:
             self._short_pace = 0.8 * self._short_pace + 0.2 * pace if self._short_pace else pace

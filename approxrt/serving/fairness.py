@@ -1,9 +1,10 @@
 """The order in which waiting texts get their turn: clients take turns, and large requests go slice by slice.
 
 Requests whose texts fit into one slice are small. A pass is made either of small requests, one of each client after the
-other, or of one slice of a large request; where both wait they alternate. So a small request waits for the pass under
-way and at most one slice, however much a neighbour has sent, and large ones never stop. A request's texts stay in
-order (round robin over flows: Nagle 1987, RFC 970; by size as in Shreedhar & Varghese 1995, deficit round robin).
+other, or of one slice of a large request; where both wait they alternate, and small ones may be taken beside a slice
+that is under way. So a small request waits at most for one slice, however much a neighbour has sent, and large ones
+never stop. A request's texts stay in order (round robin over flows: Nagle 1987, RFC 970; by size as in Shreedhar &
+Varghese 1995, deficit round robin).
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ class Turns(Generic[T]):
 
 
 class FairQueue:
-    """See the module's text. `slice_tokens` may be set anew at any time."""
+    """See the module's text.
+
+    slice_tokens   tokens of a slice; may be set anew at any time
+    took_large     whether the last `take` gave a slice of a large request
+    """
 
     def __init__(self, slice_tokens: int) -> None:
         self.slice_tokens = slice_tokens
@@ -85,7 +90,7 @@ class FairQueue:
         self._small, self._large = Turns[_Flow](), Turns[_Flow]()
         self._texts: dict[str, int] = {}  # that wait, by client
         self._count = 0
-        self._large_is_next = False
+        self._large_is_next = self.took_large = False
 
     def __len__(self) -> int:
         """Return how many texts wait."""
@@ -114,6 +119,11 @@ class FairQueue:
         self._count += len(texts)
         self._texts[client] = self._texts.get(client, 0) + len(texts)
 
+    @property
+    def has_small(self) -> bool:
+        """Tell whether a small request waits."""
+        return bool(self._small)
+
     def take(self, room: int) -> list[WaitingText]:
         """Return the texts of the next pass, of one output; `room` in tokens, which a single text may exceed."""
         large = bool(self._large) and (self._large_is_next or not self._small)
@@ -122,8 +132,12 @@ class FairQueue:
         # A request of which nobody waits any more gives nothing, and the next one has its turn.
         while large and self._large and not batch:
             self._take_from(self._large.pop(), batch, min(room, self.slice_tokens))
-        if batch:
-            return batch
+        self.took_large = bool(batch)
+        return batch or self.take_small(room)
+
+    def take_small(self, room: int) -> list[WaitingText]:
+        """Return the texts of the next pass of small requests."""
+        batch: list[WaitingText] = []
         while self._small:
             flow = self._small.first()
             if batch and (flow.tokens > room or flow.texts[0].output != batch[0].output):

@@ -1,4 +1,4 @@
-"""Which thread a pass runs in: short ones on the event loop, others and those beside a longer call in their own."""
+"""Which thread a pass runs in: short ones on the event loop, others in their own, small ones also beside large."""
 
 from __future__ import annotations
 
@@ -75,6 +75,47 @@ def test_no_pass_runs_beside_a_call_of_the_model() -> None:
         await asyncio.sleep(0)
         await batcher.submit([[1]], [[0]], "logits")
         assert len(ended) == 2
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_small_requests_do_not_wait_for_a_long_text() -> None:
+    """Passes of 0.25 s one after the other: a small request is answered within each, and large ones go on."""
+
+    async def run() -> tuple[list[float], Engine]:
+        engine = Engine()
+        batcher = Batcher("m", engine, Settings(), Metrics())
+        flood = asyncio.create_task(batcher.submit([[9] * 25 + [0] * 200] * 4, [[0] * 225] * 4, "logits"))
+        await asyncio.sleep(0.05)
+        waits = []
+        for i in range(6):
+            begin = time.perf_counter()
+            found = await asyncio.gather(*(batcher.submit([[i, j]], [[0, 0]], "logits") for j in range(3)))
+            waits.append(time.perf_counter() - begin)
+            assert [row.tolist() for row in found] == [[[float(i)]]] * 3
+            await asyncio.sleep(0.1)
+        assert (await flood).tolist() == [[9.0]] * 4
+        await batcher.close()
+        return waits, engine
+
+    waits, engine = asyncio.run(run())
+    assert sorted(waits)[4] < 0.1  # all but one, on a machine that is busy
+    assert threading.main_thread() not in engine.threads
+
+
+def test_small_requests_that_left_beside_a_long_text() -> None:
+    async def run() -> None:
+        batcher = Batcher("m", Engine(), Settings(), Metrics())
+        flood = asyncio.create_task(batcher.submit([[9] * 20 + [0] * 200], [[0] * 220], "logits"))
+        await asyncio.sleep(0.05)
+        gone = [asyncio.create_task(batcher.submit([[1]], [[0]], "logits")) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        assert (await batcher.submit([[2]], [[0]], "logits")).tolist() == [[2.0]]
+        assert not flood.done()
+        await flood
         await batcher.close()
 
     asyncio.run(run())
