@@ -25,12 +25,12 @@ from torch import Tensor
 from approxrt.artifact.spec.decoder import DecoderSpec
 from approxrt.artifact.spec.formats import TILE_N
 from approxrt.artifact.storage.bsr import expand_mask
+from approxrt.memory import release_memory
 from approxrt.progress import Progress
 from approxrt.pruning.second_order import LinearStatistics
 from approxrt.pruning.structure import QKV, Structure, head_rows, mean_biases, selections, shrunk_spec
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
-from approxrt.torch_models.device import release_memory
 from approxrt.torch_models.encoder import Batch, Keys, TorchEncoder, make_batch
 
 LIMIT = BatchLimit(64, 4096)

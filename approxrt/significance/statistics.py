@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from approxrt.artifact.spec.encoder import ModelSpec
+from approxrt.memory import release_memory
 from approxrt.progress import Progress
 from approxrt.pruning.second_order import LinearStatistics
 from approxrt.significance.linear_sums import LinearSums
 from approxrt.tasks.examples import Examples
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
-from approxrt.torch_models.device import release_memory
 from approxrt.torch_models.encoder import Batch, Output, TorchEncoder, make_batch
 
 LIMIT = BatchLimit(32, 2048)

@@ -19,6 +19,7 @@ from approxrt.compression.job import BASELINE_ENDS, RECIPE_BEGINS, Job
 from approxrt.compression.measure import baseline_of, candidate_of
 from approxrt.compression.records import Baseline, Candidate, Provenance
 from approxrt.errors import CompressionError
+from approxrt.memory import release_memory
 from approxrt.models.checkpoint import load_checkpoint
 from approxrt.planning.encoder_options import DENSITIES
 from approxrt.progress import Progress
@@ -29,7 +30,7 @@ from approxrt.significance.workload import PEERS, SAMPLE_TOKENS, Run, Timing, en
 from approxrt.tasks.examples import encode
 from approxrt.tasks.metrics import flip_rate
 from approxrt.tasks.readers import Dataset, read_task, read_texts
-from approxrt.torch_models.device import has_bf16, release_memory
+from approxrt.torch_models.device import has_bf16
 from approxrt.torch_models.encoder import TorchEncoder, predict
 from approxrt.training.distillation import DistillationOptions, encoder_linears
 from approxrt.training.teacher import Teacher, teach

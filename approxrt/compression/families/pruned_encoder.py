@@ -9,6 +9,7 @@ import torch
 
 from approxrt.artifact.spec.formats import LinearKind
 from approxrt.artifact.storage.bsr import expand_mask
+from approxrt.memory import release_memory
 from approxrt.planning.encoder_options import Block
 from approxrt.progress import Progress
 from approxrt.pruning.obs import channel_errors
@@ -19,7 +20,6 @@ from approxrt.quantization.gptq import round_weights
 from approxrt.significance.scoring import element_scores, rounding_errors
 from approxrt.significance.statistics import Statistics, collect
 from approxrt.tasks.examples import Examples
-from approxrt.torch_models.device import release_memory
 from approxrt.torch_models.encoder import TorchEncoder
 
 
