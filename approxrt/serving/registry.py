@@ -191,10 +191,13 @@ class Registry:
         and RequestError for a model of another kind, for none, and for several that fit.
         """
         wanted = kinds or ("classifier", "reranker", "embedding")
-        groups = [[model for model in self if model.kind == kind] for kind in wanted]
-        if kinds is None:
-            groups = [[model for group in groups for model in group]]
-        found = self._named(name, groups, route)
+        if len(self._served) == 1:
+            found = next(iter(self))
+        else:
+            groups = [[model for model in self if model.kind == kind] for kind in wanted]
+            if kinds is None:
+                groups = [[model for group in groups for model in group]]
+            found = self._named(name, groups, route)
         if not isinstance(found, Served):
             raise RequestError(f"model {found.name!r} generates text: use /v1/completions or /v1/chat/completions")
         if found.kind not in wanted:
