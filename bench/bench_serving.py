@@ -321,11 +321,12 @@ async def soak(port: int, pid: int, texts: list[str], answers: list[Any], args: 
                 counts["lost"] += 1
                 connection = await Connection.open(port)
 
-    async def watch() -> tuple[int, int]:
-        await asyncio.sleep(args.seconds / 10)
-        early = resident(pid)
-        await asyncio.sleep(max(0.0, end - time.perf_counter() - 0.2))
-        return early, resident(pid)
+    async def watch() -> list[int]:
+        series = []
+        for i in range(1, 21):
+            await asyncio.sleep(max(0.0, end - args.seconds * (1 - i / 20) - time.perf_counter() - 0.2))
+            series.append(resident(pid))
+        return series
 
     attacked: dict[str, int] = {}
     hostile = asyncio.get_running_loop().time() + args.seconds
@@ -336,9 +337,10 @@ async def soak(port: int, pid: int, texts: list[str], answers: list[Any], args: 
         **counts,
         **{key: float(value) for key, value in waits.items()},
         "attacks": attacked,
-        "early_bytes": memory[0],
-        "late_bytes": memory[1],
-        "growth": memory[1] / memory[0] - 1,
+        "early_bytes": memory[1],
+        "late_bytes": memory[-1],
+        "growth": memory[-1] / memory[1] - 1,
+        "resident_bytes": memory,
     }
 
 
