@@ -52,14 +52,15 @@ class Moments:
         self.count += len(x)
         self.x = self.x + x.sum(0, dtype=torch.float64)
         self.y = self.y + y.sum(0, dtype=torch.float64)
-        self.xx = self.xx + (x.T @ x).double()
-        self.yx = self.yx + (y.T @ x).double()
+        # In place: of the widest linears these are as large as a layer.
+        self.xx = (x.T @ x).double() if isinstance(self.xx, float) else self.xx.add_(x.T @ x)
+        self.yx = (y.T @ x).double() if isinstance(self.yx, float) else self.yx.add_(y.T @ x)
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (E[x], E[y], covariance of x [K, K], of y with x [N, K])."""
         x, y = torch.as_tensor(self.x) / self.count, torch.as_tensor(self.y) / self.count
         xx, yx = torch.as_tensor(self.xx) / self.count, torch.as_tensor(self.yx) / self.count
-        return x, y, xx - torch.outer(x, x), yx - torch.outer(y, x)
+        return x, y, xx.sub_(torch.outer(x, x)), yx.sub_(torch.outer(y, x))
 
 
 def solve(
@@ -87,7 +88,8 @@ def solve(
         if not len(columns):
             continue
         rows = torch.cat([torch.arange(start, min(start + TILE_N, n), device=device) for start in starts])
-        system = xx[columns][:, columns] + damp * torch.eye(len(columns), dtype=torch.float64, device=device)
+        system = xx[columns][:, columns]
+        system.diagonal().add_(damp)
         right = residual[rows][:, columns]
         step = torch.cholesky_solve(right.T, torch.linalg.cholesky(system)).T
         new[rows[:, None], columns] += step

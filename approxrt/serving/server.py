@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from uvicorn import Config, Server
 
 from approxrt.errors import InputError
-from approxrt.memory import limit_arenas
+from approxrt.memory import keep_little
 from approxrt.serving.middleware import JsonLines
 from approxrt.serving.protocol import limited_protocol
 
@@ -29,9 +29,9 @@ log = logging.getLogger("approxrt.serving")
 
 BACKLOG = 2048
 DRAIN_SHARE = 0.9  # of the time to stop: for requests, before those that are left are cancelled
-# Heaps of the C library for all threads: bodies of megabytes are read, tokenised and answered in different ones, and
-# each heap keeps its largest moment. The engine does not allocate while it runs.
-ARENAS = 2
+# Heaps of the C library for all threads, and bytes of blocks that stay out of them: bodies of megabytes are read,
+# tokenised and answered, and what they took should not stay. The engine does not allocate while it runs.
+ARENAS, MAPPED_BYTES, KEPT_BYTES = 2, 1 << 20, 8 << 20
 GC_OBJECTS = 20_000  # new ones between collections; a request makes some dozens that end with it
 
 
@@ -137,7 +137,7 @@ def run(app: FastAPI, listening: socket.socket, ready: Callable[[], None] | None
         http=limited_protocol(app.state.settings),
         ws="none",
     )
-    limit_arenas(ARENAS)
+    keep_little(ARENAS, MAPPED_BYTES, KEPT_BYTES)
     # What is loaded by now stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
