@@ -123,34 +123,38 @@ class Answerer:
 
     def finish(self, inputs: AnswerInputs, logits: Sequence[np.ndarray]) -> list[list[Answer]]:
         """The `top_k` best answers of each question, best first, of the logits float32 [tokens, 2] of each window."""
-        rows = iter(logits)
-        return [
-            self._answers(context, [(window, next(rows)) for window in windows], inputs.options)
-            for context, windows in zip(inputs.contexts, inputs.windows, strict=True)
-        ]
+        return best_answers(inputs, logits)
 
-    def _answers(self, context: str, windows: list[tuple[Any, np.ndarray]], options: AnswerOptions) -> list[Answer]:
-        answers: dict[str, Answer] = {}
-        null = np.inf
-        # Spans that end in the same words are one answer.
-        wanted = options.top_k * 2 + 10 if options.align_to_words else options.top_k
-        for window, scores in windows:
-            start, end = _probabilities(window, scores)
-            null = min(null, float(start[0] * end[0]))
-            start[0] = end[0] = 0
-            for s, e, score in _spans(start, end, _of_context(window), wanted, options.max_answer_len):
-                place = _place(window, s, e, options.align_to_words)
-                text = context[slice(*place)]
-                known = answers.setdefault(
-                    text.lower(), {"score": 0.0, "start": place[0], "end": place[1], "answer": text}
-                )
-                known["score"] += score
-        found = sorted(answers.values(), key=lambda answer: -float(answer["score"]))
-        if options.handle_impossible_answer:
-            over = null - options.no_answer_threshold
-            at = next((i for i, answer in enumerate(found) if answer["score"] < over), len(found))
-            found.insert(at, NO_ANSWER | {"score": null})
-        return found[: options.top_k] or [dict(NO_ANSWER)]
+
+def best_answers(inputs: AnswerInputs, logits: Sequence[np.ndarray]) -> list[list[Answer]]:
+    """See `Answerer.finish`."""
+    rows = iter(logits)
+    return [
+        _answers(context, [(window, next(rows)) for window in windows], inputs.options)
+        for context, windows in zip(inputs.contexts, inputs.windows, strict=True)
+    ]
+
+
+def _answers(context: str, windows: list[tuple[Any, np.ndarray]], options: AnswerOptions) -> list[Answer]:
+    answers: dict[str, Answer] = {}
+    null = np.inf
+    # Spans that end in the same words are one answer.
+    wanted = options.top_k * 2 + 10 if options.align_to_words else options.top_k
+    for window, scores in windows:
+        start, end = _probabilities(window, scores)
+        null = min(null, float(start[0] * end[0]))
+        start[0] = end[0] = 0
+        for s, e, score in _spans(start, end, _of_context(window), wanted, options.max_answer_len):
+            place = _place(window, s, e, options.align_to_words)
+            text = context[slice(*place)]
+            known = answers.setdefault(text.lower(), {"score": 0.0, "start": place[0], "end": place[1], "answer": text})
+            known["score"] += score
+    found = sorted(answers.values(), key=lambda answer: -float(answer["score"]))
+    if options.handle_impossible_answer:
+        over = null - options.no_answer_threshold
+        at = next((i for i, answer in enumerate(found) if answer["score"] < over), len(found))
+        found.insert(at, NO_ANSWER | {"score": null})
+    return found[: options.top_k] or [dict(NO_ANSWER)]
 
 
 def _checked(questions: Any, contexts: Any) -> tuple[list[str], list[str]]:

@@ -112,7 +112,7 @@ class TokenTagger:
             self._unknown = whole.token_to_id(model["unk_token"])
         self._marks_subwords = bool(getattr(whole.model, "continuing_subword_prefix", None))
         # Byte-level tokens begin with their space; words by themselves would be read as one run without any.
-        self._joins_words = _needs_spaces(data["pre_tokenizer"])
+        self._joins_words = needs_spaces(data["pre_tokenizer"])
 
     # -- texts ----------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class TokenTagger:
         """Windows of one text or of many. Raises InputError, and TextTooLongError for one that may not be cut."""
         items = self._checked(texts, options)
         sentences = [options.delimiter.join(item) if options.words else item for item in items]
-        starts = [_starts(item, options.delimiter) if options.words else [] for item in items]
+        starts = [word_starts(item, options.delimiter) if options.words else [] for item in items]
         apart = options.words and not self._joins_words
         length = self.length(options.max_length, options.stride)
         kind = "words" if apart else "text"
@@ -305,17 +305,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted
 
 
-def _starts(words: Sequence[str], delimiter: str) -> list[int]:
+def word_starts(words: Sequence[str], delimiter: str) -> list[int]:
+    """Where each word begins in the words joined by `delimiter`."""
     lengths = [len(word) + len(delimiter) for word in words]
     return [0, *np.cumsum(lengths).tolist()][: len(words)]
 
 
-def _needs_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
+def needs_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
     """Tell whether a word has other tokens by itself than behind a space: byte-level without a space before."""
     if pre_tokenizer is None:
         return False
     if pre_tokenizer["type"] == "Sequence":
-        return any(_needs_spaces(part) for part in pre_tokenizer["pretokenizers"])
+        return any(needs_spaces(part) for part in pre_tokenizer["pretokenizers"])
     return pre_tokenizer["type"] == "ByteLevel" and not pre_tokenizer.get("add_prefix_space", True)
 
 
