@@ -107,3 +107,21 @@ def test_other_commands_say_that_they_do_not_take_them(tagger: Path, tmp_path: P
     ):
         with pytest.raises(InputError, match=r"task (ner|qa) is for .*, which (compress|analyze) does not take"):
             call()
+
+
+def test_tag_and_answer(tagger: Path, answerer: Path) -> None:
+    model, text = approxrt.load(tagger, threads=1), " ".join(WORDS)
+    code, out = run_command("tag", str(tagger), text, "--json")
+    assert code == 0 and json.loads(out) == [{"text": text, "entities": model.tag(text)}]
+    with pytest.raises(InputError, match="stride is 0 with aggregation='none'"):
+        run_command("tag", str(tagger), text, "--aggregation", "none", "--stride", "0")
+    code, out = run_command("tag", str(tagger), text * 9, "--stride", "5")
+    assert code == 0 and all(entity["entity_group"] in out for entity in model.tag(text * 9, stride=5))
+    reader = approxrt.load(answerer, threads=1)
+    want = reader.answer("what jumps", CONTEXT, top_k=3, handle_impossible_answer=True)
+    code, out = run_command("answer", str(answerer), "what jumps", CONTEXT, "--top-k", "3", "--impossible", "--json")
+    assert code == 0 and json.loads(out) == [{"question": "what jumps", "answers": want}]
+    code, out = run_command("answer", str(answerer), "what jumps", CONTEXT)
+    assert code == 0 and reader.answer("what jumps", CONTEXT)["answer"] in out
+    with pytest.raises(InputError, match="answer, with a context for each question, needs an even number of texts"):
+        run_command("answer", str(answerer), "what jumps")
