@@ -129,6 +129,11 @@ def convert(
             raise InputError(
                 f"head_preview is for decoders, and {checkpoint.source['name']!r} is an encoder: leave it out"
             )
+        if checkpoint.spec.per_token and inputs not in (None, checkpoint.spec.inputs):
+            raise InputError(
+                f"inputs is {inputs!r}; a model for {checkpoint.spec.task_type} takes {checkpoint.spec.inputs!r}: "
+                "leave it out"
+            )
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
         converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(encoder, checkpoint.tensors, settings, progress)
     else:

@@ -47,19 +47,20 @@ def profile_passes(model: Model, input_ids: list[list[int]], seconds: float = 1.
     ms (thread time a pass), share of all thread time, calls a pass, gmacs_per_s (products over the operator's thread
     time; None where it multiplies nothing).
     """
+    forward = model.forward_tokens if model.spec.per_token else model.forward
     times: list[float] = []
     deadline = time.perf_counter() + seconds / 2
-    model.forward(input_ids)
+    forward(input_ids)
     while not times or time.perf_counter() < deadline:
         begin = time.perf_counter()
-        model.forward(input_ids)
+        forward(input_ids)
         times.append(time.perf_counter() - begin)
     # A call of many tokens is several passes of the engine: everything is given by call.
     calls = 0
     with model.profiling() as taken:
         deadline = time.perf_counter() + seconds / 2
         while not calls or time.perf_counter() < deadline:
-            model.forward(input_ids)
+            forward(input_ids)
             calls += 1
     info = model.info
     all_ns = taken["wall_ns"] * info["threads"]

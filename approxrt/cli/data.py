@@ -35,6 +35,15 @@ def data_format(
     return DataFormat(delimiter, text_column, pair_column, label_column, regression, quotes)
 
 
+def refuse_for_tokens(task: str, form: DataFormat) -> None:
+    """Raise InputError where a task of words or spans, whose files have one layout, is given another."""
+    if form != PLAIN:
+        raise InputError(
+            f"task {task!r} reads words with tags, or questions, from files of their own layouts: leave out "
+            "--delimiter, --...-column, --regression and --quotes"
+        )
+
+
 def refuse_for_text(form: DataFormat) -> None:
     """Raise InputError where task lm, which reads plain text, is given a format."""
     if form != PLAIN:

@@ -11,13 +11,15 @@ import typer
 from approxrt.cli import data as data_options
 from approxrt.cli import output
 from approxrt.tasks.format import PLAIN, DataFormat
-from approxrt.tasks.registry import get_task
+from approxrt.tasks.registry import PER_TOKEN_TASKS, get_task
 
 
 def command(
     artifact: Path = typer.Argument(..., help="Folder of the artifact."),
-    task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, or lm."),
-    data: Path = typer.Option(..., "--data", help="Labelled file: .tsv, .csv or .jsonl; lm: plain text."),
+    task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, ner, qa, or lm."),
+    data: Path = typer.Option(
+        ..., "--data", help="Labelled file: .tsv, .csv or .jsonl; ner: CoNLL's columns, too; qa: SQuAD; lm: plain text."
+    ),
     against: Path | None = typer.Option(
         None, "--against", help="A second artifact: report the share of flipped answers."
     ),
@@ -47,7 +49,11 @@ def command(
         else:
             _show_lm(lm)
         return
-    result = evaluate(artifact, task, data, against, threads, device, form)
+    if get_task(task).truth in PER_TOKEN_TASKS:
+        data_options.refuse_for_tokens(task, form)
+        result = evaluate_tokens(artifact, task, data, against, threads, device)
+    else:
+        result = evaluate(artifact, task, data, against, threads, device, form)
     if json:
         output.emit_json(result)
         return
@@ -81,6 +87,11 @@ def evaluate(
     wanted = labelled_task(task, "eval")
     model = load(artifact, device=device, threads=threads)
     regression = model.spec.task_type == "regression"
+    if model.spec.per_token:
+        use = "ner" if model.spec.task_type == "token_classification" else "qa"
+        raise InputError(
+            f"task {task!r} has one label a text; {str(artifact)!r} is for {model.spec.task_type}: use --task {use}"
+        )
     if wanted.regression is not None and wanted.regression != regression:
         raise InputError(
             f"task {task!r} is {'a regression' if wanted.regression else 'a classification'}; "
@@ -101,6 +112,46 @@ def evaluate(
         result["against"] = {"artifact": str(against), "metrics": compute_metrics(task, other, dataset.labels)}
         if not regression:
             result["flip_rate"] = flip_rate(outputs, other)
+    return result
+
+
+def evaluate_tokens(
+    artifact: Path,
+    task: str,
+    data: Path,
+    against: Path | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Metrics of entities (task ner) or answers (qa); with `against` also its own, and the share of words with another
+    tag, or of questions with another answer, between the two.
+    """
+    from approxrt.errors import InputError
+    from approxrt.runtime.loading import load
+    from approxrt.tasks.tokens import compare, read
+
+    wanted = get_task(task)
+    models = []
+    for path in [artifact] if against is None else [artifact, against]:
+        models.append(model := load(path, device=device, threads=threads))
+        if model.spec.task_type != PER_TOKEN_TASKS[wanted.truth]:
+            raise InputError(
+                f"task {task!r} is for {PER_TOKEN_TASKS[wanted.truth]}; {str(path)!r} is for {model.spec.task_type}"
+            )
+    dataset = read(wanted, data)
+    measured, answers = [], []
+    for name, model in zip((str(artifact), str(against)), models, strict=False):
+        start = time.perf_counter()
+        with output.progress("evaluating", len(dataset.examples)) as advance:
+            metrics, found = dataset.evaluate(model, advance)
+        seconds = time.perf_counter() - start
+        pace = len(dataset.examples) / seconds
+        measured.append({"artifact": name, "metrics": metrics, "texts_per_second": pace})
+        answers.append(found)
+    result: dict[str, Any] = {"task": task, "data": str(data), "examples": len(dataset.examples), **measured[0]}
+    if against is not None:
+        result["against"] = {key: measured[1][key] for key in ("artifact", "metrics")}
+        result["flip_rate"] = compare(*answers)
     return result
 
 

@@ -13,8 +13,10 @@ from approxrt.cli import output
 
 def command(
     checkpoint: str = typer.Argument(..., help="Folder of a Hugging Face checkpoint, or a hub id."),
-    task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli or csv."),
-    data: Path = typer.Option(..., "--data", help="Folder with train and, if there is one, dev (.tsv, .csv, .jsonl)."),
+    task: str = typer.Option(..., "--task", help="sst2, mrpc, rte, cola, stsb, qnli, wnli, csv, ner or qa."),
+    data: Path = typer.Option(
+        ..., "--data", help="Folder with train and, if there is one, dev (.tsv, .csv, .jsonl; qa: .json)."
+    ),
     out: Path = typer.Option(..., "--out", help="Folder to write the fine-tuned checkpoint to."),
     epochs: int = typer.Option(3, "--epochs", help="Passes over the training data."),
     lr: float = typer.Option(5e-5, "--lr", help="Highest learning rate."),
@@ -26,6 +28,9 @@ def command(
     limit: int | None = typer.Option(None, "--limit", help="Use at most so many training examples."),
     precision: str = typer.Option(
         "auto", "--precision", help="f32, bf16, or auto: bf16 where the device multiplies it faster."
+    ),
+    label_all_pieces: bool = typer.Option(
+        False, "--label-all-pieces", help="ner: all tokens of a word have its tag. Default: its first."
     ),
     qat: int | None = typer.Option(None, "--qat", help="8: train with int8 weights and activations (Q8BERT)."),
     device: str = output.TORCH_DEVICE_OPTION,
@@ -39,8 +44,7 @@ def command(
     json: bool = output.JSON_OPTION,
 ) -> None:
     """Fine-tune a checkpoint on a task; the best epoch on data carved from train is kept."""
-    from approxrt.tasks.readers import read_task, require_split
-    from approxrt.training.finetune import FinetuneOptions, finetune, total_steps
+    from approxrt.training.finetune import FinetuneOptions, finetune, read_training, total_steps
 
     form = data_options.data_format(delimiter, text_column, pair_column, label_column, regression, quotes)
     options = FinetuneOptions(
@@ -54,11 +58,12 @@ def command(
         limit=limit,
         precision=precision,
         qat=qat,
+        label_all_pieces=label_all_pieces,
         device=device,
         data_format=form,
     )
     options.check()
-    steps = total_steps(read_task(task, require_split(data, "train"), form=form), options)
+    steps = total_steps(read_training(task, data, form), options)
     with output.progress("loading", steps) as advance:
         report = finetune(checkpoint, task, data, out, options, resume, lambda n, text: advance(n, text))
     if json:

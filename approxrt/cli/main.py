@@ -27,6 +27,8 @@ COMMANDS = (
     "bench",
     "classify",
     "embed",
+    "tag",
+    "answer",
     "generate",
     "serve",
     "export-triton",

@@ -16,7 +16,7 @@ from approxrt.compression.options import CompressOptions, options_from
 from approxrt.errors import MissingDependencyError
 from approxrt.progress import Show
 from approxrt.tasks.readers import SUFFIXES, TEXT_SUFFIXES, find_split
-from approxrt.tasks.registry import Task, get_task
+from approxrt.tasks.registry import Task, get_task, refuse_per_token
 
 if TYPE_CHECKING:
     from approxrt.compression.report import Report
@@ -54,6 +54,8 @@ def compress(
     _require_packages()
     options = options_from(objective, options, given)
     options.check()
+    known = get_task(task)
+    refuse_per_token(known, "compress")
     target = Path(out)
     check_target(target, overwrite)
     # torch is loaded here and not before: refusals cost no second.
@@ -61,7 +63,6 @@ def compress(
     from approxrt.compression.families.opening import Request, open_family, refuse_for_decoders
     from approxrt.compression.report import artifact_card, choose, report_of
 
-    known = get_task(task)
     if known.truth == "text":
         refuse_for_decoders(options, teachers)
     started = time.monotonic()

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from approxrt.artifact.spec.encoder import MAX_LABELS, MAX_LAYERS, MAX_VOCAB, HeadSpec, LayerSpec, TaskType
+from approxrt.artifact.spec.encoder import (
+    MAX_LABELS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    QA_OUTPUTS,
+    HeadSpec,
+    LayerSpec,
+    TaskType,
+)
 from approxrt.artifact.spec.faults import show
 from approxrt.artifact.tensorfile import Tensor
 from approxrt.errors import CheckpointError, UnsupportedModelError
@@ -206,6 +214,21 @@ class Pooling:
 
 
 @dataclass(frozen=True)
+class TokenHead:
+    """A head that reads every token: one linear, which the checkpoint has outside of the encoder as `linear`."""
+
+    task_type: TaskType
+    linear: str
+
+
+TOKEN_CLASSIFIER = TokenHead("token_classification", "classifier")
+QUESTION_ANSWERER = TokenHead("question_answering", "qa_outputs")
+
+# What becomes of the hidden states. None: a classifier's head reads the first token.
+Readout = Pooling | TokenHead | None
+
+
+@dataclass(frozen=True)
 class Task:
     """Hold what a checkpoint answers: its head, labels and kind of task."""
 
@@ -222,6 +245,22 @@ class HeadNames:
     out: str
     activation: str
     pooled: bool = False
+
+
+def take_task(config: Config, weights: Weights, hidden: int, names: HeadNames, readout: Readout) -> Task:
+    """Take the head that `readout` asks for; `names` is where a classifier has its own."""
+    if isinstance(readout, TokenHead):
+        return token_task(config, weights, hidden, readout)
+    return encoder_task(readout) if readout else classifier_task(config, weights, hidden, names)
+
+
+def token_task(config: Config, weights: Weights, hidden: int, head: TokenHead) -> Task:
+    """Take a head that reads every token. As an encoder the model is pooled by mean."""
+    rows = weights.shape(f"{head.linear}.weight")
+    answers = head.task_type == "question_answering"
+    labels = QA_OUTPUTS if answers else read_labels(config, rows[0] if rows else None)
+    weights.linear("head.out", head.linear, len(labels), hidden, encoder=False)
+    return Task(head.task_type, labels, HeadSpec("mean"))
 
 
 def classifier_task(config: Config, weights: Weights, hidden: int, names: HeadNames) -> Task:

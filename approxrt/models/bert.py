@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.models.base import Config, HeadNames, Pooling, Weights
+from approxrt.models.base import Config, HeadNames, Readout, Weights
 from approxrt.models.post_norm import PostNormFamily, build_post_norm
 
 MODEL_TYPES = ("bert",)
@@ -28,6 +28,6 @@ DEFAULTS: dict[str, Any] = {
 FAMILY = PostNormFamily("bert", HeadNames("pooler.dense", "classifier", "tanh", pooled=True))
 
 
-def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+def build(config: Config, weights: Weights, pooling: Readout) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """Return (all-f32 spec, tensors). `pooling` is None for a classifier, whose pooler reads the first token."""
     return build_post_norm(FAMILY, config, weights, pooling)

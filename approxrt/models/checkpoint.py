@@ -15,12 +15,12 @@ import numpy as np
 
 from approxrt.artifact.files import MAX_JSON_BYTES, open_large
 from approxrt.artifact.layout import unreadable
-from approxrt.artifact.spec.encoder import INPUTS, ModelSpec, TextSpec
+from approxrt.artifact.spec.encoder import INPUTS, PER_TOKEN, ModelSpec, TextSpec
 from approxrt.artifact.spec.encoder_schema import encoder_faults
 from approxrt.artifact.spec.faults import show
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 from approxrt.models import bert, distilbert, electra, roberta
-from approxrt.models.base import Config, Pooling, Weights
+from approxrt.models.base import QUESTION_ANSWERER, TOKEN_CLASSIFIER, Config, Pooling, Readout, Weights
 from approxrt.models.sentence import (
     LENGTH_FILES,
     SentenceFolder,
@@ -34,7 +34,10 @@ from approxrt.models.weights import read_json, read_weights, unwrap
 FAMILIES: dict[str, ModuleType] = {
     model_type: family for family in (bert, distilbert, roberta, electra) for model_type in family.MODEL_TYPES
 }
-SUPPORTED_HEADS = "...ForSequenceClassification, ...Model (plain encoder), sentence-transformers folders"
+SUPPORTED_HEADS = (
+    "...ForSequenceClassification, ...ForTokenClassification, ...ForQuestionAnswering, ...Model (plain encoder), "
+    "sentence-transformers folders"
+)
 
 # What a hub checkpoint is made of; nothing else is downloaded.
 HUB_FILES = (
@@ -97,6 +100,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     weights = Weights(tensors, family.PREFIX)
     build: Callable[..., tuple[ModelSpec, dict[str, np.ndarray]]] = family.build
     spec, taken = build(config, weights, pooling)
+    spec = dataclasses.replace(spec, inputs=PER_TOKEN.get(spec.task_type, spec.inputs))
     faults = encoder_faults(spec)
     if faults:
         raise CheckpointError(f"checkpoint {str(root)!r} describes no sound model: " + "; ".join(faults))
@@ -128,6 +132,7 @@ def _with_surroundings(
     head = spec.head
     if spec.labels:
         named = (sentence.activation if sentence is not None else "") or classifier_activation(raw)
+        named = "" if spec.per_token else named  # a CrossEncoder's, which has no such head
         head = dataclasses.replace(head, activation_fn=named, function_to_apply=_pipeline_function(spec, raw))
     return dataclasses.replace(
         spec,
@@ -141,6 +146,14 @@ def _with_surroundings(
 def _inputs_of(raw: Mapping[str, Any], spec: ModelSpec, tokenizer: CheckpointTokenizer) -> str:
     """Return what the checkpoint says, but no pairs where they get a token type that the model does not have."""
     inputs = _inputs(raw)
+    if spec.per_token:
+        wanted = PER_TOKEN[spec.task_type]
+        if raw.get("approxrt_inputs") not in (None, wanted):
+            raise CheckpointError(
+                f"config.json: approxrt_inputs is {inputs!r}; a head for {spec.task_type} takes {wanted!r}: leave it "
+                "out"
+            )
+        inputs = wanted
     highest = tokenizer.highest_pair_type()
     if highest == 0 or highest < spec.type_vocab_size:
         return inputs
@@ -153,11 +166,11 @@ def _inputs_of(raw: Mapping[str, Any], spec: ModelSpec, tokenizer: CheckpointTok
 
 
 def _pipeline_function(spec: ModelSpec, raw: Mapping[str, Any]) -> str:
-    """Name what transformers' text-classification pipeline applies to the logits."""
-    problem = raw.get("problem_type")
+    """Name what transformers' pipeline applies to the logits."""
+    problem = None if spec.per_token else raw.get("problem_type")
     if problem == "regression":
         return "none"
-    if problem == "multi_label_classification" or len(spec.labels) == 1:
+    if problem == "multi_label_classification" or (len(spec.labels) == 1 and not spec.per_token):
         return "sigmoid"
     return "softmax"
 
@@ -240,17 +253,23 @@ def _architecture(raw: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
-def _pooling(raw: Mapping[str, Any], architecture: str | None, tensors: Mapping[str, Any]) -> Pooling | None:
-    """None for a classifier, else how its hidden states are pooled.
+def _pooling(raw: Mapping[str, Any], architecture: str | None, tensors: Mapping[str, Any]) -> Readout:
+    """None for a classifier, a head that reads every token, or how hidden states are pooled.
 
     A bare encoder is pooled by mean, which is sentence-transformers' own default. A config that names no class belongs
     to a classifier if the weights have its head.
     """
     if architecture is None:
+        if f"{QUESTION_ANSWERER.linear}.weight" in tensors:
+            return QUESTION_ANSWERER
         headed = any(name in tensors for name in ("classifier.weight", "classifier.out_proj.weight"))
         return None if headed else Pooling("mean", False)
     if architecture.endswith("ForSequenceClassification"):
         return None
+    if architecture.endswith("ForTokenClassification"):
+        return TOKEN_CLASSIFIER
+    if architecture.endswith("ForQuestionAnswering"):
+        return QUESTION_ANSWERER
     if architecture.endswith("Model"):
         return Pooling("mean", False)
     raise UnsupportedModelError(f"head {architecture!r} is not supported; supported: {SUPPORTED_HEADS}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.models.base import Config, HeadNames, Pooling, Weights
+from approxrt.models.base import Config, HeadNames, Readout, Weights
 from approxrt.models.post_norm import ConfigKeys, PostNormFamily, build_post_norm
 
 MODEL_TYPES = ("electra",)
@@ -37,6 +37,6 @@ FAMILY = PostNormFamily(
 )
 
 
-def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+def build(config: Config, weights: Weights, pooling: Readout) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """Return (all-f32 spec, tensors). `pooling` is None for a classifier."""
     return build_post_norm(FAMILY, config, weights, pooling)

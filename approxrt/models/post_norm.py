@@ -17,11 +17,10 @@ from approxrt.models.base import (
     Config,
     HeadNames,
     LayerNames,
-    Pooling,
+    Readout,
     Weights,
-    classifier_task,
-    encoder_task,
     take_layers,
+    take_task,
 )
 
 
@@ -58,7 +57,7 @@ class PostNormFamily:
 
 
 def build_post_norm(
-    family: PostNormFamily, config: Config, weights: Weights, pooling: Pooling | None
+    family: PostNormFamily, config: Config, weights: Weights, pooling: Readout
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """Return (all-f32 spec, tensors). `pooling` is None for a classifier, which reads the first token."""
     keys, vocab, pad = family.keys, config.size("vocab_size"), config.size("pad_token_id", 0)
@@ -86,7 +85,7 @@ def build_post_norm(
         weights.linear("embeddings.projection", "embeddings_project", hidden, embedding)
     layer = LayerSpec(*config.heads(keys.hidden_size, keys.num_heads), config.size(keys.intermediate_size))
     layers = take_layers(weights, family.layer, hidden, layer, config.layers(keys.num_layers))
-    task = encoder_task(pooling) if pooling else classifier_task(config, weights, hidden, family.head)
+    task = take_task(config, weights, hidden, family.head, pooling)
     eps = family.layer_norm_eps
     spec = ModelSpec(
         architecture=family.architecture,

@@ -19,12 +19,14 @@ class ApproxrtEngine:
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
         if attention_mask is None:
-            return self.model.forward(input_ids.tolist())
+            return self.run_packed(input_ids.tolist())
         lengths = attention_mask.sum(1)
-        return self.model.forward([row[:n].tolist() for row, n in zip(input_ids, lengths, strict=True)])
+        return self.run_packed([row[:n].tolist() for row, n in zip(input_ids, lengths, strict=True)])
 
     def run_packed(self, texts: list[list[int]]) -> np.ndarray:
-        """All texts in one call; the runtime splits and sorts them itself."""
+        """All texts in one call; the runtime splits and sorts them itself. Logits of tokens are averaged, as peers'."""
+        if self.model.spec.per_token:
+            return np.stack([rows.mean(axis=0) for rows in self.model.forward_tokens(texts)])
         return self.model.forward(texts)
 
 

@@ -36,6 +36,7 @@ class Source:
     def module(self, attention: str = "sdpa", additive_mask: bool = True) -> Any:
         """The f32 module in eval mode: forward(input_ids i64[b, s], attention_mask i64[b, s] | None) -> f32[b, n].
 
+        Logits of every token, where the head reads them, are averaged over a text, as hidden states are without a head.
         `additive_mask` hands the model (1 - mask) * -10000 in place of the 0/1 mask that it would expand itself.
         """
         return build_module(self.checkpoint, attention, additive_mask)
@@ -70,8 +71,11 @@ def build_module(checkpoint: Path, attention: str = "sdpa", additive_mask: bool 
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    loader = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModel
+    name = next(iter(config.architectures or ()), "")
+    heads = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    head = next((head for head in heads if name.endswith(head)), None)
+    classifies = head == "ForSequenceClassification"
+    loader = transformers.AutoModel if head is None else getattr(transformers, f"AutoModel{head}")
     transformers.utils.logging.disable_progress_bar()
     model = loader.from_pretrained(
         checkpoint, local_files_only=True, attn_implementation=attention, dtype=torch.float32
@@ -92,7 +96,12 @@ def build_module(checkpoint: Path, attention: str = "sdpa", additive_mask: bool 
             out = self.model(input_ids=input_ids, attention_mask=mask)
             if classifies:
                 return out.logits
-            hidden = out.last_hidden_state
+            if head is None:
+                hidden = out.last_hidden_state
+            elif head == "ForTokenClassification":
+                hidden = out.logits
+            else:
+                hidden = torch.stack([out.start_logits, out.end_logits], dim=-1)
             if attention_mask is None:
                 return hidden.mean(1)
             weight = attention_mask[:, :, None].to(hidden.dtype)

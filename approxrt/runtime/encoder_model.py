@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,23 @@ import numpy as np
 from approxrt.artifact.reader import Artifact
 from approxrt.errors import InputError, TruncationWarning, UnsupportedTaskError
 from approxrt.runtime.activation import apply_activation
-from approxrt.runtime.failures import check_rows
+from approxrt.runtime.answering import Answerer, AnswerOptions
+from approxrt.runtime.failures import check_rows, check_token_rows
 from approxrt.runtime.model import Model, Prediction
+from approxrt.runtime.tagging import TagOptions, TokenTagger
 from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single, with_prompt
 
 if TYPE_CHECKING:
     from approxrt.runtime.cpu.engine import CpuEngine
     from approxrt.runtime.cuda.engine import CudaEngine
+
+
+# What a model is asked for, by its task; the others classify.
+_METHODS = {
+    "embedding": "embed or forward",
+    "token_classification": "tag, token_logits, embed or forward_tokens",
+    "question_answering": "answer, token_logits, embed or forward_tokens",
+}
 
 
 class EncoderModel(Model):
@@ -48,7 +59,7 @@ class EncoderModel(Model):
         return self._engine
 
     def _instead(self) -> str:
-        use = "classify, logits, embed or forward" if self.labels else "embed or forward"
+        use = _METHODS.get(self.spec.task_type, "classify, logits, embed or forward")
         return f"a {self.spec.architecture} encoder for {self.spec.task_type}; use {use}"
 
     def classify(self, texts: Texts, top_k: int = 1, truncate: bool = True) -> list[Any]:
@@ -74,6 +85,82 @@ class EncoderModel(Model):
         self._need_labels("logits")
         encoded = self._encode_or_warn(texts, truncate)
         return check_rows(self._engine.forward(encoded.ids, encoded.type_ids, "logits"))
+
+    def tag(
+        self,
+        texts: Any,
+        aggregation: str = "simple",
+        ignore_labels: Sequence[str] = ("O",),
+        stride: int | None = None,
+        max_length: int | None = None,
+        truncate: bool = True,
+        is_split_into_words: bool = False,
+        delimiter: str = " ",
+    ) -> list[Any]:
+        """Return the entities of texts, as transformers' token-classification pipeline does.
+
+        `texts` is a str or a list of those; with is_split_into_words a list of words or a list of such lists, and
+        offsets are those in the words joined by `delimiter`. One text gives a list of entities, a list of texts a list
+        of such lists. An entity is {entity_group, score, word, start, end}, or with aggregation="none" a token
+        {entity, score, index, word, start, end}; see `approxrt.runtime.tagging.TagOptions` for the options.
+
+        A text over the limit loses its end, of which a TruncationWarning tells; with truncate=False it raises
+        TextTooLongError, and with `stride` it is read in windows that share so many tokens.
+        """
+        options = TagOptions(aggregation, ignore_labels, stride, max_length, truncate, is_split_into_words, delimiter)
+        tagger = self.tagger
+        inputs = tagger.prepare(texts, options)
+        self._warn_of_truncation(inputs.truncated, tagger.length(max_length, stride))
+        answers = tagger.finish(inputs, check_token_rows(self._engine.token_logits(inputs.ids, inputs.type_ids)))
+        single = isinstance(texts, str) or (is_split_into_words and isinstance(texts[0], str))
+        return answers[0] if single else answers
+
+    def answer(
+        self,
+        question: str | Sequence[str],
+        context: str | Sequence[str],
+        top_k: int = 1,
+        max_answer_len: int = 15,
+        max_length: int | None = None,
+        stride: int | None = None,
+        max_question_len: int | None = None,
+        handle_impossible_answer: bool = False,
+        no_answer_threshold: float = 0.0,
+        align_to_words: bool = True,
+    ) -> Any:
+        """Return the answer {score, start, end, answer} that stands in `context`, as transformers' pipeline does.
+
+        With top_k over 1 it is a list of so many at most, best first; for a list of questions, a list of either.
+        A context over the limit is read in windows that share `stride` tokens. With handle_impossible_answer, "" is an
+        answer, too; see `approxrt.runtime.answering.AnswerOptions` for the options.
+        """
+        options = AnswerOptions(
+            top_k, max_answer_len, max_length, stride, max_question_len, handle_impossible_answer,
+            no_answer_threshold, align_to_words,
+        )  # fmt: skip
+        answerer = self.answerer
+        inputs = answerer.prepare(question, context, options)
+        answers = answerer.finish(inputs, check_token_rows(self._engine.token_logits(inputs.ids, inputs.type_ids)))
+        found = [each[0] if top_k == 1 else each for each in answers]
+        return found[0] if isinstance(question, str) else found
+
+    @cached_property
+    def tagger(self) -> TokenTagger:
+        """Both halves of `tag`, between which a server queues. Raises UnsupportedTaskError for another task."""
+        self._need_token_head("tag", "token_classification")
+        return TokenTagger(self._text, self.labels)
+
+    @cached_property
+    def answerer(self) -> Answerer:
+        """Both halves of `answer`, as `tagger`."""
+        self._need_token_head("answer", "question_answering")
+        return Answerer(self._text)
+
+    def token_logits(self, texts: Texts, truncate: bool = True) -> list[np.ndarray]:
+        """Raw outputs of a head that reads every token: of each text float32 [tokens, n_labels], specials included."""
+        self._need_token_head("token_logits")
+        encoded = self._encode_or_warn(texts, truncate)
+        return check_token_rows(self._engine.token_logits(encoded.ids, encoded.type_ids))
 
     def embed(
         self,
@@ -137,13 +224,21 @@ class EncoderModel(Model):
     ) -> np.ndarray:
         """Turn token ids (specials included, no padding) into float32 outputs, for those who bring their own tokenizer.
 
-        Returns logits [n, n_labels], or pooled hidden states [n, hidden_size] of a model without labels.
+        Returns logits [n, n_labels], or pooled hidden states [n, hidden_size] of a model without labels. A head that
+        reads every token has `forward_tokens` instead.
         """
-        if isinstance(input_ids, (str, bytes)) or not isinstance(input_ids, (Sequence, np.ndarray)):
-            raise InputError(f"input_ids must be a list of lists of integers, got {type(input_ids).__name__}")
-        if len(input_ids) and isinstance(input_ids[0], (int, np.integer)):
-            raise InputError("input_ids must be a list of lists: for one sequence write [[101, ..., 102]]")
+        if self.spec.per_token:
+            raise UnsupportedTaskError(f"forward: {os.fspath(self.path)!r} is {self._instead()}")
+        _check_ids_form(input_ids)
         return check_rows(self._engine.forward(input_ids, type_ids, "logits" if self.labels else "pooled"))
+
+    def forward_tokens(
+        self, input_ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None
+    ) -> list[np.ndarray]:
+        """Turn token ids into the logits of every token, as `forward`: of each sequence float32 [tokens, n_labels]."""
+        self._need_token_head("forward_tokens")
+        _check_ids_form(input_ids)
+        return check_token_rows(self._engine.token_logits(input_ids, type_ids))
 
     def encode(
         self, texts: Texts, truncate: bool = True, truncation_side: str | None = None, max_length: int | None = None
@@ -175,19 +270,33 @@ class EncoderModel(Model):
 
     def _encode_or_warn(self, texts: Texts, truncate: bool) -> Encoded:
         encoded = self._text.encode(texts, truncate)
-        cut = [i for i, flag in enumerate(encoded.truncated) if flag]
+        self._warn_of_truncation(encoded.truncated, self.spec.max_length, stacklevel=4)
+        return encoded
+
+    def _warn_of_truncation(self, truncated: Sequence[bool], length: int, stacklevel: int = 3) -> None:
+        cut = [i for i, flag in enumerate(truncated) if flag]
         if cut:
             shown = ", ".join(map(str, cut[:10])) + (", ..." if len(cut) > 10 else "")
             warnings.warn(
-                f"{len(cut)} of {len(encoded.ids)} texts were cut to {self.spec.max_length} tokens (index {shown})",
+                f"{len(cut)} of {len(truncated)} texts were cut to {length} tokens (index {shown})",
                 TruncationWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
-        return encoded
 
     def _need_labels(self, method: str) -> None:
-        if not self.labels:
+        if not self.labels or self.spec.per_token:
             raise UnsupportedTaskError(f"{method}: {os.fspath(self.path)!r} is {self._instead()}")
+
+    def _need_token_head(self, method: str, task: str | None = None) -> None:
+        if not self.spec.per_token or task not in (None, self.spec.task_type):
+            raise UnsupportedTaskError(f"{method}: {os.fspath(self.path)!r} is {self._instead()}")
+
+
+def _check_ids_form(input_ids: Any) -> None:
+    if isinstance(input_ids, (str, bytes)) or not isinstance(input_ids, (Sequence, np.ndarray)):
+        raise InputError(f"input_ids must be a list of lists of integers, got {type(input_ids).__name__}")
+    if len(input_ids) and isinstance(input_ids[0], (int, np.integer)):
+        raise InputError("input_ids must be a list of lists: for one sequence write [[101, ..., 102]]")
 
 
 def _engine(artifact: Artifact, threads: int | None, device: str) -> CpuEngine | CudaEngine:

@@ -49,6 +49,14 @@ def check_rows(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
+def check_token_rows(rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Return answers float32 [tokens, width] of each text as they are. Raises NumericsError as `check_rows`."""
+    for i, row in enumerate(rows):
+        if not np.isfinite(row).all():
+            check_finite(np.abs(row), f"text {i}")
+    return rows
+
+
 def check_finite(row: np.ndarray, what: str) -> None:
     """Raise NumericsError where `row` float32 [n] has NaN or infinity; -infinity of some logits is an answer."""
     largest = row.max()

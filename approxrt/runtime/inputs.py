@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from approxrt.artifact.spec.encoder import ModelSpec
-from approxrt.errors import InputError
+from approxrt.errors import InputError, UnsupportedTaskError
 
 
 def check_sequences(
@@ -61,6 +61,20 @@ def check_sequences(
 def padding_in_texts(spec: ModelSpec) -> int | None:
     """The id that a text must not have inside: RoBERTa counts positions without padding tokens, wherever they stand."""
     return spec.pad_token_id if spec.architecture == "roberta" else None
+
+
+def refuse_per_token(spec: ModelSpec) -> None:
+    """Raise UnsupportedTaskError for a model that has no logits of a whole text."""
+    if spec.per_token:
+        raise UnsupportedTaskError(
+            f"a model for {spec.task_type} has logits of every token, not of a text: use token_logits"
+        )
+
+
+def require_per_token(spec: ModelSpec) -> None:
+    """Raise UnsupportedTaskError for a model that has no logits of tokens."""
+    if not spec.per_token:
+        raise UnsupportedTaskError(f"a model for {spec.task_type} has no logits of tokens: use forward")
 
 
 def as_ids(ids: Sequence[int] | np.ndarray, index: int, what: str = "token ids") -> np.ndarray:

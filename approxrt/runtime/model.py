@@ -36,13 +36,16 @@ class Model(ABC):
 
     # The methods of each kind, for the error of the other.
     ENCODERS: ClassVar[frozenset[str]] = frozenset(
-        ("classify", "logits", "embed", "prompt", "pooled", "encode", "forward_ids", "hidden_states", "scores", "spec")
-    )
+        (
+            "classify", "logits", "embed", "prompt", "pooled", "encode", "forward_ids", "hidden_states", "scores",
+            "token_logits", "forward_tokens", "tag", "answer", "tagger", "answerer", "spec",
+        )
+    )  # fmt: skip
     DECODERS: ClassVar[frozenset[str]] = frozenset(
         ("generate", "generate_async", "generate_many", "tokenize", "request", "begin", "engine", "decoder_spec")
     )
 
-    PROPERTIES: ClassVar[frozenset[str]] = frozenset(("spec", "engine", "decoder_spec"))
+    PROPERTIES: ClassVar[frozenset[str]] = frozenset(("spec", "engine", "decoder_spec", "tagger", "answerer"))
 
     def __init__(self, artifact: Artifact) -> None:
         self.path = artifact.path

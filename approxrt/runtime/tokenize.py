@@ -129,6 +129,39 @@ class TextEncoder:
             self._check_ids(i, items[i], row, encodings[i])
         return Encoded(ids, [e.type_ids for e in encodings], truncated)
 
+    def windows(
+        self, items: Sequence[Any], max_length: int, stride: int, kind: str = "text", cut: str = "longest_first"
+    ) -> list[list[Any]]:
+        """The `tokenizers.Encoding`s of each item: windows of `max_length` tokens, each sharing `stride` with the next.
+
+        `kind`: items are texts ("text"), lists of words ("words") or pairs of texts ("pair"); of pairs `cut` names
+        the text that is divided ("only_second"). Items are the caller's to check; ids are checked here.
+        """
+        tokenizer = self._windowing(max_length, stride, cut)
+        try:
+            with panics_as_errors("a text"):
+                encodings = tokenizer.encode_batch(list(items), is_pretokenized=kind == "words")
+        except TypeError:
+            raise InputError(_surrogates(list(items))) from None
+        found = [[encoding, *encoding.overflowing] for encoding in encodings]
+        for i, windows in enumerate(found):
+            for window in windows:
+                self._check_ids(i, items[i], window.ids, window)
+        return found
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has by itself, without special ones."""
+        whole = self._windowing(0, 0, "")
+        return [len(e.ids) for e in whole.encode_batch(list(texts), add_special_tokens=False)]
+
+    def specials(self, pair: bool) -> int:
+        """How many special tokens stand around a text, or around a pair."""
+        return self._specials[pair]
+
+    def plain(self) -> Any:
+        """A tokenizer that does not cut, for what it says of itself: nothing may be set on it."""
+        return self._windowing(0, 0, "")
+
     def with_special_mask(self, text: str) -> tuple[list[int], list[int]]:
         """Return (token ids of one text, which of them are special tokens: 1 or 0)."""
         encoding = self._tokenizer.encode(text)
@@ -165,6 +198,19 @@ class TextEncoder:
             self._set(other, length, side)
             self._others[length, side] = other
         return self._others[length, side]
+
+    def _windowing(self, length: int, stride: int, cut: str) -> Any:
+        """A tokenizer that divides so; of length 0 one that does not cut. One of a few that are kept."""
+        key = (length, f"{self._side} {stride} {cut}")
+        tokenizer = self._others.get(key)
+        if tokenizer is None:
+            tokenizer = self._whole()
+            if length:
+                tokenizer.enable_truncation(length, stride=stride, strategy=cut, direction=self._side)
+            if len(self._others) >= 8:
+                self._others.clear()
+            self._others[key] = tokenizer
+        return tokenizer
 
     def _whole(self) -> Any:
         """A tokenizer that does not cut."""
@@ -216,6 +262,23 @@ class TextEncoder:
             if self._specials[not isinstance(text, str)] >= length:
                 raise InputError(f"text {i}: the limit of {length} tokens leaves no room beside the specials")
         return items
+
+
+def window_type_ids(windows: Sequence[Any]) -> list[list[int]]:
+    """Token types of the windows of one text or pair: what the first window has around and in the divided text.
+
+    The library gives the second text of all later windows type 1, whatever the tokenizer's template says.
+    """
+    first = windows[0]
+    divided = max((s for s in first.sequence_ids if s is not None), default=None)
+    if divided is None or len(windows) == 1:
+        return [window.type_ids for window in windows]
+    begin = first.sequence_ids.index(divided)
+    behind = list(reversed(first.sequence_ids)).index(divided)
+    types, own = first.type_ids, first.type_ids[begin]
+    return [
+        types[:begin] + [own] * (len(window.ids) - begin - behind) + types[len(types) - behind :] for window in windows
+    ]
 
 
 def _surrogates(items: list[Text]) -> str:

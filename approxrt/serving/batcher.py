@@ -25,8 +25,9 @@ from approxrt.serving.fairness import CLIENT, FairQueue, WaitingText
 from approxrt.serving.metrics import Metrics
 from approxrt.serving.settings import Settings
 
-# (token ids, token types, "logits" or "pooled") -> float32 [n, width]
-Forward = Callable[[list[list[int]], list[list[int]], str], np.ndarray]
+# (token ids, token types, "logits" or "pooled") -> float32 [n, width]; of a head that reads every token, of each text
+# [tokens, width]
+Forward = Callable[[list[list[int]], list[list[int]], str], np.ndarray | list[np.ndarray]]
 
 # How long a pass should take: of small requests, and a slice of a large one; but not fewer tokens than the engine needs
 # to be about as fast as it can be.
@@ -70,6 +71,10 @@ class Batcher:
 
         A caller that is cancelled takes its texts out of the queue.
         """
+        return np.stack(await self.submit_rows(ids, types, output))
+
+    async def submit_rows(self, ids: Sequence[list[int]], types: Sequence[list[int]], output: str) -> list[np.ndarray]:
+        """The same, an array for each text: float32 [width], or [tokens, width] of a head that reads every token."""
         tokens, most = sum(map(len, ids)), self._settings.max_request_tokens
         if tokens > most:
             raise TooLarge(f"the request has {tokens} tokens; the limit is {most}: send its texts in several requests")
@@ -92,7 +97,7 @@ class Batcher:
         if self._slicing and self._queue.has_small:
             self._small_beside.set()
         try:
-            return np.stack([await item.future for item in waiting])
+            return [await item.future for item in waiting]
         finally:
             for item in waiting:
                 if item.future.done() and not item.future.cancelled():
@@ -211,7 +216,9 @@ class Batcher:
         except BaseException as error:
             found = as_error(error)
             return [found] if len(batch) == 1 else [row for item in batch for row in self._rows([item])]
-        return list(rows) if np.isfinite(rows).all() else [_checked(row) for row in rows]
+        if isinstance(rows, np.ndarray) and np.isfinite(rows).all():
+            return list(rows)
+        return [_checked(row) for row in rows]
 
 
 def _checked(row: np.ndarray) -> np.ndarray | Exception:

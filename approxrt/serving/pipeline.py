@@ -18,9 +18,17 @@ from approxrt.errors import InputError
 from approxrt.runtime.activation import apply_activation
 from approxrt.runtime.model import Model
 from approxrt.serving.originals import as_list, check_count, open_model, refuse, require_torch
+from approxrt.serving.token_pipelines import QuestionAnswering, TokenClassification
 
 CLASSIFICATION = ("text-classification", "sentiment-analysis")
-TASKS = (*CLASSIFICATION, "feature-extraction")
+TOKEN_CLASSIFICATION = ("token-classification", "ner")
+TASKS = (*CLASSIFICATION, "feature-extraction", *TOKEN_CLASSIFICATION, "question-answering")
+# The pipelines' tasks of each of an artifact's; the others classify texts.
+_TASKS_OF = {
+    "embedding": ("feature-extraction",),
+    "token_classification": (*TOKEN_CLASSIFICATION, "feature-extraction"),
+    "question_answering": ("question-answering", "feature-extraction"),
+}
 FUNCTIONS = ("none", "sigmoid", "softmax")
 _ABSENT: Any = object()
 # Who asks, and how the original would go about it: no answer depends on them.
@@ -58,8 +66,8 @@ def pipeline(
     threads: int | None = None,
     **options: Any,
 ) -> Callable[..., Any]:
-    """A callable for `task`, one of text-classification (sentiment-analysis) and feature-extraction; by default the
-    one that the artifact is for.
+    """A callable for `task`, one of text-classification (sentiment-analysis), token-classification (ner),
+    question-answering and feature-extraction; by default the one that the artifact is for.
 
     Texts in, what transformers' pipeline of that task returns out. Texts over the model's limit are cut, unless
     `truncation` is False. `options` are the call's own, for every call: top_k, function_to_apply, truncation,
@@ -92,11 +100,16 @@ def pipeline(
     loaded = open_model(model, device, threads)
     if tokenizer is not None and not _is_own(tokenizer, loaded):
         raise InputError(f"tokenizer={tokenizer!r:.80}: an artifact has its own: leave it out")
-    if task == "feature-extraction" or (task is None and not loaded.labels):
-        return FeatureExtraction(loaded, options)
-    if not loaded.labels:
-        raise InputError(f"{str(loaded.path)!r} has no labels: use task feature-extraction")
-    return TextClassification(loaded, options)
+    possible = _TASKS_OF.get(loaded.spec.task_type, (*CLASSIFICATION, "feature-extraction"))
+    task = possible[0] if task is None else task
+    if task not in possible:
+        what = "has no labels" if not loaded.labels else f"is for {loaded.spec.task_type}"
+        raise InputError(f"{str(loaded.path)!r} {what}: use task {' or '.join(possible)}")
+    if task in TOKEN_CLASSIFICATION:
+        return TokenClassification(loaded, options)
+    if task == "question-answering":
+        return QuestionAnswering(loaded, options)
+    return FeatureExtraction(loaded, options) if task == "feature-extraction" else TextClassification(loaded, options)
 
 
 def _dtype(value: Any) -> str | None:

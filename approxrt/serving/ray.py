@@ -98,6 +98,8 @@ class BatchPredictor:
         from approxrt.runtime.loading import load
 
         self.model = load(artifact, device="cpu", threads=threads)
+        if self.model.spec.per_token:
+            raise InputError(f"{artifact!r} is for {self.model.spec.task_type}; use its tag or answer by yourself")
         self.column, self.pair, self.truncate = column, pair, truncate
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,16 +6,21 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from approxrt.errors import InputError
+from approxrt.runtime import answering
+from approxrt.runtime.answering import Answerer, AnswerOptions
 from approxrt.runtime.decoder_model import DecoderModel, Prompt
 from approxrt.runtime.failures import check_rows
 from approxrt.runtime.model import Model
+from approxrt.runtime.tagging import Entity, TagOptions, TokenTagger
 from approxrt.runtime.tokenize import Encoded, Text, with_prompt
-from approxrt.serving.batcher import Batcher
+from approxrt.serving.batcher import Batcher, Forward
 from approxrt.serving.errors import ContextOverflow, RequestError, TooLarge, UnknownModel
 from approxrt.serving.generator import Generator
 from approxrt.serving.metrics import Metrics
@@ -56,7 +61,8 @@ class Served:
 
     def __init__(self, name: str, model: Model, settings: Settings, metrics: Metrics) -> None:
         self.name, self.model, self.settings, self.created = name, model, settings, int(time.time())
-        self.batcher = Batcher(name, model.forward_ids, settings, metrics)
+        forward = _of_tokens(model) if model.spec.per_token else model.forward_ids
+        self.batcher = Batcher(name, forward, settings, metrics)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -65,7 +71,10 @@ class Served:
     @property
     def kind(self) -> str:
         """Return the kind, as TEI sorts models: "embedding" without labels, "reranker" with one output, "classifier"
-        with several."""
+        with several. Of heads that read every token, which TEI has not: "token_classifier" and "question_answerer".
+        """
+        if self.model.spec.per_token:
+            return "question_answerer" if self.model.spec.task_type == "question_answering" else "token_classifier"
         return "embedding" if not self.labels else "reranker" if len(self.labels) == 1 else "classifier"
 
     @property
@@ -75,6 +84,7 @@ class Served:
 
     async def run(self, texts: Sequence[Text], output: str, truncate: bool, side: str | None = None) -> Answer:
         """`output` is "logits" or "pooled". Raises what `Model` raises, TooLarge, Overloaded and Unavailable."""
+        self.refuse_per_token()
         encoded = await self._encode(texts, truncate, side)
         rows = await self.batcher.submit(encoded.ids, encoded.type_ids, output)
         return Answer(rows, [len(ids) for ids in encoded.ids], encoded.truncated)
@@ -108,6 +118,37 @@ class Served:
         rows = await self.batcher.submit([list(row) for row in ids], [[0] * len(row) for row in ids], "pooled")
         return Answer(_finished(rows, options), [len(row) for row in ids], [False] * len(ids))
 
+    async def tag(self, texts: str | list[str], options: TagOptions) -> list[list[Entity]]:
+        """The entities of each text, as `EncoderModel.tag`. Raises what `run` raises."""
+        items = [texts] if isinstance(texts, str) else texts
+        return await self._by_tokens(self.model.tagger, items, (items, options))
+
+    async def answer(
+        self, questions: list[str], contexts: list[str], options: AnswerOptions
+    ) -> list[list[answering.Answer]]:
+        """The answers to each question, as `EncoderModel.answer`. Raises what `run` raises."""
+        pairs = list(zip(questions, contexts, strict=True))
+        return await self._by_tokens(self.model.answerer, pairs, (questions, contexts, options))
+
+    async def _by_tokens(
+        self, halves: TokenTagger | Answerer, texts: Sequence[Text], arguments: tuple[Any, ...]
+    ) -> Any:
+        """What the model's two halves make of texts, with the queue between them."""
+        size = self._check_sizes(texts)
+        inline = size <= INLINE_CHARACTERS
+        loop = asyncio.get_running_loop()
+        prepare = partial(halves.prepare, *arguments)
+        inputs: Any = prepare() if inline else await loop.run_in_executor(None, prepare)
+        rows = await self.batcher.submit_rows(inputs.ids, inputs.type_ids, "logits")
+        finish = partial(halves.finish, inputs, rows)
+        return finish() if inline else await loop.run_in_executor(None, finish)
+
+    def refuse_per_token(self) -> None:
+        """Raise RequestError for a model whose head reads every token: it has no logits of a text."""
+        if self.model.spec.per_token:
+            task = self.model.spec.task_type
+            raise RequestError(f"model {self.name!r} is for {task}, which POST / and POST /models/{self.name} answer")
+
     def _check_dimensions(self, options: EmbedOptions) -> None:
         width = self.model.spec.hidden_size
         if options.dimensions is not None and not 1 <= options.dimensions <= width:
@@ -120,16 +161,26 @@ class Served:
         if count > self.settings.max_inputs:
             raise TooLarge(f"{count} inputs in one request; the limit is {self.settings.max_inputs}: send several")
 
-    async def _encode(self, texts: Sequence[Text], truncate: bool, side: str | None) -> Encoded:
+    def _check_sizes(self, texts: Sequence[Text]) -> int:
+        """Return how many characters the texts have. Raises TooLarge."""
         self._check_count(len(texts))
         sizes = [len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in texts]
         most, size = self.settings.max_characters, sum(sizes)
         if max(sizes) > most:
             i = int(np.argmax(sizes))
             raise TooLarge(f"text {i} has {sizes[i]} characters; the limit is {most}: shorten it")
+        return size
+
+    async def _encode(self, texts: Sequence[Text], truncate: bool, side: str | None) -> Encoded:
+        size = self._check_sizes(texts)
         if size <= INLINE_CHARACTERS:
             return self.model.encode(texts, truncate, side)
         return await asyncio.get_running_loop().run_in_executor(None, self.model.encode, texts, truncate, side)
+
+
+def _of_tokens(model: Model) -> Forward:
+    """The queue's way to a head that reads every token, which has nothing but logits."""
+    return lambda ids, types, _: model.forward_tokens(ids, types)
 
 
 class ServedDecoder:
@@ -190,7 +241,7 @@ class Registry:
         A server with one model takes any name: clients send what they were once configured with. Raises UnknownModel,
         and RequestError for a model of another kind, for none, and for several that fit.
         """
-        wanted = kinds or ("classifier", "reranker", "embedding")
+        wanted = kinds or ("classifier", "reranker", "embedding", "token_classifier", "question_answerer")
         if len(self._served) == 1:
             found = next(iter(self))
         else:
@@ -201,6 +252,7 @@ class Registry:
         if not isinstance(found, Served):
             raise RequestError(f"model {found.name!r} generates text: use /v1/completions or /v1/chat/completions")
         if found.kind not in wanted:
+            found.refuse_per_token()
             use = "/embed" if found.kind == "embedding" else "/predict"
             raise RequestError(f"{route}: model {found.name!r} is for {found.model.spec.task_type}; use {use}")
         return found

@@ -57,6 +57,9 @@ class _Wrapped:
         default_prompt_name: str | None,
     ) -> None:
         self.model = open_model(artifact, device, threads)
+        if self.model.spec.per_token:
+            task = self.model.spec.task_type
+            raise InputError(f"{str(self.model.path)!r} is for {task}: use approxrt.serving.pipeline")
         # The caller's come before the artifact's.
         self.prompts = dict.fromkeys(self._default_prompts, "") | dict(self.model.spec.text.prompts) | (prompts or {})
         self.default_prompt_name = default_prompt_name or self.model.spec.text.default_prompt_name or None

@@ -110,6 +110,11 @@ def export(
     spec = read.any_spec
     if not isinstance(spec, ModelSpec):
         raise UnsupportedTaskError(f"{str(source)!r} generates text; only encoders are exported to Triton")
+    if spec.per_token:
+        raise UnsupportedTaskError(
+            f"{str(source)!r} is for {spec.task_type}; only classifiers and embedders are exported to Triton: serve it "
+            "with `approxrt serve`"
+        )
     name = name or source.resolve().name
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", name) or name in (".", ".."):
         raise InputError(f"name is {name[:80]!r}; it may have letters, digits and _ . - only")

@@ -18,7 +18,7 @@ from approxrt.errors import InputError, MissingDependencyError
 from approxrt.progress import Progress, Show
 from approxrt.runtime.threads import resolve_threads
 from approxrt.tasks.format import PLAIN, DataFormat, check_format
-from approxrt.tasks.registry import Task, get_task
+from approxrt.tasks.registry import Task, get_task, refuse_per_token
 
 if TYPE_CHECKING:
     from approxrt.significance.family import AnalysisFamily, AnalysisOptions
@@ -93,6 +93,7 @@ def analyze(
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "compress", "analysing a model")
     known = get_task(task)
+    refuse_per_token(known, "analyze")
     least = LEAST_SAMPLES[known.truth]
     if samples < least:
         raise InputError(f"samples is {samples}; at least {least} are needed")

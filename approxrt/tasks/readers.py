@@ -12,7 +12,7 @@ import numpy as np
 from approxrt.errors import DataError, InputError
 from approxrt.tasks.format import PLAIN, DataFormat
 from approxrt.tasks.labels import are_scores, check_present, class_numbers, classes_of, scores
-from approxrt.tasks.registry import Task, get_task
+from approxrt.tasks.registry import Task, get_task, refuse_per_token
 from approxrt.tasks.rows import SUFFIXES, numbered_lines, read_file, read_rows
 
 __all__ = ["SUFFIXES", "TEXT_SUFFIXES", "DataFormat", "Dataset", "Text", "find_split", "read_task", "read_texts"]
@@ -87,6 +87,7 @@ def read_task(
     task's or a format that contradicts the task or the model.
     """
     task = get_task(task)
+    refuse_per_token(task, "a file of texts and labels")
     file = Path(path)
     wanted = _wants_scores(task, regression, form)
     rows = list(read_rows(task, file, form))

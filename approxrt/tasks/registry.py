@@ -9,7 +9,10 @@ from typing import Literal
 from approxrt.errors import InputError
 
 # What `approxrt.tasks.metrics` computes of labels; vectors and texts have measures of their own.
-METRIC_NAMES = ("accuracy", "f1", "matthews", "spearman", "pearson", "cosine", "top1", "top10", "perplexity")
+METRIC_NAMES = (
+    "accuracy", "f1", "matthews", "spearman", "pearson", "cosine", "top1", "top10", "perplexity",
+    "precision", "recall", "exact_match",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,9 @@ class Task:
     logits, None for regression or where the data decides; `raw_labels` are the
     words that stand for them in the file, None where it has the names. The first of `metrics` is the one that
     selects a model. `truth` is what answers are compared with: labels of a file,
-    the vectors of the model before it is changed, or the text itself. Raises
-    InputError for a value that could not be meant.
+    the vectors of the model before it is changed, the text itself, tags of words
+    or answers that stand in a context. Raises InputError for a value that could
+    not be meant.
     """
 
     name: str
@@ -35,7 +39,7 @@ class Task:
     raw_labels: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
     regression: bool | None = False
-    truth: Literal["labels", "vectors", "text"] = "labels"
+    truth: Literal["labels", "vectors", "text", "tags", "answers"] = "labels"
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z0-9]+", self.name):
@@ -112,10 +116,19 @@ TASKS: dict[str, Task] = {
         Task("embed", "any", "text", "text_pair", "text", ("cosine", "top1", "top10"), truth="vectors"),
         # a decoder on a plain text
         Task("lm", "single", "text", None, "text", ("perplexity",), truth="text"),
+        # words with tags: F1 of whole entities, accuracy of tags (`approxrt.tasks.tagged`, `approxrt.tasks.entities`)
+        Task("ner", "single", "words", None, "tags", ("f1", "precision", "recall", "accuracy"), truth="tags"),
+        # questions whose answers stand in their contexts (`approxrt.tasks.questions`, `approxrt.tasks.squad`)
+        Task("qa", "pair", "question", "context", "answers", ("f1", "exact_match"), truth="answers"),
     )
 }
 
 REGRESSION_METRICS = ("spearman", "pearson")
+
+# Other names of tasks, as `get_task` compares them.
+_ALIASES = {"tokenclassification": "ner", "questionanswering": "qa", "squad": "qa"}
+# What the models of tasks are for whose head reads every token: `ModelSpec.task_type`.
+PER_TOKEN_TASKS = {"tags": "token_classification", "answers": "question_answering"}
 
 
 def get_task(name: str | Task) -> Task:
@@ -123,6 +136,7 @@ def get_task(name: str | Task) -> Task:
     if isinstance(name, Task):
         return name
     key = name.lower().replace("-", "").replace("_", "")
+    key = _ALIASES.get(key, key)
     if key not in TASKS:
         raise InputError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     return TASKS[key]
@@ -131,7 +145,17 @@ def get_task(name: str | Task) -> Task:
 def labelled_task(name: str | Task, purpose: str) -> Task:
     """The same, of those with labels. Raises InputError for another, naming what for they are needed."""
     task = get_task(name)
+    refuse_per_token(task, purpose)
     if task.truth != "labels":
         known = ", ".join(other.name for other in TASKS.values() if other.truth == "labels")
         raise InputError(f"task {task.name} has no labels, which {purpose} needs; tasks that have: {known}")
     return task
+
+
+def refuse_per_token(task: Task, purpose: str) -> None:
+    """Raise InputError for a task of words or spans, which `purpose` does not take."""
+    if task.truth in PER_TOKEN_TASKS:
+        known = ", ".join(other.name for other in TASKS.values() if other.truth == "labels")
+        raise InputError(
+            f"task {task.name} is for {PER_TOKEN_TASKS[task.truth]}, which {purpose} does not take; it takes {known}"
+        )

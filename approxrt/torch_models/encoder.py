@@ -87,7 +87,9 @@ class Keys:
 
 @dataclass
 class Output:
-    """logits f32[b, outputs] (None without a head), pooled f32[b, hidden], and f32[b, t, hidden] after each layer."""
+    """logits f32[b, outputs] (None without a head; f32[b, t, outputs] of one that reads every token), pooled
+    f32[b, hidden], and f32[b, t, hidden] after each layer.
+    """
 
     logits: Tensor | None
     pooled: Tensor
@@ -204,7 +206,8 @@ class TorchEncoder(nn.Module):
             x = self.layer(i, x, keys)
             hidden.append(x)
         pooled = self.pool(x, batch)
-        return Output(self.head(pooled) if self.spec.labels else None, pooled, hidden)
+        read = x if self.spec.per_token else pooled
+        return Output(self.head(read) if self.spec.labels else None, pooled, hidden)
 
     def keys(self, batch: Batch) -> Keys:
         """Return what `layer` and `attention_block` need to know of the batch."""
@@ -271,14 +274,14 @@ class TorchEncoder(nn.Module):
         return (x * mask).sum(1) / mask.sum(1)
 
     def features(self, pooled: Tensor) -> Tensor:
-        """f32[b, k]: what the head's last linear reads."""
+        """f32[..., k]: what the head's last linear reads of pooled states, or of tokens' own."""
         x = self._drop(pooled)
         if self.spec.head.dense_features is not None:
             x = self._drop(ACTIVATIONS[self.spec.head.dense_activation](self.linear("head.dense", x)))
         return x
 
     def head(self, pooled: Tensor) -> Tensor:
-        """[b, outputs]."""
+        """[..., outputs] of pooled states, or of tokens' own."""
         return self.linear("head.out", self.features(pooled)).float()
 
     def linear(self, name: str, x: Tensor) -> Tensor:
@@ -345,6 +348,25 @@ def predict(
     result = np.zeros_like(values)
     result[np.concatenate(order)] = values
     return result
+
+
+def predict_tokens(
+    model: TorchEncoder, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, size: int = 64
+) -> list[np.ndarray]:
+    """Logits f32[tokens, outputs] of each sequence, of a model whose head reads every token; as `predict`."""
+    training, limit = model.training, BatchLimit(size).on(model.device, model.spec.hidden_size)
+    model.eval()
+    found: list[np.ndarray] = [np.empty(0, np.float32)] * len(ids)
+    with torch.inference_mode():
+        for rows in batches_by_length(np.array([len(row) for row in ids]), limit):
+            some = None if types is None else [types[i] for i in rows]
+            out = model(make_batch([ids[i] for i in rows], some, model.device))
+            assert out.logits is not None
+            logits = out.logits.float().cpu().numpy()
+            for k, i in enumerate(rows):
+                found[i] = logits[k, : len(ids[i])].copy()
+    model.train(training)
+    return found
 
 
 def dequantized(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> tuple[ModelSpec, dict[str, np.ndarray]]:

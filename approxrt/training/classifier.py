@@ -98,7 +98,10 @@ class ClassifierTrainer(Trainer):
             types[i, :count] = torch.tensor(data.types[row])
             mask[i, :count] = 1
         inputs = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if self.typed else {})
-        logits: Tensor = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).logits
+        return self._logits(self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}))
+
+    def _logits(self, output: Any) -> Tensor:
+        logits: Tensor = output.logits
         return logits
 
     def _loss(self, logits: Tensor, labels: np.ndarray) -> Tensor:

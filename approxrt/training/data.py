@@ -17,7 +17,7 @@ from approxrt.tasks.format import PLAIN, DataFormat
 from approxrt.tasks.groups import held_out_groups
 from approxrt.tasks.metrics import compute_metrics
 from approxrt.tasks.readers import TEXT_SUFFIXES, Dataset, read_task, read_texts, require_split
-from approxrt.tasks.registry import Task, get_task
+from approxrt.tasks.registry import Task, get_task, refuse_per_token
 from approxrt.training.finetune import split_data
 from approxrt.training.options import FinetuneOptions
 
@@ -94,6 +94,12 @@ def read_data(
     """
     spec = checkpoint.spec
     task = get_task(task)
+    refuse_per_token(task, "this command")
+    if spec.per_token:
+        raise InputError(
+            f"checkpoint {str(folder)!r} is for {spec.task_type}, which can be converted, fine-tuned and evaluated, "
+            f"but not analysed or compressed for task {task.name}: use approxrt convert"
+        )
     if task.truth == "vectors":
         return _embedder_data(task, data, checkpoint, folder, options)
     if task.truth == "text":

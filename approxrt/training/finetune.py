@@ -18,10 +18,14 @@ from approxrt.errors import DataError, InputError, MissingDependencyError, Train
 from approxrt.models.checkpoint import find_folder, read_config
 from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
-from approxrt.tasks.groups import held_out_groups
+from approxrt.tasks.format import PLAIN, DataFormat
+from approxrt.tasks.groups import held_out, held_out_groups
 from approxrt.tasks.readers import Dataset, find_split, read_task, require_split
-from approxrt.tasks.registry import Task, labelled_task
+from approxrt.tasks.registry import PER_TOKEN_TASKS, Task, get_task, labelled_task
+from approxrt.tasks.tokens import TokenData, suffixes_of
+from approxrt.tasks.tokens import read as read_tokens
 from approxrt.training.options import REPORT, STATE, Advance, FinetuneOptions
+from approxrt.training.token_data import groups_of, subset
 
 __all__ = ["FinetuneOptions", "finetune", "split_data", "total_steps"]
 
@@ -45,23 +49,33 @@ def finetune(
     """
     options = options or FinetuneOptions()
     options.check()
-    task = labelled_task(task, "fine-tuning")
+    task = get_task(task)
+    if task.truth not in PER_TOKEN_TASKS:
+        task = labelled_task(task, "fine-tuning")
+    _check_options(task, options)
     _require_packages()
     folder, target = encoder_folder(find_folder(checkpoint)), Path(out)
     # Before hours of training: what comes out must be something that can be converted.
     read_config(folder)
     _check_out(target, resume)
-    form = options.data_format
-    train, validation = split_data(read_task(task, require_split(data, "train"), form=form), options)
-    dev_file = find_split(data, "dev")
-    dev = None
-    if dev_file is not None:
-        dev = read_task(task, dev_file, train.label_names, train.label_names is None, form)
+    whole = read_training(task, data, options.data_format)
+    train: Any
+    validation: Any
+    dev: Any
+    if isinstance(whole, Dataset):
+        train, validation = split_data(whole, options)
+        dev = _read_dev(task, data, options, train)
+    else:
+        train, validation = split_tokens(whole, options)
+        dev_file = find_split(data, "dev", suffixes_of(task))
+        dev = None if dev_file is None else read_tokens(task, dev_file)
     try:
         from approxrt.training.run import Job, Run
+        from approxrt.training.token_run import TokenRun
 
         target.mkdir(parents=True, exist_ok=True)
-        run = Run(Job(folder, task, train, validation, target), options, progress or (lambda *_: None))
+        kind = Run if isinstance(whole, Dataset) else TokenRun
+        run = kind(Job(folder, task, train, validation, target), options, progress or (lambda *_: None))
         if resume:
             run.restore()
         return run.train_and_save(dev)
@@ -69,9 +83,56 @@ def finetune(
         raise TrainingError(f"{str(target)!r} cannot be written: {explain_os_error(error)}") from error
 
 
-def total_steps(data: Dataset, options: FinetuneOptions) -> int:
-    """Optimiser steps over all epochs on a training file."""
-    return options.epochs * -(-len(split_data(data, options)[0]) // options.batch_size)
+def _check_options(task: Task, options: FinetuneOptions) -> None:
+    """Raise InputError for options that the task does not take."""
+    if options.label_all_pieces and task.truth != "tags":
+        raise InputError(f"label_all_pieces is for task ner, whose words have tags, not for {task.name}: leave it out")
+    if task.truth not in PER_TOKEN_TASKS:
+        return
+    if options.data_format != PLAIN:
+        raise InputError(f"data_format is for tables; files of task {task.name} have their own layouts: leave it out")
+    if options.qat is not None:
+        raise InputError(f"qat is {options.qat}; it is for classifiers of texts, not for {task.name}: leave it out")
+
+
+def read_training(task: str | Task, data: str | os.PathLike[str], form: DataFormat = PLAIN) -> Dataset | TokenData:
+    """The train file of a folder, of texts with labels, words with tags, or questions."""
+    task = get_task(task)
+    if task.truth in PER_TOKEN_TASKS:
+        return read_tokens(task, require_split(data, "train", suffixes_of(task)))
+    return read_task(task, require_split(data, "train"), form=form)
+
+
+def _read_dev(task: Task, data: str | os.PathLike[str], options: FinetuneOptions, train: Dataset) -> Dataset | None:
+    file = find_split(data, "dev")
+    if file is None:
+        return None
+    return read_task(task, file, train.label_names, train.label_names is None, options.data_format)
+
+
+def total_steps(data: Dataset | TokenData, options: FinetuneOptions) -> int:
+    """Optimiser steps over all epochs on a training file; of tokens, if each example is one window."""
+    if isinstance(data, Dataset):
+        count = len(split_data(data, options)[0])
+    else:
+        count = len(split_tokens(data, options)[0].examples)
+    return options.epochs * -(-count // options.batch_size)
+
+
+def split_tokens(data: TokenData, options: FinetuneOptions) -> tuple[Any, Any]:
+    """(train, validation), disjoint, drawn by the seed; with `options.split` "grouped" equal sentences, or questions of
+    one context, stay together. Raises DataError where there is nothing to learn.
+    """
+    if len(data.examples) < 2:
+        raise DataError(f"the training data has {len(data.examples)} example; at least 2 are needed")
+    order = np.random.default_rng(options.seed).permutation(len(data.examples))[: options.limit]
+    train_size, validation_size = _sizes(len(order), options)
+    held = order[train_size:]
+    if options.split == "grouped":
+        rows = np.sort(order)
+        found = held_out(groups_of(subset(data, rows)), validation_size, [options.seed])
+        held = rows[found] if len(found) else held
+    return subset(data, np.setdiff1d(order, held)), subset(data, np.sort(held))
 
 
 def split_data(data: Dataset, options: FinetuneOptions) -> tuple[Dataset, Dataset]:

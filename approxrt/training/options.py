@@ -37,6 +37,7 @@ class FinetuneOptions:
     precision: str = "auto"  # of products in training: f32, bf16, or bf16 where the device multiplies it faster
     qat: int | None = None  # 8: train with int8 weights and activations (Q8BERT)
     data_format: DataFormat = PLAIN  # of the data files
+    label_all_pieces: bool = False  # ner: all tokens of a word have its tag; else its first alone
     device: str = "auto"  # cpu, cuda, or a GPU where there is one; a run may go on on another
 
     def check(self) -> None:

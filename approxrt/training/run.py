@@ -28,7 +28,6 @@ from approxrt.models.tokenizer import read_tokenizer
 from approxrt.runtime.tokenize import cut_to
 from approxrt.tasks.format import PLAIN
 from approxrt.tasks.metrics import compute_metrics, primary
-from approxrt.tasks.readers import Dataset
 from approxrt.tasks.registry import Task
 from approxrt.torch_models.device import random_state, resolve_device, set_random_state
 from approxrt.training.classifier import ClassifierTrainer, Encoded
@@ -45,8 +44,8 @@ class Job:
 
     folder: Path
     task: Task
-    train: Dataset
-    validation: Dataset
+    train: Any  # Dataset, or what `TokenRun` takes
+    validation: Any
     out: Path
 
 
@@ -58,21 +57,46 @@ class Run:
         torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
         torch.manual_seed(options.seed)
         device = resolve_device(options.device)
-        self.model = load_classifier(job.folder, job.train.label_names).to(device)
+        self.model = self.load_model().to(device)
         if options.qat is not None:
             from approxrt.quantization.qat import quantize_module
 
             quantize_module(self.model)
         self.tokenizer_json = read_tokenizer(job.folder)
         self.tokenizer = self._tokenizer()
-        self.train, self.validation = (Encoded(data, self.tokenizer) for data in (job.train, job.validation))
-        self.trainer = ClassifierTrainer(self.model, self.train, options)
+        self.train, self.validation = (self.encode(data) for data in (job.train, job.validation))
+        self.trainer = self.trainer_of(self.train)
         self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"epoch": -1, "value": -math.inf, "loss": math.inf, "weights": None}
         self.seconds = 0.0
 
-    def train_and_save(self, dev: Dataset | None) -> dict[str, Any]:
+    # -- what a task of another kind does otherwise (`approxrt.training.token_run`) ----
+
+    @property
+    def inputs(self) -> str:
+        """What the model takes: "single" or "pair"."""
+        return "pair" if self.job.train.is_pair else "single"
+
+    def load_model(self) -> Any:
+        """The checkpoint with a head for the job's labels."""
+        return load_classifier(self.job.folder, self.job.train.label_names)
+
+    def encode(self, data: Any) -> Any:
+        """The data in tokens."""
+        return Encoded(data, self.tokenizer)
+
+    def trainer_of(self, train: Any) -> ClassifierTrainer:
+        """The trainer on encoded data."""
+        return ClassifierTrainer(self.model, train, self.options)
+
+    def metrics(self, outputs: Any, encoded: Any) -> dict[str, float]:
+        """The task's metrics of what the trainer predicts."""
+        return compute_metrics(self.job.task, outputs, encoded.labels)
+
+    # -- training -------------------------------------------------------------
+
+    def train_and_save(self, dev: Any) -> dict[str, Any]:
         """Take the steps that are left, write the checkpoint of the best epoch, and return the report."""
         started = saved = time.monotonic()
         before, trainer = self.seconds, self.trainer
@@ -87,10 +111,10 @@ class Run:
         dev_metrics = None
         if dev is not None:
             self.progress(0, "evaluating dev")
-            encoded = Encoded(dev, self.tokenizer)
-            dev_metrics = compute_metrics(self.job.task, trainer.predict(encoded)[0], encoded.labels)
+            encoded = self.encode(dev)
+            dev_metrics = self.metrics(trainer.predict(encoded)[0], encoded)
         self.seconds = before + time.monotonic() - started
-        report = self._report(dev_metrics, len(dev) if dev is not None else 0)
+        report = self._report(dev_metrics, len(encoded.ids) if dev is not None else 0)
         self._write(report)
         return report
 
@@ -107,7 +131,7 @@ class Run:
 
     def _end_epoch(self, epoch: int) -> None:
         outputs, loss = self.trainer.predict(self.validation)
-        metrics = compute_metrics(self.job.task, outputs, self.validation.labels)
+        metrics = self.metrics(outputs, self.validation)
         self.history.append(
             {"epoch": epoch, "train_loss": float(np.mean(self.losses)), "val_loss": loss, "validation": metrics}
         )
@@ -125,7 +149,8 @@ class Run:
         limit = int(config.max_position_embeddings)
         if config.model_type in ("roberta", "camembert", "xlm-roberta"):
             limit -= int(config.pad_token_id) + 1
-        cut_to(tokenizer, min(self.options.max_length, limit))
+        self.max_length = min(self.options.max_length, limit)
+        cut_to(tokenizer, self.max_length)
         return tokenizer
 
     # -- what is kept on disk -------------------------------------------------
@@ -184,6 +209,8 @@ class Run:
         options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in ("save_seconds", "device")}
         if self.options.data_format == PLAIN:
             options.pop("data_format")  # runs from before there was a choice go on
+        if not self.options.label_all_pieces:
+            options.pop("label_all_pieces")
         examples = [len(self.train.ids), len(self.validation.ids)]
         return {
             **options,
@@ -196,7 +223,7 @@ class Run:
         """The Hugging Face checkpoint. finetune.json comes last: it marks the run as finished."""
         config = self.model.config
         config.finetuning_task = self.job.task.name
-        config.approxrt_inputs = "pair" if self.job.train.is_pair else "single"
+        config.approxrt_inputs = self.inputs
         if self.options.qat is not None:
             from approxrt.quantization.qat import round_weights
 

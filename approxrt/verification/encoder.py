@@ -8,7 +8,7 @@ does not know, and nothing is written. How much does the artifact's approximatio
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class Fidelity:
     """Measures how near an artifact is to its checkpoint in float32, over `sentences` built-in sentences.
 
     cosine   least cosine between the pooled states
-    flips    share of sentences with another best label; None without classes
+    flips    share of sentences with another best label; None without classes. Of a head that reads every token, the
+             share of tokens with another label, or of answers that begin or end elsewhere
     """
 
     sentences: int
@@ -69,15 +70,14 @@ def verify_encoder(checkpoint: Checkpoint, artifact: Path) -> dict[str, Any]:
             f"checkpoint {checkpoint.source['name']!r} cannot read ordinary sentences, so nothing was written: {error}"
         ) from error
     engine = CpuEngine(_InMemory(checkpoint.spec, checkpoint.tensors))
-    output = "logits" if checkpoint.spec.labels else "pooled"
-    exact = engine.forward(encoded.ids, encoded.type_ids, output)
+    exact = _answers(checkpoint.spec, engine.forward, engine.token_logits, encoded)
     _check_same(exact, _original(checkpoint, encoded), checkpoint)
     states = engine.forward(encoded.ids, encoded.type_ids, "pooled")
     found = _fidelity(states, model.forward_ids(encoded.ids, encoded.type_ids, "pooled"))
     flips = None
     if len(checkpoint.spec.labels) > 1:
-        best = model.forward_ids(encoded.ids, encoded.type_ids, "logits").argmax(axis=1)
-        flips = float((best != exact.argmax(axis=1)).mean())
+        ours = _answers(checkpoint.spec, model.forward_ids, model.forward_tokens, encoded)
+        flips = float((_best(checkpoint.spec, ours, encoded) != _best(checkpoint.spec, exact, encoded)).mean())
     fidelity = Fidelity(len(encoded.ids), round(found, 5), flips)
     if fidelity.cosine < LEAST_COSINE or (flips is not None and flips > MOST_FLIPS):
         said = f"cosine {fidelity.cosine:.3f}" + ("" if flips is None else f", {flips:.0%} other labels")
@@ -91,6 +91,26 @@ def verify_encoder(checkpoint: Checkpoint, artifact: Path) -> dict[str, Any]:
     return {"fidelity": asdict(fidelity)}
 
 
+def _answers(
+    spec: ModelSpec,
+    forward: Callable[..., np.ndarray],
+    token_logits: Callable[..., list[np.ndarray]],
+    encoded: Encoded,
+) -> np.ndarray:
+    """Logits float32 [n, labels], [tokens of all texts, labels] of a head that reads them, or pooled states."""
+    if spec.per_token:
+        return np.concatenate(token_logits(encoded.ids, encoded.type_ids))
+    return forward(encoded.ids, encoded.type_ids, "logits" if spec.labels else "pooled")
+
+
+def _best(spec: ModelSpec, answers: np.ndarray, encoded: Encoded) -> np.ndarray:
+    """The best labels of texts or tokens, i64[n]; of question answering the best token for each end of an answer."""
+    if spec.task_type != "question_answering":
+        return answers.argmax(axis=1)
+    ends = np.cumsum([len(ids) for ids in encoded.ids])
+    return np.concatenate([rows.argmax(axis=0) for rows in np.split(answers, ends[:-1])])
+
+
 def _texts(spec: ModelSpec) -> list[Text]:
     """Sentences of several lengths, or pairs of them, or both."""
     singles: list[Text] = list(SAMPLE_TEXTS[:SENTENCES])
@@ -102,7 +122,7 @@ def _texts(spec: ModelSpec) -> list[Text]:
 
 
 def _original(checkpoint: Checkpoint, encoded: Encoded) -> np.ndarray:
-    """transformers' float32 answers: [n, labels], or pooled states [n, hidden]."""
+    """transformers' float32 answers, as `_answers`."""
     try:
         import torch
     except ImportError:
@@ -117,8 +137,10 @@ def _original(checkpoint: Checkpoint, encoded: Encoded) -> np.ndarray:
         inputs["token_type_ids"] = torch.tensor([row + [0] * (longest - len(row)) for row in encoded.type_ids])
     with torch.inference_mode():
         answer = model(**inputs)
-        if spec.labels:
-            rows = answer.logits.double()
+        if spec.task_type == "question_answering":
+            rows = torch.stack([answer.start_logits, answer.end_logits], dim=-1)[mask.bool()].double()
+        elif spec.labels:
+            rows = (answer.logits[mask.bool()] if spec.per_token else answer.logits).double()
         else:
             states = answer.last_hidden_state.double()
             weights = mask[:, :, None] / mask.sum(dim=1)[:, None, None]
@@ -131,8 +153,11 @@ def _load_original(checkpoint: Checkpoint) -> Any:
     import torch
     import transformers
 
-    classes = transformers.AutoModelForSequenceClassification, transformers.AutoModel
-    loader = classes[0] if checkpoint.spec.labels else classes[1]
+    loader: Any = transformers.AutoModelForSequenceClassification if checkpoint.spec.labels else transformers.AutoModel
+    if checkpoint.spec.task_type == "token_classification":
+        loader = transformers.AutoModelForTokenClassification
+    elif checkpoint.spec.task_type == "question_answering":
+        loader = transformers.AutoModelForQuestionAnswering
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
     folder = str(checkpoint.folder)
     try:

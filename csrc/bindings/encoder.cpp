@@ -92,7 +92,8 @@ void bind_encoder(py::module_& module) {
             "Checks the arrays, and starts to pack them for the instruction set.")
         .def("forward", &forward, py::arg("ids"), py::arg("types"), py::arg("cu_seqlens"), py::arg("output"),
              "ids int32 [tokens], types int32 [tokens] or None, cu_seqlens int32 [sequences + 1] -> float32 "
-             "[sequences, outputs] (logits), [sequences, hidden] (pooled) or [tokens, hidden] (hidden).");
+             "[sequences, outputs] (logits; [tokens, outputs] of a head per token), [sequences, hidden] (pooled) or "
+             "[tokens, hidden] (hidden).");
     PyEncoder::define(encoder);
 }
 

@@ -32,6 +32,7 @@ class EncoderBuilder : public TransformerBuilder {
         const std::string pooling = config_["pooling"].cast<std::string>();
         expect(pooling == "cls" || pooling == "mean", "unknown pooling '" + pooling + "'");
         m.head.pooling = pooling == "cls" ? Pooling::kCls : Pooling::kMean;
+        m.head.per_token = config_["per_token"].cast<bool>();
         int32_t features = m.hidden;
         if (const int32_t dense = number(config_, "dense_features")) {
             later(m.head.dense.emplace(), linear("head.dense", dense, m.hidden));

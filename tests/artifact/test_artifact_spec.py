@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from specs import random_tensors, small_spec
 
-from approxrt.artifact.spec.encoder import MAX_LAYERS, LayerSpec
+from approxrt.artifact.spec.encoder import MAX_LAYERS, HeadSpec, LayerSpec
 from approxrt.artifact.spec.encoder_schema import encoder_faults, encoder_from_json
 from approxrt.artifact.spec.formats import LINEAR_KINDS
 from approxrt.artifact.tensors import tensor_faults
@@ -76,3 +78,18 @@ def test_tensor_faults_of_sound_tensors() -> None:
     for kind in LINEAR_KINDS:
         spec = small_spec(kind)
         assert tensor_faults(spec, random_tensors(spec)) == []
+
+
+def test_a_head_that_reads_every_token_takes_no_nonsense() -> None:
+    sound = small_spec(task_type="question_answering", labels=("start", "end"), inputs="pair", head=HeadSpec("mean"))
+    assert encoder_faults(sound) == [] and sound.per_token and not small_spec().per_token
+    assert encoder_from_json(sound.to_json()) == (sound, [])
+    for change, said in (
+        ({"labels": ("yes", "no")}, "model.labels are 'yes', 'no'; a model of task_type question_answering has start"),
+        ({"inputs": "any"}, "model.inputs is 'any'; a model of task_type question_answering has 'pair'"),
+        ({"task_type": "token_classification"}, "model of task_type token_classification has 'single'"),
+        ({"head": HeadSpec(activation_fn="sigmoid")}, "activation_fn is 'sigmoid'"),
+        ({"head": HeadSpec(function_to_apply="sigmoid")}, "function_to_apply is 'sigmoid'"),
+    ):
+        assert said in "\n".join(encoder_faults(dataclasses.replace(sound, **change)))
+    assert "1 to" in "\n".join(encoder_faults(small_spec(task_type="token_classification", labels=(), inputs="single")))

@@ -338,3 +338,20 @@ def test_readme_table_of_a_document(doc: dict[str, Any], tmp_path: Path) -> None
     best = min(ms for (name, workload), ms in median.items() if workload == "1 x 9" and name.startswith("torch"))
     ours = median["approxrt:int8", "1 x 9"]
     assert f"{ours:.1f} ({best / ours:.2f}x)" in text
+
+
+@pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering"])
+def test_heads_that_read_every_token_are_timed_and_compared(tmp_path: Path, head: str) -> None:
+    """Their logits are averaged over a text on both sides; the profiler sees their passes, too."""
+    from approxrt.benchmark.profile import profile_artifacts
+    from approxrt.peers.approxrt_engine import open_engine
+
+    folder = build_checkpoint("bert", tmp_path / "c", head=head, num_labels=2)
+    artifact = Path(approxrt.convert(folder, tmp_path / "a", bits=32))
+    source = Source(folder)
+    ours = np.concatenate([open_engine("", artifact, 1).run(np.array([ids])) for ids in source.sample_ids[:3]])
+    np.testing.assert_allclose(ours, np.stack(source.reference[:3]), rtol=0, atol=2e-4)
+    found = measure([artifact], parse_peers("torch-eager"), folder, (1,), (8,), threads=1, budget=0.2)
+    assert found.left_out == {} and {row.engine for row in found.rows} == {"approxrt", "torch-eager"}
+    (profile,) = profile_artifacts([artifact], [(1, 8)], threads=1, budget=0.1)
+    assert profile["ops"]

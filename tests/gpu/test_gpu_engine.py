@@ -176,3 +176,19 @@ def test_sign_matching_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(pair[1], CudaEngine(weights, DEVICE).forward(ids[1:], None, "pooled")[0])
     short = truth.pooled(ids[1]).numpy()
     assert np.sqrt(np.mean((pair[1] - short) ** 2)) <= 0.02 * np.sqrt(np.mean(short**2))
+
+
+@pytest.mark.parametrize("kind", ["f32", "s8"])
+def test_logits_of_every_token(kind: str) -> None:
+    """As far from the reference as float16 between kernels allows; each text the same alone."""
+    weights = model(
+        kind, task_type="token_classification", labels=("O", "B-x", "I-x"), inputs="single", head=HeadSpec("mean")
+    )
+    engine = CudaEngine(weights, DEVICE)
+    found = engine.token_logits(IDS, TYPES)
+    truth = reference.reference_token_logits(weights.spec, weights.tensors, IDS, TYPES)
+    assert [row.shape for row in found] == [(len(ids), 3) for ids in IDS]
+    scale = max(np.abs(row).max() for row in truth)
+    for i, (ours, exact) in enumerate(zip(found, truth, strict=True)):
+        assert np.abs(ours - exact).max() <= 0.05 * scale
+        np.testing.assert_array_equal(engine.token_logits([IDS[i]], [TYPES[i]])[0], ours)

@@ -256,7 +256,7 @@ def edit_config(folder: Path, **changes: object) -> None:
         ({"hidden_act": "silu"}, "activation 'silu'", "gelu, gelu_python, gelu_new"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'", "absolute"),
         ({"is_decoder": True}, "is_decoder=true", "encoders only"),
-        ({"architectures": ["BertForTokenClassification"]}, "head 'BertForTokenClassification'", "ForSequenceClass"),
+        ({"architectures": ["BertForMultipleChoice"]}, "head 'BertForMultipleChoice'", "ForSequenceClass"),
         ({"problem_type": "ranking"}, "problem_type 'ranking'", "multi_label_classification"),
     ],
 )

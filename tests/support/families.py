@@ -174,6 +174,7 @@ def build_checkpoint(
     problem_type: str | None = None,
     activation: str = "gelu",
     plain: bool = False,
+    head: str = "SequenceClassification",
     pooling: str | None = None,
     normalize: bool = True,
     max_seq_length: int | None = None,
@@ -184,7 +185,7 @@ def build_checkpoint(
 ) -> Path:
     """Save a random checkpoint with its tokenizer and return `folder`.
 
-    `plain` saves the encoder without a head; `pooling` ("cls" or "mean") adds
+    `plain` saves the encoder without a head; `head` is what AutoModelFor... is for; `pooling` ("cls" or "mean") adds
     sentence-transformers' files. `embedding` is ELECTRA's embedding size.
     """
     import torch
@@ -204,7 +205,7 @@ def build_checkpoint(
         problem_type=problem_type,
         activation=activation,
     )
-    factory = transformers.AutoModel if plain else transformers.AutoModelForSequenceClassification
+    factory = transformers.AutoModel if plain else getattr(transformers, f"AutoModelFor{head}")
     model = factory.from_config(config)
     randomize(model, seed)
     model.to(getattr(torch, dtype))

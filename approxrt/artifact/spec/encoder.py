@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from approxrt.artifact.spec.formats import (
     MAX_ROW_GROUP_SCALE,
@@ -40,8 +40,13 @@ OUTPUT_ACTIVATIONS = ("", "identity", "sigmoid", "softmax", "tanh")
 # "" in `HeadSpec.function_to_apply`: an artifact of before the field, whose task type decides.
 OUTPUT_FUNCTIONS = ("", "none", "sigmoid", "softmax")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-TaskType = Literal["classification", "regression", "multi_label", "embedding"]
-TASK_TYPES: tuple[TaskType, ...] = ("classification", "regression", "multi_label", "embedding")
+TaskType = Literal[
+    "classification", "regression", "multi_label", "embedding", "token_classification", "question_answering"
+]
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
+# Tasks whose head reads every token, and what their models take.
+PER_TOKEN: Mapping[str, str] = {"token_classification": "single", "question_answering": "pair"}
+QA_OUTPUTS = ("start", "end")
 INPUTS = ("single", "pair", "any")
 
 # Limits that keep a hostile config from asking for absurd memory before any tensor is looked at.
@@ -115,6 +120,9 @@ class HeadSpec:
     pooled = cls or mean of the last hidden states;
     x = activation(dense(pooled)) if `dense_features`, else pooled;
     logits = out(x) if the task has labels.
+
+    A model of a task per token (`PER_TOKEN`) has these logits of every token: in place of the pooled state stands the
+    token's own.
 
     `activation_fn` is the activation that a sentence-transformers CrossEncoder names in its config; it is applied by
     `Model.scores`. `function_to_apply` is what transformers' text-classification pipeline applies to the same logits.
@@ -193,6 +201,11 @@ class ModelSpec:
     def num_outputs(self) -> int:
         """Width of `logits`; 0 for an embedding model."""
         return len(self.labels)
+
+    @property
+    def per_token(self) -> bool:
+        """Tell whether the head reads every token: logits are [tokens, outputs] of a text, not [outputs]."""
+        return self.task_type in PER_TOKEN
 
     def linears(self) -> Iterator[tuple[str, LinearSpec]]:
         """Every linear of the model as (name, spec), in execution order; removed blocks have none."""

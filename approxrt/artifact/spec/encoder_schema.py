@@ -22,7 +22,9 @@ from approxrt.artifact.spec.encoder import (
     MAX_VOCAB,
     OUTPUT_ACTIVATIONS,
     OUTPUT_FUNCTIONS,
+    PER_TOKEN,
     POOLINGS,
+    QA_OUTPUTS,
     SIMILARITIES,
     TASK_TYPES,
     HeadSpec,
@@ -304,4 +306,19 @@ def _task_faults(spec: ModelSpec) -> list[str]:
             f"model.labels has {count} entries; a model of task_type {spec.task_type} has "
             + ("none" if expected[1] == 0 else f"{expected[0]} to {expected[1]}")
         )
-    return faults
+    return faults + list(_per_token_faults(spec))
+
+
+def _per_token_faults(spec: ModelSpec) -> Iterator[str]:
+    """What a head that reads every token may be asked for: the scores of its task, of texts as its task has them."""
+    if spec.task_type not in PER_TOKEN:
+        return
+    who, inputs = f"a model of task_type {spec.task_type}", PER_TOKEN[spec.task_type]
+    if spec.inputs != inputs:
+        yield f"model.inputs is {show(spec.inputs)}; {who} has {inputs!r}"
+    if spec.task_type == "question_answering" and spec.labels != QA_OUTPUTS:
+        yield f"model.labels are {_some([show(label) for label in spec.labels])}; {who} has {', '.join(QA_OUTPUTS)}"
+    if spec.head.activation_fn:
+        yield f"model.head.activation_fn is {show(spec.head.activation_fn)}; {who} has none"
+    if spec.head.function_to_apply not in ("", "softmax"):
+        yield f"model.head.function_to_apply is {show(spec.head.function_to_apply)}; {who} has 'softmax' or none"

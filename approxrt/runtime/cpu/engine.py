@@ -14,7 +14,7 @@ from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.spec.formats import LinearKind
 from approxrt.errors import DeviceError
 from approxrt.runtime.batching import TOKEN_BUDGET, plan_batches
-from approxrt.runtime.inputs import check_sequences
+from approxrt.runtime.inputs import check_sequences, refuse_per_token, require_per_token
 from approxrt.runtime.threads import resolve_threads, warn_of_missing_threads
 
 
@@ -88,21 +88,48 @@ class CpuEngine:
         """One row a sequence, in the order given: `output` is "logits" or "pooled".
 
         Returns float32 [len(sequences), num_outputs or hidden_size]. A sequence's row does
-        not depend on the others in the call.
+        not depend on the others in the call. Of a model whose head reads every token, logits come from `token_logits`.
         """
+        if output == "logits":
+            refuse_per_token(self.spec)
         arrays, types = check_sequences(self.spec, sequences, type_ids)
-        lengths = [len(ids) for ids in arrays]
         columns = self.spec.num_outputs if output == "logits" else self.spec.hidden_size
         result = np.empty((len(arrays), columns), np.float32)
+        for batch, _, rows in self._passes(arrays, types, output, budget):
+            result[batch] = rows
+        return result
+
+    def token_logits(
+        self,
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        type_ids: Sequence[Sequence[int]] | None,
+        budget: int = TOKEN_BUDGET,
+    ) -> list[np.ndarray]:
+        """The logits of every token of a model whose head reads them: of each sequence float32 [tokens, num_outputs].
+
+        A sequence's logits do not depend on the others in the call.
+        """
+        require_per_token(self.spec)
+        arrays, types = check_sequences(self.spec, sequences, type_ids)
+        result: list[np.ndarray] = [np.empty(0, np.float32)] * len(arrays)
+        for batch, cu_seqlens, rows in self._passes(arrays, types, "logits", budget):
+            for k, i in enumerate(batch):
+                result[i] = rows[cu_seqlens[k] : cu_seqlens[k + 1]]
+        return result
+
+    def _passes(
+        self, arrays: list[np.ndarray], types: list[np.ndarray] | None, output: str, budget: int
+    ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        """(indices, cu_seqlens, rows) of each pass over checked sequences."""
+        lengths = [len(ids) for ids in arrays]
         for batch in plan_batches(lengths, budget):
             cu_seqlens = np.zeros(len(batch) + 1, np.int32)
             np.cumsum([lengths[i] for i in batch], out=cu_seqlens[1:])
             packed_types = None if types is None else np.concatenate([types[i] for i in batch])
-            rows = self._encoder.forward(np.concatenate([arrays[i] for i in batch]), packed_types, cu_seqlens, output)
-            result[batch] = rows
+            ids = np.concatenate([arrays[i] for i in batch])
+            yield batch, cu_seqlens, self._encoder.forward(ids, packed_types, cu_seqlens, output)
         if missing := self._encoder.missing_threads:
             warn_of_missing_threads(self.threads, missing)
-        return result
 
     @contextmanager
     def profiling(self) -> Iterator[dict[str, Any]]:
@@ -161,6 +188,7 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
         ],
         "always_kept": list(spec.always_kept),
         "pooling": spec.head.pooling,
+        "per_token": spec.per_token,
         "dense_features": spec.head.dense_features or 0,
         "dense_activation": spec.head.dense_activation,
         "num_outputs": spec.num_outputs,

@@ -104,9 +104,9 @@ class GpuEncoder:
         return out
 
     def logits(self, batch: PassViews, block_m: int) -> torch.Tensor:
-        """float32 [sequences, labels]."""
+        """float32 [sequences, labels], or [tokens, labels] of a head that reads every token."""
         assert self.out is not None
-        x = self.pooled(batch, block_m)
+        x = self.hidden(batch, block_m).float() if self.spec.per_token else self.pooled(batch, block_m)
         if self.dense is not None:
             y = torch.empty(x.shape[0], self.dense.out_features, device=self.device)
             apply(self.dense, Activations(x), y, self.spec.head.dense_activation)

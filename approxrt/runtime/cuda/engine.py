@@ -24,7 +24,7 @@ from approxrt.errors import DeviceError, MissingDependencyError, TargetWarning
 from approxrt.runtime.batching import plan_batches
 from approxrt.runtime.cuda.layout import model_cost, model_layouts
 from approxrt.runtime.cuda.plan import TOKEN_BUDGET, PassViews, bucket_of, fill_pass
-from approxrt.runtime.inputs import check_sequences
+from approxrt.runtime.inputs import check_sequences, refuse_per_token, require_per_token
 
 if TYPE_CHECKING:
     from approxrt.runtime.cpu.engine import Weights
@@ -107,8 +107,11 @@ class CudaEngine:
     ) -> np.ndarray:
         """One row a sequence, in the order given: `output` is "logits" or "pooled".
 
-        Returns float32 [len(sequences), num_outputs or hidden_size].
+        Returns float32 [len(sequences), num_outputs or hidden_size]. Of a model whose head reads every token, logits
+        come from `token_logits`.
         """
+        if output == "logits":
+            refuse_per_token(self.spec)
         arrays, types = check_sequences(self.spec, sequences, type_ids)
         columns = self.spec.num_outputs if output == "logits" else self.spec.hidden_size
         result = np.empty((len(arrays), columns), np.float32)
@@ -122,6 +125,25 @@ class CudaEngine:
                 waiting = batch, slot
             if waiting is not None:
                 result[waiting[0]] = waiting[1].answer()
+        return result
+
+    def token_logits(
+        self,
+        sequences: Sequence[Sequence[int] | np.ndarray],
+        type_ids: Sequence[Sequence[int]] | None,
+        budget: int = TOKEN_BUDGET,
+    ) -> list[np.ndarray]:
+        """The logits of every token, where the head reads them: of each sequence float32 [tokens, num_outputs]."""
+        require_per_token(self.spec)
+        arrays, types = check_sequences(self.spec, sequences, type_ids)
+        result: list[np.ndarray] = [np.empty(0, np.float32)] * len(arrays)
+        with self._lock:
+            for batch in plan_batches([len(ids) for ids in arrays], budget):
+                kinds = None if types is None else [types[i] for i in batch]
+                rows = self._start([arrays[i] for i in batch], kinds, "logits").answer()
+                ends = np.cumsum([len(arrays[i]) for i in batch])
+                for i, part in zip(batch, np.split(rows, ends[:-1]), strict=True):
+                    result[i] = part
         return result
 
     def hidden(self, ids: Sequence[int], type_ids: Sequence[int] | None = None) -> np.ndarray:
@@ -176,7 +198,7 @@ class CudaEngine:
             (bucket, block_m, output),
             bucket.integers,
             lambda block: fill_pass(block, bucket, ids, types, block_m),
-            sum(lengths) if output == "hidden" else len(ids),
+            sum(lengths) if output == "hidden" or (output == "logits" and self.spec.per_token) else len(ids),
         )
 
     def _run(self, key: Any, block: Any) -> Any:

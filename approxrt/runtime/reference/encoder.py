@@ -58,9 +58,19 @@ def reference_logits(
     type_ids: Sequence[Sequence[int]] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> np.ndarray:
-    """Logits [n, labels]."""
-    model = Reference(spec, tensors, dtype)
-    return np.stack([model.logits(ids, types).numpy() for ids, types in _pairs(input_ids, type_ids)])
+    """Logits [n, labels] of texts."""
+    return np.stack([rows[0] for rows in _logits(spec, tensors, input_ids, type_ids, dtype)])
+
+
+def reference_token_logits(
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    input_ids: Sequence[Sequence[int]],
+    type_ids: Sequence[Sequence[int]] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> list[np.ndarray]:
+    """Logits of every token, for a model whose head reads them: for each sequence an array [tokens, labels]."""
+    return _logits(spec, tensors, input_ids, type_ids, dtype)
 
 
 def reference_embeddings(
@@ -160,11 +170,11 @@ class Reference:
         return hidden[0] if self.spec.head.pooling == "cls" else hidden.mean(dim=0)
 
     def logits(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
-        """[labels]."""
-        x = self.pooled(ids, types)[None]
+        """[1, labels], or [tokens, labels] where the head reads every token."""
+        x = self.hidden(ids, types) if self.spec.per_token else self.pooled(ids, types)[None]
         if self.spec.head.dense_features is not None:
             x = _activation(self.spec.head.dense_activation, self._linear("head.dense", x))
-        return self._linear("head.out", x)[0]
+        return self._linear("head.out", x)
 
     def _attention(self, name: str, x: torch.Tensor, layer: LayerSpec, tokens: torch.Tensor) -> torch.Tensor:
         """softmax(q k^T / sqrt(head_dim)) v by head; [tokens, heads * head_dim]."""
@@ -380,6 +390,17 @@ def _activation(name: str, x: torch.Tensor) -> torch.Tensor:
     if name == "tanh":
         return torch.tanh(x)
     return x
+
+
+def _logits(
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    input_ids: Sequence[Sequence[int]],
+    type_ids: Sequence[Sequence[int]] | None,
+    dtype: torch.dtype,
+) -> list[np.ndarray]:
+    model = Reference(spec, tensors, dtype)
+    return [model.logits(ids, types).numpy() for ids, types in _pairs(input_ids, type_ids)]
 
 
 def _pairs(

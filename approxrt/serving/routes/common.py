@@ -50,6 +50,7 @@ def relevance(served: Served, rows: np.ndarray) -> np.ndarray:
 
 def need_reranker(served: Served) -> Served:
     """The model if it can say how well two texts fit. Raises RequestError for a classifier."""
+    served.refuse_per_token()
     if served.kind == "classifier":
         raise RequestError(
             f"model {served.name!r} has {len(served.labels)} labels; a reranker has one output, which says how well "

@@ -1,8 +1,9 @@
 """POST / and /models/NAME: the body of a pipeline, as the Hugging Face hub's client and toolkit send it.
 
 `inputs` are, for a classifier, a text, what /predict takes, {"text": ..., "text_pair": ...} or a list of such objects;
-for an embedder, a text, a list of texts, or {"source_sentence": ..., "sentences": [...]}. Options stand beside the
-inputs or under `parameters`. The client cannot name a model in the body: its address does.
+for an embedder, a text, a list of texts, or {"source_sentence": ..., "sentences": [...]}; those of models whose head
+reads every token are in `approxrt.serving.routes.tokens`. Options stand beside the inputs or under `parameters`. The
+client cannot name a model in the body: its address does.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from approxrt.serving.disconnect import while_connected
 from approxrt.serving.errors import RequestError
 from approxrt.serving.registry import EmbedOptions, Served
 from approxrt.serving.routes.body import Body, Integer, Neutral, refuse_other_fields
-from approxrt.serving.routes.common import Side, as_texts, registry_of, reply
+from approxrt.serving.routes.common import Side, Strings, as_texts, registry_of, reply
 from approxrt.serving.routes.route import JsonRoute
 from approxrt.serving.routes.tei import cosines, predictions, sequences
+from approxrt.serving.routes.tokens import OF_ANSWERS, OF_ENTITIES, answers, asks_a_question, entities
 
 router = APIRouter(tags=["hugging-face-hub"], route_class=JsonRoute)
 
-OF_LABELS = frozenset({"top_k", "function_to_apply"})
-OF_VECTORS = frozenset({"normalize", "prompt_name", "dimensions"})
+OF_LABELS = frozenset({"top_k", "function_to_apply", "truncate", "truncation_direction"})
+OF_VECTORS = frozenset({"normalize", "prompt_name", "dimensions", "truncate", "truncation_direction"})
+OF_ALL = OF_LABELS | OF_VECTORS | OF_ENTITIES | OF_ANSWERS
 
 
 class Parameters(Body):
-    """Options of both kinds of models; one that is not for the model at hand is refused."""
+    """Options of all kinds of models; one that is not for the model at hand is refused."""
 
     normalize: bool | None = None
     truncate: bool | None = None
@@ -37,12 +40,21 @@ class Parameters(Body):
     dimensions: Integer | None = None
     top_k: Integer | None = Field(None, ge=1)
     function_to_apply: Literal["none", "sigmoid", "softmax"] | None = None
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
+    ignore_labels: Strings | None = None
+    stride: Integer | None = None
+    align_to_words: bool | None = None
+    doc_stride: Integer | None = None
+    handle_impossible_answer: bool | None = None
+    max_answer_len: Integer | None = None
+    max_question_len: Integer | None = None
+    max_seq_len: Integer | None = None
 
     plain: ClassVar[Neutral] = {"encoding_format": ("float",), "truncation": (True,)}
 
-    def refuse_those(self, names: frozenset[str], served: Served) -> None:
+    def refuse_all_but(self, names: frozenset[str], served: Served) -> None:
         """Raise RequestError for an option that this model has no use for."""
-        for name in sorted(names):
+        for name in sorted(OF_ALL - names):
             if getattr(self, name) is not None:
                 kind = served.model.spec.task_type
                 raise RequestError(f"{name}: model {served.name!r} is for {kind}: leave it out", param=name)
@@ -87,7 +99,7 @@ class RootBody(Parameters):
 @router.post("/")
 @router.post("/models/{name}")
 async def root(request: Request, body: RootBody) -> Response:
-    """[[{score, label}]] of a model with labels, vectors or cosines of one without."""
+    """[[{score, label}]] of a model with labels, vectors or cosines of one without, entities, answers."""
     registry, inputs, options = registry_of(request), body.inputs, body.together()
     name = request.path_params.get("name")
     if name is not None and body.model not in (None, name):
@@ -97,18 +109,25 @@ async def root(request: Request, body: RootBody) -> Response:
     wanted = body.model if name is None else name
     if isinstance(inputs, dict) and "source_sentence" in inputs:
         served = registry.get(wanted, ("embedding",), "sentence similarity")
-        options.refuse_those(OF_LABELS, served)
+        options.refuse_all_but(OF_VECTORS, served)
         source, sentences = _similarity(inputs)
         work: Any = cosines(served, source, sentences, options.embed_options())
         return reply(await while_connected(request, work, served.crowded))
     # Pairs say what is asked; texts may be for any model.
-    kinds = ("classifier", "reranker") if wanted is None and _has_pairs(inputs) else None
+    kinds: tuple[str, ...] | None = ("classifier", "reranker") if wanted is None and _has_pairs(inputs) else None
+    if wanted is None and asks_a_question(inputs):
+        kinds = ("question_answerer",)
     served = registry.get(wanted, kinds, "/")
+    if served.model.spec.per_token:
+        asked, known = (answers, OF_ANSWERS) if served.kind == "question_answerer" else (entities, OF_ENTITIES)
+        options.refuse_all_but(known, served)
+        given = options.model_dump(include=set(known), exclude_none=True)
+        return reply(await while_connected(request, asked(served, inputs, given), served.crowded))
     if not served.labels:
-        options.refuse_those(OF_LABELS, served)
+        options.refuse_all_but(OF_VECTORS, served)
         work = served.embed(_single_texts(served, inputs), options.embed_options())
         return reply((await while_connected(request, work, served.crowded)).rows)
-    options.refuse_those(OF_VECTORS, served)
+    options.refuse_all_but(OF_LABELS, served)
     work = predictions(
         served,
         _texts(inputs),
@@ -116,8 +135,8 @@ async def root(request: Request, body: RootBody) -> Response:
         options.truncate is not False,
         options.truncation_direction,
     )
-    answers = await while_connected(request, work, served.crowded)
-    return reply([answer[: options.top_k] for answer in answers])
+    found = await while_connected(request, work, served.crowded)
+    return reply([each[: options.top_k] for each in found])
 
 
 def _texts(inputs: Any) -> list[Text]:

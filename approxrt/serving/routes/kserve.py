@@ -105,6 +105,7 @@ def _model(request: Request, name: str, version: str) -> Served:
     served = registry_of(request).exactly(name)
     if not isinstance(served, Served):
         raise RequestError(f"model {name!r} generates text: use /v1/completions or /v1/chat/completions")
+    served.refuse_per_token()
     return served
 
 

@@ -45,7 +45,7 @@ struct Context {
 
     Plan plan;
     Scratch positions;                   // [tokens]: of each token in its sequence
-    Scratch pooled;                      // [sequences, hidden]
+    Scratch pooled;                      // [sequences, hidden], or [tokens, hidden]: what the head reads
     std::vector<GroupScratch> groups;    // one a thread
     std::vector<ThreadScratch> threads;  // one a thread
     std::vector<OpTimes> ops;            // one a thread, while profiling

@@ -36,10 +36,12 @@ void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const
 
     const bool logits = what == Output::kLogits;
     const int64_t ld = logits ? round_up(m.hidden, kTileN) : m.hidden;
-    float* rows = logits ? c.pooled.get<float>(batch.sequences * ld) : out;
+    const Output states = this->states(what);
+    const int32_t count = states == Output::kHidden ? batch.tokens() : batch.sequences;
+    float* rows = logits ? c.pooled.get<float>(count * ld) : out;
     const auto run_group = [&](const Group& group, Team team, GroupScratch& scratch) {
-        const int64_t row = what == Output::kHidden ? batch.cu_seqlens[group.begin] : group.begin;
-        GroupPass(m, kernels_, tuning_, batch, group, team, c, scratch).run(what, rows + row * ld, ld);
+        const int64_t row = states == Output::kHidden ? batch.cu_seqlens[group.begin] : group.begin;
+        GroupPass(m, kernels_, tuning_, batch, group, team, c, scratch).run(states, rows + row * ld, ld);
     };
     if (c.plan.apart) {
         passes_.pool().run(static_cast<int>(c.plan.groups.size()), [&](int task, int thread) {
@@ -48,27 +50,27 @@ void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const
     } else {
         run_group(c.plan.groups[0], Team(passes_.pool()), c.groups[0]);
     }
-    if (logits) run_head(rows, batch.sequences, out, c);
+    if (logits) run_head(rows, count, out, c);
 }
 
-void Encoder::run_head(const float* pooled, int32_t sequences, float* out, Context& c) const {
+void Encoder::run_head(const float* states, int32_t count, float* out, Context& c) const {
     const Head& head = model_.head;
-    const int32_t block = std::min(sequences, kHeadRows), n = head.out->n();
+    const int32_t block = std::min(count, kHeadRows), n = head.out->n();
     const int64_t ld = round_up(model_.hidden, kTileN), wide = head.dense ? head.dense->n_padded() : 0;
     for (ThreadScratch& s : c.threads) {
         s.quantized.reserve(kernels_, model_.forms, block, std::max<int64_t>(model_.hidden, wide));
         s.wide.get<float>(block * wide);
         s.narrow.get<float>(block * head.out->n_padded());
     }
-    passes_.pool().run((sequences + block - 1) / block, [&](int task, int thread) {
+    passes_.pool().run((count + block - 1) / block, [&](int task, int thread) {
         ThreadScratch& s = c.threads[thread];
-        const int32_t begin = task * block, rows = std::min(block, sequences - begin);
+        const int32_t begin = task * block, rows = std::min(block, count - begin);
         const auto linear = [&](const Linear& w, const float* x, int64_t ldx, float* y, Act act) {
             const Timed timed(c.ops.empty() ? nullptr : &c.ops[thread], Op::kHead, w.macs() * rows);
             if (!w.is_f32()) s.quantized.fill(kernels_, {&w}, 0, x, ldx, rows, w.k());
             w.run(kernels_, {x, ldx, rows, &s.quantized}, {y, w.n_padded(), nullptr, 0, act});
         };
-        const float* x = pooled + begin * ld;
+        const float* x = states + begin * ld;
         int64_t ldx = ld;
         if (head.dense) {
             linear(*head.dense, x, ldx, s.wide.get<float>(0), head.dense_act);
@@ -113,7 +115,7 @@ void Encoder::check(const Batch& batch) const {
 }
 
 int64_t Encoder::output_rows(const Batch& batch, Output what) const {
-    return what == Output::kHidden ? batch.tokens() : batch.sequences;
+    return states(what) == Output::kHidden ? batch.tokens() : batch.sequences;
 }
 
 int32_t Encoder::output_columns(Output what) const {

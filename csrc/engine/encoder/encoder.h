@@ -34,7 +34,12 @@ class Encoder {
 
   private:
     void run(const Batch& batch, Output what, float* out, Context& context) const;
-    void run_head(const float* pooled, int32_t sequences, float* out, Context& context) const;
+    // What the groups compute: hidden states where the head reads every token's.
+    Output states(Output what) const {
+        if (what != Output::kLogits) return what;
+        return model_.head.per_token ? Output::kHidden : Output::kPooled;
+    }
+    void run_head(const float* states, int32_t count, float* out, Context& context) const;
 
     EncoderModel model_;
     const KernelTable& kernels_;

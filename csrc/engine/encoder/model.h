@@ -24,6 +24,7 @@ struct Embeddings {
 
 struct Head {
     Pooling pooling;
+    bool per_token = false;  // logits are of every token's hidden state, not of the pooled one
     Act dense_act = Act::kTanh;
     std::optional<Linear> dense, out;
 };
@@ -74,7 +75,7 @@ struct EncoderModel : Transformer {
 enum class Output {
     kHidden,  // [tokens, hidden]: the last hidden states
     kPooled,  // [sequences, hidden]
-    kLogits,  // [sequences, outputs]
+    kLogits,  // [sequences, outputs], or [tokens, outputs] of a head per token
 };
 
 // tokens of all sequences one after the other; sequence i is cu_seqlens[i] .. cu_seqlens[i+1]-1.
