@@ -34,7 +34,12 @@ from approxrt.models.weights import read_json, read_weights, unwrap
 FAMILIES: dict[str, ModuleType] = {
     model_type: family for family in (bert, distilbert, roberta, electra) for model_type in family.MODEL_TYPES
 }
-SUPPORTED_HEADS = "...ForSequenceClassification, ...Model (plain encoder), sentence-transformers folders"
+# Heads that a language model was trained with: what is of use without one is the encoder.
+PRETRAINING_HEADS = ("ForMaskedLM", "ForPreTraining")
+SUPPORTED_HEADS = (
+    "...ForSequenceClassification, ...Model, ...ForMaskedLM and ...ForPreTraining (the encoder alone), "
+    "sentence-transformers folders"
+)
 
 # What a hub checkpoint is made of; nothing else is downloaded.
 HUB_FILES = (
@@ -69,7 +74,8 @@ class Checkpoint:
     for the card: name, model_type, architecture, finetuning_task, bytes of
     weights, number of parameters. `unused` names tensors that the task does not need.
     `folder` holds the encoder's own files, and `wrapper` is what stands before every tensor's name in them that
-    transformers does not know (module., _orig_mod., model.).
+    transformers does not know (module., _orig_mod., model.). `assumed_pooling`: no file says how hidden states become
+    one vector, and they are pooled by mean.
     """
 
     spec: ModelSpec
@@ -79,6 +85,7 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
     folder: Path = Path()
     wrapper: str = ""
+    assumed_pooling: bool = False
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -117,7 +124,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         "parameters": int(sum(array.size for array in taken.values())),
     }
     unused = tuple(sorted(name for name in weights.tensors if name not in weights.taken))
-    return Checkpoint(spec, taken, tokenizer.json, source, unused, folder, wrapper)
+    assumed = sentence is None and pooling is not None
+    return Checkpoint(spec, taken, tokenizer.json, source, unused, folder, wrapper, assumed)
 
 
 def _with_surroundings(
@@ -243,15 +251,15 @@ def _architecture(raw: Mapping[str, Any]) -> str | None:
 def _pooling(raw: Mapping[str, Any], architecture: str | None, tensors: Mapping[str, Any]) -> Pooling | None:
     """None for a classifier, else how its hidden states are pooled.
 
-    A bare encoder is pooled by mean, which is sentence-transformers' own default. A config that names no class belongs
-    to a classifier if the weights have its head.
+    A bare encoder, or one with the head it was pre-trained with, is pooled by mean, which is sentence-transformers' own
+    default. A config that names no class belongs to a classifier if the weights have its head.
     """
     if architecture is None:
         headed = any(name in tensors for name in ("classifier.weight", "classifier.out_proj.weight"))
         return None if headed else Pooling("mean", False)
     if architecture.endswith("ForSequenceClassification"):
         return None
-    if architecture.endswith("Model"):
+    if architecture.endswith(("Model", *PRETRAINING_HEADS)):
         return Pooling("mean", False)
     raise UnsupportedModelError(f"head {architecture!r} is not supported; supported: {SUPPORTED_HEADS}")
 

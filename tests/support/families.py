@@ -174,6 +174,7 @@ def build_checkpoint(
     problem_type: str | None = None,
     activation: str = "gelu",
     plain: bool = False,
+    auto: str | None = None,
     pooling: str | None = None,
     normalize: bool = True,
     max_seq_length: int | None = None,
@@ -184,8 +185,8 @@ def build_checkpoint(
 ) -> Path:
     """Save a random checkpoint with its tokenizer and return `folder`.
 
-    `plain` saves the encoder without a head; `pooling` ("cls" or "mean") adds
-    sentence-transformers' files. `embedding` is ELECTRA's embedding size.
+    `plain` saves the encoder without a head, `auto` the class of that name (AutoModelForMaskedLM); `pooling` ("cls" or
+    "mean") adds sentence-transformers' files. `embedding` is ELECTRA's embedding size.
     """
     import torch
     import transformers
@@ -204,7 +205,8 @@ def build_checkpoint(
         problem_type=problem_type,
         activation=activation,
     )
-    factory = transformers.AutoModel if plain else transformers.AutoModelForSequenceClassification
+    name = auto or ("AutoModel" if plain else "AutoModelForSequenceClassification")
+    factory = getattr(transformers, name)
     model = factory.from_config(config)
     randomize(model, seed)
     model.to(getattr(torch, dtype))
