@@ -19,7 +19,7 @@ from approxrt.artifact.spec.encoder import INPUTS, ModelSpec, TextSpec
 from approxrt.artifact.spec.encoder_schema import encoder_faults
 from approxrt.artifact.spec.faults import show
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
-from approxrt.models import bert, distilbert, electra, roberta
+from approxrt.models import albert, bert, distilbert, electra, mpnet, roberta
 from approxrt.models.base import Config, Pooling, Weights
 from approxrt.models.sentence import (
     LENGTH_FILES,
@@ -32,7 +32,9 @@ from approxrt.models.tokenizer import CheckpointTokenizer, load_tokenizer
 from approxrt.models.weights import read_json, read_weights, unwrap
 
 FAMILIES: dict[str, ModuleType] = {
-    model_type: family for family in (bert, distilbert, roberta, electra) for model_type in family.MODEL_TYPES
+    model_type: family
+    for family in (bert, distilbert, roberta, electra, mpnet, albert)
+    for model_type in family.MODEL_TYPES
 }
 # Heads that a language model was trained with: what is of use without one is the encoder.
 PRETRAINING_HEADS = ("ForMaskedLM", "ForPreTraining")

@@ -24,11 +24,17 @@ class EncoderBuilder : public TransformerBuilder {
             later(m.embeddings.projection.emplace(),
                   linear("embeddings.projection", m.hidden, m.words.width, added->data()));
         }
-        layers(m, added, [](const TransformerLayer& layer, const py::dict&, const std::string& at) {
+        for (const auto step : config_["layer_order"].cast<py::list>()) m.layer_order.push_back(step.cast<int32_t>());
+        layers(m, added, [&](TransformerLayer& layer, const py::dict&, const std::string& at) {
+            relative_bias(layer, at + "attention.relative_bias");
             expect(!layer.keep || (layer.head_dim <= kMostSignDim && layer.sign_from > layer.keep),
                    at + ": sign matching needs heads of at most " + std::to_string(kMostSignDim) +
                        " elements and sign_from over attention_keep");
         });
+        for (const int32_t step : m.layer_order) {
+            expect(step >= 0 && step < static_cast<int32_t>(m.layers.size()), "layer_order names no layer");
+            expect(m.layers[step].num_heads && m.layers[step].intermediate, "layer_order with a removed block");
+        }
         const std::string pooling = config_["pooling"].cast<std::string>();
         expect(pooling == "cls" || pooling == "mean", "unknown pooling '" + pooling + "'");
         m.head.pooling = pooling == "cls" ? Pooling::kCls : Pooling::kMean;
@@ -54,6 +60,14 @@ class EncoderBuilder : public TransformerBuilder {
             e.position = matrix<float>("embeddings.position.weight", e.max_positions, width).data();
         if (e.types) e.token_type = matrix<float>("embeddings.token_type.weight", e.types, width).data();
         e.norm = norm("embeddings.norm", width);
+    }
+
+    // [num_heads, 2 max_positions - 1], where the model has one.
+    void relative_bias(TransformerLayer& layer, const std::string& name) const {
+        if (!has(name)) return;
+        expect(!layer.keep, name + " beside sign matching");
+        const auto bias = matrix<float>(name, layer.num_heads, 2ll * model_.embeddings.max_positions - 1);
+        layer.relative_bias.assign(bias.data(), bias.data() + bias.size());
     }
 
     // int8 rows, which become float32: every token of a sequence adds one, and there are few.

@@ -50,6 +50,8 @@ MAX_VOCAB = 1 << 22
 MAX_LAYERS = 256
 MAX_LABELS = 1 << 16
 MAX_ALWAYS_KEPT = 64
+MAX_RELATIVE_BUCKETS = 1 << 10
+MAX_RELATIVE_BIASES = 1 << 24  # floats of all layers' tables, once they say something of every distance
 MAX_SIGN_DIM = 248  # csrc/args.h: a head's sign matches are counted in eight bits
 
 
@@ -155,6 +157,9 @@ class ModelSpec:
 
     `always_kept`: ids of tokens (separators) whose keys sign-matching attention never drops.
     `wide_words`: how many rows of an embedding table of kind s2 have four bits; 0 for other kinds.
+    `relative_buckets` over 0: scores of attention are biased by relative position, in so many buckets of distances, of
+    which the last begins at `relative_distance` tokens (`approxrt.runtime.relative_positions`).
+    `layer_order`: which of `layers` each step runs, where layers are shared; empty: each once, in order.
     """
 
     architecture: str
@@ -178,6 +183,9 @@ class ModelSpec:
     wide_words: int = 0
     position_kind: PositionKind = "f32"
     text: TextSpec = field(default_factory=TextSpec)
+    relative_buckets: int = 0
+    relative_distance: int = 0
+    layer_order: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     # What decoders may have and encoders have not: a gate in the FFN, and a transform before `down`.
@@ -188,6 +196,11 @@ class ModelSpec:
     def has_projection(self) -> bool:
         """ELECTRA's small embeddings are projected to the hidden size."""
         return self.embedding_size != self.hidden_size
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The layer of each step of a pass."""
+        return self.layer_order or tuple(range(len(self.layers)))
 
     @property
     def num_outputs(self) -> int:
@@ -285,6 +298,9 @@ class ModelSpec:
             for part in ("attention", "ffn"):
                 yield f"layers.{i}.{part}.norm.weight", "F32", (h,)
                 yield f"layers.{i}.{part}.norm.bias", "F32", (h,)
+        for i, layer in enumerate(self.layers):
+            if self.relative_buckets and layer.has_attention:
+                yield f"layers.{i}.attention.relative_bias", "F32", (layer.num_heads, self.relative_buckets)
         for _, bias in self.removed_biases():
             yield bias, "F32", (h,)
         for name, linear in self.linears():
@@ -304,6 +320,11 @@ class ModelSpec:
         for name in ("activation_fn", "function_to_apply"):
             if not data["head"][name]:
                 del data["head"][name]
+        for name in ("relative_buckets", "relative_distance", "layer_order"):
+            if not data[name]:
+                del data[name]
+        if self.layer_order:
+            data["layer_order"] = list(self.layer_order)
         data["labels"] = list(self.labels)
         data["always_kept"] = list(self.always_kept)
         data["layers"] = [dataclasses.asdict(layer) for layer in self.layers]

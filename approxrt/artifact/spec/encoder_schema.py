@@ -18,6 +18,8 @@ from approxrt.artifact.spec.encoder import (
     MAX_DIM,
     MAX_LABELS,
     MAX_LAYERS,
+    MAX_RELATIVE_BIASES,
+    MAX_RELATIVE_BUCKETS,
     MAX_SIGN_DIM,
     MAX_VOCAB,
     OUTPUT_ACTIVATIONS,
@@ -59,7 +61,7 @@ def encoder_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
         fields["head"] = build_object(fields["head"], HeadSpec, "model.head", faults)
     if "text" in fields:
         fields["text"] = build_object(fields["text"], TextSpec, "model.text", faults)
-    for name in ("labels", "always_kept"):
+    for name in ("labels", "always_kept", "layer_order"):
         values = fields.get(name, [])
         if isinstance(values, list):
             fields[name] = tuple(values)
@@ -99,6 +101,8 @@ _INT_FIELDS = (
     "max_length",
     "pad_token_id",
     "wide_words",
+    "relative_buckets",
+    "relative_distance",
 )
 _STR_FIELDS = (
     "architecture",
@@ -139,6 +143,11 @@ def _type_faults(spec: ModelSpec) -> list[str]:
     else:
         for i, token in enumerate(spec.always_kept[: MAX_ALWAYS_KEPT + 1]):
             need(type(token) is int, f"model.always_kept[{i}]", token, "an integer")
+    if not isinstance(spec.layer_order, tuple):
+        need(False, "model.layer_order", spec.layer_order, "a sequence of numbers of layers")
+    else:
+        for i, step in enumerate(spec.layer_order[: MAX_LAYERS + 1]):
+            need(type(step) is int, f"model.layer_order[{i}]", step, "an integer")
     if not isinstance(spec.layers, tuple):
         need(False, "model.layers", spec.layers, "a sequence of layers")
     else:
@@ -206,6 +215,8 @@ def _range_faults(spec: ModelSpec) -> list[str]:
             inner = show(layer.num_heads * layer.head_dim)
             faults.append(f"{where}: num_heads * head_dim is {inner}; the limit is {MAX_DIM}")
         faults += _sign_faults(layer, where)
+    faults += _relative_faults(spec)
+    faults += _order_faults(spec)
     if len(spec.always_kept) > MAX_ALWAYS_KEPT:
         faults.append(f"model.always_kept has {len(spec.always_kept)} entries; the limit is {MAX_ALWAYS_KEPT}")
     for i, token in enumerate(spec.always_kept[:MAX_ALWAYS_KEPT]):
@@ -256,6 +267,51 @@ def _text_faults(text: TextSpec) -> Iterator[str]:
         yield f"model.text.prompts: a prompt has {longest} characters; the limit is {MAX_PROMPT}"
     if text.default_prompt_name and text.default_prompt_name not in text.prompts:
         yield f"model.text.default_prompt_name is {show(text.default_prompt_name)}, which is none of model.text.prompts"
+
+
+def _relative_faults(spec: ModelSpec) -> Iterator[str]:
+    """Buckets that divide into halves of halves, and no more of them than a model has use for."""
+    buckets, distance = spec.relative_buckets, spec.relative_distance
+    if not buckets:
+        if distance:
+            yield f"model.relative_distance is {show(distance)}; it must be 0 where relative_buckets is 0"
+        return
+    if not 4 <= buckets <= MAX_RELATIVE_BUCKETS or buckets % 4:
+        yield (
+            f"model.relative_buckets is {show(buckets)}; it must be 0 or a multiple of 4 up to {MAX_RELATIVE_BUCKETS}"
+        )
+    elif not buckets // 4 < distance <= MAX_DIM:
+        yield f"model.relative_distance is {show(distance)}; it must be between {buckets // 4 + 1} and {MAX_DIM}"
+    biases = sum(layer.num_heads for layer in spec.layers) * (2 * spec.max_positions - 1)
+    if biases > MAX_RELATIVE_BIASES:
+        yield (
+            f"model.relative_buckets: heads of all layers times distances (2 max_positions - 1) are {show(biases)}; "
+            f"the limit is {MAX_RELATIVE_BIASES}"
+        )
+    for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
+        if layer.attention_keep:
+            yield (
+                f"model.layers[{i}].attention_keep is {show(layer.attention_keep)}; it must be 0 where attention is "
+                "biased by relative position (relative_buckets)"
+            )
+
+
+def _order_faults(spec: ModelSpec) -> Iterator[str]:
+    """Steps that name layers, every layer among them; what is shared is whole."""
+    order, count = spec.layer_order, len(spec.layers)
+    if not order:
+        return
+    if len(order) > MAX_LAYERS:
+        yield f"model.layer_order has {len(order)} entries; the limit is {MAX_LAYERS}"
+        return
+    for i, step in enumerate(order):
+        if not 0 <= step < count:
+            yield f"model.layer_order[{i}] is {show(step)}; it must be between 0 and {count - 1}"
+    if unused := sorted(set(range(min(count, MAX_LAYERS))) - set(order)):
+        yield f"model.layer_order runs layers {_some([str(i) for i in unused])} nowhere"
+    for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
+        if not layer.has_attention or not layer.has_ffn:
+            yield f"model.layers[{i}] has a removed block; with layer_order it must have both"
 
 
 def _sign_faults(layer: LayerSpec, where: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from approxrt.artifact.spec.formats import LinearKind
 from approxrt.errors import DeviceError
 from approxrt.runtime.batching import TOKEN_BUDGET, plan_batches
 from approxrt.runtime.inputs import check_sequences
+from approxrt.runtime.relative_positions import expanded_biases
 from approxrt.runtime.threads import resolve_threads, warn_of_missing_threads
 
 
@@ -70,7 +71,8 @@ class CpuEngine:
         self.threads = resolve_threads(threads)
         self.isa = isa or suitable_isa(linear.kind for _, linear in artifact.spec.linears())
         config = encoder_config(artifact.spec)
-        self._encoder = _C.Encoder(config, dict(artifact.tensors), self.isa, self.threads, dict(tuning or {}))
+        tensors = dict(artifact.tensors) | dict(expanded_biases(artifact.spec, artifact.tensors))
+        self._encoder = _C.Encoder(config, tensors, self.isa, self.threads, dict(tuning or {}))
         if wait:
             self.wait()
 
@@ -159,6 +161,7 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
             }
             for l in spec.layers
         ],
+        "layer_order": list(spec.layer_order),
         "always_kept": list(spec.always_kept),
         "pooling": spec.head.pooling,
         "dense_features": spec.head.dense_features or 0,

@@ -35,6 +35,7 @@ from approxrt.artifact.storage.groupwise import dequantize_groups, matrix_parts
 from approxrt.artifact.storage.int4 import row_integers, tile_integers
 from approxrt.artifact.storage.mixed_rows import mixed_integers
 from approxrt.runtime.reference.groupwise import dequantized_tokens
+from approxrt.runtime.relative_positions import relative_buckets
 
 QUANTIZE_FLOOR = np.float32(1e-30)
 
@@ -137,8 +138,8 @@ class Reference:
         x = self._norm("embeddings.norm", x)
         if spec.has_projection:
             x = self._linear("embeddings.projection", x)
-        for i, layer in enumerate(spec.layers):
-            at = f"layers.{i}"
+        for i in spec.steps:
+            layer, at = spec.layers[i], f"layers.{i}"
             # What is left of a removed block is a bias, at its last linear's place.
             if layer.has_attention:
                 attended = self._attention(f"{at}.attention", x, layer, tokens)
@@ -167,7 +168,7 @@ class Reference:
         return self._linear("head.out", x)[0]
 
     def _attention(self, name: str, x: torch.Tensor, layer: LayerSpec, tokens: torch.Tensor) -> torch.Tensor:
-        """softmax(q k^T / sqrt(head_dim)) v by head; [tokens, heads * head_dim]."""
+        """softmax(q k^T / sqrt(head_dim) + bias) v by head; [tokens, heads * head_dim]."""
         heads, head_dim = layer.num_heads, layer.head_dim
         q, k, v = (
             self._linear(f"{name}.{part}", x).reshape(len(x), heads, head_dim).transpose(0, 1)
@@ -177,10 +178,16 @@ class Reference:
             kept = kept_keys(q.float(), k.float(), layer.attention_keep, self._always_kept(tokens))
             y = sign_attention(q, k, v, 1 / math.sqrt(head_dim), kept, layer.attention_rest)
             return y.transpose(0, 1).reshape(len(x), heads * head_dim)
+        bias = torch.zeros((), dtype=self.dtype)
+        if self.spec.relative_buckets:
+            n = len(x)
+            distances = np.arange(n)[None, :] - np.arange(n)[:, None]
+            buckets = relative_buckets(distances, self.spec.relative_buckets, self.spec.relative_distance)
+            bias = self.weights[f"{name}.relative_bias"][:, torch.from_numpy(buckets)]
         attend = _attention
         if all(self.linears[f"{name}.{part}"].kind != "f32" for part in ("query", "key", "value")):
             attend = _attention_int16
-        return attend(q, k, v, 1 / math.sqrt(head_dim)).transpose(0, 1).reshape(len(x), heads * head_dim)
+        return attend(q, k, v, 1 / math.sqrt(head_dim), bias).transpose(0, 1).reshape(len(x), heads * head_dim)
 
     def _always_kept(self, tokens: torch.Tensor) -> torch.Tensor:
         """bool[tokens]: the keys that sign matching never drops."""
@@ -210,18 +217,20 @@ class Reference:
         return torch.from_numpy(np.array(array)).to(self.dtype)
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Exact: softmax(scale q k^T) v; all [heads, tokens, head_dim]."""
-    return torch.softmax(scale * (q @ k.transpose(1, 2)), dim=-1) @ v
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias: torch.Tensor) -> torch.Tensor:
+    """Exact: softmax(scale q k^T + bias) v; all [heads, tokens, head_dim], bias [heads, tokens, tokens] or a number."""
+    return torch.softmax(scale * (q @ k.transpose(1, 2)) + bias, dim=-1) @ v
 
 
-def _attention_int16(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+def _attention_int16(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias: torch.Tensor
+) -> torch.Tensor:
     """The CPU engine's arithmetic beside int8 linears: 16-bit products (csrc/args.h, attention_int16)."""
     limit, width = 32767, -(-q.shape[2] // 16) * 16
     while limit * limit * width > 2**31 - 1:
         limit = limit * 15 // 16
     (q, sq), (k, sk), (v, sv) = _integer_rows(q, limit), _integer_rows(k, limit), _integer_rows(v, 4096)
-    scores = scale * sq * sk.transpose(1, 2) * (q @ k.transpose(1, 2))
+    scores = scale * sq * sk.transpose(1, 2) * (q @ k.transpose(1, 2)) + bias
     e = torch.exp(scores - scores.amax(dim=2, keepdim=True))
     largest = sv.amax(dim=1, keepdim=True)
     p = torch.round(e * sv.transpose(1, 2) / largest.clamp(min=QUANTIZE_FLOOR) * 4095)

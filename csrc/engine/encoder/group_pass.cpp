@@ -192,6 +192,8 @@ void GroupPass::attend(const TransformerLayer& layer, int32_t head_begin, int32_
     a.scale = 1.0f / std::sqrt(static_cast<float>(d));
     a.ldo = heads_width(layer);
     a.scratch = scratch.attention.get<float>(0);
+    a.ldb = -1;
+    const int32_t positions = m_.embeddings.max_positions;
     int64_t macs = 0;
     if (account)
         for (int32_t i = group_.begin; i < group_.end; ++i)
@@ -210,6 +212,8 @@ void GroupPass::attend(const TransformerLayer& layer, int32_t head_begin, int32_
             a.query_begin = 0;
             a.query_end = first_only ? 1 : a.n;
             a.out = attended + row * a.ldo + head * d;
+            if (!layer.relative_bias.empty())
+                a.bias = layer.relative_bias.data() + head * (2ll * positions - 1) + positions - 1;
             if (sign)
                 k_.sign_attention({.a = a,
                                    .keep = layer.keep,

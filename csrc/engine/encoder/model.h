@@ -30,6 +30,8 @@ struct Head {
 
 struct EncoderModel : Transformer {
     std::vector<int32_t> always_kept;  // token ids whose keys sign matching keeps, as it does the first token's
+    // Which layer each step runs; empty: every layer once. A layer that is run several times has no removed block.
+    std::vector<int32_t> layer_order;
     Embeddings embeddings;
     Head head;
 
@@ -43,10 +45,14 @@ struct EncoderModel : Transformer {
             if (*w) body(**w);
     }
 
-    // Blocks in the order of execution: 2 i is layer i's attention, 2 i + 1 its feed forward.
-    int32_t blocks() const { return 2 * static_cast<int32_t>(layers.size()); }
+    // Blocks in the order of execution: 2 i is step i's attention, 2 i + 1 its feed forward.
+    int32_t blocks() const {
+        return 2 * static_cast<int32_t>(layer_order.empty() ? layers.size() : layer_order.size());
+    }
     static bool is_attention(int32_t block) { return block % 2 == 0; }
-    const TransformerLayer& layer(int32_t block) const { return layers[block / 2]; }
+    const TransformerLayer& layer(int32_t block) const {
+        return layers[layer_order.empty() ? block / 2 : layer_order[block / 2]];
+    }
     bool removed(int32_t block) const {
         return (is_attention(block) ? layer(block).num_heads : layer(block).intermediate) == 0;
     }
