@@ -60,6 +60,9 @@ HUB_FILES = (
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
     "*_Normalize/config.json",
+    "*_Dense/config.json",
+    "*_Dense/model.safetensors",
+    "*_Dense/pytorch_model.bin",
     "0_Transformer/*",
     "generation_config.json",
     "chat_template.jinja",
@@ -106,6 +109,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     weights = Weights(tensors, family.PREFIX)
     build: Callable[..., tuple[ModelSpec, dict[str, np.ndarray]]] = family.build
     spec, taken = build(config, weights, pooling)
+    if sentence is not None:
+        spec, taken = _with_modules(spec, taken, sentence)
     faults = encoder_faults(spec)
     if faults:
         raise CheckpointError(f"checkpoint {str(root)!r} describes no sound model: " + "; ".join(faults))
@@ -128,6 +133,24 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     unused = tuple(sorted(name for name in weights.tensors if name not in weights.taken))
     assumed = sentence is None and pooling is not None
     return Checkpoint(spec, taken, tokenizer.json, source, unused, folder, wrapper, assumed)
+
+
+def _with_modules(
+    spec: ModelSpec, tensors: dict[str, np.ndarray], sentence: SentenceFolder
+) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """Return (spec, tensors) with what a pooled vector goes through."""
+    tensors, width = dict(tensors), spec.hidden_size * len(spec.head.poolings)
+    for i, dense in enumerate(sentence.dense):
+        if dense.weight.shape[1] != width:
+            raise CheckpointError(f"Dense module {i} reads {dense.weight.shape[1]} elements; its input has {width}")
+        width = dense.spec.features
+        tensors |= {f"head.projections.{i}.weight": dense.weight, f"head.projections.{i}.bias": dense.bias}
+    head = dataclasses.replace(
+        spec.head,
+        projections=tuple(dense.spec for dense in sentence.dense),
+        truncate_dim=min(sentence.truncate_dim, width),
+    )
+    return dataclasses.replace(spec, head=head), tensors
 
 
 def _with_surroundings(

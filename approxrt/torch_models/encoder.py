@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.artifact.storage.bsr import expand_mask
+from approxrt.errors import UnsupportedModelError
 from approxrt.runtime.reference.encoder import kept_keys, sign_attention
 from approxrt.runtime.relative_positions import relative_buckets
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
@@ -275,6 +276,11 @@ class TorchEncoder(nn.Module):
 
     def pool(self, x: Tensor, batch: Batch) -> Tensor:
         """[b, hidden]: the first token's state, or the mean over tokens."""
+        if self.spec.head.pooling not in ("cls", "mean") or self.spec.head.projections:
+            raise UnsupportedModelError(
+                f"pooling {self.spec.head.pooling} with {len(self.spec.head.projections)} linears behind it cannot be "
+                "trained or pruned; supported: cls or mean without"
+            )
         if self.spec.head.pooling == "cls":
             return x[:, 0]
         mask = batch.mask[:, :, None].to(x.dtype)

@@ -35,9 +35,11 @@ class EncoderBuilder : public TransformerBuilder {
             expect(step >= 0 && step < static_cast<int32_t>(m.layers.size()), "layer_order names no layer");
             expect(m.layers[step].num_heads && m.layers[step].intermediate, "layer_order with a removed block");
         }
-        const std::string pooling = config_["pooling"].cast<std::string>();
-        expect(pooling == "cls" || pooling == "mean", "unknown pooling '" + pooling + "'");
-        m.head.pooling = pooling == "cls" ? Pooling::kCls : Pooling::kMean;
+        for (const auto name : config_["pooling"].cast<py::list>())
+            m.head.pooling.push_back(parse_pooling(name.cast<std::string>()));
+        expect(!m.head.pooling.empty(), "pooling is empty");
+        projections(m.head, m.head.pooled_width(m.hidden));
+        expect(m.head.pooling.size() == 1 || !number(config_, "num_outputs"), "a head of outputs reads one pooling");
         int32_t features = m.hidden;
         if (const int32_t dense = number(config_, "dense_features")) {
             later(m.head.dense.emplace(), linear("head.dense", dense, m.hidden));
@@ -49,6 +51,34 @@ class EncoderBuilder : public TransformerBuilder {
     }
 
   private:
+    static Pooling parse_pooling(const std::string& name) {
+        static const std::map<std::string, Pooling> names = {{"cls", Pooling::kCls},
+                                                             {"mean", Pooling::kMean},
+                                                             {"max", Pooling::kMax},
+                                                             {"lasttoken", Pooling::kLast},
+                                                             {"weightedmean", Pooling::kWeightedMean},
+                                                             {"mean_sqrt_len_tokens", Pooling::kMeanSqrt}};
+        const auto found = names.find(name);
+        expect(found != names.end(), "unknown pooling '" + name + "'");
+        return found->second;
+    }
+
+    void projections(Head& head, int32_t features) {
+        const py::list given = config_["projections"];
+        head.projections.resize(given.size());
+        for (size_t i = 0; i < given.size(); ++i) {
+            const py::dict d = given[i];
+            const std::string name = "head.projections." + std::to_string(i);
+            Projection& projection = head.projections[i];
+            const int32_t width = number(d, "features");
+            expect(has(name + ".weight"), name + " must be float32");
+            later(projection.linear, linear(name, width, features));
+            projection.act = parse_act(d["activation"].cast<std::string>());
+            projection.normalize = d["normalize"].cast<bool>();
+            features = width;
+        }
+    }
+
     void embeddings() const {
         Embeddings& e = model_.embeddings;
         const int32_t width = model_.words.width;

@@ -18,8 +18,8 @@ from approxrt.artifact.spec.encoder import (
     MAX_DIM,
     MAX_LABELS,
     MAX_LAYERS,
-    MAX_RELATIVE_BIASES,
-    MAX_RELATIVE_BUCKETS,
+    MAX_POOLINGS,
+    MAX_PROJECTIONS,
     MAX_SIGN_DIM,
     MAX_VOCAB,
     OUTPUT_ACTIVATIONS,
@@ -30,8 +30,10 @@ from approxrt.artifact.spec.encoder import (
     HeadSpec,
     LayerSpec,
     ModelSpec,
+    ProjectionSpec,
     TextSpec,
 )
+from approxrt.artifact.spec.encoder_parts import order_faults, relative_faults, vector_faults
 from approxrt.artifact.spec.faults import MAX_NAME, _some, build_object, is_text, object_fields, show
 from approxrt.artifact.spec.formats import EMBEDDING_KINDS, LINEAR_KINDS, POSITION_KINDS
 
@@ -58,7 +60,7 @@ def encoder_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
     elif "layers" in fields:
         faults.append(f"model.layers is {show(layers)}; a list is needed")
     if "head" in fields:
-        fields["head"] = build_object(fields["head"], HeadSpec, "model.head", faults)
+        fields["head"] = _head_from_json(fields["head"], faults)
     if "text" in fields:
         fields["text"] = build_object(fields["text"], TextSpec, "model.text", faults)
     for name in ("labels", "always_kept", "layer_order"):
@@ -74,6 +76,18 @@ def encoder_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
     if type_faults:
         return None, type_faults
     return spec, encoder_faults(spec)
+
+
+def _head_from_json(data: Any, faults: list[str]) -> HeadSpec | None:
+    if isinstance(data, Mapping) and isinstance(projections := data.get("projections"), list):
+        where = "model.head.projections"
+        if len(projections) > MAX_PROJECTIONS:
+            faults.append(f"{where} has {len(projections)} entries; the limit is {MAX_PROJECTIONS}")
+            return None
+        built = [build_object(p, ProjectionSpec, f"{where}[{i}]", faults) for i, p in enumerate(projections)]
+        data = {**data, "projections": tuple(built)}
+    head: HeadSpec | None = build_object(data, HeadSpec, "model.head", faults)
+    return head
 
 
 def encoder_faults(spec: ModelSpec) -> list[str]:
@@ -170,6 +184,18 @@ def _type_faults(spec: ModelSpec) -> list[str]:
     dense = head.dense_features
     need(dense is None or type(dense) is int, "model.head.dense_features", dense, "an integer or null")
     need(type(head.normalize) is bool, "model.head.normalize", head.normalize, "true or false")
+    need(type(head.truncate_dim) is int, "model.head.truncate_dim", head.truncate_dim, "an integer")
+    if not isinstance(head.projections, tuple):
+        need(False, "model.head.projections", head.projections, "a sequence of projections")
+        return faults
+    for i, projection in enumerate(head.projections[: MAX_PROJECTIONS + 1]):
+        where = f"model.head.projections[{i}]"
+        if not isinstance(projection, ProjectionSpec):
+            need(False, where, projection, "a projection")
+            continue
+        need(type(projection.features) is int, f"{where}.features", projection.features, "an integer")
+        need(is_text(projection.activation), f"{where}.activation", projection.activation, "a string")
+        need(type(projection.normalize) is bool, f"{where}.normalize", projection.normalize, "true or false")
     text = spec.text
     if not isinstance(text, TextSpec):
         need(False, "model.text", text, "an object")
@@ -215,14 +241,17 @@ def _range_faults(spec: ModelSpec) -> list[str]:
             inner = show(layer.num_heads * layer.head_dim)
             faults.append(f"{where}: num_heads * head_dim is {inner}; the limit is {MAX_DIM}")
         faults += _sign_faults(layer, where)
-    faults += _relative_faults(spec)
-    faults += _order_faults(spec)
+    faults += relative_faults(spec)
+    faults += order_faults(spec)
     if len(spec.always_kept) > MAX_ALWAYS_KEPT:
         faults.append(f"model.always_kept has {len(spec.always_kept)} entries; the limit is {MAX_ALWAYS_KEPT}")
     for i, token in enumerate(spec.always_kept[:MAX_ALWAYS_KEPT]):
         between(f"model.always_kept[{i}]", token, 0, max(0, min(spec.vocab_size, MAX_VOCAB) - 1))
     if spec.head.dense_features is not None:
         between("model.head.dense_features", spec.head.dense_features, 1, MAX_DIM)
+    for i, projection in enumerate(spec.head.projections[:MAX_PROJECTIONS]):
+        between(f"model.head.projections[{i}].features", projection.features, 1, MAX_DIM)
+    between("model.head.truncate_dim", spec.head.truncate_dim, 0, max(1, min(spec.pooled_size, MAX_DIM)))
     return faults
 
 
@@ -243,7 +272,10 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
         for name in _LAYER_KINDS:
             one_of(f"model.layers[{i}].{name}", getattr(layer, name), LINEAR_KINDS)
         faults += _removed_faults(layer, f"model.layers[{i}]")
-    one_of("model.head.pooling", spec.head.pooling, POOLINGS)
+    for mode in spec.head.poolings[:MAX_POOLINGS]:
+        one_of("model.head.pooling", mode, POOLINGS)
+    for i, projection in enumerate(spec.head.projections[:MAX_PROJECTIONS]):
+        one_of(f"model.head.projections[{i}].activation", projection.activation, ACTIVATIONS)
     one_of("model.head.dense_activation", spec.head.dense_activation, ACTIVATIONS)
     one_of("model.head.dense_kind", spec.head.dense_kind, LINEAR_KINDS)
     one_of("model.head.out_kind", spec.head.out_kind, LINEAR_KINDS)
@@ -267,51 +299,6 @@ def _text_faults(text: TextSpec) -> Iterator[str]:
         yield f"model.text.prompts: a prompt has {longest} characters; the limit is {MAX_PROMPT}"
     if text.default_prompt_name and text.default_prompt_name not in text.prompts:
         yield f"model.text.default_prompt_name is {show(text.default_prompt_name)}, which is none of model.text.prompts"
-
-
-def _relative_faults(spec: ModelSpec) -> Iterator[str]:
-    """Buckets that divide into halves of halves, and no more of them than a model has use for."""
-    buckets, distance = spec.relative_buckets, spec.relative_distance
-    if not buckets:
-        if distance:
-            yield f"model.relative_distance is {show(distance)}; it must be 0 where relative_buckets is 0"
-        return
-    if not 4 <= buckets <= MAX_RELATIVE_BUCKETS or buckets % 4:
-        yield (
-            f"model.relative_buckets is {show(buckets)}; it must be 0 or a multiple of 4 up to {MAX_RELATIVE_BUCKETS}"
-        )
-    elif not buckets // 4 < distance <= MAX_DIM:
-        yield f"model.relative_distance is {show(distance)}; it must be between {buckets // 4 + 1} and {MAX_DIM}"
-    biases = sum(layer.num_heads for layer in spec.layers) * (2 * spec.max_positions - 1)
-    if biases > MAX_RELATIVE_BIASES:
-        yield (
-            f"model.relative_buckets: heads of all layers times distances (2 max_positions - 1) are {show(biases)}; "
-            f"the limit is {MAX_RELATIVE_BIASES}"
-        )
-    for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
-        if layer.attention_keep:
-            yield (
-                f"model.layers[{i}].attention_keep is {show(layer.attention_keep)}; it must be 0 where attention is "
-                "biased by relative position (relative_buckets)"
-            )
-
-
-def _order_faults(spec: ModelSpec) -> Iterator[str]:
-    """Steps that name layers, every layer among them; what is shared is whole."""
-    order, count = spec.layer_order, len(spec.layers)
-    if not order:
-        return
-    if len(order) > MAX_LAYERS:
-        yield f"model.layer_order has {len(order)} entries; the limit is {MAX_LAYERS}"
-        return
-    for i, step in enumerate(order):
-        if not 0 <= step < count:
-            yield f"model.layer_order[{i}] is {show(step)}; it must be between 0 and {count - 1}"
-    if unused := sorted(set(range(min(count, MAX_LAYERS))) - set(order)):
-        yield f"model.layer_order runs layers {_some([str(i) for i in unused])} nowhere"
-    for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
-        if not layer.has_attention or not layer.has_ffn:
-            yield f"model.layers[{i}] has a removed block; with layer_order it must have both"
 
 
 def _sign_faults(layer: LayerSpec, where: str) -> Iterator[str]:
@@ -344,7 +331,7 @@ def _removed_faults(layer: LayerSpec, where: str) -> Iterator[str]:
 
 def _task_faults(spec: ModelSpec) -> list[str]:
     """Labels must fit the task."""
-    faults: list[str] = []
+    faults: list[str] = list(vector_faults(spec))
     count = len(spec.labels)
     if count > MAX_LABELS:
         return [f"model.labels has {count} entries; the limit is {MAX_LABELS}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -89,12 +90,12 @@ class CpuEngine:
     ) -> np.ndarray:
         """One row a sequence, in the order given: `output` is "logits" or "pooled".
 
-        Returns float32 [len(sequences), num_outputs or hidden_size]. A sequence's row does
+        Returns float32 [len(sequences), num_outputs or pooled_size]. A sequence's row does
         not depend on the others in the call.
         """
         arrays, types = check_sequences(self.spec, sequences, type_ids)
         lengths = [len(ids) for ids in arrays]
-        columns = self.spec.num_outputs if output == "logits" else self.spec.hidden_size
+        columns = self.spec.num_outputs if output == "logits" else self.spec.pooled_size
         result = np.empty((len(arrays), columns), np.float32)
         for batch in plan_batches(lengths, budget):
             cu_seqlens = np.zeros(len(batch) + 1, np.int32)
@@ -163,7 +164,8 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
         ],
         "layer_order": list(spec.layer_order),
         "always_kept": list(spec.always_kept),
-        "pooling": spec.head.pooling,
+        "pooling": list(spec.head.poolings),
+        "projections": [dataclasses.asdict(projection) for projection in spec.head.projections],
         "dense_features": spec.head.dense_features or 0,
         "dense_activation": spec.head.dense_activation,
         "num_outputs": spec.num_outputs,

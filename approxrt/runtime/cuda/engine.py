@@ -61,6 +61,8 @@ def refuse_unsupported(spec: ModelSpec) -> None:
     wanted = {
         "a bias of attention scores by relative position": bool(spec.relative_buckets),
         "layers that are shared": bool(spec.layer_order),
+        f"pooling {spec.head.pooling}": spec.head.pooling not in ("cls", "mean"),
+        "linears behind the pooling": bool(spec.head.projections),
     }
     if lacking := [name for name, there in wanted.items() if there]:
         raise DeviceError(

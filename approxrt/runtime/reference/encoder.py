@@ -28,12 +28,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
+from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec, ModelSpec
 from approxrt.artifact.spec.formats import GROUP_KINDS, LinearSpec
 from approxrt.artifact.storage.bsr import bsr_to_dense
 from approxrt.artifact.storage.groupwise import dequantize_groups, matrix_parts
 from approxrt.artifact.storage.int4 import row_integers, tile_integers
 from approxrt.artifact.storage.mixed_rows import mixed_integers
+from approxrt.runtime.pooling import pool_states
 from approxrt.runtime.reference.groupwise import dequantized_tokens
 from approxrt.runtime.relative_positions import relative_buckets
 
@@ -72,7 +73,7 @@ def reference_embeddings(
     dtype: torch.dtype = torch.float64,
     normalize: bool = False,
 ) -> np.ndarray:
-    """Pooled hidden states [n, hidden], of length 1 if `normalize`."""
+    """Pooled hidden states [n, pooled_size], of length 1 if `normalize`."""
     model = Reference(spec, tensors, dtype)
     pooled = torch.stack([model.pooled(ids, types) for ids, types in _pairs(input_ids, type_ids)])
     if normalize:
@@ -156,9 +157,10 @@ class Reference:
         return x
 
     def pooled(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
-        """[hidden]: the first token's state, or the mean over tokens."""
-        hidden = self.hidden(ids, types)
-        return hidden[0] if self.spec.head.pooling == "cls" else hidden.mean(dim=0)
+        """[pooled_size]: the first token's state, the mean over tokens or another pooling, behind the projections."""
+        hidden, head = self.hidden(ids, types), self.spec.head
+        x = torch.from_numpy(pool_states(hidden.numpy(), head.poolings)).to(self.dtype)
+        return projected(head, self.weights, x)
 
     def logits(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
         """[labels]."""
@@ -235,6 +237,16 @@ def _attention_int16(
     largest = sv.amax(dim=1, keepdim=True)
     p = torch.round(e * sv.transpose(1, 2) / largest.clamp(min=QUANTIZE_FLOOR) * 4095)
     return (p @ v) * largest / 4095 / e.sum(dim=2, keepdim=True)
+
+
+def projected(head: HeadSpec, weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """[..., pooled_size]: pooled states behind the head's projections, by the artifact's names of their weights."""
+    for i, projection in enumerate(head.projections):
+        if projection.normalize:
+            x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        weight, bias = (weights[f"head.projections.{i}.{part}"] for part in ("weight", "bias"))
+        x = _activation(projection.activation, x @ weight.T + bias)
+    return x
 
 
 def kept_keys(

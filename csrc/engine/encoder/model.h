@@ -7,10 +7,9 @@
 #include <vector>
 
 #include "engine/common/transformer.h"
+#include "pooling.h"
 
 namespace approxrt {
-
-enum class Pooling { kCls, kMean };
 
 // What is added to words. Tables stay where the caller has them, as the words do.
 struct Embeddings {
@@ -22,10 +21,22 @@ struct Embeddings {
     std::optional<Linear> projection;
 };
 
+// A linear that pooled states go through, in float32: y = act(linear(x)), x of length 1 before it if `normalize`.
+struct Projection {
+    Linear linear;
+    Act act;
+    bool normalize;
+};
+
 struct Head {
-    Pooling pooling;
+    std::vector<Pooling> pooling;         // one after another in a pooled state
+    std::vector<Projection> projections;  // of an embedder's pooled states, in order
     Act dense_act = Act::kTanh;
     std::optional<Linear> dense, out;
+
+    // Nothing but first tokens' states is read.
+    bool first_only() const { return pooling.size() == 1 && pooling[0] == Pooling::kCls; }
+    int32_t pooled_width(int32_t hidden) const { return hidden * static_cast<int32_t>(pooling.size()); }
 };
 
 struct EncoderModel : Transformer {
@@ -43,6 +54,7 @@ struct EncoderModel : Transformer {
         each_layer_linear(body);
         for (const auto* w : {&embeddings.projection, &head.dense, &head.out})
             if (*w) body(**w);
+        for (const Projection& projection : head.projections) body(projection.linear);
     }
 
     // Blocks in the order of execution: 2 i is step i's attention, 2 i + 1 its feed forward.
@@ -79,7 +91,7 @@ struct EncoderModel : Transformer {
 // What a forward pass returns.
 enum class Output {
     kHidden,  // [tokens, hidden]: the last hidden states
-    kPooled,  // [sequences, hidden]
+    kPooled,  // [sequences, hidden]; of several poolings or with projections, the width of these
     kLogits,  // [sequences, outputs]
 };
 
