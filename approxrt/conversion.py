@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from approxrt.artifact.spec.encoder import INPUTS
 from approxrt.artifact.spec.formats import TILE_K, TILE_N, LinearKind
 from approxrt.artifact.storage.groupwise import kind_of
 from approxrt.artifact.writer import check_target, write_artifact
-from approxrt.errors import InputError
-from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
+from approxrt.errors import CheckpointWarning, InputError
+from approxrt.models.checkpoint import PRETRAINING_HEADS, Checkpoint, find_folder, load_checkpoint
 from approxrt.models.decoder import DecoderCheckpoint, is_gguf, load_decoder, names_a_decoder
 from approxrt.models.sentence import encoder_folder
 from approxrt.models.weights import read_json
@@ -135,6 +136,8 @@ def convert(
                 "leave it out"
             )
         encoder = checkpoint.spec if inputs is None else dataclasses.replace(checkpoint.spec, inputs=inputs)
+        if checkpoint.assumed_pooling:
+            warnings.warn(_assumption(checkpoint), CheckpointWarning, stacklevel=2)
         converted: tuple[AnySpec, dict[str, np.ndarray]] = _quantize(encoder, checkpoint.tensors, settings, progress)
     else:
         if inputs is not None:
@@ -154,6 +157,8 @@ def convert(
         converted = with_head, parts
     weight_bytes = sum(array.nbytes for array in converted[1].values())
     card = _card(checkpoint, settings, weight_bytes)
+    if isinstance(checkpoint, Checkpoint) and checkpoint.assumed_pooling:
+        card["assumed"] = {"pooling": checkpoint.spec.head.pooling, "unused_tensors": list(checkpoint.unused)}
     if rotated:
         card["method"]["activations"] = "rotated"
     if isinstance(checkpoint, DecoderCheckpoint) and bits == 5:
@@ -169,6 +174,19 @@ def convert(
         return verify_decoder(folder, checkpoint, bits, pruned)
 
     return write_artifact(out, *converted, checkpoint.tokenizer_json, card, overwrite, check)
+
+
+def _assumption(checkpoint: Checkpoint) -> str:
+    """Say what an encoder becomes whose folder does not say how it is pooled."""
+    architecture = str(checkpoint.source["architecture"])
+    unused, shown = checkpoint.unused, ""
+    if architecture.endswith(PRETRAINING_HEADS):
+        names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
+        shown = f", and its pre-training head ({architecture}) is left out" + (f" ({names})" if names else "")
+    return (
+        f"{checkpoint.source['name']} says nothing of how its hidden states become one vector: the artifact is an "
+        f"encoder whose embeddings are their mean{shown}. `approxrt finetune` makes a classifier of the checkpoint"
+    )
 
 
 def _previewed(

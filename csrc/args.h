@@ -247,7 +247,7 @@ struct ActivationArgs {
     Act act;
 };
 
-// One head of one sequence: out[i] = sum_j softmax_j(scale q_i.k_j) v_j for queries
+// One head of one sequence: out[i] = sum_j softmax_j(scale q_i.k_j + bias_ij) v_j for queries
 // query_begin .. query_end-1 over all n keys. No padding: n is the sequence's own length.
 // Columns come in strips of 16, as linears write them: element (i, c) of q is q[c / 16 * q_strip + i * ldq + c % 16],
 // and likewise k and v. Planes of strips (ld 16) keep a head's rows together; rows in one piece have strip 16.
@@ -264,8 +264,13 @@ struct AttentionArgs {
     float* out;  // [n, head_dim]
     int64_t ldo;
     float* scratch;  // attention_scratch_floats(n, head_dim), 64-byte aligned
+    // bias_ij = bias[i * ldb + j], finite and of a magnitude of at most kMostBias; null: none. A vector over j - i is a
+    // pointer to its element 0 with ldb = -1. Sign matching has none.
+    const float* bias = nullptr;
+    int64_t ldb = 0;
 };
-constexpr int kAttentionRows = 8;  // queries that a kernel may hold at a time
+constexpr float kMostBias = 1e28f;  // far from the scores of lanes behind the last key, which are not attended to
+constexpr int kAttentionRows = 8;   // queries that a kernel may hold at a time
 constexpr int64_t attention_scratch_floats(int64_t n, int64_t head_dim) {
     // Keys and values in strips of 16, a block of scores and of queries. The 16-bit kernel needs half of the first (and
     // a quarter for queries), a block of scores and of sums, 16 rows that wait to be re-laid, and three scales a token.
@@ -275,8 +280,8 @@ constexpr int64_t attention_scratch_floats(int64_t n, int64_t head_dim) {
 
 // The arithmetic of attention_int16, for linears that are int8 themselves. Rows of q and k become integers of at most
 // L = int16_dot_limit(head_dim), rows of v integers of at most kValueLimit, each with its own scale max|x| / limit;
-//   s_ij = scale sq_i sk_j (Q_i . K_j),  e_ij = exp(s_ij - max_j s_ij),  P_ij = round(e_ij sv_j / max_j sv_j *
-//   kWeightLimit) out_i = max_j sv_j / kWeightLimit * sum_j P_ij V_j / sum_j e_ij
+//   s_ij = scale sq_i sk_j (Q_i . K_j) + bias_ij,  e_ij = exp(s_ij - max_j s_ij),  P_ij = round(e_ij sv_j / max_j sv_j
+//   * kWeightLimit) out_i = max_j sv_j / kWeightLimit * sum_j P_ij V_j / sum_j e_ij
 // A NaN among the values makes all outputs NaN.
 // int32 sums cannot overflow: L^2 head_dim < 2^31, and P V is summed over kWeightChunk keys at most before it becomes
 // float (128 * 4095 * 4096 < 2^31).

@@ -14,7 +14,7 @@ from typing import Any
 
 from approxrt.artifact.reader import Artifact
 from approxrt.artifact.spec.decoder import AnySpec, DecoderLayerSpec, DecoderSpec
-from approxrt.artifact.spec.encoder import LayerSpec
+from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.artifact.spec.formats import LINEAR_KINDS, TILE_K, TILE_N, TILE_PARTS, LinearSpec
 
 _LINEAR_PARTS = (
@@ -44,7 +44,7 @@ def summarize(artifact: Artifact) -> dict[str, Any]:
         "task_type": spec.task_type,
         "inputs": spec.inputs,
         "labels": list(spec.labels),
-        "layers": len(spec.layers),
+        "layers": len(spec.steps) if isinstance(spec, ModelSpec) else len(spec.layers),
         "hidden_size": spec.hidden_size,
         "max_length": spec.max_length,
         "bytes": {"total": sum(files.values()), "weights": sum(by_part.values()), **by_part, "files": files},
@@ -59,6 +59,7 @@ def summarize(artifact: Artifact) -> dict[str, Any]:
         "removed": [block for block, _ in spec.removed_biases()],
         "sign_matching": _sign_matching(spec),
         "head_preview": _head_preview(spec),
+        **({"layer_order": list(spec.layer_order)} if isinstance(spec, ModelSpec) and spec.layer_order else {}),
         "card": artifact.card,
     }
 
@@ -83,11 +84,12 @@ def linear_summary(name: str, linear: LinearSpec, artifact: Artifact) -> dict[st
     """Kind, shape, bytes, density and MACs a token of one linear; `density` is the share of tiles kept."""
     n, k = linear.out_features, linear.in_features
     size = sum(artifact.tensor_bytes.get(f"{name}.{part}", 0) for part in _LINEAR_PARTS)
-    density, macs = 1.0, n * k
+    uses = _uses(name, artifact.any_spec)
+    density, macs = 1.0, n * k * uses
     if linear.kind in TILE_PARTS:
         tiles = len(artifact.tensors[f"{name}.indices"])
         density = tiles / (-(-n // TILE_N) * -(-k // TILE_K))
-        macs = tiles * TILE_N * TILE_K
+        macs = tiles * TILE_N * TILE_K * uses
     return {
         "name": name,
         "kind": linear.kind,
@@ -96,8 +98,15 @@ def linear_summary(name: str, linear: LinearSpec, artifact: Artifact) -> dict[st
         "density": density,
         "bytes": size,
         "macs": macs,
-        "dense_macs": n * k,
+        "dense_macs": n * k * uses,
     }
+
+
+def _uses(name: str, spec: AnySpec) -> int:
+    """Return how often a pass runs a linear: a shared layer's once a step of its."""
+    if not isinstance(spec, ModelSpec) or not spec.layer_order or not name.startswith("layers."):
+        return 1
+    return spec.layer_order.count(int(name.split(".")[1]))
 
 
 def mac_share(linears: list[dict[str, Any]], decoder: bool = False) -> dict[str, float]:

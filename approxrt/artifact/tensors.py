@@ -26,6 +26,8 @@ DTYPES: dict[str, np.dtype] = {
     "U16": np.dtype(np.uint16),
     "U8": np.dtype(np.uint8),
 }
+# csrc/args.h, kMostBias: far from the scores that stand for keys that are not there.
+MAX_RELATIVE_BIAS = 1e28
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # indices are u16, so a linear with more tile columns cannot be stored block-sparse
@@ -107,6 +109,8 @@ def _value_faults(name: str, array: np.ndarray, whole_bytes: Container[str]) -> 
             bad = int(array.size - np.count_nonzero(np.isfinite(array)))
             if bad:
                 yield f"tensor {name!r} has {bad} values that are NaN or infinite"
+        if name.endswith(".relative_bias") and array.size and not np.abs(array).max() <= MAX_RELATIVE_BIAS:
+            yield f"tensor {name!r} has values of a magnitude over {MAX_RELATIVE_BIAS:g}"
         if name.endswith(".scale") and array.size:
             bad = int(np.count_nonzero(~(array > 0)))
             if bad:

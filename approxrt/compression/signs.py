@@ -49,6 +49,8 @@ def _choose(family: EncoderFamily, model: TorchEncoder, rows: np.ndarray) -> Sig
     job, train = family.job, family.inputs.pruned.train
     lengths = [len(text) for text in family.inputs.pruned.workload]
     heads = signable(model.spec)
+    if model.spec.relative_buckets:
+        return SignChoice(found={"why": "attention is biased by relative position, which matching signs leaves out"})
     if max(lengths) < LENGTHS[0] or not heads:
         return SignChoice(found={"why": f"texts of at most {max(lengths)} tokens: exact attention is faster"})
     speedup, total = job.options.wanted_speedup, family.timer(model, {})

@@ -163,7 +163,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class LayerNames:
-    """Name where a family keeps the parts of layer `{i}`."""
+    """Name where a family keeps the parts of layer `{i}`, or of layer `{inner}` of group `{group}`."""
 
     query: str
     key: str
@@ -189,19 +189,19 @@ BERT_LAYER = LayerNames(
 
 
 def take_layers(
-    weights: Weights, names: LayerNames, hidden: int, layer: LayerSpec, count: int
+    weights: Weights, names: LayerNames, hidden: int, layer: LayerSpec, count: int, inner: int = 1
 ) -> tuple[LayerSpec, ...]:
-    """Take `count` layers, all of the sizes of `layer`, and return their specs."""
+    """Take `count` layers, all of the sizes of `layer` and `inner` of them a group, and return their specs."""
     ffn = layer.intermediate_size
     for i in range(count):
-        at = f"layers.{i}"
+        at, place = f"layers.{i}", {"i": i, "group": i // inner, "inner": i % inner}
         for part in ("query", "key", "value"):
-            weights.linear(f"{at}.attention.{part}", getattr(names, part).format(i=i), hidden, hidden)
-        weights.linear(f"{at}.attention.output", names.attention_output.format(i=i), hidden, hidden)
-        weights.norm(f"{at}.attention.norm", names.attention_norm.format(i=i), hidden)
-        weights.linear(f"{at}.ffn.up", names.ffn_up.format(i=i), ffn, hidden)
-        weights.linear(f"{at}.ffn.down", names.ffn_down.format(i=i), hidden, ffn)
-        weights.norm(f"{at}.ffn.norm", names.ffn_norm.format(i=i), hidden)
+            weights.linear(f"{at}.attention.{part}", getattr(names, part).format(**place), hidden, hidden)
+        weights.linear(f"{at}.attention.output", names.attention_output.format(**place), hidden, hidden)
+        weights.norm(f"{at}.attention.norm", names.attention_norm.format(**place), hidden)
+        weights.linear(f"{at}.ffn.up", names.ffn_up.format(**place), ffn, hidden)
+        weights.linear(f"{at}.ffn.down", names.ffn_down.format(**place), hidden, ffn)
+        weights.norm(f"{at}.ffn.norm", names.ffn_norm.format(**place), hidden)
     return (layer,) * count
 
 

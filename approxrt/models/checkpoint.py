@@ -19,7 +19,7 @@ from approxrt.artifact.spec.encoder import INPUTS, PER_TOKEN, ModelSpec, TextSpe
 from approxrt.artifact.spec.encoder_schema import encoder_faults
 from approxrt.artifact.spec.faults import show
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
-from approxrt.models import bert, distilbert, electra, roberta
+from approxrt.models import albert, bert, distilbert, electra, mpnet, roberta
 from approxrt.models.base import QUESTION_ANSWERER, TOKEN_CLASSIFIER, Config, Pooling, Readout, Weights
 from approxrt.models.sentence import (
     LENGTH_FILES,
@@ -32,10 +32,15 @@ from approxrt.models.tokenizer import CheckpointTokenizer, load_tokenizer
 from approxrt.models.weights import read_json, read_weights, unwrap
 
 FAMILIES: dict[str, ModuleType] = {
-    model_type: family for family in (bert, distilbert, roberta, electra) for model_type in family.MODEL_TYPES
+    model_type: family
+    for family in (bert, distilbert, roberta, electra, mpnet, albert)
+    for model_type in family.MODEL_TYPES
 }
+# Heads that a language model was trained with: what is of use without one is the encoder.
+PRETRAINING_HEADS = ("ForMaskedLM", "ForPreTraining")
 SUPPORTED_HEADS = (
-    "...ForSequenceClassification, ...ForTokenClassification, ...ForQuestionAnswering, ...Model (plain encoder), "
+    "...ForSequenceClassification, ...ForTokenClassification, ...ForQuestionAnswering, ...Model, ...ForMaskedLM and "
+    "...ForPreTraining (the encoder alone), "
     "sentence-transformers folders"
 )
 
@@ -56,6 +61,9 @@ HUB_FILES = (
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
     "*_Normalize/config.json",
+    "*_Dense/config.json",
+    "*_Dense/model.safetensors",
+    "*_Dense/pytorch_model.bin",
     "0_Transformer/*",
     "generation_config.json",
     "chat_template.jinja",
@@ -72,7 +80,8 @@ class Checkpoint:
     for the card: name, model_type, architecture, finetuning_task, bytes of
     weights, number of parameters. `unused` names tensors that the task does not need.
     `folder` holds the encoder's own files, and `wrapper` is what stands before every tensor's name in them that
-    transformers does not know (module., _orig_mod., model.).
+    transformers does not know (module., _orig_mod., model.). `assumed_pooling`: no file says how hidden states become
+    one vector, and they are pooled by mean.
     """
 
     spec: ModelSpec
@@ -82,6 +91,7 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
     folder: Path = Path()
     wrapper: str = ""
+    assumed_pooling: bool = False
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -101,6 +111,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     build: Callable[..., tuple[ModelSpec, dict[str, np.ndarray]]] = family.build
     spec, taken = build(config, weights, pooling)
     spec = dataclasses.replace(spec, inputs=PER_TOKEN.get(spec.task_type, spec.inputs))
+    if sentence is not None:
+        spec, taken = _with_modules(spec, taken, sentence)
     faults = encoder_faults(spec)
     if faults:
         raise CheckpointError(f"checkpoint {str(root)!r} describes no sound model: " + "; ".join(faults))
@@ -121,7 +133,26 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         "parameters": int(sum(array.size for array in taken.values())),
     }
     unused = tuple(sorted(name for name in weights.tensors if name not in weights.taken))
-    return Checkpoint(spec, taken, tokenizer.json, source, unused, folder, wrapper)
+    assumed = sentence is None and pooling is not None
+    return Checkpoint(spec, taken, tokenizer.json, source, unused, folder, wrapper, assumed)
+
+
+def _with_modules(
+    spec: ModelSpec, tensors: dict[str, np.ndarray], sentence: SentenceFolder
+) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """Return (spec, tensors) with what a pooled vector goes through."""
+    tensors, width = dict(tensors), spec.hidden_size * len(spec.head.poolings)
+    for i, dense in enumerate(sentence.dense):
+        if dense.weight.shape[1] != width:
+            raise CheckpointError(f"Dense module {i} reads {dense.weight.shape[1]} elements; its input has {width}")
+        width = dense.spec.features
+        tensors |= {f"head.projections.{i}.weight": dense.weight, f"head.projections.{i}.bias": dense.bias}
+    head = dataclasses.replace(
+        spec.head,
+        projections=tuple(dense.spec for dense in sentence.dense),
+        truncate_dim=min(sentence.truncate_dim, width),
+    )
+    return dataclasses.replace(spec, head=head), tensors
 
 
 def _with_surroundings(
@@ -256,8 +287,8 @@ def _architecture(raw: Mapping[str, Any]) -> str | None:
 def _pooling(raw: Mapping[str, Any], architecture: str | None, tensors: Mapping[str, Any]) -> Readout:
     """None for a classifier, a head that reads every token, or how hidden states are pooled.
 
-    A bare encoder is pooled by mean, which is sentence-transformers' own default. A config that names no class belongs
-    to a classifier if the weights have its head.
+    A bare encoder, or one with the head it was pre-trained with, is pooled by mean, which is sentence-transformers' own
+    default. A config that names no class belongs to a classifier if the weights have its head.
     """
     if architecture is None:
         if f"{QUESTION_ANSWERER.linear}.weight" in tensors:
@@ -270,7 +301,7 @@ def _pooling(raw: Mapping[str, Any], architecture: str | None, tensors: Mapping[
         return TOKEN_CLASSIFIER
     if architecture.endswith("ForQuestionAnswering"):
         return QUESTION_ANSWERER
-    if architecture.endswith("Model"):
+    if architecture.endswith(("Model", *PRETRAINING_HEADS)):
         return Pooling("mean", False)
     raise UnsupportedModelError(f"head {architecture!r} is not supported; supported: {SUPPORTED_HEADS}")
 

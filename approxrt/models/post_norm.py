@@ -43,6 +43,10 @@ class PostNormFamily:
     layer_norm_eps         where transformers has it as a constant; None: config.json says it
     token_types            the encoder has rows for them
     positions_after_pad    positions count from pad_token_id + 1: the rows before are never read, and are cut off
+    projection             the linear from embeddings to the hidden size, where these differ
+    relative_bias          the table of attention biases, [buckets, heads], that all layers share
+    relative_buckets       its rows
+    relative_distance      where the last bucket begins, in tokens
     fold_single_type       a single token type's row, which is added to every token, goes into the position table
     """
 
@@ -54,12 +58,26 @@ class PostNormFamily:
     token_types: bool = True
     positions_after_pad: bool = False
     fold_single_type: bool = False
+    projection: str = "embeddings_project"
+    relative_bias: str | None = None
+    relative_buckets: int = 0
+    relative_distance: int = 0
 
 
 def build_post_norm(
-    family: PostNormFamily, config: Config, weights: Weights, pooling: Readout
+    family: PostNormFamily,
+    config: Config,
+    weights: Weights,
+    pooling: Readout,
+    order: tuple[int, ...] = (),
+    inner: int = 1,
 ) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """Return (all-f32 spec, tensors). `pooling` is None for a classifier, which reads the first token."""
+    """Return (all-f32 spec, tensors).
+
+    pooling  None for a classifier, which reads the first token
+    order    the layer of each step, where layers are shared
+    inner    layers of a group; see `take_layers`
+    """
     keys, vocab, pad = family.keys, config.size("vocab_size"), config.size("pad_token_id", 0)
     hidden, embedding = config.size(keys.hidden_size), config.size(keys.embedding_size)
     rows = config.size("max_position_embeddings")
@@ -82,9 +100,12 @@ def build_post_norm(
             weights.out["embeddings.position.weight"] = weights.out["embeddings.position.weight"] + row[0]
     weights.norm("embeddings.norm", "embeddings.LayerNorm", embedding)
     if embedding != hidden:
-        weights.linear("embeddings.projection", "embeddings_project", hidden, embedding)
+        weights.linear("embeddings.projection", family.projection, hidden, embedding)
     layer = LayerSpec(*config.heads(keys.hidden_size, keys.num_heads), config.size(keys.intermediate_size))
-    layers = take_layers(weights, family.layer, hidden, layer, config.layers(keys.num_layers))
+    count = max(order) + 1 if order else config.layers(keys.num_layers)
+    layers = take_layers(weights, family.layer, hidden, layer, count, inner)
+    if family.relative_bias is not None:
+        _take_relative_bias(family, family.relative_bias, weights, len(layers), layer.num_heads)
     task = take_task(config, weights, hidden, family.head, pooling)
     eps = family.layer_norm_eps
     spec = ModelSpec(
@@ -102,5 +123,17 @@ def build_post_norm(
         labels=task.labels,
         max_length=rows - first,
         pad_token_id=pad,
+        relative_buckets=family.relative_buckets,
+        relative_distance=family.relative_distance,
+        layer_order=() if order == tuple(range(count)) else order,
     )
     return spec, weights.finish()
+
+
+def _take_relative_bias(family: PostNormFamily, source: str, weights: Weights, layers: int, heads: int) -> None:
+    """Give every layer the table, a row a head: pruning takes heads out of each layer by itself."""
+    target = "layers.{}.attention.relative_bias"
+    table = weights.take(target.format(0), source, (family.relative_buckets, heads))
+    rows = np.ascontiguousarray(table.T)
+    for i in range(layers):
+        weights.out[target.format(i)] = rows

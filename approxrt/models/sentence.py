@@ -1,8 +1,8 @@
 """Read the sentence-transformers files around an encoder: modules, pooling, longest text, prompts, activation.
 
-`modules.json` lists a chain of modules. Transformer, Pooling (cls or mean), Normalize and Dropout (which does nothing
-to a finished model) are what the engine runs; a chain of a Transformer alone is a CrossEncoder. Anything else (a Dense
-layer, max pooling) would change the answer and is refused by name.
+`modules.json` lists a chain of modules. Transformer, Pooling, then Dense, Normalize and Dropout (which does nothing to
+a finished model) in any order are what the engine runs; a chain of a Transformer alone is a CrossEncoder. Anything
+else would change the answer and is refused by name.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from approxrt.artifact.spec.encoder import SIMILARITIES, TextSpec
+from approxrt.artifact.spec.encoder import MAX_DIM, MAX_POOLINGS, POOLINGS, SIMILARITIES, TextSpec
+from approxrt.artifact.spec.faults import show
 from approxrt.errors import CheckpointError, UnsupportedModelError
 from approxrt.models.base import Pooling
+from approxrt.models.sentence_dense import Dense, read_dense
 from approxrt.models.weights import read_any_json, read_json, read_json_if_there
 
 MODULES = "modules.json"
@@ -23,7 +25,7 @@ LENGTH_FILES = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta",
                                                 "xlnet")
 )  # fmt: skip
-_SUPPORTED = "supported: Transformer, Pooling (cls or mean), Normalize, Dropout"
+_SUPPORTED = f"supported: Transformer, Pooling ({', '.join(POOLINGS)}), Dense, Normalize, Dropout"
 # Keys of the Transformer's file that change nothing in an answer.
 _HARMLESS = {"max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
              "unpad_inputs"}  # fmt: skip
@@ -47,6 +49,8 @@ class SentenceFolder:
     encoder      the folder of the encoder's config.json, weights and tokenizer
     pooling      None for a CrossEncoder, which has a classifier's head
     max_length   tokens of the longest text, where the folder says so: it outweighs the tokenizer's own number
+    dense        what a pooled vector goes through
+    truncate_dim  the first so many elements are given; 0: all
     lower_case   texts are put in lower case first
     activation   of `config_sentence_transformers.json`, for a CrossEncoder; "" where none is named
     """
@@ -57,6 +61,8 @@ class SentenceFolder:
     lower_case: bool = False
     text: TextSpec = field(default_factory=TextSpec)
     activation: str = ""
+    dense: tuple[Dense, ...] = ()
+    truncate_dim: int = 0
 
 
 def encoder_folder(folder: Path) -> Path:
@@ -74,6 +80,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     if modules is None:
         return None
     encoder, pooling, normalize = folder, None, False
+    dense: list[Dense] = []
     for i, module in enumerate(modules):
         name, path = _kind(module), _inside(folder, module.get("path", ""))
         if name == "Transformer" and i == 0:
@@ -83,6 +90,9 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         elif name == "Normalize" and pooling is not None:
             _check_normalize(path / "config.json")
             normalize = True
+        elif name == "Dense" and pooling is not None:
+            dense.append(read_dense(path, normalize))
+            normalize = False
         elif name == "Dropout" and pooling is not None:
             continue
         else:
@@ -94,11 +104,9 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         raise UnsupportedModelError(
             f"{folder / CONFIG}: model_type {kind!r} is not supported; supported: SentenceTransformer, CrossEncoder"
         )
-    if config.get("truncate_dim") is not None:
-        raise UnsupportedModelError(
-            f"{folder / CONFIG}: truncate_dim {config['truncate_dim']!r} is not supported: set it to null, and give "
-            "truncate_dim to encode (dimensions to the server)"
-        )
+    cut = config.get("truncate_dim")
+    if cut is not None and (type(cut) is not int or not 1 <= cut <= MAX_DIM):
+        raise CheckpointError(f"{folder / CONFIG}: truncate_dim is {show(cut)}; 1 to {MAX_DIM}, or null, is needed")
     length, lower_case, classifies = _transformer_options(encoder)
     if pooling is None:
         if not classifies and kind != "CrossEncoder":
@@ -113,8 +121,20 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         activation = read_activation(config.get("activation_fn"))
         return SentenceFolder(encoder, None, length, lower_case, activation=activation)
     pooled, include_prompt = pooling
+    if dense and not include_prompt:
+        raise UnsupportedModelError(
+            f"{folder / MODULES}: a Pooling with include_prompt false before a Dense is not supported; supported: "
+            "include_prompt true"
+        )
+    text = _read_text(folder / CONFIG, config, include_prompt)
     return SentenceFolder(
-        encoder, Pooling(pooled, normalize), length, lower_case, _read_text(folder / CONFIG, config, include_prompt)
+        encoder,
+        Pooling(pooled, normalize),
+        length,
+        lower_case,
+        text,
+        dense=tuple(dense),
+        truncate_dim=cut or 0,
     )
 
 
@@ -167,19 +187,23 @@ def _inside(folder: Path, name: Any) -> Path:
 
 
 def _read_pooling(path: Path) -> tuple[str, bool]:
-    """Return (cls or mean, whether the prompt's tokens are pooled)."""
+    """Return (modes joined by "+", whether the prompt's tokens are pooled)."""
     config = read_json(path)
     given = config.get("pooling_mode")
     if given is None:
         given = [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
     modes = [given] if isinstance(given, str) else given
-    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in ("cls", "mean"):
+    if (
+        not isinstance(modes, list)
+        or not 1 <= len(modes) <= MAX_POOLINGS
+        or not all(mode in POOLINGS for mode in modes)
+    ):
         shown = " + ".join(map(str, modes)) if isinstance(modes, list) and modes else repr(given)
         raise UnsupportedModelError(f"{path}: pooling {shown} is not supported; {_SUPPORTED}")
     include = config.get("include_prompt", True)
     if type(include) is not bool:
         raise CheckpointError(f"{path}: include_prompt is {include!r}; true or false is needed")
-    return modes[0], include
+    return "+".join(modes), include
 
 
 def _check_normalize(path: Path) -> None:

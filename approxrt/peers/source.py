@@ -77,9 +77,14 @@ def build_module(checkpoint: Path, attention: str = "sdpa", additive_mask: bool 
     classifies = head == "ForSequenceClassification"
     loader = transformers.AutoModel if head is None else getattr(transformers, f"AutoModel{head}")
     transformers.utils.logging.disable_progress_bar()
-    model = loader.from_pretrained(
-        checkpoint, local_files_only=True, attn_implementation=attention, dtype=torch.float32
-    ).eval()
+    options: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32}
+    try:
+        model = loader.from_pretrained(checkpoint, attn_implementation=attention, **options).eval()
+    except ValueError:
+        if attention == "eager":
+            raise
+        # transformers has no fused attention for MPNet, whose scores have a bias.
+        model = loader.from_pretrained(checkpoint, attn_implementation="eager", **options).eval()
 
     class Plain(torch.nn.Module):
         """Ids and mask in, one array out."""

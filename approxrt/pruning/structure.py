@@ -18,6 +18,7 @@ from approxrt.artifact.spec.decoder import AnySpec, DecoderLayerSpec, DecoderSpe
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.artifact.spec.formats import GROUP_WEIGHTS, TILE_N
 from approxrt.artifact.storage.bsr import expand_mask, to_tiles
+from approxrt.errors import UnsupportedModelError
 
 QKV = ("query", "key", "value")
 GROUPS = 12  # of FFN channels a layer
@@ -62,6 +63,16 @@ class Selection:
         return None if self.indices is None else np.take(array, self.indices, axis=self.axis)
 
 
+def refuse_shared_layers(spec: AnySpec, name: str, command: str) -> None:
+    """Raise UnsupportedModelError for a model that runs a layer several times, whose needs are not told apart."""
+    if isinstance(spec, ModelSpec) and spec.layer_order:
+        raise UnsupportedModelError(
+            f"{name!r} runs {len(spec.layers)} shared layers in {len(spec.layer_order)} steps ({spec.architecture}), "
+            f"and {command} judges and prunes every layer by itself: it is not supported; supported: `approxrt "
+            "finetune`, and `approxrt convert` (--bits, --density), which treats a shared layer once for all its uses"
+        )
+
+
 def head_rows(heads: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of query, key and value (columns of the output projection) that belong to `heads`."""
     return (np.asarray(heads)[:, None] * head_dim + np.arange(head_dim)).reshape(-1)
@@ -101,6 +112,8 @@ def selections(spec: AnySpec, keep: Structure) -> dict[str, Selection]:
             out[f"{at}.attention.output.weight"] = Selection(
                 1, head_rows(heads, layer.head_dim) if len(heads) else None
             )
+            if spec.relative_buckets:
+                out[f"{at}.attention.relative_bias"] = Selection(0, np.asarray(heads) if len(heads) else None)
             out |= {} if len(heads) else _norms(spec, f"{at}.attention.norm")
         if layer.intermediate_size and not _same(channels, layer.intermediate_size):
             if spec.down_block and not _whole_blocks(channels, spec.down_block):

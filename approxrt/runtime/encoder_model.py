@@ -16,6 +16,7 @@ from approxrt.runtime.activation import apply_activation
 from approxrt.runtime.answering import Answerer, AnswerOptions
 from approxrt.runtime.failures import check_rows, check_token_rows
 from approxrt.runtime.model import Model, Prediction
+from approxrt.runtime.pooling import pool_states
 from approxrt.runtime.tagging import TagOptions, TokenTagger
 from approxrt.runtime.tokenize import Encoded, TextEncoder, Texts, is_single, with_prompt
 
@@ -170,14 +171,17 @@ class EncoderModel(Model):
         prompt: str | None = None,
         prompt_name: str | None = None,
     ) -> np.ndarray:
-        """Pooled hidden states, float32 [n, hidden_size], of length 1 if `normalize`.
+        """Pooled hidden states behind the artifact's projections, float32 [n, vector_size], of length 1 if `normalize`.
 
+        Where the artifact has a `truncate_dim`, they are cut to it first.
         `prompt` is put before each text, or the artifact's prompt of the name `prompt_name`; without either its default
         prompt, if it has one. An unknown name raises InputError.
         """
         before = self.prompt(prompt, prompt_name)
         encoded = self._encode_or_warn(with_prompt(texts, before), truncate)
         vectors = check_rows(self.pooled(encoded, before))
+        if self.spec.head.truncate_dim:
+            vectors = vectors[:, : self.spec.head.truncate_dim]
         if normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(norms, np.float32(1e-12))
@@ -195,7 +199,7 @@ class EncoderModel(Model):
         return known[name] if name else ""
 
     def pooled(self, encoded: Encoded, prompt: str = "") -> np.ndarray:
-        """Pooled hidden states, float32 [n, hidden_size], of encoded texts that begin with `prompt`.
+        """Pooled hidden states, float32 [n, pooled_size], of encoded texts that begin with `prompt`; all elements.
 
         The prompt's tokens are left out of the pooling where the checkpoint says so.
         """
@@ -204,14 +208,7 @@ class EncoderModel(Model):
         skipped = self._prompt_tokens(prompt)
         rows = []
         for ids, types in zip(encoded.ids, encoded.type_ids, strict=True):
-            states = self._engine.hidden(ids, types)
-            left = states[skipped:]
-            if self.spec.head.pooling == "cls":
-                rows.append(left[0] if len(left) else states[0])
-            elif len(left):
-                rows.append(left.mean(axis=0, dtype=np.float64))
-            else:  # the prompt fills the whole length: the mean of nothing is 0 in the original
-                rows.append(np.zeros(self.spec.hidden_size))
+            rows.append(pool_states(self._engine.hidden(ids, types), self.spec.head.poolings, skipped))
         return np.asarray(rows, np.float32)
 
     def _prompt_tokens(self, prompt: str) -> int:
@@ -224,7 +221,7 @@ class EncoderModel(Model):
     ) -> np.ndarray:
         """Turn token ids (specials included, no padding) into float32 outputs, for those who bring their own tokenizer.
 
-        Returns logits [n, n_labels], or pooled hidden states [n, hidden_size] of a model without labels. A head that
+        Returns logits [n, n_labels], or pooled hidden states [n, pooled_size] of a model without labels. A head that
         reads every token has `forward_tokens` instead.
         """
         if self.spec.per_token:

@@ -59,8 +59,9 @@ def check_sequences(
 
 
 def padding_in_texts(spec: ModelSpec) -> int | None:
-    """The id that a text must not have inside: RoBERTa counts positions without padding tokens, wherever they stand."""
-    return spec.pad_token_id if spec.architecture == "roberta" else None
+    """The id that a text must not have inside: RoBERTa and MPNet count positions without padding tokens, wherever they
+    stand."""
+    return spec.pad_token_id if spec.architecture in ("roberta", "mpnet") else None
 
 
 def refuse_per_token(spec: ModelSpec) -> None:

@@ -46,7 +46,7 @@ class EmbedOptions:
     truncate     texts over the limit are cut; else they are an error
     side         what a cut text loses, "left" or "right"; None: what its tokenizer says
     prompt_name  of the model's prompts, the one before each text; None: its default prompt, if it has one
-    dimensions   the first so many elements, before they are normalised; None: all
+    dimensions   the first so many elements, before they are normalised; None: as many as the artifact says
     """
 
     normalize: bool = True
@@ -99,7 +99,11 @@ class Served:
             rows = check_rows(await self.batcher.alone(self.model.pooled, encoded, before))
         else:
             rows = await self.batcher.submit(encoded.ids, encoded.type_ids, "pooled")
-        return Answer(_finished(rows, options), [len(ids) for ids in encoded.ids], encoded.truncated)
+        return Answer(
+            _finished(rows, options, self.model.spec.head.truncate_dim),
+            [len(ids) for ids in encoded.ids],
+            encoded.truncated,
+        )
 
     async def embed_ids(self, ids: Sequence[Sequence[int]], options: EmbedOptions) -> Answer:
         """The same for token ids, specials (and a prompt's) included, which are not cut."""
@@ -116,7 +120,9 @@ class Served:
             if not 0 <= min(row) <= max(row) < spec.vocab_size:
                 raise RequestError(f"input {i}: token ids must lie between 0 and {spec.vocab_size - 1}")
         rows = await self.batcher.submit([list(row) for row in ids], [[0] * len(row) for row in ids], "pooled")
-        return Answer(_finished(rows, options), [len(row) for row in ids], [False] * len(ids))
+        return Answer(
+            _finished(rows, options, self.model.spec.head.truncate_dim), [len(row) for row in ids], [False] * len(ids)
+        )
 
     async def tag(self, texts: str | list[str], options: TagOptions) -> list[list[Entity]]:
         """The entities of each text, as `EncoderModel.tag`. Raises what `run` raises."""
@@ -150,7 +156,7 @@ class Served:
             raise RequestError(f"model {self.name!r} is for {task}, which POST / and POST /models/{self.name} answer")
 
     def _check_dimensions(self, options: EmbedOptions) -> None:
-        width = self.model.spec.hidden_size
+        width = self.model.spec.pooled_size
         if options.dimensions is not None and not 1 <= options.dimensions <= width:
             text = f"dimensions is {options.dimensions}; model {self.name!r} has 1 to {width}"
             raise RequestError(text, param="dimensions")
@@ -307,9 +313,10 @@ class Registry:
         )
 
 
-def _finished(rows: np.ndarray, options: EmbedOptions) -> np.ndarray:
-    """Cut to the dimensions that are asked for, then of length 1 if that is."""
-    kept = rows if options.dimensions is None else np.ascontiguousarray(rows[:, : options.dimensions])
+def _finished(rows: np.ndarray, options: EmbedOptions, truncate_dim: int) -> np.ndarray:
+    """Cut to the dimensions that are asked for, or to the artifact's own, then of length 1 if that is."""
+    dimensions = options.dimensions or truncate_dim
+    kept = np.ascontiguousarray(rows[:, :dimensions]) if dimensions else rows
     return normalized(kept) if options.normalize else kept
 
 

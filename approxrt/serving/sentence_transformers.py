@@ -145,7 +145,7 @@ class SentenceTransformer(_Wrapped):
             raise InputError(f"{str(self.model.path)!r} has labels: use CrossEncoder")
         self._similarity = similarity_name(similarity_fn_name or self.model.spec.text.similarity_fn_name)
         check_count("truncate_dim", truncate_dim)
-        self.truncate_dim = truncate_dim
+        self.truncate_dim = truncate_dim or self.model.spec.head.truncate_dim or None
 
     def encode(
         self,
@@ -216,7 +216,7 @@ class SentenceTransformer(_Wrapped):
 
     def get_embedding_dimension(self) -> int:
         """Width of an embedding."""
-        width = self.model.spec.hidden_size
+        width = self.model.spec.pooled_size
         return width if self.truncate_dim is None else min(width, self.truncate_dim)
 
     def get_sentence_embedding_dimension(self) -> int:

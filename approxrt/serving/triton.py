@@ -137,7 +137,7 @@ def _config(name: str, spec: ModelSpec, instances: int) -> str:
     if spec.labels:
         outputs = [("logits", "TYPE_FP32", len(spec.labels)), ("label", "TYPE_STRING", 1), ("score", "TYPE_FP32", 1)]
     else:
-        outputs = [("embedding", "TYPE_FP32", spec.hidden_size)]
+        outputs = [("embedding", "TYPE_FP32", spec.vector_size)]
     lines = [f'name: "{name}"', 'backend: "python"', f"max_batch_size: {MAX_BATCH}"]
     for part, optional in inputs:
         more = ", optional: true" if optional else ""

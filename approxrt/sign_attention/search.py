@@ -20,7 +20,9 @@ Times = Mapping[int, Mapping[int, float]]  # keep (0: exact) -> tokens -> millis
 
 
 def signable(spec: ModelSpec) -> dict[int, int]:
-    """Return the heads of the layers that can match signs, by layer."""
+    """Return the heads of the layers that can match signs, by layer; none where scores have a bias besides."""
+    if spec.relative_buckets:
+        return {}
     return {i: l.num_heads for i, l in enumerate(spec.layers) if l.num_heads and l.head_dim <= MAX_SIGN_DIM}
 
 

@@ -167,7 +167,8 @@ def _measure(wanted: BlockTimes, progress: Progress | None) -> MeasuredTable:
     heads, channels = max(l.num_heads for l in spec.layers), max(l.intermediate_size for l in spec.layers)
     sizes = {"attention": _sizes(heads, 1), "ffn": _sizes(channels, 16)}
     rng = np.random.default_rng(0)
-    sequences = [rng.integers(0, VOCABULARY, n) for n in wanted.lengths]
+    # Not 0, the probe's padding token, which some models refuse inside a text.
+    sequences = [rng.integers(1, VOCABULARY, n) for n in wanted.lengths]
     jobs: list[tuple[str, int, LinearKind, float]] = [("none", 0, "s8", 1.0)]
     jobs += [
         (block, size, kind, density)
@@ -276,6 +277,8 @@ def _cache_file(wanted: BlockTimes) -> Path | None:
         "kinds": list(wanted.kinds),
         "grid": [GRID_DENSITIES, GRID_SIZES, PROBE_LAYERS, 2],
     }
+    if spec.relative_buckets:  # a bias costs time; keys of models without one stay as they are
+        key["relative_buckets"] = spec.relative_buckets
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return cache_file(f"latency-{digest}.json")
 

@@ -29,7 +29,7 @@ from approxrt.torch_models.encoder import Batch, Output, TorchEncoder, make_batc
 LIMIT = BatchLimit(32, 2048)
 # What is kept of a batch until its gradients come: about so many vectors of the hidden size a token and layer (330 kB a
 # token of MiniLM, 1.3 MB of BERT-base), and how much of it at once on a CPU.
-KEPT_VECTORS, KEPT_BYTES = 36, 680 << 20
+KEPT_VECTORS, KEPT_BYTES = 36, 340 << 20
 RELEASE_EVERY = 64  # texts
 
 

@@ -23,7 +23,9 @@ from torch.nn import functional as F
 
 from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
 from approxrt.artifact.storage.bsr import expand_mask
+from approxrt.errors import UnsupportedModelError
 from approxrt.runtime.reference.encoder import kept_keys, sign_attention
+from approxrt.runtime.relative_positions import relative_buckets
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.torch_models.device import resolve_device
 
@@ -88,7 +90,7 @@ class Keys:
 @dataclass
 class Output:
     """logits f32[b, outputs] (None without a head; f32[b, t, outputs] of one that reads every token), pooled
-    f32[b, hidden], and f32[b, t, hidden] after each layer.
+    f32[b, hidden], and f32[b, t, hidden] after each step.
     """
 
     logits: Tensor | None
@@ -202,7 +204,7 @@ class TorchEncoder(nn.Module):
     def forward(self, batch: Batch) -> Output:
         x, hidden = self.embed(batch), []
         keys = self.keys(batch)
-        for i in range(len(self.spec.layers)):
+        for i in self.spec.steps:
             x = self.layer(i, x, keys)
             hidden.append(x)
         pooled = self.pool(x, batch)
@@ -246,13 +248,22 @@ class TorchEncoder(nn.Module):
         )
         kept = _kept(q, k, layer, keys)
         if kept is None:
-            context = _attention(q, k, v, keys.bias)
+            context = _attention(q, k, v, self._score_bias(i, q.shape[2], k.shape[2], keys))
         else:
             scale = 1 / math.sqrt(layer.head_dim)
             context = sign_attention(q, k, v, scale, kept, layer.attention_rest, keys.valid).to(v.dtype)
         if at in self.gates:
             context = context * self.gates[at][:, None, None]
         return context.transpose(1, 2).flatten(2)
+
+    def _score_bias(self, i: int, queries: int, count: int, keys: Keys) -> Tensor | None:
+        """f32[b or 1, heads or 1, queries or 1, count]: what is added to the scores of layer `i`; None: nothing."""
+        if not self.spec.relative_buckets:
+            return keys.bias
+        distances = np.arange(count)[None, :] - np.arange(queries)[:, None]
+        buckets = relative_buckets(distances, self.spec.relative_buckets, self.spec.relative_distance)
+        relative = self.weight(f"layers.{i}.attention.relative_bias")[:, torch.from_numpy(buckets).to(self.device)]
+        return relative[None] if keys.bias is None else relative[None] + keys.bias
 
     def ffn_block(self, i: int, x: Tensor) -> Tensor:
         """norm(x + ffn(x)); [b, t, hidden]."""
@@ -268,6 +279,11 @@ class TorchEncoder(nn.Module):
 
     def pool(self, x: Tensor, batch: Batch) -> Tensor:
         """[b, hidden]: the first token's state, or the mean over tokens."""
+        if self.spec.head.pooling not in ("cls", "mean") or self.spec.head.projections:
+            raise UnsupportedModelError(
+                f"pooling {self.spec.head.pooling} with {len(self.spec.head.projections)} linears behind it cannot be "
+                "trained or pruned; supported: cls or mean without"
+            )
         if self.spec.head.pooling == "cls":
             return x[:, 0]
         mask = batch.mask[:, :, None].to(x.dtype)

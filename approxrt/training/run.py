@@ -147,7 +147,7 @@ class Run:
         tokenizer = Tokenizer.from_str(self.tokenizer_json.decode("utf-8"))
         config = self.model.config
         limit = int(config.max_position_embeddings)
-        if config.model_type in ("roberta", "camembert", "xlm-roberta"):
+        if config.model_type in ("roberta", "camembert", "xlm-roberta", "mpnet"):
             limit -= int(config.pad_token_id) + 1
         self.max_length = min(self.options.max_length, limit)
         cut_to(tokenizer, self.max_length)

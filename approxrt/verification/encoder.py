@@ -23,6 +23,7 @@ from approxrt.models.sample_texts import SAMPLE_TEXTS
 from approxrt.models.weights import read_weights
 from approxrt.runtime.cpu.engine import CpuEngine
 from approxrt.runtime.loading import load
+from approxrt.runtime.pooling import pool_states
 from approxrt.runtime.tokenize import Encoded, Text
 
 SENTENCES = 12
@@ -142,9 +143,17 @@ def _original(checkpoint: Checkpoint, encoded: Encoded) -> np.ndarray:
         elif spec.labels:
             rows = (answer.logits[mask.bool()] if spec.per_token else answer.logits).double()
         else:
-            states = answer.last_hidden_state.double()
-            weights = mask[:, :, None] / mask.sum(dim=1)[:, None, None]
-            rows = states[:, 0] if spec.head.pooling == "cls" else (states * weights).sum(dim=1)
+            from approxrt.runtime.reference.encoder import projected
+
+            states = answer.last_hidden_state.double().numpy()
+            texts = zip(states, encoded.ids, strict=True)
+            pooled = np.stack([pool_states(text[: len(ids)], spec.head.poolings) for text, ids in texts])
+            own = {
+                name: torch.from_numpy(array.astype(np.float64))
+                for name, array in checkpoint.tensors.items()
+                if name.startswith("head.projections.")
+            }
+            rows = projected(spec.head, own, torch.from_numpy(pooled))
         found: np.ndarray = rows.numpy()
         return found
 

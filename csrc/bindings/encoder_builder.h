@@ -24,14 +24,22 @@ class EncoderBuilder : public TransformerBuilder {
             later(m.embeddings.projection.emplace(),
                   linear("embeddings.projection", m.hidden, m.words.width, added->data()));
         }
-        layers(m, added, [](const TransformerLayer& layer, const py::dict&, const std::string& at) {
+        for (const auto step : config_["layer_order"].cast<py::list>()) m.layer_order.push_back(step.cast<int32_t>());
+        layers(m, added, [&](TransformerLayer& layer, const py::dict&, const std::string& at) {
+            relative_bias(layer, at + "attention.relative_bias");
             expect(!layer.keep || (layer.head_dim <= kMostSignDim && layer.sign_from > layer.keep),
                    at + ": sign matching needs heads of at most " + std::to_string(kMostSignDim) +
                        " elements and sign_from over attention_keep");
         });
-        const std::string pooling = config_["pooling"].cast<std::string>();
-        expect(pooling == "cls" || pooling == "mean", "unknown pooling '" + pooling + "'");
-        m.head.pooling = pooling == "cls" ? Pooling::kCls : Pooling::kMean;
+        for (const int32_t step : m.layer_order) {
+            expect(step >= 0 && step < static_cast<int32_t>(m.layers.size()), "layer_order names no layer");
+            expect(m.layers[step].num_heads && m.layers[step].intermediate, "layer_order with a removed block");
+        }
+        for (const auto name : config_["pooling"].cast<py::list>())
+            m.head.pooling.push_back(parse_pooling(name.cast<std::string>()));
+        expect(!m.head.pooling.empty(), "pooling is empty");
+        projections(m.head, m.head.pooled_width(m.hidden));
+        expect(m.head.pooling.size() == 1 || !number(config_, "num_outputs"), "a head of outputs reads one pooling");
         m.head.per_token = config_["per_token"].cast<bool>();
         int32_t features = m.hidden;
         if (const int32_t dense = number(config_, "dense_features")) {
@@ -44,6 +52,34 @@ class EncoderBuilder : public TransformerBuilder {
     }
 
   private:
+    static Pooling parse_pooling(const std::string& name) {
+        static const std::map<std::string, Pooling> names = {{"cls", Pooling::kCls},
+                                                             {"mean", Pooling::kMean},
+                                                             {"max", Pooling::kMax},
+                                                             {"lasttoken", Pooling::kLast},
+                                                             {"weightedmean", Pooling::kWeightedMean},
+                                                             {"mean_sqrt_len_tokens", Pooling::kMeanSqrt}};
+        const auto found = names.find(name);
+        expect(found != names.end(), "unknown pooling '" + name + "'");
+        return found->second;
+    }
+
+    void projections(Head& head, int32_t features) {
+        const py::list given = config_["projections"];
+        head.projections.resize(given.size());
+        for (size_t i = 0; i < given.size(); ++i) {
+            const py::dict d = given[i];
+            const std::string name = "head.projections." + std::to_string(i);
+            Projection& projection = head.projections[i];
+            const int32_t width = number(d, "features");
+            expect(has(name + ".weight"), name + " must be float32");
+            later(projection.linear, linear(name, width, features));
+            projection.act = parse_act(d["activation"].cast<std::string>());
+            projection.normalize = d["normalize"].cast<bool>();
+            features = width;
+        }
+    }
+
     void embeddings() const {
         Embeddings& e = model_.embeddings;
         const int32_t width = model_.words.width;
@@ -55,6 +91,14 @@ class EncoderBuilder : public TransformerBuilder {
             e.position = matrix<float>("embeddings.position.weight", e.max_positions, width).data();
         if (e.types) e.token_type = matrix<float>("embeddings.token_type.weight", e.types, width).data();
         e.norm = norm("embeddings.norm", width);
+    }
+
+    // [num_heads, 2 max_positions - 1], where the model has one.
+    void relative_bias(TransformerLayer& layer, const std::string& name) const {
+        if (!has(name)) return;
+        expect(!layer.keep, name + " beside sign matching");
+        const auto bias = matrix<float>(name, layer.num_heads, 2ll * model_.embeddings.max_positions - 1);
+        layer.relative_bias.assign(bias.data(), bias.data() + bias.size());
     }
 
     // int8 rows, which become float32: every token of a sequence adds one, and there are few.

@@ -252,7 +252,11 @@ def edit_config(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "named", "supported"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2'", "bert, camembert, distilbert, electra, roberta, xlm-roberta"),
+        (
+            {"model_type": "gpt2"},
+            "model_type 'gpt2'",
+            "albert, bert, camembert, distilbert, electra, mpnet, roberta, xlm-roberta",
+        ),
         ({"hidden_act": "silu"}, "activation 'silu'", "gelu, gelu_python, gelu_new"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'", "absolute"),
         ({"is_decoder": True}, "is_decoder=true", "encoders only"),
@@ -292,14 +296,12 @@ def test_odd_values_in_configs_raise_nothing_else(checkpoint: Path, file: str) -
     assert refused > 100 if file == "config.json" else refused == 0
 
 
-@pytest.mark.parametrize("pooling", ["max", None])
-def test_unsupported_sentence_modules(tmp_path: Path, pooling: str | None) -> None:
-    folder = build_checkpoint("bert", tmp_path / "c", plain=True, pooling=pooling or "mean", layers=1)
-    if pooling is None:
-        modules = json.loads((folder / "modules.json").read_text())
-        modules.append({"idx": 9, "name": "9", "path": "9_Dense", "type": "sentence_transformers.models.Dense"})
-        (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UnsupportedModelError, match="pooling max" if pooling else "'Dense'"):
+def test_unsupported_sentence_modules(tmp_path: Path) -> None:
+    folder = build_checkpoint("bert", tmp_path / "c", plain=True, pooling="mean", layers=1)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 9, "name": "9", "path": "9_CNN", "type": "sentence_transformers.models.CNN"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UnsupportedModelError, match="'CNN'"):
         load_checkpoint(folder)
 
 
@@ -419,3 +421,11 @@ def test_position_table_of_roberta_is_cut(tmp_path: Path) -> None:
     folder = build_checkpoint("roberta", tmp_path / "c", positions=40, layers=1)
     spec = load_checkpoint(folder).spec
     assert is_roberta("roberta") and (spec.max_positions, spec.type_vocab_size, spec.pad_token_id) == (40, 0, 1)
+
+
+@pytest.mark.parametrize(("key", "value"), [("relative_attention_num_buckets", 64), ("pad_token_id", 0)])
+def test_constants_of_mpnet(tmp_path: Path, key: str, value: int) -> None:
+    folder = build_checkpoint("mpnet", tmp_path / "c", layers=1)
+    edit_config(folder, **{key: value})
+    with pytest.raises(UnsupportedModelError, match=f"{key} {value} of an MPNet is not supported.*supported: "):
+        load_checkpoint(folder)

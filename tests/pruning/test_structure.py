@@ -118,3 +118,19 @@ def test_dead_structure(spec: ModelSpec) -> None:
 
 def test_head_rows() -> None:
     assert head_rows(np.array([2, 0]), 3).tolist() == [6, 7, 8, 0, 1, 2]
+
+
+def test_heads_leave_with_their_rows_of_a_relative_bias(spec: ModelSpec) -> None:
+    spec = dataclasses.replace(spec, relative_buckets=8, relative_distance=20)
+    tensors = random_tensors(spec)
+    keep = Structure((np.array([0, 2]), np.arange(0)), Structure.of(spec).channels)
+    model = TorchEncoder(spec, tensors)
+    model.gates = {"layers.0.attention": torch.tensor([1.0, 0.0, 1.0]), "layers.1.attention": torch.zeros(2)}
+    small, out, _ = remove(spec, tensors, keep, zero_means(spec))
+    assert not tensor_faults(small, {name: np.ascontiguousarray(array) for name, array in out.items()})
+    name = "layers.0.attention.relative_bias"
+    np.testing.assert_array_equal(out[name], tensors[name][[0, 2]])
+    assert "layers.1.attention.relative_bias" not in out
+    np.testing.assert_allclose(
+        predict(TorchEncoder(small, out), IDS, None), predict(model, IDS, None), rtol=0, atol=1e-5
+    )

@@ -15,8 +15,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-FAMILIES = ("bert", "distilbert", "roberta", "electra")
-ALL_TYPES = (*FAMILIES, "camembert", "xlm-roberta")
+FAMILIES = ("bert", "distilbert", "roberta", "electra", "mpnet")
+ALL_TYPES = (*FAMILIES, "camembert", "xlm-roberta", "albert")
 
 CORPUS = [
     "a gripping film that holds its audience from the first minute to the last",
@@ -32,8 +32,13 @@ def is_roberta(family: str) -> bool:
     return family in ("roberta", "camembert", "xlm-roberta")
 
 
+def counts_after_padding(family: str) -> bool:
+    """Tell whether positions begin after the padding token's id, which is 1."""
+    return is_roberta(family) or family == "mpnet"
+
+
 def has_unigrams(family: str) -> bool:
-    return family in ("camembert", "xlm-roberta")
+    return family in ("camembert", "xlm-roberta", "albert")
 
 
 def build_tokenizer(family: str) -> Tokenizer:
@@ -44,19 +49,27 @@ def build_tokenizer(family: str) -> Tokenizer:
     and every other word are whole tokens; the rest falls to pieces.
     """
     names = "<s> <pad> </s> <unk> <mask>" if is_roberta(family) else "[PAD] [UNK] [CLS] [SEP] [MASK]"
+    if family == "mpnet":
+        names = "<s> <pad> </s> [UNK] <mask>"
+    if family == "albert":
+        names = "<pad> <unk> [CLS] [SEP] [MASK]"
     specials = names.split()
     if has_unigrams(family):
-        words = [f"\u2581{word}" for word in _words(lower=False)]
+        lower = family == "albert"  # which puts texts in lower case
+        words = [f"\u2581{word}" for word in _words(lower)]
         letters = sorted({letter for line in CORPUS for letter in line if letter != " "} | {"\u2581"})
         pieces = [(name, 0.0) for name in specials] + [(word, -3.0) for word in words]
         pieces += [(letter, -8.0) for letter in letters if letter not in words]
-        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=specials.index("<unk>"), byte_fallback=False))
         scheme = {"replacement": "\u2581", "prepend_scheme": "always"}
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**scheme)]
         )
         tokenizer.decoder = decoders.Metaspace(**scheme)
         single, pair, ends = "<s> $A </s>", "<s> $A </s> </s> $B </s>", ("<s>", "</s>")
+        if lower:
+            tokenizer.normalizer = normalizers.Lowercase()
+            single, pair, ends = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ("[CLS]", "[SEP]")
     elif is_roberta(family):
         merges, vocab = _merges(), [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
         vocab += [left + right for left, right in merges]
@@ -73,6 +86,8 @@ def build_tokenizer(family: str) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         single, pair, ends = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ("[CLS]", "[SEP]")
+        if family == "mpnet":
+            single, pair, ends = "<s> $A </s>", "<s> $A </s> </s> $B </s>", ("<s>", "</s>")
     tokenizer.add_special_tokens(specials)
     ids = [(token, tokenizer.token_to_id(token)) for token in ends]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
@@ -107,7 +122,7 @@ def build_config(family: str, vocab: int, **options: Any) -> Any:
         "vocab_size": vocab,
         "num_labels": options["num_labels"],
         "problem_type": options["problem_type"],
-        "pad_token_id": 1 if is_roberta(family) else 0,
+        "pad_token_id": 1 if counts_after_padding(family) else 0,
     }
     if family == "distilbert":
         return transformers.DistilBertConfig(
@@ -133,6 +148,18 @@ def build_config(family: str, vocab: int, **options: Any) -> Any:
             "xlm-roberta": transformers.XLMRobertaConfig,
         }[family]
         return cls(**common, max_position_embeddings=positions + 2, type_vocab_size=1, layer_norm_eps=1e-5)
+    if family == "albert":
+        groups, inner = options["sharing"]
+        embedding = options["embedding"] or hidden // 2
+        return transformers.AlbertConfig(
+            **common,
+            max_position_embeddings=positions,
+            embedding_size=embedding,
+            num_hidden_groups=groups,
+            inner_group_num=inner,
+        )
+    if family == "mpnet":
+        return transformers.MPNetConfig(**common, max_position_embeddings=positions + 2, layer_norm_eps=1e-5)
     if family == "electra":
         embedding = options["embedding"] or hidden
         return transformers.ElectraConfig(**common, max_position_embeddings=positions, embedding_size=embedding)
@@ -149,6 +176,8 @@ def randomize(model: Any, seed: int) -> None:
         value = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         if "position_embeddings" in name or "token_type" in name:
             value = torch.round(value * 0.5 * 1024) / 1024
+        elif "relative_attention_bias" in name:
+            value *= 1.5
         elif "embeddings" in name and parameter.ndim == 2:
             value *= 0.5
         elif "norm" in name.lower() and name.endswith("weight"):
@@ -170,11 +199,13 @@ def build_checkpoint(
     ffn: int = 96,
     positions: int = 512,
     embedding: int | None = None,
+    sharing: tuple[int, int] = (1, 1),
     num_labels: int = 3,
     problem_type: str | None = None,
     activation: str = "gelu",
     plain: bool = False,
     head: str = "SequenceClassification",
+    auto: str | None = None,
     pooling: str | None = None,
     normalize: bool = True,
     max_seq_length: int | None = None,
@@ -185,8 +216,9 @@ def build_checkpoint(
 ) -> Path:
     """Save a random checkpoint with its tokenizer and return `folder`.
 
-    `plain` saves the encoder without a head; `head` is what AutoModelFor... is for; `pooling` ("cls" or "mean") adds
-    sentence-transformers' files. `embedding` is ELECTRA's embedding size.
+    `plain` saves the encoder without a head, `head` is what AutoModelFor... is for, `auto` the class of that name
+    (AutoModelForMaskedLM); `pooling` ("cls" or "mean") adds sentence-transformers' files. `embedding` is ELECTRA's and
+    ALBERT's embedding size, `sharing` ALBERT's (groups, layers of a group).
     """
     import torch
     import transformers
@@ -201,11 +233,13 @@ def build_checkpoint(
         ffn=ffn,
         positions=positions,
         embedding=embedding,
+        sharing=sharing,
         num_labels=num_labels,
         problem_type=problem_type,
         activation=activation,
     )
-    factory = transformers.AutoModel if plain else getattr(transformers, f"AutoModelFor{head}")
+    name = auto or ("AutoModel" if plain else f"AutoModelFor{head}")
+    factory = getattr(transformers, name)
     model = factory.from_config(config)
     randomize(model, seed)
     model.to(getattr(torch, dtype))

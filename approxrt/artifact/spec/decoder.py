@@ -22,7 +22,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -201,6 +201,9 @@ class DecoderSpec:
     head_preview: HeadPreviewSpec | None = None
     task_type: Literal["generation"] = "generation"
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    # What encoders may have and decoders have not.
+    relative_buckets: ClassVar[int] = 0
 
     # What is asked of both kinds of spec.
 

@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
-POOLINGS = ("cls", "mean")
+POOLINGS = ("cls", "mean", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 # What an answer's outputs go through. "" in `HeadSpec.activation_fn`: the checkpoint names none.
 OUTPUT_ACTIVATIONS = ("", "identity", "sigmoid", "softmax", "tanh")
 # "" in `HeadSpec.function_to_apply`: an artifact of before the field, whose task type decides.
@@ -55,6 +55,10 @@ MAX_VOCAB = 1 << 22
 MAX_LAYERS = 256
 MAX_LABELS = 1 << 16
 MAX_ALWAYS_KEPT = 64
+MAX_POOLINGS = 8
+MAX_PROJECTIONS = 8
+MAX_RELATIVE_BUCKETS = 1 << 10
+MAX_RELATIVE_BIASES = 1 << 24  # floats of all layers' tables, once they say something of every distance
 MAX_SIGN_DIM = 248  # csrc/args.h: a head's sign matches are counted in eight bits
 
 
@@ -114,10 +118,24 @@ DENSE_ATTENTION: dict[str, Any] = {"attention_keep": 0, "attention_rest": False,
 
 
 @dataclass(frozen=True)
+class ProjectionSpec:
+    """One linear that an embedder's pooled vector goes through, in float32: activation(linear(x)).
+
+    `normalize`: x has length 1 before it.
+    """
+
+    features: int
+    activation: str = "identity"
+    normalize: bool = False
+
+
+@dataclass(frozen=True)
 class HeadSpec:
     """Hold what turns hidden states into the answer.
 
-    pooled = cls or mean of the last hidden states;
+    pooled = cls, mean or another of `POOLINGS` of the last hidden states, or several, joined by "+" in `pooling`: one
+    after another. An embedder's go through its `projections`, and `embed` gives the first `truncate_dim` elements of
+    what comes out, if that is not 0;
     x = activation(dense(pooled)) if `dense_features`, else pooled;
     logits = out(x) if the task has labels.
 
@@ -136,6 +154,13 @@ class HeadSpec:
     normalize: bool = False
     activation_fn: str = ""
     function_to_apply: str = ""
+    projections: tuple[ProjectionSpec, ...] = ()
+    truncate_dim: int = 0
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The modes that stand one after another in a pooled vector."""
+        return tuple(self.pooling.split("+"))
 
 
 @dataclass(frozen=True)
@@ -163,6 +188,9 @@ class ModelSpec:
 
     `always_kept`: ids of tokens (separators) whose keys sign-matching attention never drops.
     `wide_words`: how many rows of an embedding table of kind s2 have four bits; 0 for other kinds.
+    `relative_buckets` over 0: scores of attention are biased by relative position, in so many buckets of distances, of
+    which the last begins at `relative_distance` tokens (`approxrt.runtime.relative_positions`).
+    `layer_order`: which of `layers` each step runs, where layers are shared; empty: each once, in order.
     """
 
     architecture: str
@@ -186,6 +214,9 @@ class ModelSpec:
     wide_words: int = 0
     position_kind: PositionKind = "f32"
     text: TextSpec = field(default_factory=TextSpec)
+    relative_buckets: int = 0
+    relative_distance: int = 0
+    layer_order: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     # What decoders may have and encoders have not: a gate in the FFN, and a transform before `down`.
@@ -198,6 +229,11 @@ class ModelSpec:
         return self.embedding_size != self.hidden_size
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        """The layer of each step of a pass."""
+        return self.layer_order or tuple(range(len(self.layers)))
+
+    @property
     def num_outputs(self) -> int:
         """Width of `logits`; 0 for an embedding model."""
         return len(self.labels)
@@ -206,6 +242,17 @@ class ModelSpec:
     def per_token(self) -> bool:
         """Tell whether the head reads every token: logits are [tokens, outputs] of a text, not [outputs]."""
         return self.task_type in PER_TOKEN
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of a pooled vector behind the projections."""
+        projections = self.head.projections
+        return projections[-1].features if projections else self.hidden_size * len(self.head.poolings)
+
+    @property
+    def vector_size(self) -> int:
+        """Width of what `embed` gives."""
+        return min(self.pooled_size, self.head.truncate_dim or self.pooled_size)
 
     def linears(self) -> Iterator[tuple[str, LinearSpec]]:
         """Every linear of the model as (name, spec), in execution order; removed blocks have none."""
@@ -220,7 +267,10 @@ class ModelSpec:
             if layer.has_ffn:
                 yield f"layers.{i}.ffn.up", LinearSpec(self.hidden_size, layer.intermediate_size, layer.ffn_up)
                 yield f"layers.{i}.ffn.down", LinearSpec(layer.intermediate_size, self.hidden_size, layer.ffn_down)
-        features = self.hidden_size
+        features = self.hidden_size * len(self.head.poolings)
+        for i, projection in enumerate(self.head.projections):
+            yield f"head.projections.{i}", LinearSpec(features, projection.features, "f32")
+            features = projection.features
         if self.head.dense_features is not None:
             yield "head.dense", LinearSpec(features, self.head.dense_features, self.head.dense_kind)
             features = self.head.dense_features
@@ -258,6 +308,8 @@ class ModelSpec:
         unknown = sorted(set(kinds) - known)
         if unknown:
             raise KeyError(f"no such linears: {unknown}")
+        if rounded := [name for name in kinds if name.startswith("head.projections.") and kinds[name] != "f32"]:
+            raise ValueError(f"projections are float32: {rounded}")
         layers = []
         for i, layer in enumerate(self.layers):
             changes: dict[str, Any] = {
@@ -298,6 +350,9 @@ class ModelSpec:
             for part in ("attention", "ffn"):
                 yield f"layers.{i}.{part}.norm.weight", "F32", (h,)
                 yield f"layers.{i}.{part}.norm.bias", "F32", (h,)
+        for i, layer in enumerate(self.layers):
+            if self.relative_buckets and layer.has_attention:
+                yield f"layers.{i}.attention.relative_bias", "F32", (layer.num_heads, self.relative_buckets)
         for _, bias in self.removed_biases():
             yield bias, "F32", (h,)
         for name, linear in self.linears():
@@ -314,9 +369,15 @@ class ModelSpec:
         data["text"]["prompts"] = dict(self.text.prompts)
         if self.text == TextSpec():
             del data["text"]
-        for name in ("activation_fn", "function_to_apply"):
+        data["head"]["projections"] = [dataclasses.asdict(projection) for projection in self.head.projections]
+        for name in ("activation_fn", "function_to_apply", "projections", "truncate_dim"):
             if not data["head"][name]:
                 del data["head"][name]
+        for name in ("relative_buckets", "relative_distance", "layer_order"):
+            if not data[name]:
+                del data[name]
+        if self.layer_order:
+            data["layer_order"] = list(self.layer_order)
         data["labels"] = list(self.labels)
         data["always_kept"] = list(self.always_kept)
         data["layers"] = [dataclasses.asdict(layer) for layer in self.layers]

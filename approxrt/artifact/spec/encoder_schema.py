@@ -18,6 +18,8 @@ from approxrt.artifact.spec.encoder import (
     MAX_DIM,
     MAX_LABELS,
     MAX_LAYERS,
+    MAX_POOLINGS,
+    MAX_PROJECTIONS,
     MAX_SIGN_DIM,
     MAX_VOCAB,
     OUTPUT_ACTIVATIONS,
@@ -30,8 +32,10 @@ from approxrt.artifact.spec.encoder import (
     HeadSpec,
     LayerSpec,
     ModelSpec,
+    ProjectionSpec,
     TextSpec,
 )
+from approxrt.artifact.spec.encoder_parts import order_faults, relative_faults, vector_faults
 from approxrt.artifact.spec.faults import MAX_NAME, _some, build_object, is_text, object_fields, show
 from approxrt.artifact.spec.formats import EMBEDDING_KINDS, LINEAR_KINDS, POSITION_KINDS
 
@@ -58,10 +62,10 @@ def encoder_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
     elif "layers" in fields:
         faults.append(f"model.layers is {show(layers)}; a list is needed")
     if "head" in fields:
-        fields["head"] = build_object(fields["head"], HeadSpec, "model.head", faults)
+        fields["head"] = _head_from_json(fields["head"], faults)
     if "text" in fields:
         fields["text"] = build_object(fields["text"], TextSpec, "model.text", faults)
-    for name in ("labels", "always_kept"):
+    for name in ("labels", "always_kept", "layer_order"):
         values = fields.get(name, [])
         if isinstance(values, list):
             fields[name] = tuple(values)
@@ -74,6 +78,18 @@ def encoder_from_json(data: Any) -> tuple[ModelSpec | None, list[str]]:
     if type_faults:
         return None, type_faults
     return spec, encoder_faults(spec)
+
+
+def _head_from_json(data: Any, faults: list[str]) -> HeadSpec | None:
+    if isinstance(data, Mapping) and isinstance(projections := data.get("projections"), list):
+        where = "model.head.projections"
+        if len(projections) > MAX_PROJECTIONS:
+            faults.append(f"{where} has {len(projections)} entries; the limit is {MAX_PROJECTIONS}")
+            return None
+        built = [build_object(p, ProjectionSpec, f"{where}[{i}]", faults) for i, p in enumerate(projections)]
+        data = {**data, "projections": tuple(built)}
+    head: HeadSpec | None = build_object(data, HeadSpec, "model.head", faults)
+    return head
 
 
 def encoder_faults(spec: ModelSpec) -> list[str]:
@@ -101,6 +117,8 @@ _INT_FIELDS = (
     "max_length",
     "pad_token_id",
     "wide_words",
+    "relative_buckets",
+    "relative_distance",
 )
 _STR_FIELDS = (
     "architecture",
@@ -141,6 +159,11 @@ def _type_faults(spec: ModelSpec) -> list[str]:
     else:
         for i, token in enumerate(spec.always_kept[: MAX_ALWAYS_KEPT + 1]):
             need(type(token) is int, f"model.always_kept[{i}]", token, "an integer")
+    if not isinstance(spec.layer_order, tuple):
+        need(False, "model.layer_order", spec.layer_order, "a sequence of numbers of layers")
+    else:
+        for i, step in enumerate(spec.layer_order[: MAX_LAYERS + 1]):
+            need(type(step) is int, f"model.layer_order[{i}]", step, "an integer")
     if not isinstance(spec.layers, tuple):
         need(False, "model.layers", spec.layers, "a sequence of layers")
     else:
@@ -163,6 +186,18 @@ def _type_faults(spec: ModelSpec) -> list[str]:
     dense = head.dense_features
     need(dense is None or type(dense) is int, "model.head.dense_features", dense, "an integer or null")
     need(type(head.normalize) is bool, "model.head.normalize", head.normalize, "true or false")
+    need(type(head.truncate_dim) is int, "model.head.truncate_dim", head.truncate_dim, "an integer")
+    if not isinstance(head.projections, tuple):
+        need(False, "model.head.projections", head.projections, "a sequence of projections")
+        return faults
+    for i, projection in enumerate(head.projections[: MAX_PROJECTIONS + 1]):
+        where = f"model.head.projections[{i}]"
+        if not isinstance(projection, ProjectionSpec):
+            need(False, where, projection, "a projection")
+            continue
+        need(type(projection.features) is int, f"{where}.features", projection.features, "an integer")
+        need(is_text(projection.activation), f"{where}.activation", projection.activation, "a string")
+        need(type(projection.normalize) is bool, f"{where}.normalize", projection.normalize, "true or false")
     text = spec.text
     if not isinstance(text, TextSpec):
         need(False, "model.text", text, "an object")
@@ -208,12 +243,17 @@ def _range_faults(spec: ModelSpec) -> list[str]:
             inner = show(layer.num_heads * layer.head_dim)
             faults.append(f"{where}: num_heads * head_dim is {inner}; the limit is {MAX_DIM}")
         faults += _sign_faults(layer, where)
+    faults += relative_faults(spec)
+    faults += order_faults(spec)
     if len(spec.always_kept) > MAX_ALWAYS_KEPT:
         faults.append(f"model.always_kept has {len(spec.always_kept)} entries; the limit is {MAX_ALWAYS_KEPT}")
     for i, token in enumerate(spec.always_kept[:MAX_ALWAYS_KEPT]):
         between(f"model.always_kept[{i}]", token, 0, max(0, min(spec.vocab_size, MAX_VOCAB) - 1))
     if spec.head.dense_features is not None:
         between("model.head.dense_features", spec.head.dense_features, 1, MAX_DIM)
+    for i, projection in enumerate(spec.head.projections[:MAX_PROJECTIONS]):
+        between(f"model.head.projections[{i}].features", projection.features, 1, MAX_DIM)
+    between("model.head.truncate_dim", spec.head.truncate_dim, 0, max(1, min(spec.pooled_size, MAX_DIM)))
     return faults
 
 
@@ -234,7 +274,10 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
         for name in _LAYER_KINDS:
             one_of(f"model.layers[{i}].{name}", getattr(layer, name), LINEAR_KINDS)
         faults += _removed_faults(layer, f"model.layers[{i}]")
-    one_of("model.head.pooling", spec.head.pooling, POOLINGS)
+    for mode in spec.head.poolings[:MAX_POOLINGS]:
+        one_of("model.head.pooling", mode, POOLINGS)
+    for i, projection in enumerate(spec.head.projections[:MAX_PROJECTIONS]):
+        one_of(f"model.head.projections[{i}].activation", projection.activation, ACTIVATIONS)
     one_of("model.head.dense_activation", spec.head.dense_activation, ACTIVATIONS)
     one_of("model.head.dense_kind", spec.head.dense_kind, LINEAR_KINDS)
     one_of("model.head.out_kind", spec.head.out_kind, LINEAR_KINDS)
@@ -290,7 +333,7 @@ def _removed_faults(layer: LayerSpec, where: str) -> Iterator[str]:
 
 def _task_faults(spec: ModelSpec) -> list[str]:
     """Labels must fit the task."""
-    faults: list[str] = []
+    faults: list[str] = list(vector_faults(spec))
     count = len(spec.labels)
     if count > MAX_LABELS:
         return [f"model.labels has {count} entries; the limit is {MAX_LABELS}"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from approxrt.artifact.spec.formats import LinearKind
+from approxrt.artifact.tensorfile import release_pages
 from approxrt.artifact.writer import write_artifact
 from approxrt.compression.families.encoder_inputs import EncoderInputs
 from approxrt.compression.family import OWN_F32, Opened
@@ -99,6 +100,10 @@ class EncoderFamily:
         """Let go the engines that the baseline was timed with; a candidate that is timed beside one builds it again."""
         self._peers = {}
         release_memory()
+
+    def release_file(self) -> None:
+        """Let the checkpoint's pages go until the model of `unchanged` is read again."""
+        release_pages(self.inputs.checkpoint.tensors.values())
 
     def evaluate_baseline(self) -> dict[str, float]:
         """See `Family`; keeps the outputs, which flips are counted against."""

@@ -46,12 +46,14 @@ def one_shot(family: EncoderFamily) -> None:
         rounds.noise = subject.noise
     for i in range(ROUNDS):
         show = job.recipe_progress.part(i / (ROUNDS + 1), (i + 1) / (ROUNDS + 1)).named(f"round {i + 1}/{ROUNDS}")
+        family.release_file()
         subject.score(i == 0, show.part(0.0, 0.6))
         show(0.6, "choosing what to prune")
         rounds.prune((i + 1) / ROUNDS)
         subject.refit(show.part(0.7, 1.0))
     job.recipe_progress(ROUNDS / (ROUNDS + 1), "rounding")
     kinds = family.kinds(subject.model, rounds.kinds)
+    family.release_file()
     tensors_of = subject.round(kinds)
     facts: dict[str, Any] = {"speedup": options.wanted_speedup, "shrink": options.wanted_shrink}
     facts |= {"recipe": "one-shot", "method": "ours", "cuts": rounds.history, "examples": len(rows)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from approxrt.artifact.spec.formats import LinearKind
 from approxrt.errors import DeviceError
 from approxrt.runtime.batching import TOKEN_BUDGET, plan_batches
 from approxrt.runtime.inputs import check_sequences, refuse_per_token, require_per_token
+from approxrt.runtime.relative_positions import expanded_biases
 from approxrt.runtime.threads import resolve_threads, warn_of_missing_threads
 
 
@@ -70,7 +72,8 @@ class CpuEngine:
         self.threads = resolve_threads(threads)
         self.isa = isa or suitable_isa(linear.kind for _, linear in artifact.spec.linears())
         config = encoder_config(artifact.spec)
-        self._encoder = _C.Encoder(config, dict(artifact.tensors), self.isa, self.threads, dict(tuning or {}))
+        tensors = dict(artifact.tensors) | dict(expanded_biases(artifact.spec, artifact.tensors))
+        self._encoder = _C.Encoder(config, tensors, self.isa, self.threads, dict(tuning or {}))
         if wait:
             self.wait()
 
@@ -87,13 +90,13 @@ class CpuEngine:
     ) -> np.ndarray:
         """One row a sequence, in the order given: `output` is "logits" or "pooled".
 
-        Returns float32 [len(sequences), num_outputs or hidden_size]. A sequence's row does
+        Returns float32 [len(sequences), num_outputs or pooled_size]. A sequence's row does
         not depend on the others in the call. Of a model whose head reads every token, logits come from `token_logits`.
         """
         if output == "logits":
             refuse_per_token(self.spec)
         arrays, types = check_sequences(self.spec, sequences, type_ids)
-        columns = self.spec.num_outputs if output == "logits" else self.spec.hidden_size
+        columns = self.spec.num_outputs if output == "logits" else self.spec.pooled_size
         result = np.empty((len(arrays), columns), np.float32)
         for batch, _, rows in self._passes(arrays, types, output, budget):
             result[batch] = rows
@@ -186,9 +189,11 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
             }
             for l in spec.layers
         ],
+        "layer_order": list(spec.layer_order),
         "always_kept": list(spec.always_kept),
-        "pooling": spec.head.pooling,
+        "pooling": list(spec.head.poolings),
         "per_token": spec.per_token,
+        "projections": [dataclasses.asdict(projection) for projection in spec.head.projections],
         "dense_features": spec.head.dense_features or 0,
         "dense_activation": spec.head.dense_activation,
         "num_outputs": spec.num_outputs,

@@ -27,6 +27,7 @@ from approxrt.runtime.cuda.plan import TOKEN_BUDGET, PassViews, bucket_of, fill_
 from approxrt.runtime.inputs import check_sequences, refuse_per_token, require_per_token
 
 if TYPE_CHECKING:
+    from approxrt.artifact.spec.encoder import ModelSpec
     from approxrt.runtime.cpu.engine import Weights
     from approxrt.runtime.cuda.runner import Slot
 
@@ -52,6 +53,21 @@ def require_cuda() -> None:
         raise DeviceError(
             f"device 'cuda': {torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}; "
             "the kernels need 8.0 or later (Ampere); load with device='cpu'"
+        )
+
+
+def refuse_unsupported(spec: ModelSpec) -> None:
+    """Raise DeviceError for what the GPU's kernels do not compute."""
+    wanted = {
+        "a bias of attention scores by relative position": bool(spec.relative_buckets),
+        "layers that are shared": bool(spec.layer_order),
+        f"pooling {spec.head.pooling}": spec.head.pooling not in ("cls", "mean"),
+        "linears behind the pooling": bool(spec.head.projections),
+    }
+    if lacking := [name for name, there in wanted.items() if there]:
+        raise DeviceError(
+            f"device 'cuda': this model ({spec.architecture}) has {' and '.join(lacking)}, which the GPU's engine does "
+            "not run; load with device='cpu'"
         )
 
 
@@ -82,6 +98,7 @@ class CudaEngine:
 
     def __init__(self, artifact: Weights, device: str = "cuda") -> None:
         """`device="cpu"` is for kernels under triton's interpreter: the same launches, without graphs."""
+        refuse_unsupported(artifact.spec)
         if device != "cpu":
             require_cuda()
         import torch

@@ -28,13 +28,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from approxrt.artifact.spec.encoder import LayerSpec, ModelSpec
+from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec, ModelSpec
 from approxrt.artifact.spec.formats import GROUP_KINDS, LinearSpec
 from approxrt.artifact.storage.bsr import bsr_to_dense
 from approxrt.artifact.storage.groupwise import dequantize_groups, matrix_parts
 from approxrt.artifact.storage.int4 import row_integers, tile_integers
 from approxrt.artifact.storage.mixed_rows import mixed_integers
+from approxrt.runtime.pooling import pool_states
 from approxrt.runtime.reference.groupwise import dequantized_tokens
+from approxrt.runtime.relative_positions import relative_buckets
 
 QUANTIZE_FLOOR = np.float32(1e-30)
 
@@ -81,7 +83,7 @@ def reference_embeddings(
     dtype: torch.dtype = torch.float64,
     normalize: bool = False,
 ) -> np.ndarray:
-    """Pooled hidden states [n, hidden], of length 1 if `normalize`."""
+    """Pooled hidden states [n, pooled_size], of length 1 if `normalize`."""
     model = Reference(spec, tensors, dtype)
     pooled = torch.stack([model.pooled(ids, types) for ids, types in _pairs(input_ids, type_ids)])
     if normalize:
@@ -147,8 +149,8 @@ class Reference:
         x = self._norm("embeddings.norm", x)
         if spec.has_projection:
             x = self._linear("embeddings.projection", x)
-        for i, layer in enumerate(spec.layers):
-            at = f"layers.{i}"
+        for i in spec.steps:
+            layer, at = spec.layers[i], f"layers.{i}"
             # What is left of a removed block is a bias, at its last linear's place.
             if layer.has_attention:
                 attended = self._attention(f"{at}.attention", x, layer, tokens)
@@ -165,9 +167,10 @@ class Reference:
         return x
 
     def pooled(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
-        """[hidden]: the first token's state, or the mean over tokens."""
-        hidden = self.hidden(ids, types)
-        return hidden[0] if self.spec.head.pooling == "cls" else hidden.mean(dim=0)
+        """[pooled_size]: the first token's state, the mean over tokens or another pooling, behind the projections."""
+        hidden, head = self.hidden(ids, types), self.spec.head
+        x = torch.from_numpy(pool_states(hidden.numpy(), head.poolings)).to(self.dtype)
+        return projected(head, self.weights, x)
 
     def logits(self, ids: Sequence[int], types: Sequence[int] | None = None) -> torch.Tensor:
         """[1, labels], or [tokens, labels] where the head reads every token."""
@@ -177,7 +180,7 @@ class Reference:
         return self._linear("head.out", x)
 
     def _attention(self, name: str, x: torch.Tensor, layer: LayerSpec, tokens: torch.Tensor) -> torch.Tensor:
-        """softmax(q k^T / sqrt(head_dim)) v by head; [tokens, heads * head_dim]."""
+        """softmax(q k^T / sqrt(head_dim) + bias) v by head; [tokens, heads * head_dim]."""
         heads, head_dim = layer.num_heads, layer.head_dim
         q, k, v = (
             self._linear(f"{name}.{part}", x).reshape(len(x), heads, head_dim).transpose(0, 1)
@@ -187,10 +190,16 @@ class Reference:
             kept = kept_keys(q.float(), k.float(), layer.attention_keep, self._always_kept(tokens))
             y = sign_attention(q, k, v, 1 / math.sqrt(head_dim), kept, layer.attention_rest)
             return y.transpose(0, 1).reshape(len(x), heads * head_dim)
+        bias = torch.zeros((), dtype=self.dtype)
+        if self.spec.relative_buckets:
+            n = len(x)
+            distances = np.arange(n)[None, :] - np.arange(n)[:, None]
+            buckets = relative_buckets(distances, self.spec.relative_buckets, self.spec.relative_distance)
+            bias = self.weights[f"{name}.relative_bias"][:, torch.from_numpy(buckets)]
         attend = _attention
         if all(self.linears[f"{name}.{part}"].kind != "f32" for part in ("query", "key", "value")):
             attend = _attention_int16
-        return attend(q, k, v, 1 / math.sqrt(head_dim)).transpose(0, 1).reshape(len(x), heads * head_dim)
+        return attend(q, k, v, 1 / math.sqrt(head_dim), bias).transpose(0, 1).reshape(len(x), heads * head_dim)
 
     def _always_kept(self, tokens: torch.Tensor) -> torch.Tensor:
         """bool[tokens]: the keys that sign matching never drops."""
@@ -220,22 +229,34 @@ class Reference:
         return torch.from_numpy(np.array(array)).to(self.dtype)
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Exact: softmax(scale q k^T) v; all [heads, tokens, head_dim]."""
-    return torch.softmax(scale * (q @ k.transpose(1, 2)), dim=-1) @ v
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias: torch.Tensor) -> torch.Tensor:
+    """Exact: softmax(scale q k^T + bias) v; all [heads, tokens, head_dim], bias [heads, tokens, tokens] or a number."""
+    return torch.softmax(scale * (q @ k.transpose(1, 2)) + bias, dim=-1) @ v
 
 
-def _attention_int16(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+def _attention_int16(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, bias: torch.Tensor
+) -> torch.Tensor:
     """The CPU engine's arithmetic beside int8 linears: 16-bit products (csrc/args.h, attention_int16)."""
     limit, width = 32767, -(-q.shape[2] // 16) * 16
     while limit * limit * width > 2**31 - 1:
         limit = limit * 15 // 16
     (q, sq), (k, sk), (v, sv) = _integer_rows(q, limit), _integer_rows(k, limit), _integer_rows(v, 4096)
-    scores = scale * sq * sk.transpose(1, 2) * (q @ k.transpose(1, 2))
+    scores = scale * sq * sk.transpose(1, 2) * (q @ k.transpose(1, 2)) + bias
     e = torch.exp(scores - scores.amax(dim=2, keepdim=True))
     largest = sv.amax(dim=1, keepdim=True)
     p = torch.round(e * sv.transpose(1, 2) / largest.clamp(min=QUANTIZE_FLOOR) * 4095)
     return (p @ v) * largest / 4095 / e.sum(dim=2, keepdim=True)
+
+
+def projected(head: HeadSpec, weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """[..., pooled_size]: pooled states behind the head's projections, by the artifact's names of their weights."""
+    for i, projection in enumerate(head.projections):
+        if projection.normalize:
+            x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        weight, bias = (weights[f"head.projections.{i}.{part}"] for part in ("weight", "bias"))
+        x = _activation(projection.activation, x @ weight.T + bias)
+    return x
 
 
 def kept_keys(

@@ -115,7 +115,7 @@ def _inputs(served: Served) -> list[str]:
 
 def _outputs(served: Served) -> list[tuple[str, str, list[int]]]:
     if not served.labels:
-        return [("embedding", "FP32", [-1, served.model.spec.hidden_size])]
+        return [("embedding", "FP32", [-1, served.model.spec.vector_size])]
     return [("logits", "FP32", [-1, len(served.labels)]), ("label", "BYTES", [-1]), ("score", "FP32", [-1])]
 
 

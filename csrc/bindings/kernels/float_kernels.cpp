@@ -47,7 +47,8 @@ Array<float> activation(const py::array& x_any, const std::string& act, const st
 }
 
 Array<float> attention(const py::array& q_any, const py::array& k_any, const py::array& v_any, float scale,
-                       const std::string& isa, int32_t query_begin, int32_t query_end, bool int16) {
+                       const std::string& isa, int32_t query_begin, int32_t query_end, bool int16,
+                       const py::object& bias_any) {
     auto q = typed<float>(q_any, 2, "q"), k = typed<float>(k_any, 2, "k"), v = typed<float>(v_any, 2, "v");
     const auto queries = static_cast<int32_t>(q.shape(0));
     const auto n = static_cast<int32_t>(k.shape(0)), d = static_cast<int32_t>(k.shape(1));
@@ -72,6 +73,17 @@ Array<float> attention(const py::array& q_any, const py::array& k_any, const py:
                     .out = out.mutable_data(),
                     .ldo = d,
                     .scratch = scratch.as<float>()};
+    Array<float> bias;
+    if (!bias_any.is_none()) {
+        const bool matrix = py::cast<py::array>(bias_any).ndim() == 2;
+        bias = typed<float>(bias_any, matrix ? 2 : 1, "bias");
+        if (matrix)
+            expect(bias.shape(0) == queries && bias.shape(1) == n, "bias must be [queries, keys]");
+        else
+            expect(bias.shape(0) == queries + n - 1, "bias needs queries + keys - 1 values");
+        a.bias = bias.data() + (matrix ? 0 : queries - 1);
+        a.ldb = matrix ? n : -1;
+    }
     {
         py::gil_scoped_release release;
         (int16 ? table(isa).attention_int16 : table(isa).attention)(a);
@@ -151,8 +163,11 @@ void bind_float_kernels(py::module_& module) {
                py::arg("normalise") = true,
                "Softmax of rows; without `normalise` as the kernel leaves it: not yet divided by the row's sum.");
     module.def("activation", &activation, py::arg("x"), py::arg("act"), py::arg("isa") = "");
-    module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("isa") = "",
-               py::arg("query_begin") = 0, py::arg("query_end") = -1, py::arg("int16") = false);
+    module.def(
+        "attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("scale"), py::arg("isa") = "",
+        py::arg("query_begin") = 0, py::arg("query_end") = -1, py::arg("int16") = false, py::arg("bias") = py::none(),
+        "One head over one sequence. bias [queries, keys] or, over j - i from 1 - queries on, [queries + keys - 1]: "
+        "added to the scaled scores.");
     module.def("rms_norm", &rms_norm, py::arg("x"), py::arg("gamma"), py::arg("eps"), py::arg("isa") = "");
     module.def("rope", &rope, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("isa") = "",
                "x [rows, heads, head_dim] turned by cos, sin [rows, head_dim / 2].");

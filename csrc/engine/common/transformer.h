@@ -83,6 +83,9 @@ struct TransformerLayer {
     // others stand as their mean (args.h, SignAttentionArgs).
     int32_t keep = 0, sign_from = 0, window = 1, signs = 0;
     bool rest = false;
+    // [num_heads][2 max_positions - 1]: what attention of query i to key j is biased with, over j - i from
+    // 1 - max_positions on; empty: with nothing.
+    std::vector<float> relative_bias;
     std::vector<float> rotation, centre;  // [kv_heads][head_dim][signs], [kv_heads][signs] in whole strips; or empty
 
     int32_t group() const { return num_heads / num_kv_heads; }

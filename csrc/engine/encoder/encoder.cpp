@@ -35,10 +35,12 @@ void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const
                            c.groups[i], c.threads);
 
     const bool logits = what == Output::kLogits;
-    const int64_t ld = logits ? round_up(m.hidden, kTileN) : m.hidden;
     const Output states = this->states(what);
+    const bool projected = what == Output::kPooled && !m.head.projections.empty();
+    const int64_t width = what == Output::kPooled ? m.head.pooled_width(m.hidden) : m.hidden;
+    const int64_t ld = logits || projected ? round_up(width, kTileN) : width;
     const int32_t count = states == Output::kHidden ? batch.tokens() : batch.sequences;
-    float* rows = logits ? c.pooled.get<float>(count * ld) : out;
+    float* rows = logits || projected ? c.pooled.get<float>(count * ld) : out;
     const auto run_group = [&](const Group& group, Team team, GroupScratch& scratch) {
         const int64_t row = states == Output::kHidden ? batch.cu_seqlens[group.begin] : group.begin;
         GroupPass(m, kernels_, tuning_, batch, group, team, c, scratch).run(states, rows + row * ld, ld);
@@ -51,6 +53,34 @@ void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const
         run_group(c.plan.groups[0], Team(passes_.pool()), c.groups[0]);
     }
     if (logits) run_head(rows, count, out, c);
+    if (projected) project(rows, ld, batch.sequences, out, c);
+}
+
+void Encoder::project(float* pooled, int64_t ld, int32_t sequences, float* out, Context& c) const {
+    const std::vector<Projection>& projections = model_.head.projections;
+    const int32_t block = std::min(sequences, kHeadRows), n = projections.back().linear.n();
+    int64_t widest = 0;
+    for (const Projection& p : projections) widest = std::max<int64_t>(widest, p.linear.n_padded());
+    for (ThreadScratch& s : c.threads) {
+        s.wide.get<float>(block * widest);
+        s.narrow.get<float>(block * widest);
+    }
+    passes_.pool().run((sequences + block - 1) / block, [&](int task, int thread) {
+        ThreadScratch& s = c.threads[thread];
+        const int32_t begin = task * block, rows = std::min(block, sequences - begin);
+        float *x = pooled + begin * ld, *y = s.wide.get<float>(0), *next = s.narrow.get<float>(0);
+        int64_t ldx = ld;
+        for (const Projection& p : projections) {
+            const Timed timed(c.ops.empty() ? nullptr : &c.ops[thread], Op::kHead, p.linear.macs() * rows);
+            if (p.normalize) normalize_rows(x, ldx, rows, p.linear.k());
+            p.linear.run(kernels_, {x, ldx, rows, nullptr}, {y, p.linear.n_padded(), nullptr, 0, p.act});
+            x = y;
+            ldx = p.linear.n_padded();
+            std::swap(y, next);
+        }
+        for (int32_t i = 0; i < rows; ++i)
+            std::memcpy(out + (begin + i) * static_cast<int64_t>(n), x + i * ldx, sizeof(float) * n);
+    });
 }
 
 void Encoder::run_head(const float* states, int32_t count, float* out, Context& c) const {
@@ -119,7 +149,10 @@ int64_t Encoder::output_rows(const Batch& batch, Output what) const {
 }
 
 int32_t Encoder::output_columns(Output what) const {
-    if (what != Output::kLogits) return model_.hidden;
+    const Head& head = model_.head;
+    if (what == Output::kPooled)
+        return head.projections.empty() ? head.pooled_width(model_.hidden) : head.projections.back().linear.n();
+    if (what == Output::kHidden) return model_.hidden;
     if (!model_.head.out) throw std::invalid_argument("the model has no classification head: ask for pooled or hidden");
     return model_.head.out->n();
 }

@@ -34,6 +34,8 @@ class Encoder {
 
   private:
     void run(const Batch& batch, Output what, float* out, Context& context) const;
+    // Pooled states through the projections to `out`; `pooled` is overwritten.
+    void project(float* pooled, int64_t ld, int32_t sequences, float* out, Context& context) const;
     // What the groups compute: hidden states where the head reads every token's.
     Output states(Output what) const {
         if (what != Output::kLogits) return what;

@@ -88,9 +88,9 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
 }
 
 void GroupPass::run(Output what, float* out, int64_t ld) {
-    const bool first_only = what != Output::kHidden && m_.head.pooling == Pooling::kCls;
+    const bool first_only = what != Output::kHidden && m_.head.first_only();
     few_tokens() ? encode_by_outputs(first_only) : encode(first_only);
-    if (what != Output::kHidden && !first_only) return pool_mean(out, ld);
+    if (what != Output::kHidden && !first_only) return pool(out, ld);
     const float* rows = first_only ? g_.first.get<float>(0) : g_.x.get<float>(0);
     for (int64_t i = 0; i < (first_only ? sequences_ : tokens_); ++i)
         std::memcpy(out + i * ld, rows + i * hidden_, sizeof(float) * m_.hidden);
@@ -192,6 +192,8 @@ void GroupPass::attend(const TransformerLayer& layer, int32_t head_begin, int32_
     a.scale = 1.0f / std::sqrt(static_cast<float>(d));
     a.ldo = heads_width(layer);
     a.scratch = scratch.attention.get<float>(0);
+    a.ldb = -1;
+    const int32_t positions = m_.embeddings.max_positions;
     int64_t macs = 0;
     if (account)
         for (int32_t i = group_.begin; i < group_.end; ++i)
@@ -210,6 +212,8 @@ void GroupPass::attend(const TransformerLayer& layer, int32_t head_begin, int32_
             a.query_begin = 0;
             a.query_end = first_only ? 1 : a.n;
             a.out = attended + row * a.ldo + head * d;
+            if (!layer.relative_bias.empty())
+                a.bias = layer.relative_bias.data() + head * (2ll * positions - 1) + positions - 1;
             if (sign)
                 k_.sign_attention({.a = a,
                                    .keep = layer.keep,
@@ -244,17 +248,16 @@ void GroupPass::gather_first(const float* x, float* first) const {
         std::memcpy(first + (i - group_.begin) * hidden_, x + offset(i) * hidden_, sizeof(float) * hidden_);
 }
 
-void GroupPass::pool_mean(float* out, int64_t ld) {
+void GroupPass::pool(float* out, int64_t ld) {
     const float* x = g_.x.get<float>(0);
     team_.run(sequences_, [&](int task, int thread) {
         const Timed timed(account(thread), Op::kPooling);
         const int32_t i = group_.begin + task;
-        float* sum = out + task * ld;
-        std::memset(sum, 0, sizeof(float) * m_.hidden);
-        for (int32_t t = offset(i); t < offset(i) + length(i); ++t)
-            for (int32_t j = 0; j < m_.hidden; ++j) sum[j] += x[t * hidden_ + j];
-        const float inverse = 1.0f / static_cast<float>(length(i));
-        for (int32_t j = 0; j < m_.hidden; ++j) sum[j] *= inverse;
+        float* to = out + task * ld;
+        for (const Pooling pooling : m_.head.pooling) {
+            pool_rows(pooling, x + offset(i) * hidden_, hidden_, length(i), m_.hidden, to);
+            to += m_.hidden;
+        }
     });
 }
 

@@ -73,7 +73,7 @@ class GroupPass {
     bool few_tokens() const;
     void encode_by_outputs(bool first_only);
 
-    void pool_mean(float* out, int64_t ld);
+    void pool(float* out, int64_t ld);
 
     const EncoderModel& m_;
     const KernelTable& k_;

@@ -7,10 +7,9 @@
 #include <vector>
 
 #include "engine/common/transformer.h"
+#include "pooling.h"
 
 namespace approxrt {
-
-enum class Pooling { kCls, kMean };
 
 // What is added to words. Tables stay where the caller has them, as the words do.
 struct Embeddings {
@@ -22,15 +21,29 @@ struct Embeddings {
     std::optional<Linear> projection;
 };
 
+// A linear that pooled states go through, in float32: y = act(linear(x)), x of length 1 before it if `normalize`.
+struct Projection {
+    Linear linear;
+    Act act;
+    bool normalize;
+};
+
 struct Head {
-    Pooling pooling;
-    bool per_token = false;  // logits are of every token's hidden state, not of the pooled one
+    std::vector<Pooling> pooling;         // one after another in a pooled state
+    std::vector<Projection> projections;  // of an embedder's pooled states, in order
+    bool per_token = false;               // logits are of every token's hidden state, not of the pooled one
     Act dense_act = Act::kTanh;
     std::optional<Linear> dense, out;
+
+    // Nothing but first tokens' states is read.
+    bool first_only() const { return pooling.size() == 1 && pooling[0] == Pooling::kCls; }
+    int32_t pooled_width(int32_t hidden) const { return hidden * static_cast<int32_t>(pooling.size()); }
 };
 
 struct EncoderModel : Transformer {
     std::vector<int32_t> always_kept;  // token ids whose keys sign matching keeps, as it does the first token's
+    // Which layer each step runs; empty: every layer once. A layer that is run several times has no removed block.
+    std::vector<int32_t> layer_order;
     Embeddings embeddings;
     Head head;
 
@@ -42,12 +55,17 @@ struct EncoderModel : Transformer {
         each_layer_linear(body);
         for (const auto* w : {&embeddings.projection, &head.dense, &head.out})
             if (*w) body(**w);
+        for (const Projection& projection : head.projections) body(projection.linear);
     }
 
-    // Blocks in the order of execution: 2 i is layer i's attention, 2 i + 1 its feed forward.
-    int32_t blocks() const { return 2 * static_cast<int32_t>(layers.size()); }
+    // Blocks in the order of execution: 2 i is step i's attention, 2 i + 1 its feed forward.
+    int32_t blocks() const {
+        return 2 * static_cast<int32_t>(layer_order.empty() ? layers.size() : layer_order.size());
+    }
     static bool is_attention(int32_t block) { return block % 2 == 0; }
-    const TransformerLayer& layer(int32_t block) const { return layers[block / 2]; }
+    const TransformerLayer& layer(int32_t block) const {
+        return layers[layer_order.empty() ? block / 2 : layer_order[block / 2]];
+    }
     bool removed(int32_t block) const {
         return (is_attention(block) ? layer(block).num_heads : layer(block).intermediate) == 0;
     }
@@ -74,7 +92,7 @@ struct EncoderModel : Transformer {
 // What a forward pass returns.
 enum class Output {
     kHidden,  // [tokens, hidden]: the last hidden states
-    kPooled,  // [sequences, hidden]
+    kPooled,  // [sequences, hidden]; of several poolings or with projections, the width of these
     kLogits,  // [sequences, outputs], or [tokens, outputs] of a head per token
 };
 

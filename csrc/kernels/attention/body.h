@@ -1,6 +1,7 @@
 // Exact softmax attention of one head on Vec, in blocks of MR queries:
 //   S = Q K^T  (keys re-laid once, so that both products use the same register block)
-//   P = exp(scale (S - max)), and O = (P V) / sum P.
+//   P = exp(scale (S - max)), and O = (P V) / sum P;
+// with a bias, S = scale Q K^T + bias and P = exp(S - max).
 // A block's scores (MR x n floats) stay in L1 up to about a thousand keys.
 #pragma once
 
@@ -29,7 +30,14 @@ inline void copy_row(const float* x, int64_t strip, int32_t width, float* out) {
         __builtin_memcpy(out + i, x + i / 16 * strip, sizeof(float) * (width - i < 16 ? width - i : 16));
 }
 
-template <int MR>
+// The bias of keys j .. of a row, zeros behind the last key: what lies there is not the row's.
+inline Vec load_bias(const float* row, int64_t j, int64_t n) {
+    const int64_t left = n - j;
+    if (left >= Vec::kWidth) return load(row + j);
+    return left > 0 ? load_n(row + j, static_cast<int>(left)) : zero();
+}
+
+template <int MR, bool kBias>
 struct AttentionRows {
     static void run(const AttentionBlock& block) {
         const AttentionArgs& a = *block.a;
@@ -40,10 +48,16 @@ struct AttentionRows {
         for (int64_t j = 0; j < block.n16; j += 16) {
             micro_f32<MR>(block.q, a.head_dim, block.keys + j * a.head_dim, a.head_dim, c);
             for (int r = 0; r < MR; ++r)
-                for (int v = 0; v < kVecs; ++v) store(block.p + r * block.n16 + j + v * Vec::kWidth, c[r][v]);
+                for (int v = 0; v < kVecs; ++v) {
+                    Vec s = c[r][v];
+                    if constexpr (kBias)
+                        s = fma(s, set1(a.scale),
+                                load_bias(a.bias + (block.query + r) * a.ldb, j + v * Vec::kWidth, a.n));
+                    store(block.p + r * block.n16 + j + v * Vec::kWidth, s);
+                }
         }
         float inv_sum[MR];
-        softmax({block.p, block.n16, MR, a.n, a.scale, inv_sum});
+        softmax({block.p, block.n16, MR, a.n, kBias ? 1.0f : a.scale, inv_sum});
         for (int32_t column = 0; column < a.head_dim; column += 16) {
             micro_f32<MR>(block.p, block.n16, block.values + column * static_cast<int64_t>(a.n), a.n, c);
             for (int r = 0; r < MR; ++r) {
@@ -59,6 +73,12 @@ struct AttentionRows {
             }
         }
     }
+};
+
+template <bool kBias>
+struct WithBias {
+    template <int MR>
+    using Rows = AttentionRows<MR, kBias>;
 };
 
 template <int MR>
@@ -102,7 +122,11 @@ inline void attention(const AttentionArgs& a) {
     AttentionBlock block{&a, keys, values, q, p, n16, 0};
     for (int32_t i = a.query_begin; i < a.query_end; i += MR) {
         block.query = i;
-        with_rows<MR, AttentionRows>(a.query_end - i < MR ? a.query_end - i : MR, block);
+        const int32_t rows = a.query_end - i < MR ? a.query_end - i : MR;
+        if (a.bias)
+            with_rows<MR, WithBias<true>::Rows>(rows, block);
+        else
+            with_rows<MR, WithBias<false>::Rows>(rows, block);
     }
 }
 

@@ -18,10 +18,12 @@ void attention_scalar(const AttentionArgs& a) {
             float s = 0.0f;
             for (int32_t c = 0; c < a.head_dim; ++c)
                 s += a.q[at(i, c, a.ldq, a.q_strip)] * a.k[at(j, c, a.ld, a.strip)];
-            p[j] = s;
-            max = s > max ? s : max;
+            // The scale is applied to differences, but where a bias comes on top of it.
+            p[j] = a.bias ? a.scale * s + a.bias[i * a.ldb + j] : s;
+            max = p[j] > max ? p[j] : max;
         }
-        for (int32_t j = 0; j < a.n; ++j) sum += p[j] = std::exp(a.scale * (p[j] - max));
+        const float scale = a.bias ? 1.0f : a.scale;
+        for (int32_t j = 0; j < a.n; ++j) sum += p[j] = std::exp(scale * (p[j] - max));
         for (int32_t c = 0; c < a.head_dim; ++c) {
             float o = 0.0f;
             for (int32_t j = 0; j < a.n; ++j) o += p[j] * a.v[at(j, c, a.ld, a.strip)];

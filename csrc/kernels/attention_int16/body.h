@@ -18,6 +18,7 @@ namespace approxrt {
 namespace {
 
 constexpr int kVecs = 16 / Vec::kWidth;  // vectors in 16 lanes
+constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kMasked = -1e30f;  // the score of lanes behind the last key; times a query's scale it stays finite
 
 // 2^x for x in [-126, 0], less than 2^-125 below; relative error < 3e-6 (degree-4 minimax polynomial), far below
@@ -122,12 +123,12 @@ struct Int16Block {
     const float* key_scales;    // [n16], scale * log2 e included; 0 behind n
     const float* value_scales;  // [n16], relative to the largest, times kWeightLimit; 0 behind n
     float output_scale;         // the largest value scale / kWeightLimit
-    float* scores;              // [MR][n16]
+    float* scores;              // [MR][n16], in units of the query's scale; with a bias, in units of log2
     float* totals;              // [d16 / 16][MR][16]
     int32_t query;              // the first of the block, counted from query_begin
 };
 
-template <int MR, int kHeadDim>
+template <int MR, int kHeadDim, bool kBias>
 struct Int16Rows {
     static constexpr int W = Vec::kWidth;
 
@@ -156,7 +157,8 @@ struct Int16Rows {
         }
     }
 
-    // Scores in units of the query's scale; shift = minus each row's largest, in units of log2.
+    // Scores in units of the query's scale, which a bias is not: with one, in units of log2. shift = minus each row's
+    // largest, in units of log2.
     static void score(const Int16Block& b, float* shift) {
         Vec highest[MR];
         for (int r = 0; r < MR; ++r) highest[r] = set1(kMasked);
@@ -165,7 +167,17 @@ struct Int16Rows {
         for (; j + 16 * kTogether <= whole; j += 16 * kTogether) score_strips<kTogether, false>(b, j, highest);
         for (; j < whole; j += 16) score_strips<1, false>(b, j, highest);
         if (whole < b.n16) score_strips<1, true>(b, whole, highest);
-        for (int r = 0; r < MR; ++r) shift[r] = -reduce_max(highest[r]) * b.query_scales[b.query + r];
+        for (int r = 0; r < MR; ++r) shift[r] = -reduce_max(highest[r]) * unit(b, r);
+    }
+
+    static float unit(const Int16Block& b, int r) { return kBias ? 1.0f : b.query_scales[b.query + r]; }
+
+    // log2 e times the bias of keys j .. of row r; behind the last key nothing is read.
+    static inline __attribute__((always_inline)) Vec bias(const Int16Block& b, int r, int64_t j, int64_t left) {
+        const AttentionArgs& a = *b.a;
+        const float* row = a.bias + (a.query_begin + b.query + r) * a.ldb + j;
+        const Vec x = left >= W ? load(row) : left > 0 ? load_n(row, static_cast<int>(left)) : zero();
+        return mul(x, set1(kLog2E));
     }
 
     template <int kStrips, bool kMask>
@@ -184,6 +196,7 @@ struct Int16Rows {
 #pragma GCC unroll 8
             for (int r = 0; r < MR; ++r, s += b.n16) {
                 Vec x = mul(load_i32(sums + r * 16), key_scale);
+                if constexpr (kBias) x = fma(x, set1(b.query_scales[b.query + r]), bias(b, r, j, kMask ? left : W));
                 if (kMask && left < W) x = left > 0 ? keep_n(x, set1(kMasked), static_cast<int>(left)) : set1(kMasked);
                 highest[r] = max(highest[r], x);
                 store(s, x);
@@ -197,7 +210,7 @@ struct Int16Rows {
         for (int r = 0; r < MR; ++r) {
             const float* s = b.scores + r * b.n16;
             int16_t* p = weights + r * kWeightChunk - first;
-            const Vec unit = set1(b.query_scales[b.query + r]), minus = set1(shift[r]);
+            const Vec unit = set1(Int16Rows::unit(b, r)), minus = set1(shift[r]);
             Vec sum = zero();
             for (int64_t j = first; j < end; j += 16) {
                 Vec e[kVecs];
@@ -242,8 +255,8 @@ inline float pack_int16(const AttentionArgs& a, int32_t d16, int64_t n16, float 
     for (int64_t first = 0; first < n16; first += 16) {
         const int count = a.n - first < 16 ? static_cast<int>(a.n - first) : 16;
         __builtin_memset(rows + count * d16, 0, sizeof(int16_t) * (16 - count) * d16);
-        quantize16(a.k + first * a.ld, a.ld, a.strip, count, a.head_dim, d16, limit, a.scale * 1.44269504088896341f,
-                   rows, key_scales + first);
+        quantize16(a.k + first * a.ld, a.ld, a.strip, count, a.head_dim, d16, limit, a.scale * kLog2E, rows,
+                   key_scales + first);
         int16_t* strip = keys + first * d16;
         for (int32_t i = 0; i < d16; i += 16)
             for (int half = 0; half < 2; ++half)
@@ -259,17 +272,27 @@ inline float pack_int16(const AttentionArgs& a, int32_t d16, int64_t n16, float 
     return reduce_magnitude(largest);
 }
 
-template <int kHeadDim>
+template <int kHeadDim, bool kBias>
 struct ForHeadDim {
     template <int MR>
-    using Rows = Int16Rows<MR, kHeadDim>;
+    using Rows = Int16Rows<MR, kHeadDim, kBias>;
 };
 
-template <int MR, int kHeadDim>
+template <int MR, int kHeadDim, bool kBias>
 inline void query_blocks(Int16Block& block, int32_t queries) {
     for (block.query = 0; block.query < queries; block.query += MR)
-        with_rows<MR, ForHeadDim<kHeadDim>::template Rows>(queries - block.query < MR ? queries - block.query : MR,
-                                                           block);
+        with_rows<MR, ForHeadDim<kHeadDim, kBias>::template Rows>(
+            queries - block.query < MR ? queries - block.query : MR, block);
+}
+
+template <int MR, bool kBias>
+inline void query_blocks(Int16Block& block, int32_t queries) {
+    if (block.d16 == 32)
+        query_blocks<MR, 32, kBias>(block, queries);
+    else if (block.d16 == 64)
+        query_blocks<MR, 64, kBias>(block, queries);
+    else
+        query_blocks<MR, 0, kBias>(block, queries);
 }
 
 template <int MR>
@@ -300,12 +323,10 @@ inline void attention_int16(const AttentionArgs& a) {
     Int16Block block{&a,     d16,    n16,        asked,        query_scales,
                      keys,   values, key_scales, value_scales, largest / kWeightLimit,
                      scores, totals, 0};
-    if (d16 == 32)
-        query_blocks<MR, 32>(block, queries);
-    else if (d16 == 64)
-        query_blocks<MR, 64>(block, queries);
+    if (a.bias)
+        query_blocks<MR, true>(block, queries);
     else
-        query_blocks<MR, 0>(block, queries);
+        query_blocks<MR, false>(block, queries);
 }
 
 }  // namespace

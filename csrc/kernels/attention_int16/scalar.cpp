@@ -42,6 +42,7 @@ void attention_int16_scalar(const AttentionArgs& a) {
             for (int32_t c = 0; c < a.head_dim; ++c)
                 s += rounded(q[at(c, a.q_strip)], query_scale) * rounded(a.k[j * a.ld + at(c, a.strip)], key_scales[j]);
             p[j] = a.scale * query_scale * key_scales[j] * static_cast<float>(s);
+            if (a.bias) p[j] += a.bias[i * a.ldb + j];
             max = p[j] > max ? p[j] : max;
         }
         for (int32_t j = 0; j < a.n; ++j) {
