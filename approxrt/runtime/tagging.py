@@ -124,7 +124,7 @@ class TokenTagger:
         apart = options.words and not self._joins_words
         length = self.length(options.max_length, options.stride)
         kind = "words" if apart else "text"
-        found = self._text.windows(items if apart else sentences, length, options.stride or 0, kind)
+        found = self._text.windows(items if apart else sentences, length, options.stride, kind)
         truncated = [options.stride is None and len(windows) > 1 for windows in found]
         if not options.truncate and any(truncated):
             raise TextTooLongError(
