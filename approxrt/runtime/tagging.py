@@ -124,7 +124,7 @@ class TokenTagger:
         apart = options.words and not self._joins_words
         length = self.length(options.max_length, options.stride)
         kind = "words" if apart else "text"
-        found = self._text.windows(items if apart else sentences, length, options.stride or 0, kind)
+        found = self._text.windows(items if apart else sentences, length, options.stride, kind)
         truncated = [options.stride is None and len(windows) > 1 for windows in found]
         if not options.truncate and any(truncated):
             raise TextTooLongError(
@@ -209,13 +209,7 @@ class TokenTagger:
         """The word of each token of a window of that text, which came in words; None: of no word."""
         if inputs.apart:
             return list(window.word_ids)
-        starts = np.array(inputs.starts[text])
-        found: list[int | None] = []
-        for (start, end), special in zip(window.offsets, window.special_tokens_mask, strict=True):
-            # Where a token has its space, its last character is the word's.
-            of_word = not special and end > start
-            found.append(int(np.searchsorted(starts, end - 1, side="right")) - 1 if of_word else None)
-        return found
+        return words_by_place(window, inputs.starts[text])
 
     def _tokens(self, sentence: str, window: Any, scores: np.ndarray, starts: list[int] | None) -> list[_Token]:
         found = []
@@ -296,6 +290,15 @@ def first_tokens(window: Any, word_ids: Sequence[int | None]) -> list[tuple[int,
         seen.add(word)
         found.append((token, word))
     return found
+
+
+def words_by_place(window: Any, starts: Sequence[int]) -> list[int | None]:
+    """The word of each token of joined words that begin at `starts`; None: of no word."""
+    return [
+        # Where a token has its space, its last character is the word's.
+        None if special or end <= start else int(np.searchsorted(starts, end - 1, side="right")) - 1
+        for (start, end), special in zip(window.offsets, window.special_tokens_mask, strict=True)
+    ]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -130,14 +130,15 @@ class TextEncoder:
         return Encoded(ids, [e.type_ids for e in encodings], truncated)
 
     def windows(
-        self, items: Sequence[Any], max_length: int, stride: int, kind: str = "text", cut: str = "longest_first"
+        self, items: Sequence[Any], max_length: int, stride: int | None, kind: str = "text", cut: str = "longest_first"
     ) -> list[list[Any]]:
         """The `tokenizers.Encoding`s of each item: windows of `max_length` tokens, each sharing `stride` with the next.
 
         `kind`: items are texts ("text"), lists of words ("words") or pairs of texts ("pair"); of pairs `cut` names
-        the text that is divided ("only_second"). Items are the caller's to check; ids are checked here.
+        the text that is divided ("only_second"). With a stride of None only the first window is going to be read. Items
+        are the caller's to check; ids of what is read are checked here.
         """
-        tokenizer = self._windowing(max_length, stride, cut)
+        tokenizer = self._windowing(max_length, stride or 0, cut)
         try:
             with panics_as_errors("a text"):
                 encodings = tokenizer.encode_batch(list(items), is_pretokenized=kind == "words")
@@ -145,7 +146,7 @@ class TextEncoder:
             raise InputError(_surrogates(list(items))) from None
         found = [[encoding, *encoding.overflowing] for encoding in encodings]
         for i, windows in enumerate(found):
-            for window in windows:
+            for window in windows[: 1 if stride is None else None]:
                 self._check_ids(i, items[i], window.ids, window)
         return found
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from approxrt.errors import DataError
 from approxrt.runtime.answering import AnswerInputs, AnswerOptions, best_answers
-from approxrt.runtime.tagging import first_tokens, needs_spaces, word_starts
+from approxrt.runtime.tagging import first_tokens, needs_spaces, word_starts, words_by_place
 from approxrt.runtime.tokenize import truncation_side, window_type_ids
 from approxrt.tasks.entities import as_the_model_has, entity_metrics
 from approxrt.tasks.questions import Question
@@ -91,24 +90,9 @@ def _encoded(data: TaggedData, tokenizer: Any, max_length: int) -> list[tuple[An
         return [(e, [list(window.word_ids) for window in (e, *e.overflowing)]) for e in encodings]
     encodings = tokenizer.encode_batch([" ".join(words) for words in sentences])
     return [
-        (e, [_words_by_place(window, word_starts(words, " ")) for window in (e, *e.overflowing)])
+        (e, [words_by_place(window, word_starts(words, " ")) for window in (e, *e.overflowing)])
         for e, words in zip(encodings, sentences, strict=True)
     ]
-
-
-def _words_by_place(window: Any, starts: Sequence[int]) -> list[int | None]:
-    return [
-        None if special or end <= start else int(np.searchsorted(starts, end - 1, side="right")) - 1
-        for (start, end), special in zip(window.offsets, window.special_tokens_mask, strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class _Span:
-    """First and last token of the answer, or 0 and 0 where the window has none."""
-
-    start: int
-    end: int
 
 
 class QuestionWindows:
@@ -142,7 +126,7 @@ class QuestionWindows:
         self._inputs = AnswerInputs(options, [q.context for q in data.examples], windows)
         self.ids, self.types = self._inputs.ids, self._inputs.type_ids
         spans = [_span(window, q) for q, each in zip(data.examples, windows, strict=True) for window in each]
-        self.labels = [np.array([span.start, span.end], np.int64) for span in spans]
+        self.labels = [np.array(span, np.int64) for span in spans]
         self.lengths = np.array([len(row) for row in self.ids])
 
     def metrics(self, logits: Sequence[np.ndarray]) -> dict[str, float]:
@@ -151,21 +135,17 @@ class QuestionWindows:
         return answer_metrics(answers, self._questions)
 
 
-def _span(window: Any, question: Question) -> _Span:
+def _span(window: Any, question: Question) -> tuple[int, int]:
+    """First and last token of the answer, or 0 and 0 where the window has not all of it."""
     if not question.answers:
-        return _Span(0, 0)
+        return 0, 0
     text, first = question.answers[0]
-    last = first + len(text)
-    inside = [
-        i
-        for i, (sequence, (start, end)) in enumerate(zip(window.sequence_ids, window.offsets, strict=True))
-        if sequence == 1 and start < last and end > first
-    ]
-    context = [offsets for sequence, offsets in zip(window.sequence_ids, window.offsets, strict=True) if sequence == 1]
-    # Only a whole answer: a window that cuts it has none.
-    if not inside or context[0][0] > first or context[-1][1] < last:
-        return _Span(0, 0)
-    return _Span(inside[0], inside[-1])
+    first, last = first + len(text) - len(text.lstrip()), first + len(text.rstrip())
+    context = [i for i, sequence in enumerate(window.sequence_ids) if sequence == 1]
+    inside = [i for i in context if window.offsets[i][0] < last and window.offsets[i][1] > first]
+    if not inside or window.offsets[context[0]][0] > first or window.offsets[context[-1]][1] < last:
+        return 0, 0
+    return inside[0], inside[-1]
 
 
 TokenWindows = TaggedWindows | QuestionWindows

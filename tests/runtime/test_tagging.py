@@ -108,6 +108,12 @@ def test_ignored_labels_and_a_text_that_is_cut(folder: Path) -> None:
     long = TEXTS[0] * 8
     with pytest.warns(TruncationWarning, match=r"1 of 1 texts were cut to 64 tokens"):
         assert_same(model.tag(long), pipe(long, aggregation_strategy="simple"))
+    # What is not read is not looked at.
+    roberta = ours(folder, "roberta")
+    with pytest.warns(TruncationWarning):
+        roberta.tag("good " * 80 + "<pad>")
+    with pytest.raises(InputError, match="padding token '<pad>' inside"):
+        roberta.tag("good " * 80 + "<pad>", stride=4)
     with pytest.raises(TextTooLongError, match="text 0 has more than 20 tokens"):
         model.tag(TEXTS[0], truncate=False, max_length=20)
     with pytest.warns(TruncationWarning, match="20 tokens"):
