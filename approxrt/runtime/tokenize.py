@@ -126,7 +126,7 @@ class TextEncoder:
             )
         ids = [e.ids for e in encodings]
         for i, row in enumerate(ids):
-            self._check_ids(i, items[i], row, encodings[i])
+            self._check_ids(i, items[i], row)
         return Encoded(ids, [e.type_ids for e in encodings], truncated)
 
     def windows(
@@ -147,7 +147,7 @@ class TextEncoder:
         found = [[encoding, *encoding.overflowing] for encoding in encodings]
         for i, windows in enumerate(found):
             for window in windows[: 1 if stride is None else None]:
-                self._check_ids(i, items[i], window.ids, window)
+                self._check_ids(i, items[i], window.ids)
         return found
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -169,17 +169,17 @@ class TextEncoder:
         special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         return encoding.ids, [int(token in special) for token in encoding.ids]
 
-    def _check_ids(self, index: int, text: Text, ids: list[int], encoding: Any) -> None:
+    def _check_ids(self, index: int, text: Text, ids: list[int]) -> None:
         if not ids:
             raise InputError(f"text {index} gives no tokens: {text!r:.80}; give some text")
         if max(ids) >= self._rows:
             at = next(i for i, token in enumerate(ids) if token >= self._rows)
             raise InputError(
-                f"text {index} has the token {encoding.tokens[at]!r} (id {ids[at]}), for which the embedding table of "
+                f"text {index} has the token {self._tokenizer.id_to_token(ids[at])!r} (id {ids[at]}), for which the embedding table of "
                 f"{self._rows} rows has none: leave it out"
             )
         if self._forbidden is not None and self._forbidden in ids:
-            token = encoding.tokens[ids.index(self._forbidden)]
+            token = self._tokenizer.id_to_token(self._forbidden)
             raise InputError(
                 f"text {index} has the padding token {token!r} inside, which this model counts no position for: "
                 "leave it out"
