@@ -16,7 +16,7 @@ STATE = "training.pt"
 REPORT = "finetune.json"
 
 # Called with (steps done since the last call, what to show).
-Advance = Callable[[int, str], None]
+Advance = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

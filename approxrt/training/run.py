@@ -78,6 +78,10 @@ class Run:
         """What the model takes: "single" or "pair"."""
         return "pair" if self.job.train.is_pair else "single"
 
+    def count(self, data: Any) -> int:
+        """How many examples the data has."""
+        return len(data)
+
     def load_model(self) -> Any:
         """The checkpoint with a head for the job's labels."""
         return load_classifier(self.job.folder, self.job.train.label_names)
@@ -114,7 +118,7 @@ class Run:
             encoded = self.encode(dev)
             dev_metrics = self.metrics(trainer.predict(encoded)[0], encoded)
         self.seconds = before + time.monotonic() - started
-        report = self._report(dev_metrics, len(encoded.ids) if dev is not None else 0)
+        report = self._report(dev_metrics, self.count(dev) if dev is not None else 0)
         self._write(report)
         return report
 
@@ -251,8 +255,8 @@ class Run:
             "out": self.job.out.name,
             "options": dataclasses.asdict(self.options),
             "examples": {
-                "train": len(self.train.ids),
-                "validation": len(self.validation.ids),
+                "train": self.count(self.job.train),
+                "validation": self.count(self.job.validation),
                 "dev": dev_examples,
             },
             "epochs": self.history,

@@ -18,8 +18,8 @@ from approxrt.models.classifier import load_token_model
 from approxrt.tasks.tokens import QuestionData, TaggedData
 from approxrt.torch_models.batches import BatchLimit, batches_by_length
 from approxrt.training.classifier import PREDICTED_TEXTS, ClassifierTrainer
-from approxrt.training.options import FinetuneOptions
-from approxrt.training.run import Run
+from approxrt.training.options import Advance, FinetuneOptions
+from approxrt.training.run import Job, Run
 from approxrt.training.token_data import IGNORED, QuestionWindows, TaggedWindows, TokenWindows, label_names
 
 
@@ -74,9 +74,19 @@ class TokenRun(Run):
 
     names: tuple[str, ...] = ()
 
+    def __init__(self, job: Job, options: FinetuneOptions, progress: Advance) -> None:
+        super().__init__(job, options, progress)
+        # Who shows the progress counts a window an example (`total_steps`), and there may be more.
+        expected = options.epochs * -(-self.count(job.train) // options.batch_size)
+        share = expected / self.trainer.steps
+        self.progress = lambda steps, text: progress(steps * share, text)
+
     @property
     def inputs(self) -> str:
         return "single" if isinstance(self.job.train, TaggedData) else "pair"
+
+    def count(self, data: Any) -> int:
+        return len(data.examples)
 
     def load_model(self) -> Any:
         train = self.job.train

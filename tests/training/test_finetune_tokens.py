@@ -104,7 +104,16 @@ def test_entities_are_learnt_and_the_artifact_finds_them(
 
 
 def test_answers_are_learnt_and_the_artifact_gives_them(bases: dict[str, Path], qa: Path, tmp_path: Path) -> None:
-    report = finetune(bases["bert"], "qa", qa, tmp_path / "c", FinetuneOptions(**vars(OPTIONS) | {"max_length": 48}))
+    done = 0.0
+
+    def count(steps: float, text: str) -> None:
+        nonlocal done
+        done += steps
+
+    options = FinetuneOptions(**vars(OPTIONS) | {"max_length": 48})
+    report = finetune(bases["bert"], "qa", qa, tmp_path / "c", options, progress=count)
+    assert report["examples"] == {"train": 80, "validation": 20, "dev": 30}
+    assert done == pytest.approx(total_steps(read_training("qa", qa), options))
     assert report["validation"]["f1"] > 0.8, report["validation"]
     artifact = convert(tmp_path / "c", tmp_path / "a", bits=32)
     found = evaluate_tokens(artifact, "qa", qa / "dev.json", threads=1)
