@@ -173,10 +173,10 @@ class TextEncoder:
         if not ids:
             raise InputError(f"text {index} gives no tokens: {text!r:.80}; give some text")
         if max(ids) >= self._rows:
-            at = next(i for i, token in enumerate(ids) if token >= self._rows)
+            beyond = next(token for token in ids if token >= self._rows)
             raise InputError(
-                f"text {index} has the token {self._tokenizer.id_to_token(ids[at])!r} (id {ids[at]}), for which the embedding table of "
-                f"{self._rows} rows has none: leave it out"
+                f"text {index} has the token {self._tokenizer.id_to_token(beyond)!r} (id {beyond}), for which the "
+                f"embedding table of {self._rows} rows has none: leave it out"
             )
         if self._forbidden is not None and self._forbidden in ids:
             token = self._tokenizer.id_to_token(self._forbidden)
