@@ -12,7 +12,7 @@ import numpy as np
 
 from approxrt.artifact.spec.encoder import MAX_LAYERS, ModelSpec
 from approxrt.errors import CheckpointError, UnsupportedModelError
-from approxrt.models.base import Config, HeadNames, LayerNames, Pooling, Weights
+from approxrt.models.base import Config, HeadNames, LayerNames, Readout, Weights
 from approxrt.models.post_norm import ConfigKeys, PostNormFamily, build_post_norm
 
 MODEL_TYPES = ("albert",)
@@ -53,8 +53,8 @@ FAMILY = PostNormFamily(
 )
 
 
-def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """Return (all-f32 spec, tensors). `pooling` is None for a classifier, whose pooler reads the first token."""
+def build(config: Config, weights: Weights, pooling: Readout) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """Return (all-f32 spec, tensors). `pooling` says what reads the hidden states; None: a classifier."""
     hidden = config.size("hidden_size")
     if config.size("embedding_size") == hidden:
         raise UnsupportedModelError(

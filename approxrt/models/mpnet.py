@@ -13,7 +13,7 @@ import numpy as np
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.spec.faults import show
 from approxrt.errors import UnsupportedModelError
-from approxrt.models.base import Config, HeadNames, LayerNames, Pooling, Weights
+from approxrt.models.base import Config, HeadNames, LayerNames, Readout, Weights
 from approxrt.models.post_norm import PostNormFamily, build_post_norm
 
 MODEL_TYPES = ("mpnet",)
@@ -56,8 +56,8 @@ FAMILY = PostNormFamily(
 )
 
 
-def build(config: Config, weights: Weights, pooling: Pooling | None) -> tuple[ModelSpec, dict[str, np.ndarray]]:
-    """Return (all-f32 spec, tensors). `pooling` is None for a classifier."""
+def build(config: Config, weights: Weights, pooling: Readout) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    """Return (all-f32 spec, tensors). `pooling` says what reads the hidden states; None: a classifier."""
     for key, value in FIXED.items():
         if config.get(key) != value:
             raise UnsupportedModelError(

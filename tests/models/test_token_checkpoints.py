@@ -33,7 +33,7 @@ def edit(folder: Path, **changes) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, "albert"))
 def test_labels_inputs_and_the_card(tmp_path: Path, family: str) -> None:
     names = {"0": "O", "1": "B-PER", "2": "I-PER", "3": "B-LOC", "4": "I-LOC"}
     artifact = read_artifact(convert(edit(tagger(tmp_path, family), id2label=names), tmp_path / "a"))
