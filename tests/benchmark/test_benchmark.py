@@ -338,3 +338,19 @@ def test_readme_table_of_a_document(doc: dict[str, Any], tmp_path: Path) -> None
     best = min(ms for (name, workload), ms in median.items() if workload == "1 x 9" and name.startswith("torch"))
     ours = median["approxrt:int8", "1 x 9"]
     assert f"{ours:.1f} ({best / ours:.2f}x)" in text
+
+
+def test_random_ids_are_no_padding() -> None:
+    """Models that count positions without padding refuse it inside a text."""
+    from approxrt.benchmark.workloads import full_workloads
+
+    def ids_of(workload: Any) -> np.ndarray:
+        seen: list[np.ndarray] = []
+        engine = type("Engine", (), {"run": staticmethod(seen.append)})
+        workload.calls(type("One", (), {"engine": engine}))()
+        return seen[0]
+
+    plain, avoided = (ids_of(full_workloads([(8, 64)], 20, paddings)[0]) for paddings in ((), (1, 19)))
+    assert (plain == 1).any() and not np.isin(avoided, (1, 19)).any()
+    same = ~np.isin(plain, (1, 19))
+    assert (plain[same] == avoided[same]).all()
