@@ -38,6 +38,7 @@ from approxrt.errors import InputError
 from approxrt.models.sample_texts import SAMPLE_TEXTS
 from approxrt.peers.engines import Peer, family_module, missing_packages
 from approxrt.peers.source import Source
+from approxrt.runtime.inputs import padding_in_texts
 
 if TYPE_CHECKING:
     from approxrt.peers.approxrt_engine import ApproxrtEngine
@@ -94,7 +95,7 @@ def measure(
             contestant.load = _probe(contestant, count)
         if texts is None:
             pairs = pairs or [(batch, seq) for batch in batches for seq in seqs]
-            workloads = full_workloads(pairs, _vocabulary(contestants))
+            workloads = full_workloads(pairs, _vocabulary(contestants), _paddings(contestants))
         else:
             workloads = data_workloads(texts, batches)
         # Each engine's best batch size is known only after the others: one more turn of all, side by side.
@@ -199,6 +200,11 @@ def _probe(contestant: Contestant, threads: int) -> dict[str, float]:
 def _vocabulary(contestants: Sequence[Contestant]) -> int:
     sizes = [c.engine.model.spec.vocab_size for c in contestants if hasattr(c.engine, "model")]
     return min(sizes) if sizes else 1000
+
+
+def _paddings(contestants: Sequence[Contestant]) -> set[int]:
+    specs = [c.engine.model.spec for c in contestants if hasattr(c.engine, "model")]
+    return {padding for spec in specs if (padding := padding_in_texts(spec)) is not None}
 
 
 def _best_batches(rows: Sequence[Row]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -40,12 +40,14 @@ class Workload:
         return self.batch if self.batches is None else self.batches[name]
 
 
-def full_workloads(pairs: Sequence[tuple[int, int]], vocabulary: int) -> list[Workload]:
-    """A batch of random ids for each (sequences, tokens)."""
+def full_workloads(pairs: Sequence[tuple[int, int]], vocabulary: int, paddings: Collection[int] = ()) -> list[Workload]:
+    """A batch of random ids for each (sequences, tokens), none of them in `paddings`: some models refuse their own."""
+    plain = next(i for i in range(vocabulary - 1, 0, -1) if i not in paddings)
     rng = np.random.default_rng(0)
     out = []
     for batch, seq in pairs:
         ids = rng.integers(1, vocabulary, (batch, seq), dtype=np.int64)
+        ids[np.isin(ids, list(paddings))] = plain
         out.append(Workload(f"{batch} x {seq}", batch, seq, [seq] * batch, partial(_call_full, ids)))
     return out
 

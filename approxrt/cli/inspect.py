@@ -44,8 +44,11 @@ def command(
 
 def gpu_summary(artifact: Artifact) -> dict[str, Any]:
     """Return how a GPU would run a model's linears, and how many products it executes for each one stored."""
+    from approxrt.runtime.cuda.engine import unsupported
     from approxrt.runtime.cuda.layout import model_cost, model_layouts
 
+    if lacking := unsupported(artifact.any_spec):
+        return {"target": "cpu", "refused": lacking}
     layouts = model_layouts(artifact.any_spec, artifact.tensors)
     return {
         "target": (artifact.card.get("method") or {}).get("target", "cpu"),
@@ -58,6 +61,8 @@ def gpu_summary(artifact: Artifact) -> dict[str, Any]:
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:
+    if "refused" in gpu:
+        return f"made for cpu; a GPU does not run it: it has {' and '.join(gpu['refused'])}"
     sparse = sum(product["block"] is not None for product in gpu["products"].values())
     return (
         f"made for {gpu['target']}; on a GPU {sparse} of {len(gpu['products'])} products run in blocks, and "

@@ -66,14 +66,14 @@ class Config:
             raise CheckpointError(f"config.json: {key} is {show(value)}; a number of at most {MAX_NUMBER:g} is needed")
         return float(value)
 
-    def activation(self, key: str) -> str:
+    def activation(self, key: str, names: Mapping[str, str] = ACTIVATION_NAMES) -> str:
+        """Return our name of an activation; `names`: transformers' of those that the family may have -> ours."""
         name = self.data.get(key)
-        if not isinstance(name, str) or name not in ACTIVATION_NAMES:
+        if not isinstance(name, str) or name not in names:
             raise UnsupportedModelError(
-                f"activation {show(name)} ({key} in config.json) is not supported; supported: "
-                + ", ".join(ACTIVATION_NAMES)
+                f"activation {show(name)} ({key} in config.json) is not supported; supported: " + ", ".join(names)
             )
-        return ACTIVATION_NAMES[name]
+        return names[name]
 
     def refuse_unsupported(self) -> None:
         """Raise for the options of these families that change what a layer computes."""

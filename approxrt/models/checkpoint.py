@@ -19,8 +19,16 @@ from approxrt.artifact.spec.encoder import INPUTS, PER_TOKEN, ModelSpec, TextSpe
 from approxrt.artifact.spec.encoder_schema import encoder_faults
 from approxrt.artifact.spec.faults import show
 from approxrt.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
-from approxrt.models import albert, bert, distilbert, electra, mpnet, roberta
-from approxrt.models.base import QUESTION_ANSWERER, TOKEN_CLASSIFIER, Config, Pooling, Readout, Weights
+from approxrt.models import albert, bert, distilbert, electra, mpnet, nomic_bert, roberta
+from approxrt.models.base import (
+    ACTIVATION_NAMES,
+    QUESTION_ANSWERER,
+    TOKEN_CLASSIFIER,
+    Config,
+    Pooling,
+    Readout,
+    Weights,
+)
 from approxrt.models.sentence import (
     LENGTH_FILES,
     SentenceFolder,
@@ -33,7 +41,7 @@ from approxrt.models.weights import read_json, read_weights, unwrap
 
 FAMILIES: dict[str, ModuleType] = {
     model_type: family
-    for family in (bert, distilbert, roberta, electra, mpnet, albert)
+    for family in (bert, distilbert, roberta, electra, mpnet, albert, nomic_bert)
     for model_type in family.MODEL_TYPES
 }
 # Heads that a language model was trained with: what is of use without one is the encoder.
@@ -129,7 +137,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         "model_type": raw["model_type"],
         "architecture": architecture,
         "finetuning_task": raw.get("finetuning_task"),
-        "weight_bytes": sum(tensors[name].data.nbytes for name in tensors if name in weights.taken),
+        "weight_bytes": sum(weights.tensors[name].data.nbytes for name in weights.taken),
         "parameters": int(sum(array.size for array in taken.values())),
     }
     unused = tuple(sorted(name for name in weights.tensors if name not in weights.taken))
@@ -220,7 +228,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], ModuleType, Config]:
     family = FAMILIES[model_type]
     config = Config(raw, family.DEFAULTS)
     config.refuse_unsupported()
-    config.activation(family.ACTIVATION_KEY)
+    config.activation(family.ACTIVATION_KEY, getattr(family, "ACTIVATIONS", ACTIVATION_NAMES))
     return raw, family, config
 
 

@@ -63,13 +63,20 @@ class Selection:
         return None if self.indices is None else np.take(array, self.indices, axis=self.axis)
 
 
-def refuse_shared_layers(spec: AnySpec, name: str, command: str) -> None:
-    """Raise UnsupportedModelError for a model that runs a layer several times, whose needs are not told apart."""
-    if isinstance(spec, ModelSpec) and spec.layer_order:
+def refuse_unprunable(spec: AnySpec, name: str, command: str) -> None:
+    """Raise UnsupportedModelError for an encoder whose blocks cannot be judged and pruned one by one."""
+    if not isinstance(spec, ModelSpec):
+        return
+    reasons = {
+        f"runs {len(spec.layers)} shared layers in {len(spec.layer_order)} steps": bool(spec.layer_order),
+        "has a gate in its feed-forward": spec.gated,
+        "turns queries and keys by their positions": bool(spec.rope_theta),
+    }
+    if found := [reason for reason, there in reasons.items() if there]:
         raise UnsupportedModelError(
-            f"{name!r} runs {len(spec.layers)} shared layers in {len(spec.layer_order)} steps ({spec.architecture}), "
-            f"and {command} judges and prunes every layer by itself: it is not supported; supported: `approxrt "
-            "finetune`, and `approxrt convert` (--bits, --density), which treats a shared layer once for all its uses"
+            f"{name!r} ({spec.architecture}) {' and '.join(found)}, and {command} judges and prunes every layer by "
+            "itself, of BERT's kind: it is not supported; supported: `approxrt finetune`, and `approxrt convert` "
+            "(--bits, --density), which treats a shared layer once for all its uses"
         )
 
 

@@ -123,6 +123,11 @@ class TorchEncoder(nn.Module):
         copy: bool = True,
     ) -> None:
         super().__init__()
+        if spec.gated or spec.rope_theta:
+            raise UnsupportedModelError(
+                f"{spec.architecture}: a gated feed-forward and rotary positions are not trained or pruned here; "
+                "supported: models without"
+            )
         self.spec, self.dropout, self.device = spec, dropout, resolve_device(device)
         self.masks: Masks = {}
         self.input_hook: InputHook | None = None

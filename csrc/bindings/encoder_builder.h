@@ -1,6 +1,8 @@
 // An EncoderModel from an artifact's spec and tensors.
 #pragma once
 
+#include <cmath>
+
 #include "engine/encoder/model.h"
 #include "transformer_builder.h"
 
@@ -24,9 +26,12 @@ class EncoderBuilder : public TransformerBuilder {
             later(m.embeddings.projection.emplace(),
                   linear("embeddings.projection", m.hidden, m.words.width, added->data()));
         }
+        angles();
         for (const auto step : config_["layer_order"].cast<py::list>()) m.layer_order.push_back(step.cast<int32_t>());
         layers(m, added, [&](TransformerLayer& layer, const py::dict&, const std::string& at) {
             relative_bias(layer, at + "attention.relative_bias");
+            expect(!m.turns() || static_cast<size_t>(layer.head_dim) * m.embeddings.max_positions == 2 * m.cos.size(),
+                   at + "head_dim is not twice the number of frequencies");
             expect(!layer.keep || (layer.head_dim <= kMostSignDim && layer.sign_from > layer.keep),
                    at + ": sign matching needs heads of at most " + std::to_string(kMostSignDim) +
                        " elements and sign_from over attention_keep");
@@ -85,7 +90,9 @@ class EncoderBuilder : public TransformerBuilder {
         const int32_t width = model_.words.width;
         e.max_positions = number(config_, "max_positions");
         e.types = number(config_, "type_vocab_size");
-        if (has("embeddings.position.q"))
+        if (turned())
+            one_position(e, width);
+        else if (has("embeddings.position.q"))
             wide_positions(e, width);
         else
             e.position = matrix<float>("embeddings.position.weight", e.max_positions, width).data();
@@ -99,6 +106,28 @@ class EncoderBuilder : public TransformerBuilder {
         expect(!layer.keep, name + " beside sign matching");
         const auto bias = matrix<float>(name, layer.num_heads, 2ll * model_.embeddings.max_positions - 1);
         layer.relative_bias.assign(bias.data(), bias.data() + bias.size());
+    }
+
+    bool turned() const { return typed<float>(config_["frequencies"], 1, "frequencies").shape(0) != 0; }
+
+    // As transformers has them: a float32 product, then sine and cosine.
+    void angles() const {
+        const auto frequencies = typed<float>(config_["frequencies"], 1, "frequencies");
+        const int64_t half = frequencies.shape(0), positions = model_.embeddings.max_positions;
+        model_.cos.resize(positions * half);
+        model_.sin.resize(positions * half);
+        for (int64_t p = 0; p < positions; ++p)
+            for (int64_t i = 0; i < half; ++i) {
+                const float angle = static_cast<float>(p) * frequencies.data()[i];
+                model_.cos[p * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
+                model_.sin[p * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
+            }
+    }
+
+    // Of models that turn queries and keys: zeros for all tokens.
+    static void one_position(Embeddings& e, int64_t width) {
+        e.own_positions = std::make_shared<const std::vector<float>>(static_cast<size_t>(width));
+        e.position = e.own_positions->data();
     }
 
     // int8 rows, which become float32: every token of a sequence adds one, and there are few.

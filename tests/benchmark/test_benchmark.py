@@ -355,3 +355,19 @@ def test_heads_that_read_every_token_are_timed_and_compared(tmp_path: Path, head
     assert found.left_out == {} and {row.engine for row in found.rows} == {"approxrt", "torch-eager"}
     (profile,) = profile_artifacts([artifact], [(1, 8)], threads=1, budget=0.1)
     assert profile["ops"]
+
+
+def test_random_ids_are_no_padding() -> None:
+    """Models that count positions without padding refuse it inside a text."""
+    from approxrt.benchmark.workloads import full_workloads
+
+    def ids_of(workload: Any) -> np.ndarray:
+        seen: list[np.ndarray] = []
+        engine = type("Engine", (), {"run": staticmethod(seen.append)})
+        workload.calls(type("One", (), {"engine": engine}))()
+        return seen[0]
+
+    plain, avoided = (ids_of(full_workloads([(8, 64)], 20, paddings)[0]) for paddings in ((), (1, 19)))
+    assert (plain == 1).any() and not np.isin(avoided, (1, 19)).any()
+    same = ~np.isin(plain, (1, 19))
+    assert (plain[same] == avoided[same]).all()

@@ -64,3 +64,10 @@ def test_inspect_says_what_the_other_target_costs(checkpoint: Path, tmp_path: Pa
 def test_unknown_target(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="target is 'tpu'; it must be one of cpu, cuda"):
         convert(checkpoint, tmp_path / "a", target="tpu")
+
+
+def test_inspect_says_what_a_gpu_does_not_run(tmp_path: Path) -> None:
+    folder = build_checkpoint("albert", tmp_path / "c")
+    artifact = convert(folder, tmp_path / "a")
+    code, text = run_command("inspect", str(artifact))
+    assert code == 0 and "a GPU does not run it: it has layers that are shared" in text

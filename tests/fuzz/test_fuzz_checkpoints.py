@@ -31,7 +31,7 @@ from approxrt.models.tokenizer import load_tokenizer
 CORPUS = Path(__file__).parent / "corpus"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DECODERS = ("llama", "qwen2", "gpt2")
-FAMILIES = ("bert", "distilbert", "roberta", "electra", "mpnet", "albert", *DECODERS)
+FAMILIES = ("bert", "distilbert", "roberta", "electra", "mpnet", "albert", "nomic_bert", *DECODERS)
 FOUND = sorted(str(path.relative_to(CORPUS)) for path in CORPUS.glob("checkpoint-*/*"))
 SENTENCE = "sentence"
 SENTENCE_FILES = (

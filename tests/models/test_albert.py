@@ -148,7 +148,7 @@ def test_pruning_a_shared_layer_for_each_of_its_uses_is_refused(tmp_path: Path) 
 
     folder, data = build_checkpoint("albert", tmp_path / "c", num_labels=2), write_data(tmp_path / "d")
     edit_json(folder / "config.json", id2label={"0": "neg", "1": "pos"}, label2id={"neg": 0, "pos": 1})
-    said = r"runs 1 shared layers in 2 steps \(albert\), and {} judges and prunes every layer by itself.*supported: "
+    said = r"\(albert\) runs 1 shared layers in 2 steps, and {} judges and prunes every layer by itself.*supported: "
     with pytest.raises(UnsupportedModelError, match=said.format("compress")):
         approxrt.compress(folder, data, out=tmp_path / "o", task="csv", speedup=2)
     with pytest.raises(UnsupportedModelError, match=said.format("analyze")):

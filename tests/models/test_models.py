@@ -255,7 +255,7 @@ def edit_config(folder: Path, **changes: object) -> None:
         (
             {"model_type": "gpt2"},
             "model_type 'gpt2'",
-            "albert, bert, camembert, distilbert, electra, mpnet, roberta, xlm-roberta",
+            "albert, bert, camembert, distilbert, electra, mpnet, nomic_bert, roberta, xlm-roberta",
         ),
         ({"hidden_act": "silu"}, "activation 'silu'", "gelu, gelu_python, gelu_new"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'", "absolute"),

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra", "mpnet")
+# NomicBERT is apart: its angles are float32 in transformers, whatever the rest is.
 ALL_TYPES = (*FAMILIES, "camembert", "xlm-roberta", "albert")
 
 CORPUS = [
@@ -148,6 +149,9 @@ def build_config(family: str, vocab: int, **options: Any) -> Any:
             "xlm-roberta": transformers.XLMRobertaConfig,
         }[family]
         return cls(**common, max_position_embeddings=positions + 2, type_vocab_size=1, layer_norm_eps=1e-5)
+    if family == "nomic_bert":
+        activation = {"gelu": "silu"}.get(options["activation"], options["activation"])
+        return transformers.NomicBertConfig(**common | {"hidden_act": activation}, max_position_embeddings=positions)
     if family == "albert":
         groups, inner = options["sharing"]
         embedding = options["embedding"] or hidden // 2

@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "tanh", "identity")
 FFN_ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+GATED_ACTIVATIONS = (*FFN_ACTIVATIONS, "silu")
 POOLINGS = ("cls", "mean", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 # What an answer's outputs go through. "" in `HeadSpec.activation_fn`: the checkpoint names none.
 OUTPUT_ACTIVATIONS = ("", "identity", "sigmoid", "softmax", "tanh")
@@ -59,6 +60,7 @@ MAX_POOLINGS = 8
 MAX_PROJECTIONS = 8
 MAX_RELATIVE_BUCKETS = 1 << 10
 MAX_RELATIVE_BIASES = 1 << 24  # floats of all layers' tables, once they say something of every distance
+MAX_ROPE_ELEMENTS = 1 << 24  # max_positions times a head's elements
 MAX_SIGN_DIM = 248  # csrc/args.h: a head's sign matches are counted in eight bits
 
 
@@ -89,6 +91,7 @@ class LayerSpec:
     attention_keep: int = 0
     attention_rest: bool = False
     sign_from: int = 0
+    ffn_gate: LinearKind = "f32"
 
     @property
     def num_kv_heads(self) -> int:
@@ -101,7 +104,7 @@ class LayerSpec:
         if not num_heads:
             changes |= dict.fromkeys(("query", "key", "value", "attention_output"), "f32") | DENSE_ATTENTION
         if not intermediate_size:
-            changes |= dict.fromkeys(("ffn_up", "ffn_down"), "f32")
+            changes |= dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "f32")
         return dataclasses.replace(self, **changes)
 
     @property
@@ -190,6 +193,8 @@ class ModelSpec:
     `wide_words`: how many rows of an embedding table of kind s2 have four bits; 0 for other kinds.
     `relative_buckets` over 0: scores of attention are biased by relative position, in so many buckets of distances, of
     which the last begins at `relative_distance` tokens (`approxrt.runtime.relative_positions`).
+    `gated`: the FFN is down(activation(gate(x)) * up(x)), else down(activation(up(x))).
+    `rope_theta` over 0: queries and keys are turned by their positions (RoPE, in halves), and embeddings have none.
     `layer_order`: which of `layers` each step runs, where layers are shared; empty: each once, in order.
     """
 
@@ -217,10 +222,11 @@ class ModelSpec:
     relative_buckets: int = 0
     relative_distance: int = 0
     layer_order: tuple[int, ...] = ()
+    gated: bool = False
+    rope_theta: float = 0.0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    # What decoders may have and encoders have not: a gate in the FFN, and a transform before `down`.
-    gated: ClassVar[bool] = False
+    # What decoders may have and encoders have not: a transform before `down`.
     down_block: ClassVar[int] = 0
 
     @property
@@ -265,6 +271,8 @@ class ModelSpec:
                     yield f"layers.{i}.attention.{part}", LinearSpec(self.hidden_size, inner, getattr(layer, part))
                 yield f"layers.{i}.attention.output", LinearSpec(inner, self.hidden_size, layer.attention_output)
             if layer.has_ffn:
+                if self.gated:
+                    yield f"layers.{i}.ffn.gate", LinearSpec(self.hidden_size, layer.intermediate_size, layer.ffn_gate)
                 yield f"layers.{i}.ffn.up", LinearSpec(self.hidden_size, layer.intermediate_size, layer.ffn_up)
                 yield f"layers.{i}.ffn.down", LinearSpec(layer.intermediate_size, self.hidden_size, layer.ffn_down)
         features = self.hidden_size * len(self.head.poolings)
@@ -301,6 +309,7 @@ class ModelSpec:
             "attention.key": "key",
             "attention.value": "value",
             "attention.output": "attention_output",
+            "ffn.gate": "ffn_gate",
             "ffn.up": "ffn_up",
             "ffn.down": "ffn_down",
         }
@@ -337,7 +346,9 @@ class ModelSpec:
         """
         v, e, h = self.vocab_size, self.embedding_size, self.hidden_size
         yield from embedding_tensors(self.embedding_kind, v, e, self.wide_words)
-        if self.position_kind == "s8":
+        if self.rope_theta:
+            pass
+        elif self.position_kind == "s8":
             yield "embeddings.position.q", "I8", (self.max_positions, e)
             yield "embeddings.position.scale", "F32", (self.max_positions,)
         else:
@@ -373,7 +384,7 @@ class ModelSpec:
         for name in ("activation_fn", "function_to_apply", "projections", "truncate_dim"):
             if not data["head"][name]:
                 del data["head"][name]
-        for name in ("relative_buckets", "relative_distance", "layer_order"):
+        for name in ("relative_buckets", "relative_distance", "layer_order", "gated", "rope_theta"):
             if not data[name]:
                 del data[name]
         if self.layer_order:
@@ -381,5 +392,8 @@ class ModelSpec:
         data["labels"] = list(self.labels)
         data["always_kept"] = list(self.always_kept)
         data["layers"] = [dataclasses.asdict(layer) for layer in self.layers]
+        for layer in data["layers"]:
+            if layer["ffn_gate"] == "f32":
+                del layer["ffn_gate"]
         data["extra"] = dict(self.extra)
         return data

@@ -11,6 +11,7 @@ from approxrt.artifact.spec.encoder import (
     MAX_PROJECTIONS,
     MAX_RELATIVE_BIASES,
     MAX_RELATIVE_BUCKETS,
+    MAX_ROPE_ELEMENTS,
     ModelSpec,
 )
 from approxrt.artifact.spec.faults import _some, show
@@ -59,6 +60,35 @@ def order_faults(spec: ModelSpec) -> Iterator[str]:
     for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
         if not layer.has_attention or not layer.has_ffn:
             yield f"model.layers[{i}] has a removed block; with layer_order it must have both"
+
+
+def rope_faults(spec: ModelSpec) -> Iterator[str]:
+    """Heads of one even size, which are turned, no table of positions, and tables of angles within limits."""
+    theta = spec.rope_theta
+    if not theta:
+        return
+    if not 1 < theta <= 1e30:
+        yield f"model.rope_theta is {show(theta)}; it must be 0, or over 1 and at most 1e30"
+    if spec.position_kind != "f32":
+        yield f"model.position_kind is {show(spec.position_kind)}; with rope_theta it must be 'f32'"
+    dims = sorted({layer.head_dim for layer in spec.layers if layer.has_attention})
+    if len(dims) > 1 or any(dim % 2 for dim in dims):
+        yield f"model.rope_theta: heads have {', '.join(map(show, dims[:8]))} elements; one even number is needed"
+    if dims and dims[-1] * spec.max_positions > MAX_ROPE_ELEMENTS:
+        yield (
+            f"model.rope_theta: head_dim times max_positions is {show(dims[-1] * spec.max_positions)}; the limit is "
+            f"{MAX_ROPE_ELEMENTS}"
+        )
+    for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
+        if layer.attention_keep:
+            yield f"model.layers[{i}].attention_keep is {show(layer.attention_keep)}; with rope_theta it must be 0"
+
+
+def gate_faults(spec: ModelSpec) -> Iterator[str]:
+    """A gate's kind where there is a gate."""
+    for i, layer in enumerate(spec.layers[:MAX_LAYERS]):
+        if layer.ffn_gate != "f32" and not spec.gated:
+            yield f"model.layers[{i}].ffn_gate is {show(layer.ffn_gate)}; it must be 'f32' where gated is false"
 
 
 def vector_faults(spec: ModelSpec) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from approxrt.artifact.spec.encoder import (
     ACTIVATIONS,
     FFN_ACTIVATIONS,
+    GATED_ACTIVATIONS,
     INPUTS,
     MAX_ALWAYS_KEPT,
     MAX_DIM,
@@ -35,7 +36,13 @@ from approxrt.artifact.spec.encoder import (
     ProjectionSpec,
     TextSpec,
 )
-from approxrt.artifact.spec.encoder_parts import order_faults, relative_faults, vector_faults
+from approxrt.artifact.spec.encoder_parts import (
+    gate_faults,
+    order_faults,
+    relative_faults,
+    rope_faults,
+    vector_faults,
+)
 from approxrt.artifact.spec.faults import MAX_NAME, _some, build_object, is_text, object_fields, show
 from approxrt.artifact.spec.formats import EMBEDDING_KINDS, LINEAR_KINDS, POSITION_KINDS
 
@@ -130,7 +137,7 @@ _STR_FIELDS = (
     "position_kind",
 )
 _LAYER_SIZES = ("num_heads", "head_dim", "intermediate_size", "attention_keep", "sign_from")
-_LAYER_KINDS = ("query", "key", "value", "attention_output", "ffn_up", "ffn_down")
+_LAYER_KINDS = ("query", "key", "value", "attention_output", "ffn_up", "ffn_down", "ffn_gate")
 
 
 def _type_faults(spec: ModelSpec) -> list[str]:
@@ -148,6 +155,8 @@ def _type_faults(spec: ModelSpec) -> list[str]:
         need(is_text(value), f"model.{name}", value, "a string")
     eps = spec.layer_norm_eps
     need(type(eps) in (int, float), "model.layer_norm_eps", eps, "a number")
+    need(type(spec.gated) is bool, "model.gated", spec.gated, "true or false")
+    need(type(spec.rope_theta) in (int, float), "model.rope_theta", spec.rope_theta, "a number")
     need(isinstance(spec.extra, Mapping), "model.extra", spec.extra, "an object")
     if not isinstance(spec.labels, tuple):
         need(False, "model.labels", spec.labels, "a sequence of strings")
@@ -245,6 +254,8 @@ def _range_faults(spec: ModelSpec) -> list[str]:
         faults += _sign_faults(layer, where)
     faults += relative_faults(spec)
     faults += order_faults(spec)
+    faults += rope_faults(spec)
+    faults += gate_faults(spec)
     if len(spec.always_kept) > MAX_ALWAYS_KEPT:
         faults.append(f"model.always_kept has {len(spec.always_kept)} entries; the limit is {MAX_ALWAYS_KEPT}")
     for i, token in enumerate(spec.always_kept[:MAX_ALWAYS_KEPT]):
@@ -265,7 +276,7 @@ def _choice_faults(spec: ModelSpec) -> list[str]:
             faults.append(f"{where} is {show(value)}; it must be one of {', '.join(allowed)}")
 
     one_of("model.task_type", spec.task_type, TASK_TYPES)
-    one_of("model.activation", spec.activation, FFN_ACTIVATIONS)
+    one_of("model.activation", spec.activation, GATED_ACTIVATIONS if spec.gated else FFN_ACTIVATIONS)
     one_of("model.inputs", spec.inputs, INPUTS)
     one_of("model.embedding_kind", spec.embedding_kind, EMBEDDING_KINDS)
     one_of("model.position_kind", spec.position_kind, POSITION_KINDS)

@@ -20,7 +20,7 @@ from approxrt.compression.options import CompressOptions
 from approxrt.compression.records import VocabularyChoice
 from approxrt.errors import InputError
 from approxrt.models.checkpoint import Checkpoint, find_folder, load_checkpoint
-from approxrt.pruning.structure import refuse_shared_layers
+from approxrt.pruning.structure import refuse_unprunable
 from approxrt.quantization import build
 from approxrt.quantization.rtn import quantize_rows
 from approxrt.significance.workload import sample_texts
@@ -109,7 +109,7 @@ def read_source(
     """Read the checkpoint and the task's data."""
     folder = find_folder(checkpoint)
     loaded = load_checkpoint(folder)
-    refuse_shared_layers(loaded.spec, loaded.source["name"], "compress")
+    refuse_unprunable(loaded.spec, loaded.source["name"], "compress")
     reading = DataOptions(options.seed, options.val_fraction, options.limit, options.data_format)
     found = read_data(task, data, loaded, folder, reading)
     measured = found.task.metrics[0]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import approxrt._C as _C
+from approxrt.artifact.spec.decoder import RopeSpec
 from approxrt.artifact.spec.encoder import ModelSpec
 from approxrt.artifact.spec.formats import LinearKind
 from approxrt.errors import DeviceError
@@ -176,7 +177,8 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
         "norm": "layer",
         "norm_eps": spec.layer_norm_eps,
         "activation": spec.activation,
-        "gated": False,
+        "gated": spec.gated,
+        "frequencies": _frequencies(spec),
         "layers": [
             {
                 "num_heads": l.num_heads,
@@ -198,3 +200,9 @@ def encoder_config(spec: ModelSpec) -> dict[str, Any]:
         "dense_activation": spec.head.dense_activation,
         "num_outputs": spec.num_outputs,
     }
+
+
+def _frequencies(spec: ModelSpec) -> np.ndarray:
+    """f32[head_dim / 2] by which queries and keys are turned; empty: they are not."""
+    dims = {layer.head_dim for layer in spec.layers if layer.has_attention}
+    return RopeSpec(spec.rope_theta).frequencies(dims.pop()) if spec.rope_theta and dims else np.zeros(0, np.float32)

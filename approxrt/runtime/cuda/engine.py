@@ -27,7 +27,6 @@ from approxrt.runtime.cuda.plan import TOKEN_BUDGET, PassViews, bucket_of, fill_
 from approxrt.runtime.inputs import check_sequences, refuse_per_token, require_per_token
 
 if TYPE_CHECKING:
-    from approxrt.artifact.spec.encoder import ModelSpec
     from approxrt.runtime.cpu.engine import Weights
     from approxrt.runtime.cuda.runner import Slot
 
@@ -56,15 +55,24 @@ def require_cuda() -> None:
         )
 
 
-def refuse_unsupported(spec: ModelSpec) -> None:
-    """Raise DeviceError for what the GPU's kernels do not compute."""
-    wanted = {
+def unsupported(spec: AnySpec) -> list[str]:
+    """Return what a model has that the GPU's engine does not run, in words."""
+    if isinstance(spec, DecoderSpec):
+        return []
+    found = {
         "a bias of attention scores by relative position": bool(spec.relative_buckets),
         "layers that are shared": bool(spec.layer_order),
+        "rotary positions": bool(spec.rope_theta),
+        "a gate in the feed-forward": spec.gated,
         f"pooling {spec.head.pooling}": spec.head.pooling not in ("cls", "mean"),
         "linears behind the pooling": bool(spec.head.projections),
     }
-    if lacking := [name for name, there in wanted.items() if there]:
+    return [name for name, there in found.items() if there]
+
+
+def refuse_unsupported(spec: AnySpec) -> None:
+    """Raise DeviceError for what the GPU's engine does not run."""
+    if lacking := unsupported(spec):
         raise DeviceError(
             f"device 'cuda': this model ({spec.architecture}) has {' and '.join(lacking)}, which the GPU's engine does "
             "not run; load with device='cpu'"

@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from approxrt.artifact.spec.decoder import RopeSpec
 from approxrt.artifact.spec.encoder import HeadSpec, LayerSpec, ModelSpec
 from approxrt.artifact.spec.formats import GROUP_KINDS, LinearSpec
 from approxrt.artifact.storage.bsr import bsr_to_dense
@@ -142,7 +143,9 @@ class Reference:
         """[tokens, hidden] in `dtype`."""
         spec = self.spec
         tokens = torch.tensor(list(ids))
-        x = self.words[tokens] + self.weights["embeddings.position.weight"][: len(tokens)]
+        x = self.words[tokens]
+        if not spec.rope_theta:
+            x = x + self.weights["embeddings.position.weight"][: len(tokens)]
         if spec.type_vocab_size:
             rows = torch.zeros_like(tokens) if types is None else torch.tensor(list(types))
             x = x + self.weights["embeddings.token_type.weight"][rows]
@@ -159,7 +162,9 @@ class Reference:
                 y = self.weights[f"{at}.attention.output.bias"]
             x = self._norm(f"{at}.attention.norm", x + y)
             if layer.has_ffn:
-                inner = _activation(spec.activation, self._linear(f"{at}.ffn.up", x))
+                inner = _activation(spec.activation, self._linear(f"{at}.ffn.{'gate' if spec.gated else 'up'}", x))
+                if spec.gated:
+                    inner = inner * self._linear(f"{at}.ffn.up", x)
                 y = self._linear(f"{at}.ffn.down", inner)
             else:
                 y = self.weights[f"{at}.ffn.down.bias"]
@@ -186,6 +191,11 @@ class Reference:
             self._linear(f"{name}.{part}", x).reshape(len(x), heads, head_dim).transpose(0, 1)
             for part in ("query", "key", "value")
         )
+        if self.spec.rope_theta:
+            frequencies = torch.from_numpy(RopeSpec(self.spec.rope_theta).frequencies(head_dim))
+            # A float32 product, as in transformers.
+            angles = (torch.arange(len(x), dtype=torch.float32)[:, None] * frequencies).to(self.dtype)
+            q, k = _turned(q, angles), _turned(k, angles)
         if layer.attention_keep and len(x) >= layer.sign_from:
             kept = kept_keys(q.float(), k.float(), layer.attention_keep, self._always_kept(tokens))
             y = sign_attention(q, k, v, 1 / math.sqrt(head_dim), kept, layer.attention_rest)
@@ -410,6 +420,8 @@ def _activation(name: str, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x)
     if name == "tanh":
         return torch.tanh(x)
+    if name == "silu":
+        return x * torch.sigmoid(x)
     return x
 
 
@@ -422,6 +434,13 @@ def _logits(
 ) -> list[np.ndarray]:
     model = Reference(spec, tensors, dtype)
     return [model.logits(ids, types).numpy() for ids, types in _pairs(input_ids, type_ids)]
+
+
+def _turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """[heads, tokens, head_dim] with element c of the first half and c of the second turned by angles [tokens, c]."""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def _pairs(

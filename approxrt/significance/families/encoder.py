@@ -18,7 +18,7 @@ from approxrt.errors import UnsupportedTaskError
 from approxrt.models.checkpoint import find_folder, load_checkpoint
 from approxrt.progress import Progress
 from approxrt.pruning.obs import channel_errors, group_curve, tile_curve
-from approxrt.pruning.structure import refuse_shared_layers
+from approxrt.pruning.structure import refuse_unprunable
 from approxrt.random import Stream, generator
 from approxrt.significance.elements import ENCODER_CHANNELS, HEAD, Element
 from approxrt.significance.encoder_removal import HeldOutLoss
@@ -55,7 +55,7 @@ class AnalyzedEncoder:
         self.options, self.checkpoint = options, load_checkpoint(folder)
         self.spec, tokenizer = self.checkpoint.spec, self.checkpoint.tokenizer_json
         self._require_labels(str(folder))
-        refuse_shared_layers(self.spec, self.checkpoint.source["name"], "analyze")
+        refuse_unprunable(self.spec, self.checkpoint.source["name"], "analyze")
         reading = DataOptions(seed, options.val_fraction, None, options.data_format)
         self.data = read_data(task, data, self.checkpoint, folder, reading)
         length = min(options.max_length, self.spec.max_length)

@@ -24,7 +24,7 @@ void Encoder::run(const Batch& batch, Output what, float* out, Context& c) const
     for (int32_t i = 0; i < batch.sequences; ++i) {
         const int32_t begin = batch.cu_seqlens[i], n = batch.cu_seqlens[i + 1] - begin;
         longest = std::max(longest, n);
-        for (int32_t t = 0; t < n; ++t) positions[begin + t] = t;
+        for (int32_t t = 0; t < n; ++t) positions[begin + t] = m.turns() ? 0 : t;
     }
     for (const Group& group : c.plan.groups) {
         most_tokens = std::max(most_tokens, batch.cu_seqlens[group.end] - batch.cu_seqlens[group.begin]);

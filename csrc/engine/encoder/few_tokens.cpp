@@ -87,7 +87,17 @@ void GroupPass::encode_by_outputs(bool first_only) {
             team_.run(parts, [&](int part, int thread) {
                 ThreadScratch& s = c_.threads[part];
                 const float* x = catch_up(block, s.x.get<float>(0), s.first.get<float>(0), s, account(thread));
-                linear(Op::kUp, layer.up, s, x, hidden_, part, {up, wide, nullptr, 0, m_.activation}, account(thread));
+                if (!m_.gated) {
+                    const Linear::Out out{up, wide, nullptr, 0, m_.activation};
+                    return linear(Op::kUp, layer.up, s, x, hidden_, part, out, account(thread));
+                }
+                float* gate = up + rows * wide;
+                linear(Op::kUp, layer.gate, s, x, hidden_, part, {gate, wide}, account(thread));
+                linear(Op::kUp, layer.up, s, x, hidden_, part, {up, wide}, account(thread));
+                const Part share(layer.up.strips(), part, parts);
+                const int64_t first_column = share.begin * kTileN;
+                multiply_gate(gate + first_column, up + first_column, wide, rows,
+                              static_cast<int32_t>((share.end - share.begin) * kTileN), account(thread));
             });
             team_.run(parts, [&](int part, int thread) {
                 ThreadScratch& s = c_.threads[part];

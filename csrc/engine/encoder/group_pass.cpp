@@ -71,6 +71,8 @@ void GroupPass::reserve(const EncoderModel& m, const KernelTable& k, const Tunin
     g.attended.get<float>(tokens * inner);
     g.quantized.reserve(k, forms, tokens, m.hidden);
     g.first_quantized.reserve(k, forms, sequences, m.hidden);
+    // Of a gated feed forward both halves are there at once.
+    wide *= m.gated ? 2 : 1;
     if (few) g.shared.get<float>(tokens * (wide + hidden));
     for (ThreadScratch& t : threads) {
         t.quantized.reserve(k, forms, rows, inputs);
@@ -171,7 +173,8 @@ void GroupPass::attend(const TransformerLayer& layer, int32_t head_begin, int32_
     float* k = q + in.rows * width;
     float* v = k + in.rows * width;
     // Whole strips a head: planes of [rows][16], where a head's rows follow one another. Else rows in one piece.
-    const bool planes = d % kTileN == 0;
+    // And where heads are turned, which the kernel does of rows in one piece.
+    const bool planes = d % kTileN == 0 && !m_.turns();
     const int64_t ld = planes ? kTileN : width;
     const auto strip = [&](int32_t rows) { return planes ? static_cast<int64_t>(rows) * kTileN : kTileN; };
     const auto project = [&](const Linear& w, const In& from, float* to) {
@@ -181,6 +184,25 @@ void GroupPass::attend(const TransformerLayer& layer, int32_t head_begin, int32_
     project(layer.query, queries, q);
     project(layer.key, in, k);
     project(layer.value, in, v);
+
+    if (m_.turns()) {
+        const Timed timed(account, Op::kAttention);
+        const int64_t column = head_begin * static_cast<int64_t>(d) - strip_begin * kTileN;
+        const auto turn = [&](float* x, int32_t rows) {
+            k_.rope({.x = x + column,
+                     .ldx = ld,
+                     .rows = rows,
+                     .heads = head_end - head_begin,
+                     .head_dim = d,
+                     .cos = m_.cos.data(),
+                     .sin = m_.sin.data()});
+        };
+        for (int32_t i = group_.begin; i < group_.end; ++i) {
+            turn(k + offset(i) * ld, length(i));
+            // First tokens are at position 0, where nothing turns.
+            if (!first_only) turn(q + offset(i) * ld, length(i));
+        }
+    }
 
     // Beside quantised linears the 16-bit products lose nothing; an f32 model keeps float arithmetic throughout.
     const bool int16 = !layer.query.is_f32() && !layer.key.is_f32() && !layer.value.is_f32();
@@ -241,6 +263,19 @@ const uint64_t* GroupPass::always_kept(int32_t i, Scratch& scratch) const {
         for (int32_t t = 1; t < length(i); ++t)
             if (ids[t] == kept) bits[t / 64] |= 1ull << (t % 64);
     return bits;
+}
+
+void GroupPass::multiply_gate(const float* gate, float* up, int64_t ld, int32_t rows, int32_t width, OpTimes* account) {
+    const Timed timed(account, Op::kUp);
+    k_.gated({.gate = gate,
+              .ldg = ld,
+              .up = up,
+              .ldu = ld,
+              .y = up,
+              .ldy = ld,
+              .rows = rows,
+              .width = width,
+              .act = m_.activation});
 }
 
 void GroupPass::gather_first(const float* x, float* first) const {
@@ -345,8 +380,15 @@ void GroupPass::through(int32_t from, int32_t to, int32_t begin, int32_t rows, f
                    {y, hidden_, x, hidden_});
         } else {
             const int64_t wide = layer.up.n_padded();
-            this->linear(Op::kUp, layer.up, {x, hidden_, rows, &s.quantized}, {up, wide, nullptr, 0, m_.activation},
-                         account);
+            const In in{x, hidden_, rows, &s.quantized};
+            if (m_.gated) {
+                float* gate = up + rows * wide;
+                this->linear(Op::kUp, layer.gate, in, {gate, wide}, account);
+                this->linear(Op::kUp, layer.up, in, {up, wide}, account);
+                multiply_gate(gate, up, wide, rows, static_cast<int32_t>(wide), account);
+            } else {
+                this->linear(Op::kUp, layer.up, in, {up, wide, nullptr, 0, m_.activation}, account);
+            }
             linear(Op::kDown, layer.down, up, wide, {y, hidden_, x, hidden_});
         }
         const bool last = block + 1 == to;

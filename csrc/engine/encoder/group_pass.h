@@ -60,6 +60,8 @@ class GroupPass {
     void attend(const TransformerLayer& layer, int32_t head_begin, int32_t head_end, const In& in, const In& queries,
                 bool first_only, float* attended, ThreadScratch& scratch, OpTimes* account);
     const uint64_t* always_kept(int32_t i, Scratch& scratch) const;
+    // up <- act(gate) * up, of `width` columns.
+    void multiply_gate(const float* gate, float* up, int64_t ld, int32_t rows, int32_t width, OpTimes* account);
     void gather_first(const float* x, float* first) const;
     static int32_t heads_together(const TransformerLayer& layer);
 

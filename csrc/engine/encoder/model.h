@@ -44,8 +44,13 @@ struct EncoderModel : Transformer {
     std::vector<int32_t> always_kept;  // token ids whose keys sign matching keeps, as it does the first token's
     // Which layer each step runs; empty: every layer once. A layer that is run several times has no removed block.
     std::vector<int32_t> layer_order;
+    // [max_positions][head_dim / 2]: what queries and keys are turned by; empty: they are not. Embeddings then have one
+    // position for all tokens.
+    std::vector<float> cos, sin;
     Embeddings embeddings;
     Head head;
+
+    bool turns() const { return !cos.empty(); }
 
     // Every form that any linear reads. Set by `Encoder` once, when all are packed.
     Forms forms;
@@ -76,7 +81,8 @@ struct EncoderModel : Transformer {
     Forms input_forms(int32_t block) const {
         if (block == blocks() || removed(block)) return {};
         const TransformerLayer& l = layer(block);
-        return is_attention(block) ? Forms{&l.query, &l.key, &l.value} : Forms{&l.up};
+        if (is_attention(block)) return {&l.query, &l.key, &l.value};
+        return gated ? Forms{&l.gate, &l.up} : Forms{&l.up};
     }
     // The first block, or attention, from `block` on that is not removed; blocks() where there is none.
     int32_t next_block(int32_t block) const {
