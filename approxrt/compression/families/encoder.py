@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class EncoderFamily:
     def release_peers(self) -> None:
         """Let go the engines that the baseline was timed with; a candidate that is timed beside one builds it again."""
         self._peers = {}
+        gc.collect()  # a compiled module and what it was compiled to hold each other
         release_memory()
 
     def release_file(self) -> None:
