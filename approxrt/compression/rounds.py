@@ -130,12 +130,14 @@ class Rounds:
         return measured
 
     def _prune_once(self, progress: float) -> Plan:
-        model, scores = self.recovery.model, self.recovery.element_scores()
-        # Not kept: they are as large as the model.
-        scored = {block: BlockScores(model.spec, block, scores) for block in blocks_of(model.spec)}
+        scored = self._block_scores()  # not kept: they are as large as the model
         plan = self._allocate(progress, scored)
         self._apply(plan, scored)
         return plan
+
+    def _block_scores(self) -> dict[Block, BlockScores]:
+        spec, scores = self.recovery.model.spec, self.recovery.element_scores()
+        return {block: BlockScores(spec, block, scores) for block in blocks_of(spec)}
 
     def _allocate(self, progress: float, scored: Mapping[Block, BlockScores]) -> Plan:
         model = self.recovery.model

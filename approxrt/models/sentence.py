@@ -18,6 +18,7 @@ from approxrt.models.base import Pooling
 from approxrt.models.sentence_dense import Dense, read_dense
 from approxrt.models.weights import read_any_json, read_json, read_json_if_there
 
+MOST_NAME = 255  # bytes of a file's name, at most
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
 # The Transformer module's own file; the first that is there counts, as in sentence-transformers.
@@ -180,7 +181,9 @@ def _kind(module: dict[str, Any]) -> str:
 
 def _inside(folder: Path, name: Any) -> Path:
     """A module's folder. Links are followed, as hubs' caches consist of them; a path that climbs out is not."""
-    path = Path(str(name))
+    if not isinstance(name, str) or len(name.encode("utf-8", "replace")) > MOST_NAME:
+        raise CheckpointError(f"{folder / MODULES}: module path {show(name)} is no name of a folder")
+    path = Path(name)
     if path.is_absolute() or ".." in path.parts:
         raise CheckpointError(f"{folder / MODULES}: module path {name!r} lies outside the checkpoint's folder")
     return folder / path

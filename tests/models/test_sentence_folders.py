@@ -106,6 +106,7 @@ def test_modules_that_change_nothing(tmp_path: Path) -> None:
         ([("", "Transformer")], "has no Pooling module"),
         ([("", "Transformer"), ("../1_Pooling", "Pooling")], "lies outside the checkpoint's folder"),
         ([("", "Transformer"), ("/1_Pooling", "Pooling")], "lies outside the checkpoint's folder"),
+        ([("x" * 300, "Transformer"), ("1_Pooling", "Pooling")], "module path 'x{40,}.* is no name of a folder"),
     ],
 )
 def test_modules_that_are_refused(tmp_path: Path, kinds: list[tuple[str, str]], named: str) -> None:

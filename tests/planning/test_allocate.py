@@ -180,7 +180,8 @@ def test_int4_is_chosen_before_half_of_the_weights_go(spec: ModelSpec) -> None:
     ramp = Rounds(
         subject, Table(), lambda *_: 1.0, 1.0, None, 0.0, [8], max_bytes=round(0.6 * dense), formats=("s8", "s4")
     )
-    assert {scheme.format for scheme in ramp._allocate(1.0).schemes.values()} == {"s4"}
+    plan = ramp._allocate(1.0, ramp._block_scores())
+    assert {scheme.format for scheme in plan.schemes.values()} == {"s4"}
 
 
 def test_a_disturbed_timing_prunes_nothing() -> None:
