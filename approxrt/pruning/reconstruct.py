@@ -129,7 +129,6 @@ def refit(
     for i in range(depth):
         progress.count(i, depth, f"refitting layer {i}")
         refitter.layer(i, keep.heads[i], keep.channels[i])
-        release_memory()  # systems of equations differ in size, and the gaps that they leave are not filled
 
 
 class _Refitter:
@@ -198,6 +197,7 @@ class _Refitter:
         new, new_bias = solve(weight.detach().cpu().numpy(), mask, moments, self.options.ridge, outputs)
         weight.copy_(torch.from_numpy(new))
         bias.copy_(torch.from_numpy(new_bias))
+        release_memory()  # systems of equations differ in size, and the gaps that they leave are not filled
 
 
 def _batches(examples: Examples, model: TorchEncoder) -> Iterator[Batch]:
